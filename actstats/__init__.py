@@ -1,0 +1,1 @@
+"""Statistics of every unit of a vision network over a whole dataset, in one streaming pass."""

@@ -1,0 +1,111 @@
+"""The two custom ops: `actstats::accumulate` reads a batch of maps once, `actstats::top_k` ranks a partition.
+
+The CPU implementations are numba kernels (`actstats_kernels.cpu`), the CUDA ones Triton kernels
+(`actstats_kernels.gpu`), loaded at first use. Both write into buffers that the caller owns, so that a sweep
+allocates nothing for each batch.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from actstats_kernels.bins import FREQUENCY_BINS, HISTOGRAM_BINS
+from actstats_kernels.reference import MOMENTS
+
+
+@torch.library.custom_op(
+    "actstats::accumulate", mutates_args=("moments", "argmax", "histogram", "power"), device_types="cpu"
+)
+def accumulate(
+    x: Tensor,
+    moments: Tensor | None = None,
+    argmax: Tensor | None = None,
+    histogram: Tensor | None = None,
+    power: Tensor | None = None,
+) -> None:
+    """Read maps `x` [N, C, H, W] (f32, f16 or bf16; any strides) once and write what is asked for.
+
+    Args:
+        x: activation maps.
+        moments: f32 [5, N, C], any strides: overwritten with `reference.MOMENTS` in their order.
+        argmax: i32 [N, C], any strides: overwritten with the flat position of the maximum.
+        histogram: i32 or i64 [C, 520], contiguous: the counts are added to it.
+        power: f64 [C, 18], contiguous: the radial power summed over the N maps is added to it.
+
+    A map with a value that is not finite has NaN moments, argmax -1 and no part in `power`
+    (see `actstats_kernels.reference`, the definition of each). The result depends neither on the number of
+    threads nor on the memory format.
+    """
+    from actstats_kernels import cpu
+
+    cpu.accumulate(x, moments, argmax, histogram, power)
+
+
+@accumulate.register_fake
+def _(
+    x: Tensor,
+    moments: Tensor | None = None,
+    argmax: Tensor | None = None,
+    histogram: Tensor | None = None,
+    power: Tensor | None = None,
+) -> None:
+    return None
+
+
+@accumulate.register_kernel("cuda")
+def _(
+    x: Tensor,
+    moments: Tensor | None = None,
+    argmax: Tensor | None = None,
+    histogram: Tensor | None = None,
+    power: Tensor | None = None,
+) -> None:
+    from actstats_kernels import gpu
+
+    gpu.accumulate(x, moments, argmax, histogram, power)
+
+
+@torch.library.custom_op("actstats::top_k", mutates_args=(), device_types="cpu")
+def top_k(maximum: Tensor, position: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Rank the rows of `maximum` f32 [P, U] for each unit; see `reference.top_k`, its definition.
+
+    `position` is i32 [P, U]. Returns value f32 [U, k], row i64 [U, k], position i32 [U, k].
+    """
+    from actstats_kernels import cpu
+
+    return cpu.top_k(maximum, position, k)
+
+
+@top_k.register_fake
+def _(maximum: Tensor, position: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    units = maximum.shape[1]
+    return (
+        maximum.new_empty((units, k), dtype=torch.float32),
+        maximum.new_empty((units, k), dtype=torch.int64),
+        maximum.new_empty((units, k), dtype=torch.int32),
+    )
+
+
+@top_k.register_kernel("cuda")
+def _(maximum: Tensor, position: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    from actstats_kernels import gpu
+
+    return gpu.top_k(maximum, position, k)
+
+
+def statistics(x: Tensor) -> dict[str, Tensor]:
+    """Return all statistics of maps `x` [N, C, H, W] by the fused kernels; keys as in `reference.statistics`.
+
+    >>> import torch
+    >>> statistics(torch.arange(6.0).reshape(1, 1, 2, 3))["total_variation"].item()
+    13.0
+    """
+    units = x.shape[1]
+    moments = x.new_empty((len(MOMENTS), x.shape[0], units), dtype=torch.float32)
+    argmax = x.new_empty((x.shape[0], units), dtype=torch.int32)
+    histogram = x.new_zeros((units, HISTOGRAM_BINS), dtype=torch.int64)
+    power = x.new_zeros((units, FREQUENCY_BINS), dtype=torch.float64)
+    accumulate(x, moments, argmax, histogram, power)
+    named = dict(zip(MOMENTS, moments, strict=True))
+    return {**named, "argmax": argmax, "histogram": histogram, "power_spectrum": power}

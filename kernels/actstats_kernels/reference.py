@@ -1,0 +1,128 @@
+"""Every statistic in plain float64 torch: slow, short, and the definition that the fused kernels are held to.
+
+Each function takes activation maps `x` [N, C, H, W] of any real dtype, on any device, with any strides.
+
+**Non-finite values.** A map that holds NaN or an infinity has no moments: its mean, variance, maximum,
+active fraction and total variation are NaN, its argmax is -1, and it is left out of the power spectrum and of
+the top-k, like an unreadable image, but for that unit alone. The histogram counts every value, finite or not.
+
+>>> import torch
+>>> ramp = torch.arange(6.0).reshape(1, 1, 2, 3)
+>>> statistics(ramp)["total_variation"].item()
+13.0
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from actstats_kernels.bins import (
+    BIN_NAN,
+    BIN_ZERO,
+    FREQUENCY_BINS,
+    HISTOGRAM_BINS,
+    histogram_edges,
+    radial_bins,
+)
+
+MOMENTS: Final = ("mean", "variance", "maximum", "active_fraction", "total_variation")
+"""The rows of the fused kernels' `moments` output, in their order."""
+
+
+def finite_maps(x: Tensor) -> Tensor:
+    """Return which maps are finite throughout, bool [N, C]."""
+    return torch.isfinite(x).all(-1).all(-1)
+
+
+def moments(x: Tensor) -> Tensor:
+    """Return the five moments of each map, f64 [5, N, C], in the order of `MOMENTS`.
+
+    mean; population variance; maximum; share of positions with value > 0; total variation, the sum over the
+    map of abs(x[i+1, j] - x[i, j]) and abs(x[i, j+1] - x[i, j]) (anisotropic; Rudin, Osher, Fatemi 1992).
+    """
+    v = x.double()
+    down = (v[..., 1:, :] - v[..., :-1, :]).abs().sum((-2, -1))
+    right = (v[..., :, 1:] - v[..., :, :-1]).abs().sum((-2, -1))
+    mean = v.mean((-2, -1))
+    variance = (v - mean[..., None, None]).square().mean((-2, -1))
+    active = (v > 0).double().mean((-2, -1))
+    rows = torch.stack([mean, variance, v.amax((-2, -1)), active, down + right])
+    return rows.masked_fill(~finite_maps(x), torch.nan)
+
+
+def argmax(x: Tensor) -> Tensor:
+    """Return the flat position i * W + j of each map's maximum, i32 [N, C]: the lowest on ties."""
+    flat = x.double().flatten(2)
+    at_maximum = flat == flat.amax(-1, keepdim=True)
+    # torch.argmax is free to return any of equal values.
+    places = torch.arange(flat.shape[-1], device=x.device)
+    position = torch.where(at_maximum, places, flat.shape[-1]).amin(-1).int()
+    return position.masked_fill(~finite_maps(x), -1)
+
+
+def histogram(x: Tensor) -> Tensor:
+    """Return how many values of each unit fall in each bin of `bins.histogram_edges`, i64 [C, 520]."""
+    left, right = (torch.from_numpy(edge).to(x.device) for edge in histogram_edges())
+    v = x.double().movedim(1, 0).flatten(1)
+    # Of the bins in increasing order, a negative one is closed on the right and a positive one on the left.
+    negative = torch.searchsorted(right[:BIN_NAN], v, right=False)
+    positive = torch.searchsorted(left[:BIN_NAN], v, right=True) - 1
+    index = (
+        torch.where(v < 0, negative, positive).masked_fill(v == 0, BIN_ZERO).masked_fill(v.isnan(), BIN_NAN)
+    )
+    counts = torch.zeros(v.shape[0], HISTOGRAM_BINS, dtype=torch.int64, device=x.device)
+    return counts.scatter_add_(1, index, torch.ones_like(index))
+
+
+def power(x: Tensor) -> Tensor:
+    """Return the power of each map in each radial bin, f64 [N, C, 18]; NaN maps of non-finite values.
+
+    abs(DFT(x))^2 / (H W)^2 summed over the coefficients of the bin (`bins.radial_bins`), so the sum over bins is
+    the mean of x^2 (Parseval). Bins that no coefficient falls in are 0.
+    """
+    height, width = x.shape[-2:]
+    finite = finite_maps(x)
+    v = torch.where(finite[..., None, None], x.double(), 0.0)
+    spectrum = torch.fft.fft2(v).abs().square() / (height * width) ** 2
+    bins = torch.tensor(radial_bins(height, width).ravel(), device=x.device)
+    out = torch.zeros(*x.shape[:2], FREQUENCY_BINS, dtype=torch.float64, device=x.device)
+    out.index_add_(-1, bins, spectrum.flatten(2))
+    return out.masked_fill(~finite[..., None], torch.nan)
+
+
+def statistics(x: Tensor) -> dict[str, Tensor]:
+    """Return all statistics of maps `x` [N, C, H, W].
+
+    The names of `MOMENTS` f64 [N, C]; `argmax` i32 [N, C]; `histogram` i64 [C, 520]; `power_spectrum` f64 [C, 18],
+    the sum over the maps of `power` without those that are not finite.
+    """
+    return {
+        **dict(zip(MOMENTS, moments(x), strict=True)),
+        "argmax": argmax(x),
+        "histogram": histogram(x),
+        "power_spectrum": power(x).nansum(0),
+    }
+
+
+def top_k(maximum: Tensor, position: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the k rows with the greatest `maximum` of each unit: value, row and position.
+
+    `maximum` [P, U], NaN where a row takes no part; `position` i32 [P, U]. Returns value f32 [U, k], row i64 [U, k]
+    and position i32 [U, k], greatest value first, of equal values the lowest row first; NaN, -1, -1 where fewer
+    than k rows take part.
+    """
+    rows, units = maximum.shape
+    value = torch.full((units, k), torch.nan)
+    row = torch.full((units, k), -1, dtype=torch.int64)
+    where = torch.full((units, k), -1, dtype=torch.int32)
+    order = torch.where(maximum.isnan(), -torch.inf, maximum.double())
+    order = order.argsort(dim=0, descending=True, stable=True)
+    for u in range(units):
+        taken = [r for r in order[:, u].tolist() if not maximum[r, u].isnan()][:k]
+        value[u, : len(taken)] = maximum[taken, u].float()
+        row[u, : len(taken)] = torch.tensor(taken, dtype=torch.int64)
+        where[u, : len(taken)] = position[taken, u].int()
+    return value, row, where
