@@ -1,0 +1,74 @@
+"""Find out what a user's `--data` names, and open it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Final
+
+from actstats.data.demo import DemoSource
+from actstats.data.folder import FolderSource, find_images
+from actstats.data.source import Source
+from actstats.data.tar import TarSource
+from actstats.errors import ActstatsError, nearest
+
+_RANGE: Final = re.compile(r"\{(\d+)\.\.(\d+)\}")
+
+
+def open_source(spec: str | Path, *, limit: int | None = None) -> Source:
+    """Open the images that `spec` names, the first `limit` of them.
+
+    `spec` is `demo`, a folder of images (flat, or a folder for each class), a tar file, a folder of tar
+    files, or several tar files as `shard-{000000..000009}.tar`.
+
+    Raises `ActstatsError` if there is nothing of that name, or no image in it.
+    """
+    if limit is not None and limit < 1:
+        raise ActstatsError(f"the limit must be at least 1 image, not {limit}")
+    spec = str(spec)
+    if spec == "demo":
+        return DemoSource(limit)
+    if _RANGE.search(spec):
+        return _tar(spec, [_existing(name) for name in expand_ranges(spec)], limit)
+    path = _existing(spec)
+    if not path.is_dir():
+        return _tar(spec, [path], limit)
+    names = find_images(path)
+    if names:
+        return FolderSource(spec, path, names, limit)
+    shards = sorted(file for file in path.glob("*.tar") if file.is_file())
+    if shards:
+        return _tar(spec, shards, limit)
+    raise ActstatsError(f"no image in {path}: neither files such as .jpg or .png, nor .tar files")
+
+
+def expand_ranges(spec: str) -> list[str]:
+    """Return the names that a pattern with `{first..last}` stands for; numbers are as wide as `first`.
+
+    >>> expand_ranges("a-{08..10}.tar")
+    ['a-08.tar', 'a-09.tar', 'a-10.tar']
+    """
+    found = _RANGE.search(spec)
+    if found is None:
+        return [spec]
+    first, last = found.groups()
+    if int(last) < int(first):
+        raise ActstatsError(f"the range {found.group()} of {spec} is empty")
+    tails = expand_ranges(spec[found.end() :])
+    numbers = range(int(first), int(last) + 1)
+    return [f"{spec[: found.start()]}{number:0{len(first)}d}{tail}" for number in numbers for tail in tails]
+
+
+def _tar(spec: str, shards: list[Path], limit: int | None) -> TarSource:
+    source = TarSource(spec, shards, limit)
+    if not len(source):
+        raise ActstatsError(f"no image in {spec}: no member ends in .jpg, .png or the like")
+    return source
+
+
+def _existing(name: str) -> Path:
+    path = Path(name).expanduser()
+    if path.exists():
+        return path
+    hint = nearest(path.name, (entry.name for entry in path.parent.iterdir())) if path.parent.is_dir() else ""
+    raise ActstatsError(f"no such folder or tar file: {path}{hint}")

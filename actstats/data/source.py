@@ -1,0 +1,109 @@
+"""What every source of images offers: paths, labels, a fingerprint, and one decoded image at a time."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from actstats.data.image import decode
+
+NO_LABEL = -1
+"""The label of an image whose class is not known."""
+
+
+class Source(Protocol):
+    """A fixed list of images. Any object with these attributes can be swept.
+
+    `paths` are unique, relative, with `/`; `labels` is int64 [n], `NO_LABEL` where there is none;
+    `classes[label]` is a class's name (empty where the labels are bare numbers); `fingerprint` is equal for
+    equal lists of images; `spec` is what the user asked for and `kind` what it was taken for.
+    """
+
+    kind: str
+    spec: str
+    paths: list[str]
+    labels: NDArray[np.int64]
+    classes: list[str]
+    fingerprint: str
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        ...
+
+    def image(self, index: int) -> Image.Image:
+        """Return image `index`, decoded, in mode RGB; raises `ImageError`; called from several threads."""
+        ...
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The images of a source: see `Source` for the fields."""
+
+    paths: list[str]
+    labels: NDArray[np.int64]
+    classes: list[str]
+    fingerprint: str
+
+
+class EncodedSource(ABC):
+    """A source whose images are encoded files, wherever their bytes lie."""
+
+    kind: str
+
+    def __init__(self, spec: str, listing: Listing) -> None:
+        self.spec = spec
+        self.paths = listing.paths
+        self.labels = listing.labels
+        self.classes = listing.classes
+        self.fingerprint = listing.fingerprint
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @abstractmethod
+    def read(self, index: int) -> bytes:
+        """Return the encoded bytes of image `index`; thread-safe; raises `ImageError`."""
+
+    def image(self, index: int) -> Image.Image:
+        """Return image `index`, decoded, in mode RGB; thread-safe; raises `ImageError`."""
+        return decode(self.read(index))
+
+
+def fingerprint(paths: Iterable[str], sizes: Iterable[int]) -> str:
+    """Return the SHA-256, in hex, of all paths and sizes in bytes, in order.
+
+    It tells two lists of images apart without reading the images: a file changed in place to another of the
+    same size is not noticed.
+    """
+    digest = hashlib.sha256()
+    for path, size in zip(paths, sizes, strict=True):
+        digest.update(f"{path}\0{size}\n".encode())
+    return digest.hexdigest()
+
+
+def folder_classes(paths: Sequence[str]) -> tuple[NDArray[np.int64], list[str]]:
+    """Return each image's label, int64 [n], and the sorted class names: the folder that an image lies in.
+
+    An image that lies in no folder has the label `NO_LABEL`.
+
+    >>> folder_classes(["cat/1.png", "val/dog/2.png", "3.png"])
+    (array([ 0,  1, -1]), ['cat', 'dog'])
+    """
+    folders = [path.rpartition("/")[0].rpartition("/")[2] for path in paths]
+    classes = sorted(set(folders) - {""})
+    number = {name: index for index, name in enumerate(classes)} | {"": NO_LABEL}
+    return np.array([number[folder] for folder in folders], dtype=np.int64), classes
+
+
+def printable(name: str) -> str:
+    r"""Return a file name as text that any file can hold: bytes that are no UTF-8 appear as `\xff`."""
+    if name.isascii():
+        return name
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

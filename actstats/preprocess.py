@@ -1,0 +1,146 @@
+"""From an image to what a network reads: resize, centre crop and normalise, recorded and rebuilt exactly.
+
+The steps are those of torchvision's image-classification preset on a PIL image, to the bit:
+`preprocessing(image)` equals `weights.transforms()(image)`. They are split where a sweep wants the split:
+`pixels` (uint8, on the workers' threads) and `normalize` (a whole batch, on the network's device).
+
+>>> from PIL import Image
+>>> preprocessing = Preprocessing.imagenet(size=32, resize=36)
+>>> preprocessing.pixels(Image.new("RGB", (50, 40), "red")).shape
+(32, 32, 3)
+>>> preprocessing(Image.new("RGB", (50, 40), "red")).shape
+torch.Size([3, 32, 32])
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Final, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from actstats.errors import ActstatsError, nearest
+
+IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
+IMAGENET_STD: Final = (0.229, 0.224, 0.225)
+
+INTERPOLATIONS: Final = {
+    name: Image.Resampling[name.upper()]
+    for name in ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
+}
+"""Torchvision's names of PIL's filters; all but `nearest` antialias when they shrink."""
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What is done to an image before a network sees it.
+
+    `resize` is the length that the shorter side is brought to (None: the image keeps its size), `crop` the
+    side of the square cut from the centre (black is added where the image is smaller), `interpolation` a
+    key of `INTERPOLATIONS`, `mean` and `std` those of red, green and blue in [0, 1].
+    """
+
+    resize: int | None
+    crop: int
+    interpolation: str = "bilinear"
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+    def __post_init__(self) -> None:
+        if self.interpolation not in INTERPOLATIONS:
+            hint = nearest(self.interpolation, INTERPOLATIONS)
+            raise ActstatsError(f"unknown interpolation {self.interpolation!r} in the preprocessing{hint}")
+        if self.crop < 1 or (self.resize is not None and self.resize < 1):
+            raise ActstatsError(f"the preprocessing's sizes must be positive, not {self.resize}, {self.crop}")
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise ActstatsError("the preprocessing needs a mean and a positive std for each of three colours")
+
+    @classmethod
+    def imagenet(cls, size: int = 224, resize: int | None = 256) -> Self:
+        """Return ImageNet's usual preprocessing: shorter side to `resize`, the central `size` x `size`."""
+        return cls(resize=resize, crop=size)
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Self:
+        """Rebuild what `to_dict` recorded.
+
+        Raises `ActstatsError` where the record has other fields, or values that make no preprocessing.
+        """
+        names = {field.name for field in dataclasses.fields(cls)}
+        if set(record) != names:
+            odd = ", ".join(sorted(set(record) ^ names))
+            raise ActstatsError(f"the record is no preprocessing of this version: see its fields {odd}")
+        mean, std = (tuple(float(value) for value in record[name]) for name in ("mean", "std"))
+        return cls(**{**record, "mean": mean, "std": std})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the record from which `from_dict` rebuilds an equal object; fit for JSON."""
+        return {**dataclasses.asdict(self), "mean": list(self.mean), "std": list(self.std)}
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """The shape of one preprocessed image: 3, height, width."""
+        return (3, self.crop, self.crop)
+
+    def resized(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return the width and height to which an image of `size`, likewise, is resized before the crop."""
+        if self.resize is None:
+            return size
+        width, height = size
+        if width <= height:
+            return self.resize, int(self.resize * height / width)
+        return int(self.resize * width / height), self.resize
+
+    def pixels(self, image: Image.Image) -> NDArray[np.uint8]:
+        """Return the resized and cropped RGB image, uint8 [crop, crop, 3], as a read-only array."""
+        if image.mode != "RGB":
+            image = image.convert("RGB")
+        width, height = self.resized(image.size)
+        if (width, height) != image.size:
+            image = image.resize((width, height), INTERPOLATIONS[self.interpolation])
+        left, top = _margin(width, self.crop), _margin(height, self.crop)
+        return np.asarray(image.crop((left, top, left + self.crop, top + self.crop)))
+
+    def normalize(self, pixels: Tensor) -> Tensor:
+        """Return what the network reads, f32 [N, 3, H, W] in channels_last memory on the device of `pixels`.
+
+        `pixels` is uint8 [N, H, W, 3].
+        """
+        full, mean, std = _constants(self.mean, self.std, pixels.shape[2], pixels.device)
+        # Rows of W * 3 values: broadcasting 3 colours over NHWC costs twice the time, for the same bits.
+        rows = pixels.to(torch.float32).flatten(2)
+        rows.div_(full).sub_(mean).div_(std)
+        return rows.view(pixels.shape).permute(0, 3, 1, 2)
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """Return `image` as the network reads it, f32 [3, H, W]."""
+        return self.normalize(torch.from_numpy(self.pixels(image).copy())[None])[0]
+
+
+def _margin(length: int, crop: int) -> int:
+    """Return where a central crop begins on a side of `length`; negative where black is added."""
+    if crop > length:
+        return -((crop - length) // 2)
+    return round((length - crop) / 2)
+
+
+@lru_cache(maxsize=32)
+def _constants(
+    mean: tuple[float, ...], std: tuple[float, ...], width: int, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return 255, and mean and std for each value of a row, f32 [width * 3], on `device`.
+
+    They are kept, since a copy to a GPU at each batch would wait for it. 255 is a tensor because CUDA
+    multiplies by the reciprocal of a plain number, which rounds otherwise than the CPU's division.
+    """
+    with torch.inference_mode(False):
+        full = torch.tensor(255.0, device=device)
+        centre, spread = (torch.tensor(values).repeat(width).to(device) for values in (mean, std))
+    return full, centre, spread
