@@ -1,0 +1,61 @@
+"""From partitions to the whole: the reductions over `partition` that a sweep leaves to the reader."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from actstats.errors import ActstatsError
+
+_RANKED = ("top_value", "top_image", "top_position")
+
+
+def merge(dataset: xr.Dataset) -> xr.Dataset:
+    """Return the dataset without the `partition` dimension: each variable merged as its `merge` attribute says.
+
+    Sums, minima and maxima are taken over the partitions; the top-k lists become one list of the same length, of
+    equal values the lowest image first. Lazy: dask computes what is asked for. Variables by image are passed on.
+    Partitions that are not complete count for nothing.
+
+    Raises:
+        ActstatsError: a variable that no sweep wrote.
+    """
+    merged: dict[str, xr.DataArray] = {}
+    for name, variable in dataset.data_vars.items():
+        rule = variable.attrs.get("merge")
+        if "partition" not in variable.dims:
+            merged[str(name)] = variable
+        elif rule in ("sum", "min", "max"):
+            # A radial bin that a map cannot resolve is NaN in every complete partition, and has to stay NaN.
+            merged[str(name)] = getattr(variable, rule)("partition", skipna=False, keep_attrs=True)
+        elif rule != "rank":
+            raise ActstatsError(f"variable {name!r} has no rule to merge its partitions (attribute `merge`)")
+    if _RANKED[0] in dataset:
+        lists = [dataset[name].chunk({"partition": -1, "rank": -1}) for name in _RANKED]
+        ranked = xr.apply_ufunc(
+            _rank,
+            *lists,
+            input_core_dims=[["partition", "rank"]] * 3,
+            output_core_dims=[["rank"]] * 3,
+            dask="parallelized",
+            output_dtypes=[variable.dtype for variable in lists],
+            keep_attrs=True,
+        )
+        merged |= dict(zip(_RANKED, ranked, strict=True))
+    return xr.Dataset(merged, attrs=dataset.attrs).assign_coords(
+        {n: c for n, c in dataset.coords.items() if "partition" not in c.dims}
+    )
+
+
+def _rank(
+    value: NDArray[np.float32], image: NDArray[np.int64], position: NDArray[np.int32]
+) -> tuple[NDArray[Any], ...]:
+    """Merge lists [..., partition, rank] to [..., rank]."""
+    k = value.shape[-1]
+    flat = [a.reshape(*a.shape[:-2], -1) for a in (value, image, position)]
+    # Partitions are in the images' order and each list has its ties in it, so a stable sort keeps it; NaN go last.
+    order = np.argsort(-flat[0], axis=-1, kind="stable")[..., :k]
+    return tuple(np.take_along_axis(a, order, axis=-1) for a in flat)

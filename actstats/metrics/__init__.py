@@ -1,0 +1,15 @@
+"""Metrics: what a sweep computes for every unit. The built-ins are one fused kernel; yours is a small class.
+
+>>> from actstats.metrics import Metric, Output
+>>> class Energy(Metric):
+...     outputs = (Output("energy", ("image", "unit"), units="activation^2"),)
+...
+...     def update(self, activation, state):
+...         return {"energy": activation.square().sum((-2, -1))}
+"""
+
+from actstats.metrics.builtin import BUILTINS, DEFAULT
+from actstats.metrics.discovery import Chosen, choose
+from actstats.metrics.protocol import Metric, Output, State
+
+__all__ = ["BUILTINS", "DEFAULT", "Chosen", "Metric", "Output", "State", "choose"]

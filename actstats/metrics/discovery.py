@@ -1,0 +1,115 @@
+"""From what a user names to metrics: built-ins, entry points, `package.module:Class`, and objects."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+
+from actstats.errors import ActstatsError, nearest
+from actstats.metrics.builtin import BUILTINS, DEFAULT
+from actstats.metrics.protocol import Metric, Output
+
+ENTRY_POINTS = "actstats.metrics"
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The metrics of one sweep: names of built-ins, and the custom ones by the name they were chosen by."""
+
+    builtin: tuple[str, ...]
+    custom: dict[str, Metric]
+
+    @property
+    def outputs(self) -> list[Output]:
+        """Every variable that the sweep writes, built-ins first."""
+        found = [output for name in self.builtin for output in BUILTINS[name]]
+        return found + [output for metric in self.custom.values() for output in metric.outputs]
+
+
+def choose(names: Sequence[str] = DEFAULT, custom: Sequence[str | Metric | type[Metric]] = ()) -> Chosen:
+    """Find the metrics that a sweep computes.
+
+    Args:
+        names: built-in metrics (`BUILTINS`) and names of installed entry points of the group `actstats.metrics`.
+        custom: further metrics: `"package.module:Class"`, a `Metric` object, or its class.
+
+    Raises:
+        ActstatsError: an unknown name, a module that does not import, a class that is no metric, or two outputs of
+            one name.
+    """
+    installed = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+    found: dict[str, Metric] = {}
+    for name in names:
+        if name in BUILTINS:
+            continue
+        if name not in installed:
+            known = [*BUILTINS, *installed]
+            offer = nearest(name, known) or "; there are " + ", ".join(known)
+            raise ActstatsError(
+                f"no metric is named {name!r}{offer} (a class of your own: --metric package.module:Class)"
+            )
+        found[name] = _instantiate(installed[name].value)
+    for item in custom:
+        metric = _instantiate(item)
+        kind = type(metric)
+        found[item if isinstance(item, str) else f"{kind.__module__}:{kind.__qualname__}"] = metric
+    chosen = Chosen(tuple(name for name in BUILTINS if name in names), found)
+    if not chosen.outputs:
+        raise ActstatsError("no metric is chosen; there is nothing to compute")
+    _refuse_clashes(chosen)
+    return chosen
+
+
+def _refuse_clashes(chosen: Chosen) -> None:
+    reserved = {"path", "label", "status", "layer", "channel", "height", "width", "frequency"}
+    reserved |= {"bin_left", "bin_right", "completed", "image", "unit", "partition", "bin", "rank"}
+    reserved |= {output.name for outputs in BUILTINS.values() for output in outputs}
+    for name, metric in chosen.custom.items():
+        for output in metric.outputs:
+            if output.name in reserved:
+                raise ActstatsError(
+                    f"metric {name} has an output {output.name!r}, a name that is taken; rename it"
+                )
+            if output.merge == "rank":
+                raise ActstatsError(
+                    f"metric {name}: output {output.name!r} cannot merge by rank; use sum, min or max"
+                )
+            reserved.add(output.name)
+
+
+def _instantiate(item: str | Metric | type[Metric]) -> Metric:
+    if isinstance(item, Metric):
+        metric = item
+    else:
+        found = _load(item) if isinstance(item, str) else item
+        if not (isinstance(found, type) and issubclass(found, Metric)):
+            raise ActstatsError(f"{item} is not a class derived from actstats.Metric")
+        try:
+            metric = found()
+        except Exception as error:
+            raise ActstatsError(f"metric {item} cannot be created without arguments: {error}") from error
+    if not metric.outputs:
+        raise ActstatsError(f"metric {item} declares no outputs; set `outputs` to a list of actstats.Output")
+    return metric
+
+
+def _load(reference: str) -> object:
+    module_name, _, attribute = reference.partition(":")
+    if not module_name or not attribute:
+        raise ActstatsError(f"metric {reference!r} is not of the form package.module:Class")
+    if (here := str(Path.cwd())) not in sys.path:
+        # `python -m` and pytest put the working directory there; a console script does not.
+        sys.path.append(here)
+    try:
+        found: object = importlib.import_module(module_name)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except ImportError as error:
+        raise ActstatsError(f"metric {reference!r}: cannot import {module_name}: {error}") from error
+    except AttributeError as error:
+        raise ActstatsError(f"metric {reference!r}: {error}") from error
+    return found

@@ -1,0 +1,233 @@
+"""The buffers of one partition: hooks write into them on the device, a writer takes them to the store.
+
+On a GPU no method here waits for the device: results are copied to pinned memory behind the kernels, and only
+`Finished.arrays`, called by the writer's thread, waits for that copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from actstats.errors import ActstatsError
+from actstats.metrics import Chosen, Output, State
+from actstats.store import Schema
+from actstats_kernels import ops
+from actstats_kernels.bins import FREQUENCY_BINS, HISTOGRAM_BINS, resolved
+from actstats_kernels.reference import MOMENTS
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What every partition of a sweep computes, and where."""
+
+    schema: Schema
+    chosen: Chosen
+    device: torch.device
+    bitround: int | None = None
+
+    @property
+    def slices(self) -> list[slice]:
+        """Each layer's place on the unit axis."""
+        ends = np.cumsum([layer.units for layer in self.schema.layers]).tolist()
+        return [slice(end - layer.units, end) for end, layer in zip(ends, self.schema.layers, strict=True)]
+
+
+class Partition:
+    """One partition in the making. Rows are readable images, packed; unreadable ones appear in `finish`."""
+
+    def __init__(self, plan: Plan, index: int, start: int, stop: int) -> None:
+        self.plan, self.index, self.start, self.stop = plan, index, start, stop
+        self.status = np.zeros(stop - start, dtype=np.int8)
+        self._readable: list[NDArray[np.int64]] = []
+        self._rows = slice(0, 0)
+        self._slices = plan.slices
+        images, units = stop - start, plan.schema.units
+        wanted, device = set(plan.chosen.builtin), plan.device
+
+        def empty(*shape: int, dtype: torch.dtype) -> Tensor:
+            return torch.empty(shape, dtype=dtype, device=device)
+
+        needs_maximum = bool(wanted & {"maximum", "top"})
+        moments = needs_maximum or any(name in wanted for name in MOMENTS)
+        self._moments = empty(len(MOMENTS), images, units, dtype=torch.float32) if moments else None
+        self._argmax = empty(images, units, dtype=torch.int32) if needs_maximum else None
+        self._histogram = self._power = None
+        if "histogram" in wanted:
+            self._histogram = torch.zeros(
+                units, HISTOGRAM_BINS, dtype=histogram_dtype(plan.schema), device=device
+            )
+        if "power_spectrum" in wanted:
+            self._power = torch.zeros(units, FREQUENCY_BINS, dtype=torch.float64, device=device)
+        self._custom = {
+            output.name: torch.full(
+                tuple(images if dim == "image" else plan.schema.lengths[dim] for dim in dims_held(output)),
+                output.missing if output.per_image else output.neutral,
+                dtype=computing_dtype(output),
+                device=device,
+            )
+            for metric in plan.chosen.custom.values()
+            for output in metric.outputs
+        }
+        self._states = [
+            [
+                State(layer, {o.name: self._custom[o.name][place] for o in metric.outputs if not o.per_image})
+                for metric in plan.chosen.custom.values()
+            ]
+            for layer, place in zip(plan.schema.layers, self._slices, strict=True)
+        ]
+
+    @property
+    def filled(self) -> int:
+        """How many readable images have been taken so far."""
+        return self._rows.stop
+
+    def begin_batch(self, readable: NDArray[np.int64]) -> None:
+        """Say which images of the dataset the maps of the next forward pass belong to."""
+        self._readable.append(readable - self.start)
+        self._rows = slice(self._rows.stop, self._rows.stop + len(readable))
+
+    def update(self, layer: int, maps: Tensor) -> None:
+        """Take the maps [N, C, H, W] of one layer for the batch that was begun."""
+        rows, units = self._rows, self._slices[layer]
+        if self._moments is not None or self._histogram is not None or self._power is not None:
+            ops.accumulate(
+                maps,
+                None if self._moments is None else self._moments[:, rows, units],
+                None if self._argmax is None else self._argmax[rows, units],
+                None if self._histogram is None else self._histogram[units],
+                None if self._power is None else self._power[units],
+            )
+        for (name, metric), state in zip(self.plan.chosen.custom.items(), self._states[layer], strict=True):
+            values = metric.update(maps, state) or {}
+            expected = {output.name for output in metric.outputs if output.per_image}
+            if values.keys() != expected:
+                raise ActstatsError(
+                    f"metric {name} returned {sorted(values)} for layer {state.layer.name}; "
+                    f"its per-image outputs are {sorted(expected)}"
+                )
+            for key, value in values.items():
+                target = self._custom[key][rows, units]
+                if value.shape != target.shape:
+                    raise ActstatsError(
+                        f"metric {name} returned {key!r} of shape {tuple(value.shape)} for layer "
+                        f"{state.layer.name}; it must be {tuple(target.shape)}"
+                    )
+                target.copy_(value)
+
+    def finish(self) -> Finished:
+        """Rank the partition and start bringing everything to host memory. Call once, after the last batch."""
+        filled, wanted, k = self.filled, self.plan.chosen.builtin, self.plan.schema.top_k
+        found: dict[str, Tensor] = {}
+        if self._moments is not None:
+            stored = {output.name for output in self.plan.schema.outputs}
+            found |= {n: self._moments[i, :filled] for i, n in enumerate(MOMENTS) if n in stored}
+            if self._argmax is not None and "argmax" in stored:
+                found["argmax"] = self._argmax[:filled]
+        if "top" in wanted and self._moments is not None and self._argmax is not None:
+            maxima = self._moments[MOMENTS.index("maximum"), :filled]
+            ranked = ops.top_k(maxima, self._argmax[:filled], k)
+            found |= dict(zip(("top_value", "top_image", "top_position"), ranked, strict=True))
+        if self._histogram is not None:
+            found["histogram"] = self._histogram
+        if self._power is not None:
+            found["power_spectrum"] = self._power
+        for output in self.plan.schema.outputs:
+            if output.name in self._custom:
+                values = self._custom[output.name]
+                found[output.name] = values[:filled] if output.per_image else values
+        event = None
+        if self.plan.device.type == "cuda":
+            found = {name: _to_pinned(values) for name, values in found.items()}
+            event = torch.cuda.Event()
+            event.record()
+        readable = np.concatenate([np.empty(0, dtype=np.int64), *self._readable])
+        return Finished(self.plan, self.index, self.start, self.status, readable, found, event)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A partition's results on their way to the store."""
+
+    plan: Plan
+    index: int
+    start: int
+    status: NDArray[np.int8]
+    readable: NDArray[np.int64]
+    tensors: Mapping[str, Tensor]
+    copied: torch.cuda.Event | None
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Return each variable's values as the store takes them, rows of unreadable images filled in."""
+        if self.copied is not None:
+            self.copied.synchronize()
+        found: dict[str, NDArray[Any]] = {}
+        for output in self.plan.schema.outputs:
+            values = self.tensors[output.name].numpy().astype(output.dtype, copy=False)
+            if output.name == "power_spectrum":
+                values = self._without_unresolved(values)
+            elif output.name == "top_image":
+                rows = np.append(self.readable, -1)  # index -1, no image, stays -1
+                values = np.where(values < 0, -1, rows[values] + self.start)
+            elif output.per_image:
+                values = self._with_unreadable(output, values)
+                if self.plan.bitround is not None and output.dtype == "float32":
+                    values = bitround(values, self.plan.bitround)
+            found[output.name] = values
+        return found
+
+    def _with_unreadable(self, output: Output, values: NDArray[Any]) -> NDArray[Any]:
+        if len(self.readable) == len(self.status):
+            return values
+        whole = np.full((len(self.status), *values.shape[1:]), output.missing, dtype=values.dtype)
+        whole[self.readable] = values
+        return whole
+
+    def _without_unresolved(self, power: NDArray[np.float64]) -> NDArray[np.float64]:
+        power = power.copy()
+        for layer, place in zip(self.plan.schema.layers, self.plan.slices, strict=True):
+            power[place, ~resolved(layer.height, layer.width)] = np.nan
+        return power
+
+
+def dims_held(output: Output) -> tuple[str, ...]:
+    """Return the dimensions that a partition's buffer has: all but `partition`."""
+    return output.dims if output.per_image else output.dims[1:]
+
+
+def computing_dtype(output: Output) -> torch.dtype:
+    """Return the dtype that an output is computed in: its own, but for unsigned ones, which torch cannot add."""
+    dtype = np.dtype(output.dtype)
+    if dtype.kind == "u" and dtype.itemsize > 1:
+        return torch.int64
+    return torch.from_numpy(np.empty(0, dtype)).dtype
+
+
+def histogram_dtype(schema: Schema) -> torch.dtype:
+    """Return the dtype of a partition's counts: i32 if they cannot overflow it, i64 otherwise."""
+    positions = max(layer.height * layer.width for layer in schema.layers)
+    return torch.int32 if schema.partition_size * positions < 2**31 else torch.int64
+
+
+def bitround(values: NDArray[np.float32], keep: int) -> NDArray[np.float32]:
+    """Return f32 `values` rounded to `keep` of the 23 mantissa bits, so that they compress better.
+
+    To nearest, ties to even; relative error at most 2^-(keep + 1). Infinities and NaN are as they were.
+    Source: Klöwer et al. 2021, doi:10.1038/s43588-021-00156-2.
+    """
+    from numcodecs import BitRound
+
+    rounded = np.asarray(BitRound(keepbits=keep).encode(values)).view(np.float32).reshape(values.shape)
+    return np.where(np.isfinite(values), rounded, values)
+
+
+def _to_pinned(values: Tensor) -> Tensor:
+    host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    host.copy_(values, non_blocking=True)
+    return host

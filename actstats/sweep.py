@@ -1,0 +1,416 @@
+"""The engine: one streaming pass over the images, every unit's statistics into one store.
+
+images -> loader threads -> uint8 batch -> normalise on the device -> forward pass
+                                                                        | hooks, one for each layer
+                      store <- writer thread <- partition's buffers <- fused kernel
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from actstats import manifest as manifests
+from actstats.data import Batch, ImageError, Source, batches, open_source
+from actstats.errors import ActstatsError
+from actstats.layers import Layer, select_layers, watch
+from actstats.metrics import DEFAULT, Chosen, Metric, choose
+from actstats.models import Loaded, load_model
+from actstats.partition import Partition, Plan, histogram_dtype
+from actstats.preprocess import Preprocessing
+from actstats.store import Schema, Store, parse_compression
+from actstats.writer import Writer
+
+AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a sweep is: what `sweep` hands to its `progress` callback after every batch."""
+
+    done: int
+    """Images done in this run, unreadable ones included."""
+    total: int
+    """Images that this run has to do."""
+    failed: int
+    seconds: float
+    """Since the first batch was asked for."""
+    waiting: float
+    """Seconds of these in which the model waited for data."""
+
+    @property
+    def rate(self) -> float:
+        """Images a second."""
+        return self.done / self.seconds if self.seconds else 0.0
+
+    @property
+    def remaining(self) -> float:
+        """Seconds to go at this rate."""
+        return (self.total - self.done) / self.rate if self.rate else float("inf")
+
+    @property
+    def waiting_share(self) -> float:
+        """Share of the time in which the model waited for data."""
+        return self.waiting / self.seconds if self.seconds else 0.0
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a call of `sweep` did."""
+
+    store: Path
+    images: int
+    """Images in the whole sweep."""
+    units: int
+    layers: int
+    progress: Progress
+    partitions: int
+    """Partitions that this run completed."""
+    complete: bool
+    """Whether every partition of the store is complete now."""
+    failures: dict[str, str] = field(default_factory=dict)
+    """Reason by path, of the images that this run could not read."""
+
+
+def sweep(
+    model: str | nn.Module | Loaded,
+    images: str | Path | Source,
+    store: str | Path,
+    *,
+    weights: str = "default",
+    seed: int = 0,
+    preprocessing: Preprocessing | None = None,
+    layers: Sequence[str] = ("conv",),
+    metrics: Sequence[str] = DEFAULT,
+    custom: Sequence[str | Metric | type[Metric]] = (),
+    top_k: int = 16,
+    per_image: bool = True,
+    batch_size: int = 32,
+    partition_size: int = 1024,
+    limit: int | None = None,
+    part: tuple[int, int] = (0, 1),
+    device: str = "auto",
+    amp: str = "off",
+    workers: int | None = None,
+    bitround: int | None = None,
+    compression: str = "zstd:1",
+    strict: bool = False,
+    overwrite: bool = False,
+    progress: Callable[[Progress], None] | None = None,
+    started: Callable[[Store, Schema, int], None] | None = None,
+) -> Summary:
+    """Compute statistics of every unit of `model` over `images`, in one pass, into the store at `store`.
+
+    A sweep that was stopped, however, goes on where it was: call it again with the same arguments.
+
+    Args:
+        model: a torchvision architecture's name, a `Loaded` model, or a module of your own (then give
+            `preprocessing`). It is put on `device`, in eval mode and channels_last memory format.
+        images: a folder, tar files or `"demo"` (`open_source` has them all), or an open source.
+        store: where the Zarr store is or shall be.
+        weights: as for `load_model`, where `model` is a name.
+        seed: of random weights.
+        preprocessing: from image to input; None: what belongs to the weights.
+        layers: presets (`conv`, `block`, `all`, `paper`), module names and globs (`select_layers`).
+        metrics: names of built-in and installed metrics.
+        custom: metrics of your own: objects, classes, or `"package.module:Class"`.
+        top_k: images kept for each unit.
+        per_image: whether to store the variables of dimension `image`; without, only what is summed by partition.
+        batch_size: images a forward pass; part of the manifest, as it can change the last bits of an activation.
+        partition_size: images a partition, the block that is completed and stored as a whole.
+        limit: only the first so many images.
+        part: (i, n): this process does every n-th partition, beginning with the i-th; n processes share a store.
+        device: "cpu", "cuda", "cuda:1", or "auto": a GPU if there is one.
+        amp: "bf16" or "fp16" to run the forward pass under autocast, or "off".
+        workers: threads that decode images; None: one for each core but at most 8, 0: none.
+        bitround: mantissa bits (1 to 23) kept of per-image floats, so that they compress better.
+        compression: "zstd:LEVEL" or "none".
+        strict: stop at the first unreadable image instead of recording it.
+        overwrite: remove a store of another sweep that is in the way.
+        progress: called after each batch.
+        started: called once, when the store is open, with it, its schema and the images this run has to do.
+
+    Returns:
+        A summary of this run.
+
+    Raises:
+        ActstatsError: anything that the user can mend, in one line. Completed partitions are kept.
+        KeyboardInterrupt: on Ctrl-C, after the partition that is being written is complete.
+    """
+    _check_numbers(batch_size, partition_size, top_k, part, amp, bitround, workers)
+    parse_compression(compression)
+    target = find_device(device)
+    chosen = choose(metrics, custom)
+    source = open_source(images, limit=limit) if isinstance(images, str | Path) else images
+    loaded = _load(model, weights, seed, preprocessing)
+    _refuse_unreadable(source)
+    with _in_eval_mode(loaded.model), _explained(batch_size):
+        network = loaded.model.to(device=target, memory_format=torch.channels_last)
+        example = torch.zeros(2, *loaded.preprocessing.shape, device=target)
+        hooked = select_layers(network, example, layers)
+        schema = _schema(chosen, hooked, len(source), partition_size, top_k, per_image)
+        manifest = manifests.build(
+            **loaded.identity,
+            preprocessing=loaded.preprocessing.to_dict(),
+            layers=[_describe(layer) for layer in hooked],
+            selectors=list(layers),
+            metrics=[*chosen.builtin, *chosen.custom],
+            outputs=[output.name for output in schema.outputs],
+            top_k=top_k,
+            batch_size=batch_size,
+            partition_size=partition_size,
+            data={
+                "spec": source.spec,
+                "kind": source.kind,
+                "images": len(source),
+                "fingerprint": source.fingerprint,
+                "classes": list(source.classes),
+            },
+            device=target.type,
+            amp=amp,
+            bitround=bitround,
+            compression=compression,
+        )
+        opened = Store.open_or_create(
+            store, manifest, schema, source.paths, source.labels, compression=compression, overwrite=overwrite
+        )
+        todo = [p for p in range(schema.partitions) if p % part[1] == part[0] and not opened.completed[p]]
+        total = sum(stop - start for start, stop in map(opened.bounds, todo))
+        if started is not None:
+            started(opened, schema, total)
+        run = _Run(loaded, source, opened, Plan(schema, chosen, target, bitround), hooked, total)
+        run.over(todo, batch_size, _workers(workers), AMP[amp], strict, progress)
+    return Summary(
+        store=opened.path,
+        images=len(source),
+        units=schema.units,
+        layers=len(hooked),
+        progress=run.progress,
+        partitions=len(todo),
+        complete=bool(opened.completed.all()),
+        failures=run.failures,
+    )
+
+
+class _Run:
+    """The loop over batches, with what it counts."""
+
+    def __init__(
+        self, loaded: Loaded, source: Source, store: Store, plan: Plan, layers: Sequence[Layer], total: int
+    ) -> None:
+        self.loaded, self.source, self.store, self.plan, self.layers = loaded, source, store, plan, layers
+        self.failures: dict[str, str] = {}
+        self.progress = Progress(0, total, 0, 0.0, 0.0)
+
+    def over(
+        self,
+        todo: Sequence[int],
+        batch_size: int,
+        workers: int,
+        amp: torch.dtype | None,
+        strict: bool,
+        report: Callable[[Progress], None] | None,
+    ) -> None:
+        device, model = self.plan.device, self.loaded.model
+        ranges = [r for p in todo for r in _split(*self.store.bounds(p), batch_size)]
+        loader = batches(
+            self.source, self.loaded.preprocessing, ranges, workers=workers, pin=device.type == "cuda"
+        )
+        autocast: AbstractContextManager[Any] = (
+            torch.autocast(device.type, dtype=amp) if amp is not None else nullcontext()
+        )
+        partition: Partition | None = None
+
+        def update(layer: int, maps: Tensor) -> None:
+            assert partition is not None
+            partition.update(layer, maps)
+
+        begun, waited = time.perf_counter(), 0.0
+        with Writer(self.store) as writer, closing(loader), watch(model, self.layers, update):
+            for batch, seconds in _timed(loader):
+                waited += seconds
+                if partition is None:
+                    index = batch.start // self.store.partition_size
+                    partition = Partition(self.plan, index, *self.store.bounds(index))
+                self._note_failures(batch, strict)
+                partition.status[batch.start - partition.start : batch.stop - partition.start] = batch.status
+                readable = batch.position + batch.start
+                if len(readable):
+                    partition.begin_batch(readable)
+                    with torch.inference_mode(), autocast:
+                        pixels = batch.pixels.to(device, non_blocking=True)
+                        model(self.loaded.preprocessing.normalize(pixels))
+                if batch.stop == partition.stop:
+                    writer.put(partition.finish())
+                    partition = None
+                writer.check()
+                self.progress = Progress(
+                    done=self.progress.done + batch.stop - batch.start,
+                    total=self.progress.total,
+                    failed=len(self.failures),
+                    seconds=time.perf_counter() - begun,
+                    waiting=waited,
+                )
+                if report is not None:
+                    report(self.progress)
+
+    def _note_failures(self, batch: Batch, strict: bool) -> None:
+        for row, message in batch.messages.items():
+            path = self.source.paths[batch.start + row]
+            if strict:
+                raise ActstatsError(f"{path}: {message} (without --strict the sweep records it and goes on)")
+            self.failures[path] = message
+
+
+def find_device(name: str) -> torch.device:
+    """Return the device of that name, "auto" being a GPU if there is one.
+
+    Raises:
+        ActstatsError: no such device, or one that the kernels do not run on.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ActstatsError(f"no device is named {name!r}; give auto, cpu, cuda or cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ActstatsError(f"device {name!r} has no kernels; give auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ActstatsError(
+            f"device {name!r} is not there: torch sees {torch.cuda.device_count()} CUDA devices; use --device cpu"
+        )
+    return device
+
+
+def _check_numbers(
+    batch_size: int,
+    partition_size: int,
+    top_k: int,
+    part: tuple[int, int],
+    amp: str,
+    bitround: int | None,
+    workers: int | None,
+) -> None:
+    for name, value in (("batch_size", batch_size), ("partition_size", partition_size), ("top_k", top_k)):
+        if value < 1:
+            raise ActstatsError(f"{name} is {value}; it must be at least 1")
+    if workers is not None and workers < 0:
+        raise ActstatsError(f"workers is {workers}; it must be at least 0")
+    if not 0 <= part[0] < part[1]:
+        raise ActstatsError(f"part is {part[0]}/{part[1]}; it must be I/N with 0 <= I < N")
+    if amp not in AMP:
+        raise ActstatsError(f"amp is {amp!r}; give {', '.join(AMP)}")
+    if bitround is not None and not 1 <= bitround <= 23:
+        raise ActstatsError(f"bitround is {bitround}; a float32 keeps 1 to 23 mantissa bits")
+
+
+def _load(
+    model: str | nn.Module | Loaded, weights: str, seed: int, preprocessing: Preprocessing | None
+) -> Loaded:
+    if isinstance(model, str):
+        model = load_model(model, weights, seed=seed)
+    elif isinstance(model, nn.Module):
+        if preprocessing is None:
+            raise ActstatsError("a module of your own needs preprocessing=actstats.Preprocessing(...)")
+        return Loaded.of(model, preprocessing)
+    if preprocessing is None:
+        return model
+    return Loaded(model.model, preprocessing, model.identity)
+
+
+def _refuse_unreadable(source: Source) -> None:
+    """Find one image that can be read, before anything is made."""
+    first: ImageError | None = None
+    for index in range(len(source)):
+        try:
+            source.image(index)
+        except ImageError as error:
+            first = first or error
+        else:
+            return
+    raise ActstatsError(
+        f"none of the {len(source)} images of {source.spec} can be read; {source.paths[0]}: {first}"
+    )
+
+
+def _schema(
+    chosen: Chosen, layers: Sequence[Layer], images: int, partition_size: int, top_k: int, per_image: bool
+) -> Schema:
+    outputs = [output for output in chosen.outputs if per_image or not output.per_image]
+    sizes: dict[str, int] = {}
+    for name, metric in chosen.custom.items():
+        for dim, size in metric.sizes(layers).items():
+            if sizes.setdefault(dim, size) != size:
+                raise ActstatsError(
+                    f"metric {name} has a dimension {dim!r} of length {size}, another has {sizes[dim]}"
+                )
+    return _with_wide_counts(
+        Schema(tuple(outputs), tuple(layers), images, min(partition_size, images), top_k, sizes)
+    )
+
+
+def _with_wide_counts(schema: Schema) -> Schema:
+    """Count in u8 where a partition's counts could overflow u4."""
+    if histogram_dtype(schema) == torch.int32:
+        return schema
+    wide = tuple(replace(o, dtype="uint64") if o.name == "histogram" else o for o in schema.outputs)
+    return replace(schema, outputs=wide)
+
+
+def _describe(layer: Layer) -> dict[str, Any]:
+    names = ("name", "module", "call", "kind", "units", "height", "width")
+    return {name: getattr(layer, name) for name in names}
+
+
+def _split(start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:
+    for first in range(start, stop, size):
+        yield first, min(first + size, stop)
+
+
+def _timed(loader: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
+    """Yield each batch with the seconds that it was waited for."""
+    while True:
+        asked = time.perf_counter()
+        batch = next(loader, None)
+        if batch is None:
+            return
+        yield batch, time.perf_counter() - asked
+
+
+def _workers(workers: int | None) -> int:
+    return min(8, os.cpu_count() or 1) if workers is None else workers
+
+
+@contextmanager
+def _in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Run with dropout off and normalisation fixed, and leave each module's mode as it was."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextmanager
+def _explained(batch_size: int) -> Iterator[None]:
+    """Say in one line that memory ran out, and what to change."""
+    advice = f"out of memory with --batch-size {batch_size}; completed partitions are kept: try a smaller one"
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise ActstatsError(advice) from error
+    except RuntimeError as error:
+        if "allocate memory" not in str(error) and "not enough memory" not in str(error):
+            raise
+        raise ActstatsError(advice) from error

@@ -1,0 +1,93 @@
+"""Peak memory and size of the store of a whole sweep at 500 and at 5,000 images.
+
+    python benchmarks/memory.py --arch googlenet --images 500 5000
+
+Runs the real command as a child process on generated JPEGs and prints a line of JSON for each length: the peak of the
+resident set as the kernel reports it, seconds, and bytes on disk. Two partitions are alive at a time (one fills, one
+is written), so lengths compare when each has at least two: hence the partition size of 250.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+
+def make_photographs(folder: Path, count: int, distinct: int = 100) -> None:
+    """Write `count` JPEGs of 500 x 375: smooth colours with texture, `distinct` of them different."""
+    rng = np.random.default_rng(0)
+    blobs = []
+    for index in range(min(distinct, count)):
+        coarse = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize(
+            (500, 375), Image.Resampling.BICUBIC
+        )
+        textured = np.clip(np.asarray(coarse, dtype=np.float32) + rng.normal(0, 15, (375, 500, 3)), 0, 255)
+        path = folder / f"{index:06}.jpg"
+        Image.fromarray(textured.astype(np.uint8)).save(path, quality=90)
+        blobs.append(path.read_bytes())
+    for index in range(len(blobs), count):
+        (folder / f"{index:06}.jpg").write_bytes(blobs[index % len(blobs)])
+
+
+def measure(command: list[str]) -> tuple[float, int]:
+    """Run a command; return its seconds and the peak of its resident set in bytes."""
+    begun = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        sys.exit(f"{' '.join(command)} failed with status {status}")
+    unit = 1 if sys.platform == "darwin" else 1024
+    return time.perf_counter() - begun, usage.ru_maxrss * unit
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--arch", default="googlenet")
+    parser.add_argument("--images", type=int, nargs="+", default=[500, 5000])
+    parser.add_argument("--partition-size", type=int, default=250)
+    arguments = parser.parse_args()
+    peaks = []
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch, "images")
+        folder.mkdir()
+        make_photographs(folder, max(arguments.images))
+        for images in arguments.images:
+            store = Path(scratch, f"{images}.zarr")
+            seconds, peak = measure(
+                [
+                    "actstats", "sweep", "--arch", arguments.arch, "--weights", "none", "--data", str(folder),
+                    "--out", str(store), "--limit", str(images), "--partition-size", str(arguments.partition_size),
+                ]
+            )  # fmt: skip
+            size = sum(path.stat().st_size for path in store.rglob("*") if path.is_file())
+            peaks.append(peak)
+            print(
+                json.dumps(
+                    {
+                        "arch": arguments.arch,
+                        "images": images,
+                        "partition_size": arguments.partition_size,
+                        "peak_mib": round(peak / 2**20, 1),
+                        "seconds": round(seconds, 1),
+                        "store_bytes_an_image": round(size / images),
+                    }
+                ),
+                flush=True,
+            )
+    print(json.dumps({"peak_ratio": round(peaks[-1] / peaks[0], 3)}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""Images that the tests make for themselves, and small networks to sweep."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+
+def photograph(seed: int, size: tuple[int, int] = (96, 80)) -> Image.Image:
+    """A smooth coloured picture with some texture, of `size` (width, height); seeded."""
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 256, (4, 5, 3), dtype=np.uint8))
+    smooth = np.asarray(coarse.resize(size, Image.Resampling.BICUBIC), dtype=np.float32)
+    return Image.fromarray(np.clip(smooth + rng.normal(0, 12, smooth.shape), 0, 255).astype(np.uint8))
+
+
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of two classes and 14 images."""
+    folder = tmp_path_factory.mktemp("photographs")
+    for index in range(14):
+        path = folder / ("cat", "dog")[index % 2] / f"{index:02}.png"
+        path.parent.mkdir(exist_ok=True)
+        photograph(index).save(path)
+    return folder
+
+
+class SmallNet(nn.Module):
+    """Convolution, normalisation and in-place activation, twice, and a classifier: 5, 11 and 3 units."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.first = nn.Sequential(nn.Conv2d(3, 5, 3, stride=2), nn.BatchNorm2d(5), nn.ReLU(inplace=True))
+            self.second = nn.Sequential(nn.Conv2d(5, 11, 3), nn.BatchNorm2d(11), nn.ReLU(inplace=True))
+            self.classifier = nn.Linear(11, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.second(self.first(x))
+        return self.classifier(x.mean((-2, -1)))
