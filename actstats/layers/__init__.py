@@ -1,0 +1,12 @@
+"""Which activations of a network are looked at: finding them, choosing them, and watching them go by.
+
+`probe` runs a network once and finds what can be hooked, `select_layers` chooses layers by presets, names and
+patterns, `watch` hands over their maps during later forward passes.
+"""
+
+from actstats.layers.layer import Layer
+from actstats.layers.probe import Candidate, Probe, probe
+from actstats.layers.select import PRESETS, select, select_layers
+from actstats.layers.watch import watch
+
+__all__ = ["PRESETS", "Candidate", "Layer", "Probe", "probe", "select", "select_layers", "watch"]

@@ -1,0 +1,120 @@
+"""From each convolution of a pass to the layer that stands for it: the call that returns its activated output.
+
+A convolution's output is followed through the normalisation and the activation that it alone feeds, as far as
+they go: to `relu` in `conv -> norm -> relu`, to `norm` where a residual is added before the activation, to the
+convolution itself where its output is read by several operations or goes into a concatenation. Norms and
+activations written out in plain arithmetic (`x * torch.sigmoid(x)`) are followed as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterator
+from typing import Final
+
+from actstats.layers.graph import Call, Graph, Operation
+
+_NORMS: Final = ("batch_norm", "group_norm", "layer_norm", "instance_norm", "rms_norm")
+# fmt: off
+_ACTIVATIONS: Final = frozenset({
+    "relu", "relu6", "hardtanh", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "hardswish",
+    "hardsigmoid", "sigmoid", "tanh", "softplus", "prelu", "_prelu_kernel", "rrelu", "clamp", "clamp_min",
+    "clamp_max", "clip", "threshold", "softsign", "softshrink", "hardshrink", "tanhshrink", "log_sigmoid", "erf",
+    "exp",
+})
+_ARITHMETIC: Final = frozenset({
+    "mul", "add", "sub", "rsub", "div", "neg", "pow", "square", "sqrt", "rsqrt", "reciprocal", "abs", "multiply",
+    "divide", "subtract", "true_divide",
+})
+_REDUCTIONS: Final = frozenset({"mean", "var", "var_mean", "std", "std_mean", "sum"})
+_COPIES: Final = frozenset({"clone", "contiguous", "to", "_to_copy", "type_as", "alias", "detach"})
+_PADS: Final = frozenset({"pad", "constant_pad_nd", "reflection_pad2d", "replication_pad2d"})
+# fmt: on
+
+
+def is_convolution(graph: Graph, operation: Operation) -> bool:
+    """Return whether the operation is a convolution of something computed from the image."""
+    return "conv" in operation.name and graph.values[operation.inputs[0]].computed
+
+
+def convolution_calls(graph: Graph) -> list[Call]:
+    """Return the call that stands for each convolution whose output, or what follows it, a module returns.
+
+    Of several modules that return the same value it is the convolution's own block, the outermost module that
+    takes the convolution's input and holds no other convolution, or else the innermost.
+    """
+    returned: dict[int, list[Call]] = {}
+    for call in graph.calls:
+        if call.output is not None and not call.problem:
+            returned.setdefault(call.output, []).append(call)
+    chosen = []
+    for index, operation in enumerate(graph.operations):
+        if is_convolution(graph, operation):
+            end = _end(graph, operation.outputs[0], returned.keys())
+            if end is not None:
+                chosen.append(_block(graph, index, returned[end]))
+    return chosen
+
+
+def _end(graph: Graph, start: int, returned: Container[int]) -> int | None:
+    """Return the last value of the chain from `start` that is in `returned`, or None."""
+    found, steps_found = None, -1
+    for value, steps, activated in _chain(graph, start):
+        if value in returned:
+            if steps > steps_found:
+                found, steps_found = value, steps
+            if activated:
+                break
+    return found
+
+
+def _chain(graph: Graph, start: int) -> Iterator[tuple[int, int, bool]]:
+    """Yield the values on the way from a convolution's output on: value, steps that changed it, activated or not.
+
+    The operations after it are taken in order as long as they read nothing else that depends on the image. Each
+    time that a single value is left for others to read, that is the next one.
+    """
+    yield start, 0, False
+    unread = {start: len(graph.values[start].consumers)}
+    pending = set(graph.values[start].consumers)
+    steps, activated = 0, False
+    while pending:
+        index = min(pending)
+        pending.remove(index)
+        operation = graph.operations[index]
+        inner = [i for i in set(operation.inputs) if i in unread]
+        if any(graph.values[i].computed and i not in unread for i in operation.inputs):
+            return
+        normalises = any(norm in operation.name for norm in _NORMS) or operation.name in _REDUCTIONS
+        moves = operation.view or operation.name in _COPIES
+        activates = operation.name in _ACTIVATIONS
+        if not (moves or activates or operation.name in _ARITHMETIC or (normalises and not activated)):
+            return
+        steps += not moves
+        activated |= activates
+        for i in inner:
+            unread[i] -= 1
+        for i in operation.outputs:
+            unread[i] = len(graph.values[i].consumers)
+            pending.update(graph.values[i].consumers)
+        result = operation.outputs[0]
+        left = [i for i, readers in unread.items() if readers and i != result]
+        whole = sorted(graph.values[result].shape) == sorted(graph.values[start].shape)
+        if whole and not left:
+            yield result, steps, activated
+
+
+def _block(graph: Graph, convolution: int, calls: list[Call]) -> Call:
+    """Return the outermost of the calls that is this convolution's own block, or else the first, the innermost."""
+    for call in reversed(calls):
+        inside = [
+            (index, operation)
+            for index, operation in enumerate(graph.operations[call.first : call.end], call.first)
+            if any(graph.values[i].computed for i in operation.inputs)
+        ]
+        convolutions = [index for index, operation in inside if is_convolution(graph, operation)]
+        before = [operation for index, operation in inside if index < convolution]
+        if convolutions == [convolution] and all(
+            o.view or o.name in _COPIES or o.name in _PADS for o in before
+        ):
+            return call
+    return calls[0]

@@ -1,0 +1,262 @@
+"""What one forward pass really did: every operation, every value it made, and which module returned which.
+
+A value is the content of a tensor at one time: an in-place operation on a tensor makes a new value in the same
+memory. So the graph tells what a hook on a module sees (the value at the time that the module returns) from what
+is in that memory later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from actstats.layers.axes import IMAGE, Labels, labels_after
+from actstats.layers.layer import ROOT, returned_tensor
+
+
+@dataclass
+class Value:
+    """The content of a tensor at one time.
+
+    `memory` is (storage, version): alike for a tensor and its views between two in-place operations. `computed`
+    tells that it depends on the example. `consumers` are the indices of the operations that read it.
+    """
+
+    shape: tuple[int, ...]
+    memory: tuple[int, int]
+    computed: bool
+    labels: Labels
+    consumers: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One ATen operation: its name without overload and without the `_` of one that works in place."""
+
+    name: str
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    view: bool
+
+
+@dataclass
+class Call:
+    """One call of one module: the operations `first` to `end`, end excluded, ran inside it."""
+
+    module: str
+    number: int
+    kind: str
+    first: int
+    inputs: tuple[int, ...]
+    end: int = -1
+    output: int | None = None
+    problem: str = ""
+    """Why the output cannot be hooked, or empty."""
+
+
+_Geometry = tuple[int, tuple[int, ...], tuple[int, ...]]
+
+
+class Graph(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Records the operations and the module calls of the forward passes run inside it."""
+
+    def __init__(self, example: Tensor) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.values: list[Value] = []
+        self.operations: list[Operation] = []
+        self.calls: list[Call] = []
+        """Every call that returned, in the order in which they returned."""
+        self._batch = example.shape[0]
+        self._storages = 0
+        self._memory: dict[int, tuple[int, int]] = {}
+        self._known: dict[tuple[tuple[int, int], _Geometry], int] = {}
+        self._latest: dict[tuple[int, _Geometry], int] = {}
+        self._writer: dict[tuple[int, int], int] = {}
+        self._open: list[Call] = []
+        self._counts: dict[str, int] = {}
+        index = self._value(example)
+        self.values[index].computed = True
+        self.values[index].labels = IMAGE if example.ndim == 4 else ("n",) + (None,) * (example.ndim - 1)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run the operation and record it."""
+        kwargs = kwargs or {}
+        name = func.overloadpacket.__name__.rstrip("_")
+        tensors = list(_tensors((args, kwargs)))
+        inputs = tuple(self._value(t) for t in tensors)
+        held = {_address(t) for t in tensors}
+        out = func(*args, **kwargs)
+        drops_nothing = "dropout" in name and not any(a is True for a in args)
+        written = [] if drops_nothing else list(_written(func, args, kwargs))
+        for tensor in written:
+            storage, version = self._memory[_address(tensor)]
+            self._memory[_address(tensor)] = (storage, version + 1)
+            self._writer[storage, version + 1] = len(self.operations)
+        results = list(_tensors(out))
+        for tensor in results:
+            if (address := _address(tensor)) not in held:
+                self._memory[address] = self._new_storage()
+        computed = any(self.values[i].computed for i in inputs)
+        view = not written and any(_address(t) in held for t in results)
+        described = [(self.values[i].shape, self.values[i].labels) for i in inputs]
+        outputs = []
+        for tensor in [*results, *written]:
+            made = len(self.values)
+            index = self._value(tensor)
+            if index in inputs or index in outputs:
+                continue
+            if index == made:
+                value = self.values[index]
+                value.computed = computed
+                if computed:
+                    value.labels = labels_after(name, func, args, described, value.shape)
+            outputs.append(index)
+        if outputs:
+            for index in set(inputs):
+                self.values[index].consumers.append(len(self.operations))
+            self.operations.append(Operation(name, inputs, tuple(outputs), view))
+        return out
+
+    def enter(self, module: str, kind: str, inputs: object) -> None:
+        """Note that a module is called."""
+        number = self._counts.get(module, 0)
+        self._counts[module] = number + 1
+        seen = tuple(self._value(t) for t in _tensors(inputs))
+        self._open.append(Call(module, number, kind, len(self.operations), seen))
+
+    def leave(self, output: object) -> None:
+        """Note that the module called last, of those that have not returned, returns `output`."""
+        call = self._open.pop()
+        call.end = len(self.operations)
+        self.calls.append(call)
+        tensor = returned_tensor(output)
+        if tensor is None or tensor.layout is not torch.strided:
+            call.problem = f"it returns a {type(output).__name__}, not a dense tensor"
+            return
+        call.output = self._value(tensor)
+        value = self.values[call.output]
+        if not any(value.labels):
+            value.labels = self._labels_like_inputs(call, value)
+        call.problem = self._problem(tensor, value)
+
+    def _problem(self, tensor: Tensor, value: Value) -> str:
+        if not tensor.is_floating_point():
+            return f"it returns {tensor.dtype}, not floating-point values"
+        if tensor.ndim == 0 or tensor.numel() == 0:
+            return f"it returns a tensor of shape {list(tensor.shape)}"
+        if not value.computed:
+            return "what it returns does not depend on the image"
+        if tensor.shape[0] != self._batch or ("n" in value.labels and value.labels[0] != "n"):
+            return (
+                f"it returns {list(tensor.shape)} for {self._batch} images: the first axis does not hold the images "
+                "(windows or tokens, say)"
+            )
+        return ""
+
+    def _labels_like_inputs(self, call: Call, value: Value) -> Labels:
+        """Label an output whose making was not understood like an input of its shape, the last axis apart."""
+        for index in call.inputs:
+            given = self.values[index]
+            if given.shape[:-1] == value.shape[:-1] and any(given.labels):
+                last = given.labels[-1] if given.shape == value.shape else None
+                return (*given.labels[:-1], last)
+        return value.labels
+
+    def _new_storage(self) -> tuple[int, int]:
+        self._storages += 1
+        return self._storages, 0
+
+    def _value(self, tensor: Tensor) -> int:
+        """Return the index of what the tensor holds now, noting it if it is new."""
+        address = _address(tensor)
+        if address not in self._memory:
+            self._memory[address] = self._new_storage()
+        memory = self._memory[address]
+        shape = tuple(tensor.shape)
+        geometry = (int(tensor.storage_offset()), shape, tuple(tensor.stride()))
+        known = self._known.get((memory, geometry))
+        if known is not None:
+            return known
+        index = len(self.values)
+        value = Value(shape, memory, False, (None,) * tensor.ndim)
+        self.values.append(value)
+        self._known[memory, geometry] = index
+        older = self._latest.get((memory[0], geometry))
+        self._latest[memory[0], geometry] = index
+        if older is not None:
+            # A view of the same memory was written to.
+            value.computed, value.labels = self.values[older].computed, self.values[older].labels
+        writer = self._writer.get(memory)
+        if writer is not None and writer < len(self.operations):
+            operation = self.operations[writer]
+            value.computed |= any(self.values[i].computed for i in operation.outputs)
+        return index
+
+
+def trace(model: nn.Module, example: Tensor) -> Graph:
+    """Run `model` once on `example` [n, ...] in eval mode and return what it did; the model is left as it was.
+
+    Raises whatever the model raises.
+    """
+    graph = Graph(example)
+    training = [module for module in model.modules() if module.training]
+    handles = []
+    try:
+        for module in training:
+            module.training = False
+        for name, module in model.named_modules():
+            label, kind = name or ROOT, type(module).__name__
+
+            def enter(
+                _module: nn.Module, args: Any, kwargs: Any, label: str = label, kind: str = kind
+            ) -> None:
+                graph.enter(label, kind, (args, kwargs))
+
+            def leave(_module: nn.Module, _args: Any, output: Any) -> None:
+                graph.leave(output)
+
+            handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
+            handles.append(module.register_forward_hook(leave))
+        with torch.inference_mode(), graph:
+            model(example)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module in training:
+            module.training = True
+    return graph
+
+
+def _tensors(tree: object) -> Iterator[Tensor]:
+    """Yield the dense tensors in nested tuples, lists and dicts, in order."""
+    if isinstance(tree, Tensor):
+        if tree.layout is torch.strided:
+            yield tree
+    elif isinstance(tree, tuple | list):
+        for item in tree:
+            yield from _tensors(item)
+    elif isinstance(tree, dict):
+        for item in tree.values():
+            yield from _tensors(item)
+
+
+def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Tensor]:
+    """Yield the tensors among the arguments that the operation writes to."""
+    schema = func._schema
+    if not schema.is_mutable:
+        return
+    for at, argument in enumerate(schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            yield from _tensors(args[at] if at < len(args) else kwargs.get(argument.name))
+
+
+def _address(tensor: Tensor) -> int:
+    # Memory that is freed and used again always comes back as an operation's output, which renews its entry.
+    return tensor.untyped_storage().data_ptr()
