@@ -21,11 +21,11 @@ from actstats.errors import ActstatsError
 if TYPE_CHECKING:
     from actstats.data import open_source
     from actstats.layers import select_layers
-    from actstats.merge import merge
+    from actstats.merging import merge
     from actstats.metrics import Metric, Output
     from actstats.models import Loaded, load_from_manifest, load_model
     from actstats.preprocess import Preprocessing
-    from actstats.sweep import Summary, sweep
+    from actstats.engine import Summary, sweep
 
 __all__ = [
     "ActstatsError",
@@ -48,13 +48,13 @@ _HOMES = {
     "Metric": "metrics",
     "Output": "metrics",
     "Preprocessing": "preprocess",
-    "Summary": "sweep",
+    "Summary": "engine",
     "load_from_manifest": "models",
     "load_model": "models",
-    "merge": "merge",
+    "merge": "merging",
     "open_source": "data",
     "select_layers": "layers",
-    "sweep": "sweep",
+    "sweep": "engine",
 }
 
 
@@ -62,7 +62,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'actstats' has no attribute {name!r}")
     value = getattr(import_module(f"actstats.{_HOMES[name]}"), name)
-    globals()[name] = value  # over the submodule of the same name, which the import has put there
+    globals()[name] = value
     return value
 
 

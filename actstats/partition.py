@@ -145,7 +145,7 @@ class Partition:
         event = None
         if self.plan.device.type == "cuda":
             found = {name: _to_pinned(values) for name, values in found.items()}
-            event = torch.cuda.Event()
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record()
         readable = np.concatenate([np.empty(0, dtype=np.int64), *self._readable])
         return Finished(self.plan, self.index, self.start, self.status, readable, found, event)

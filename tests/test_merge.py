@@ -8,7 +8,7 @@ import torch
 import xarray as xr
 
 from actstats.errors import ActstatsError
-from actstats.merge import merge
+from actstats.merging import merge
 from actstats_kernels import reference
 
 

@@ -153,7 +153,7 @@ def sweep(
     loaded = _load(model, weights, seed, preprocessing)
     _refuse_unreadable(source)
     with _in_eval_mode(loaded.model), _explained(batch_size):
-        network = loaded.model.to(device=target, memory_format=torch.channels_last)
+        network = loaded.model.to(target).to(memory_format=torch.channels_last)
         example = torch.zeros(2, *loaded.preprocessing.shape, device=target)
         hooked = select_layers(network, example, layers)
         schema = _schema(chosen, hooked, len(source), partition_size, top_k, per_image)
@@ -263,8 +263,8 @@ class _Run:
                     report(self.progress)
 
     def _note_failures(self, batch: Batch, strict: bool) -> None:
-        for row, message in batch.messages.items():
-            path = self.source.paths[batch.start + row]
+        for index, message in batch.messages.items():
+            path = self.source.paths[index]
             if strict:
                 raise ActstatsError(f"{path}: {message} (without --strict the sweep records it and goes on)")
             self.failures[path] = message
