@@ -54,6 +54,7 @@ _DROPS = {
     "min",
 }
 _PRODUCTS = {"linear", "matmul", "mm", "bmm"}
+_UNREADABLE = {"einsum", "tensordot"}
 _MADE_MAPS = ("conv", "pool", "upsample", "interpolate", "pixel_shuffle", "pixel_unshuffle", "grid_sampler")
 _PRIMES = (2, 3, 5, 7, 11, 13, 17, 19)
 
@@ -75,7 +76,7 @@ def labels_after(
         shape: of the output.
     """
     unknown: Labels = (None,) * len(shape)
-    if not inputs:
+    if not inputs or name in _UNREADABLE:
         return unknown
     before, labels = inputs[0]
     if any(part in name for part in _MADE_MAPS):

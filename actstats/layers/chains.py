@@ -26,7 +26,6 @@ _ARITHMETIC: Final = frozenset({
     "divide", "subtract", "true_divide",
 })
 _REDUCTIONS: Final = frozenset({"mean", "var", "var_mean", "std", "std_mean", "sum"})
-_COPIES: Final = frozenset({"clone", "contiguous", "to", "_to_copy", "type_as", "alias", "detach"})
 _PADS: Final = frozenset({"pad", "constant_pad_nd", "reflection_pad2d", "replication_pad2d"})
 # fmt: on
 
@@ -85,11 +84,12 @@ def _chain(graph: Graph, start: int) -> Iterator[tuple[int, int, bool]]:
         if any(graph.values[i].computed and i not in unread for i in operation.inputs):
             return
         normalises = any(norm in operation.name for norm in _NORMS) or operation.name in _REDUCTIONS
-        moves = operation.view or operation.name in _COPIES
         activates = operation.name in _ACTIVATIONS
-        if not (moves or activates or operation.name in _ARITHMETIC or (normalises and not activated)):
+        if not (
+            operation.moves or activates or operation.name in _ARITHMETIC or (normalises and not activated)
+        ):
             return
-        steps += not moves
+        steps += not operation.moves
         activated |= activates
         for i in inner:
             unread[i] -= 1
@@ -113,8 +113,6 @@ def _block(graph: Graph, convolution: int, calls: list[Call]) -> Call:
         ]
         convolutions = [index for index, operation in inside if is_convolution(graph, operation)]
         before = [operation for index, operation in inside if index < convolution]
-        if convolutions == [convolution] and all(
-            o.view or o.name in _COPIES or o.name in _PADS for o in before
-        ):
+        if convolutions == [convolution] and all(o.moves or o.name in _PADS for o in before):
             return call
     return calls[0]

@@ -7,9 +7,10 @@ is in that memory later.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -23,12 +24,12 @@ from actstats.layers.layer import ROOT, returned_tensor
 class Value:
     """The content of a tensor at one time.
 
-    `memory` is (storage, version): alike for a tensor and its views between two in-place operations. `computed`
-    tells that it depends on the example. `consumers` are the indices of the operations that read it.
+    `computed` tells that it depends on the example. `content` is the index of the value that this one is a mere
+    rearrangement of, its own index if it is none. `consumers` are the indices of the operations that read it.
     """
 
     shape: tuple[int, ...]
-    memory: tuple[int, int]
+    content: int
     computed: bool
     labels: Labels
     consumers: list[int] = field(default_factory=list)
@@ -36,12 +37,15 @@ class Value:
 
 @dataclass(frozen=True)
 class Operation:
-    """One ATen operation: its name without overload and without the `_` of one that works in place."""
+    """One ATen operation: its name without overload and without the `_` of one that works in place.
+
+    `moves` tells that it changes no value: it only rearranges, copies or picks from what it reads.
+    """
 
     name: str
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
-    view: bool
+    moves: bool
 
 
 @dataclass
@@ -58,6 +62,14 @@ class Call:
     problem: str = ""
     """Why the output cannot be hooked, or empty."""
 
+
+IMAGE_VALUE: Final = 0
+"""The index of the value that is the example itself."""
+
+_MOVES: Final = frozenset(
+    {"clone", "contiguous", "to", "_to_copy", "type_as", "reshape", "flatten", "permute"}
+)
+"""Operations that change no value, views apart, which are told by their memory."""
 
 _Geometry = tuple[int, tuple[int, ...], tuple[int, ...]]
 
@@ -104,7 +116,7 @@ class Graph(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if (address := _address(tensor)) not in held:
                 self._memory[address] = self._new_storage()
         computed = any(self.values[i].computed for i in inputs)
-        view = not written and any(_address(t) in held for t in results)
+        moves = name in _MOVES or (not written and any(_address(t) in held for t in results))
         described = [(self.values[i].shape, self.values[i].labels) for i in inputs]
         outputs = []
         for tensor in [*results, *written]:
@@ -115,13 +127,15 @@ class Graph(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if index == made:
                 value = self.values[index]
                 value.computed = computed
+                if moves and math.prod(value.shape) == math.prod(described[0][0]):
+                    value.content = self.values[inputs[0]].content
                 if computed:
                     value.labels = labels_after(name, func, args, described, value.shape)
             outputs.append(index)
         if outputs:
             for index in set(inputs):
                 self.values[index].consumers.append(len(self.operations))
-            self.operations.append(Operation(name, inputs, tuple(outputs), view))
+            self.operations.append(Operation(name, inputs, tuple(outputs), moves))
         return out
 
     def enter(self, module: str, kind: str, inputs: object) -> None:
@@ -142,7 +156,7 @@ class Graph(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return
         call.output = self._value(tensor)
         value = self.values[call.output]
-        if not any(value.labels):
+        if not any(value.labels[1:]):
             value.labels = self._labels_like_inputs(call, value)
         call.problem = self._problem(tensor, value)
 
@@ -161,12 +175,20 @@ class Graph(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return ""
 
     def _labels_like_inputs(self, call: Call, value: Value) -> Labels:
-        """Label an output whose making was not understood like an input of its shape, the last axis apart."""
+        """Label an output whose making was not understood.
+
+        It is laid out like an input of its shape, the last axis apart, or else like an input of its very shape of
+        a module around this call (a residual branch).
+        """
         for index in call.inputs:
             given = self.values[index]
-            if given.shape[:-1] == value.shape[:-1] and any(given.labels):
+            if given.shape[:-1] == value.shape[:-1] and any(given.labels[1:]):
                 last = given.labels[-1] if given.shape == value.shape else None
                 return (*given.labels[:-1], last)
+        for around in reversed(self._open):
+            for index in around.inputs:
+                if self.values[index].shape == value.shape and any(self.values[index].labels[1:]):
+                    return self.values[index].labels
         return value.labels
 
     def _new_storage(self) -> tuple[int, int]:
@@ -185,7 +207,7 @@ class Graph(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if known is not None:
             return known
         index = len(self.values)
-        value = Value(shape, memory, False, (None,) * tensor.ndim)
+        value = Value(shape, index, False, (None,) * tensor.ndim)
         self.values.append(value)
         self._known[memory, geometry] = index
         older = self._latest.get((memory[0], geometry))

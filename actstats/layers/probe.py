@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from actstats.errors import ActstatsError
 from actstats.layers.axes import Grid, Labels
 from actstats.layers.chains import convolution_calls
-from actstats.layers.graph import Call, Graph, Value, trace
+from actstats.layers.graph import IMAGE_VALUE, Call, Graph, Value, trace
 from actstats.layers.layer import Layer
 from actstats.layers.presets import block_modules, paper_modules
 
@@ -114,11 +114,11 @@ def _layer(name: str, call: Call, value: Value) -> Layer | str:
 def _axes(labels: Labels) -> str | None:
     """Return a letter for each axis (see `Layer.axes`), or None if the labels do not tell.
 
-    Where nothing is known the conventions decide: [N, C], [N, T, C], [N, C, H, W].
+    Where no axis but the images' is known the conventions [N, C] and [N, T, C] decide.
     """
     rest = labels[1:]
     if not any(rest):
-        return {0: "n", 1: "nc", 2: "nwc", 3: "nchw"}.get(len(rest))
+        return {0: "n", 1: "nc", 2: "nwc"}.get(len(rest))
     letters = ["t" if isinstance(label, Grid) else label or "c" for label in rest]
     if len(set(letters)) < len(letters) or ("t" in letters and {"h", "w"} & set(letters)):
         return None
@@ -128,23 +128,17 @@ def _axes(labels: Labels) -> str | None:
 def _distinct(graph: Graph, preferred: Sequence[set[tuple[str, int]]]) -> set[tuple[str, int]]:
     """Return one call for each value that is returned: one of the first preferred set that has any, or the first.
 
-    A view of a whole value, or the image itself, is not another value.
+    A mere rearrangement of a value, or the image itself, is not another value.
     """
-    image = graph.values[0]
-    chosen: dict[tuple[tuple[int, int], int], tuple[int, tuple[str, int]]] = {}
+    chosen: dict[int, tuple[int, tuple[str, int]]] = {}
     for call in graph.calls:
         if call.output is None or call.problem:
             continue
-        key, value = (call.module, call.number), graph.values[call.output]
+        key, content = (call.module, call.number), graph.values[call.output].content
         rank = next((at for at, keys in enumerate(preferred) if key in keys), len(preferred))
-        content = (value.memory, _size(value))
-        if content != (image.memory, _size(image)) and (content not in chosen or rank < chosen[content][0]):
+        if content != IMAGE_VALUE and (content not in chosen or rank < chosen[content][0]):
             chosen[content] = rank, key
     return {key for _, key in chosen.values()}
-
-
-def _size(value: Value) -> int:
-    return torch.Size(value.shape).numel()
 
 
 def _never_ran(model: nn.Module, counts: Mapping[str, int]) -> dict[str, str]:
@@ -161,8 +155,8 @@ def _never_ran(model: nn.Module, counts: Mapping[str, int]) -> dict[str, str]:
         elif isinstance(holder, nn.MultiheadAttention):
             reason = f"{parent}, a MultiheadAttention, uses its weights without calling it"
         elif parent in counts or parent == "":
-            caller = parent or "the model"
-            reason = f"{caller} does not call it in eval mode (an auxiliary head, an unused branch, or used for its weights alone)"
+            unused = "an auxiliary head, an unused branch, or used for its weights alone"
+            reason = f"{parent or 'the model'} does not call it in eval mode ({unused})"
         else:
             reason = f"{parent}, which holds it, did not call it"
         reasons[name] = reason

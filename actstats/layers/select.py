@@ -21,9 +21,10 @@ def select_layers(model: nn.Module, example: Tensor, selectors: Sequence[str] = 
 
     A selector is one of
 
-    - `conv`: the output of every convolution, after the normalisation and activation that directly follow it;
+    - `conv`: the output of every convolution, after the normalisation and activation that directly follow it, as
+      far as a module returns that (what a network computes by functions between its modules no hook can see);
       in a network with at most one convolution, `block`;
-    - `block`: the output of every block, the outermost modules of classes that occur repeatedly;
+    - `block`: the output of every block, the outermost modules of classes that run repeatedly;
     - `all`: every distinct value that a module returns;
     - `paper`: the modules of AlexNet, GoogLeNet or ResNet-50 that the paper looks at;
     - a module's name, `inception3a`: all its calls; with `:k`, `layer1.0.relu:1`: its call k, counted from 0;

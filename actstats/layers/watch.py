@@ -24,14 +24,16 @@ def watch(
 
     Raises:
         ActstatsError: out of the forward pass, when a layer's shape is not the one that was probed, or when
-            a layer did not run; at the beginning, when the model has no such module.
+            a layer did not run; at the beginning, when the model has no such module or a layer is given twice.
     """
     modules = {name or ROOT: module for name, module in model.named_modules()}
     by_module: dict[str, dict[int, int]] = {}
     for index, layer in enumerate(layers):
         if layer.module not in modules:
             raise ActstatsError(f"layer {layer.name}: the model has no module {layer.module}")
-        by_module.setdefault(layer.module, {})[layer.call] = index
+        if layer.call in by_module.setdefault(layer.module, {}):
+            raise ActstatsError(f"layer {layer.name} is given twice")
+        by_module[layer.module][layer.call] = index
     calls = dict.fromkeys(by_module, 0)
     seen = 0
 
