@@ -55,7 +55,7 @@ _DROPS = {
 }
 _PRODUCTS = {"linear", "matmul", "mm", "bmm"}
 _UNREADABLE = {"einsum", "tensordot"}
-_MADE_MAPS = ("conv", "pool", "upsample", "interpolate", "pixel_shuffle", "pixel_unshuffle", "grid_sampler")
+_MADE_MAPS = ("pool", "upsample", "interpolate", "pixel_shuffle", "pixel_unshuffle", "grid_sampler")
 _PRIMES = (2, 3, 5, 7, 11, 13, 17, 19)
 
 
@@ -79,7 +79,7 @@ def labels_after(
     if not inputs or name in _UNREADABLE:
         return unknown
     before, labels = inputs[0]
-    if any(part in name for part in _MADE_MAPS):
+    if convolves(name) or any(part in name for part in _MADE_MAPS):
         return _of_maps(len(shape))
     if name == "cat":
         return _joined(inputs, _axis(args, 1, len(shape)), shape)
@@ -102,6 +102,11 @@ def labels_after(
     if len(before) != len(shape) or name in {"view", "reshape"}:
         return regrouped(before, labels, shape)
     return _elementwise(inputs, shape)
+
+
+def convolves(name: str) -> bool:
+    """Return whether the operation is a convolution, of whatever backend, by its name."""
+    return "conv" in name and "convert" not in name
 
 
 def regrouped(before: Shape, labels: Labels, after: Shape) -> Labels:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterator
 from typing import Final
 
+from actstats.layers.axes import convolves
 from actstats.layers.graph import Call, Graph, Operation
 
 _NORMS: Final = ("batch_norm", "group_norm", "layer_norm", "instance_norm", "rms_norm")
@@ -32,7 +33,7 @@ _PADS: Final = frozenset({"pad", "constant_pad_nd", "reflection_pad2d", "replica
 
 def is_convolution(graph: Graph, operation: Operation) -> bool:
     """Return whether the operation is a convolution of something computed from the image."""
-    return "conv" in operation.name and graph.values[operation.inputs[0]].computed
+    return convolves(operation.name) and graph.values[operation.inputs[0]].computed
 
 
 def convolution_calls(graph: Graph) -> list[Call]:
