@@ -20,12 +20,13 @@ from actstats.errors import ActstatsError
 
 if TYPE_CHECKING:
     from actstats.data import open_source
+    from actstats.engine import sweep
     from actstats.layers import select_layers
     from actstats.merging import merge
     from actstats.metrics import Metric, Output
     from actstats.models import Loaded, load_from_manifest, load_model
     from actstats.preprocess import Preprocessing
-    from actstats.engine import Summary, sweep
+    from actstats.progress import Summary
 
 __all__ = [
     "ActstatsError",
@@ -48,7 +49,7 @@ _HOMES = {
     "Metric": "metrics",
     "Output": "metrics",
     "Preprocessing": "preprocess",
-    "Summary": "engine",
+    "Summary": "progress",
     "load_from_manifest": "models",
     "load_model": "models",
     "merge": "merging",

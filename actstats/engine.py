@@ -10,8 +10,8 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,64 +20,18 @@ from torch import Tensor, nn
 
 from actstats import manifest as manifests
 from actstats.data import Batch, ImageError, Source, batches, open_source
+from actstats.device import find_device, in_eval_mode, out_of_memory_explained
 from actstats.errors import ActstatsError
 from actstats.layers import Layer, select_layers, watch
 from actstats.metrics import DEFAULT, Chosen, Metric, choose
 from actstats.models import Loaded, load_model
 from actstats.partition import Partition, Plan, histogram_dtype
 from actstats.preprocess import Preprocessing
+from actstats.progress import Progress, Summary
 from actstats.store import Schema, Store, parse_compression
 from actstats.writer import Writer
 
 AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a sweep is: what `sweep` hands to its `progress` callback after every batch."""
-
-    done: int
-    """Images done in this run, unreadable ones included."""
-    total: int
-    """Images that this run has to do."""
-    failed: int
-    seconds: float
-    """Since the first batch was asked for."""
-    waiting: float
-    """Seconds of these in which the model waited for data."""
-
-    @property
-    def rate(self) -> float:
-        """Images a second."""
-        return self.done / self.seconds if self.seconds else 0.0
-
-    @property
-    def remaining(self) -> float:
-        """Seconds to go at this rate."""
-        return (self.total - self.done) / self.rate if self.rate else float("inf")
-
-    @property
-    def waiting_share(self) -> float:
-        """Share of the time in which the model waited for data."""
-        return self.waiting / self.seconds if self.seconds else 0.0
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What a call of `sweep` did."""
-
-    store: Path
-    images: int
-    """Images in the whole sweep."""
-    units: int
-    layers: int
-    progress: Progress
-    partitions: int
-    """Partitions that this run completed."""
-    complete: bool
-    """Whether every partition of the store is complete now."""
-    failures: dict[str, str] = field(default_factory=dict)
-    """Reason by path, of the images that this run could not read."""
 
 
 def sweep(
@@ -152,7 +106,7 @@ def sweep(
     source = open_source(images, limit=limit) if isinstance(images, str | Path) else images
     loaded = _load(model, weights, seed, preprocessing)
     _refuse_unreadable(source)
-    with _in_eval_mode(loaded.model), _explained(batch_size):
+    with in_eval_mode(loaded.model), out_of_memory_explained(batch_size):
         network = loaded.model.to(target).to(memory_format=torch.channels_last)
         example = torch.zeros(2, *loaded.preprocessing.shape, device=target)
         hooked = select_layers(network, example, layers)
@@ -270,27 +224,6 @@ class _Run:
             self.failures[path] = message
 
 
-def find_device(name: str) -> torch.device:
-    """Return the device of that name, "auto" being a GPU if there is one.
-
-    Raises:
-        ActstatsError: no such device, or one that the kernels do not run on.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ActstatsError(f"no device is named {name!r}; give auto, cpu, cuda or cuda:N") from error
-    if device.type not in ("cpu", "cuda"):
-        raise ActstatsError(f"device {name!r} has no kernels; give auto, cpu, cuda or cuda:N")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ActstatsError(
-            f"device {name!r} is not there: torch sees {torch.cuda.device_count()} CUDA devices; use --device cpu"
-        )
-    return device
-
-
 def _check_numbers(
     batch_size: int,
     partition_size: int,
@@ -388,29 +321,3 @@ def _timed(loader: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
 
 def _workers(workers: int | None) -> int:
     return min(8, os.cpu_count() or 1) if workers is None else workers
-
-
-@contextmanager
-def _in_eval_mode(model: nn.Module) -> Iterator[None]:
-    """Run with dropout off and normalisation fixed, and leave each module's mode as it was."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-@contextmanager
-def _explained(batch_size: int) -> Iterator[None]:
-    """Say in one line that memory ran out, and what to change."""
-    advice = f"out of memory with --batch-size {batch_size}; completed partitions are kept: try a smaller one"
-    try:
-        yield
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise ActstatsError(advice) from error
-    except RuntimeError as error:
-        if "allocate memory" not in str(error) and "not enough memory" not in str(error):
-            raise
-        raise ActstatsError(advice) from error

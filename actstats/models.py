@@ -28,7 +28,7 @@ _FILE_ENDINGS: Final = frozenset({".pth", ".pt", ".ckpt", ".bin", ".safetensors"
 
 @dataclass(frozen=True)
 class Loaded:
-    """A network ready to be swept: in eval mode, without auxiliary heads, and known by its `identity`.
+    """A network ready to be swept, and known by its `identity`. Those of `load_model` are in eval mode.
 
     `identity` is fit for JSON: `arch`, `num_classes`, and `weights`, which is all that `load_from_manifest`
     needs.
@@ -40,9 +40,9 @@ class Loaded:
 
     @classmethod
     def of(cls, model: nn.Module, preprocessing: Preprocessing) -> Self:
-        """Return a network of the caller's own, which is put into eval mode. It cannot be rebuilt by name."""
+        """Return a network of the caller's own, left in the mode that it is in. It cannot be rebuilt by name."""
         weights = {"source": "module", "sha256": state_sha256(model)}
-        return cls(model.eval(), preprocessing, {"arch": type(model).__name__, "weights": weights})
+        return cls(model, preprocessing, {"arch": type(model).__name__, "weights": weights})
 
 
 def load_model(arch: str, weights: str | Path = "default", *, seed: int = 0) -> Loaded:
@@ -119,10 +119,12 @@ def _from_file(arch: str, sets: Mapping[str, Any], path: Path) -> Loaded:
     preprocessing = _own_preprocessing(checkpoint) or zoo.preprocessing_of(zoo.set_of_file(checkpoint, sets))
     # Most files of GoogLeNet and Inception v3 descend from torchvision's, which transform their input.
     arguments = zoo.builder_arguments(arch, preprocessing, transform_input=True)
-    classes = checkpoint.state.get(zoo.class_layer(zoo.build(arch, arguments)))
-    if classes is not None:
+    model = zoo.build(arch, arguments)
+    classes = checkpoint.state.get(zoo.class_layer(model))
+    if classes is not None and len(classes) != arguments["num_classes"]:
         arguments["num_classes"] = len(classes)
-    model = _filled(arch, arguments, checkpoint)
+        model = zoo.build(arch, arguments)
+    fit(model, checkpoint, arch)
     record = {
         "source": f"file:{path.name}",
         "path": str(path),

@@ -31,11 +31,8 @@ from actstats.errors import ActstatsError, nearest
 IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
 IMAGENET_STD: Final = (0.229, 0.224, 0.225)
 
-INTERPOLATIONS: Final = {
-    name: Image.Resampling[name.upper()]
-    for name in ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
-}
-"""Torchvision's names of PIL's filters; all but `nearest` antialias when they shrink."""
+INTERPOLATIONS: Final = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+"""Torchvision's names of PIL's filters; both antialias when they shrink."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +101,8 @@ class Preprocessing:
             image = image.convert("RGB")
         width, height = self.resized(image.size)
         if (width, height) != image.size:
+            # The whole image, though the crop needs less: PIL's `box` rounds otherwise, and the order of its two
+            # passes, on which the pixels depend too, is its own affair (it differs by shape, and by version).
             image = image.resize((width, height), INTERPOLATIONS[self.interpolation])
         left, top = _margin(width, self.crop), _margin(height, self.crop)
         return np.asarray(image.crop((left, top, left + self.crop, top + self.crop)))

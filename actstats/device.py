@@ -1,0 +1,58 @@
+"""Where a network runs, in which mode, and what is said when memory does not suffice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from actstats.errors import ActstatsError
+
+
+def find_device(name: str) -> torch.device:
+    """Return the device of that name, "auto" being a GPU if there is one.
+
+    Raises:
+        ActstatsError: no such device, or one that the kernels do not run on.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ActstatsError(f"no device is named {name!r}; give auto, cpu, cuda or cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ActstatsError(f"device {name!r} has no kernels; give auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ActstatsError(
+            f"device {name!r} is not there: torch sees {torch.cuda.device_count()} CUDA devices; use --device cpu"
+        )
+    return device
+
+
+@contextmanager
+def in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Run with dropout off and normalisation fixed, and leave each module's mode as it was."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextmanager
+def out_of_memory_explained(batch_size: int) -> Iterator[None]:
+    """Say in one line that memory ran out, and what to change."""
+    advice = f"out of memory with --batch-size {batch_size}; completed partitions are kept: try a smaller one"
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise ActstatsError(advice) from error
+    except RuntimeError as error:
+        if "allocate memory" not in str(error) and "not enough memory" not in str(error):
+            raise
+        raise ActstatsError(advice) from error
