@@ -40,7 +40,6 @@ _FORMATS: Final = {
     "TIFF": (".tif", ".tiff"),
     "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
     "JPEG2000": (".jp2", ".j2k"),
-    "MPO": (),
 }
 EXTENSIONS: Final = frozenset(ending for endings in _FORMATS.values() for ending in endings)
 """Lower-case endings of the file names that are taken for images."""

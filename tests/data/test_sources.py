@@ -1,0 +1,289 @@
+"""Folders, tar files and the demo: what is listed, in which order, under which labels."""
+
+import importlib.util
+import os
+import tarfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from actstats.data import MISSING, NO_LABEL, UNREADABLE, ImageError, open_source
+from actstats.data.opening import expand_ranges
+from actstats.data.tar import index_tar
+from actstats.errors import ActstatsError
+from tests.data.images import encoded, picture, write_folder, write_tar
+
+PIXELS = [np.asarray(picture(seed=seed)) for seed in range(5)]
+DATA = [encoded(picture(seed=seed)) for seed in range(5)]
+
+
+def _error(spec: object, **options: int) -> str:
+    with pytest.raises(ActstatsError) as caught:
+        open_source(str(spec), **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+BY_CLASS = {
+    "dog/b.png": DATA[2],
+    "cat/z.png": DATA[1],
+    "cat/a.PNG": DATA[0],
+    "notes.txt": b"",
+    "dog/._b.png": b"",
+}
+
+
+def _check_by_class(source, prefix: str = "") -> None:
+    assert source.paths == [prefix + name for name in ("cat/a.PNG", "cat/z.png", "dog/b.png")]
+    assert source.classes == ["cat", "dog"]
+    np.testing.assert_array_equal(source.labels, [0, 0, 1])
+    assert source.labels.dtype == np.int64
+    assert len(source) == 3
+    for index in range(3):
+        np.testing.assert_array_equal(np.asarray(source.image(index)), PIXELS[index])
+
+
+def test_folder_by_class(tmp_path: Path) -> None:
+    source = open_source(write_folder(tmp_path / "set", BY_CLASS))
+    _check_by_class(source)
+    assert source.kind == "folder"
+
+
+def test_tar_by_class_equals_its_folder(tmp_path: Path) -> None:
+    folder = open_source(write_folder(tmp_path / "set", BY_CLASS))
+    source = open_source(write_tar(tmp_path / "set.tar", BY_CLASS))
+    _check_by_class(source)
+    assert source.kind == "tar"
+    assert source.fingerprint == folder.fingerprint
+
+
+def test_tar_below_a_common_folder(tmp_path: Path) -> None:
+    files = {f"./images/train/{name}": data for name, data in BY_CLASS.items()}
+    _check_by_class(open_source(write_tar(tmp_path / "set.tar", files)), "images/train/")
+
+
+def test_flat_validation_set_has_no_labels(tmp_path: Path) -> None:
+    names = [f"ILSVRC2012_val_{number:08d}.JPEG" for number in (2, 1)]
+    source = open_source(write_folder(tmp_path, dict(zip(names, DATA, strict=False))))
+    assert source.paths == sorted(names)
+    np.testing.assert_array_equal(source.labels, [NO_LABEL, NO_LABEL])
+    assert source.classes == []
+
+
+def test_limit_keeps_the_labels_of_the_whole(tmp_path: Path) -> None:
+    write_folder(tmp_path / "set", BY_CLASS)
+    write_tar(tmp_path / "set.tar", BY_CLASS)
+    for spec in ("set", "set.tar"):
+        whole, part = open_source(tmp_path / spec), open_source(tmp_path / spec, limit=2)
+        assert part.paths == whole.paths[:2]
+        assert part.classes == whole.classes
+        assert part.fingerprint != whole.fingerprint
+        assert len(open_source(tmp_path / spec, limit=100)) == 3
+    assert "limit" in _error(tmp_path / "set", limit=0)
+
+
+def test_fingerprint_tells_lists_apart(tmp_path: Path) -> None:
+    first = open_source(write_folder(tmp_path / "a", {"1.png": DATA[0]}))
+    assert first.fingerprint == open_source(write_folder(tmp_path / "b", {"1.png": DATA[0]})).fingerprint
+    assert first.fingerprint != open_source(write_folder(tmp_path / "c", {"2.png": DATA[0]})).fingerprint
+    assert (
+        first.fingerprint != open_source(write_folder(tmp_path / "d", {"1.png": DATA[0] + b"x"})).fingerprint
+    )
+
+
+def test_folder_links(tmp_path: Path) -> None:
+    write_folder(tmp_path / "real", {"a.png": DATA[0]})
+    root = write_folder(tmp_path / "set", {"b.png": DATA[1]})
+    (root / "linked").symlink_to(tmp_path / "real")
+    (root / "loop").symlink_to(root)
+    (root / "broken.png").symlink_to(tmp_path / "nowhere.png")
+    os.mkfifo(root / "pipe.png")
+    source = open_source(root)
+    assert source.paths == ["b.png", "broken.png", "linked/a.png"]
+    with pytest.raises(ImageError) as caught:
+        source.image(1)
+    assert caught.value.status == MISSING
+
+
+def test_a_file_that_went_is_missing(tmp_path: Path) -> None:
+    source = open_source(write_folder(tmp_path, {"a.png": DATA[0]}))
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(ImageError) as caught:
+        source.image(0)
+    assert caught.value.status == MISSING
+
+
+def test_a_folder_named_like_an_image_is_unreadable_not_fatal(tmp_path: Path) -> None:
+    source = open_source(write_folder(tmp_path, {"a.png": DATA[0]}))
+    (tmp_path / "a.png").unlink()
+    (tmp_path / "a.png").mkdir()
+    with pytest.raises(ImageError) as caught:
+        source.image(0)
+    assert caught.value.status == UNREADABLE
+
+
+def test_names_that_are_no_utf8(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.png")
+    try:
+        write_folder(tmp_path / "set", {name: DATA[0]})
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    source = open_source(tmp_path / "set")
+    assert source.paths == [r"caf\xe9.png"]
+    np.testing.assert_array_equal(np.asarray(source.image(0)), PIXELS[0])
+
+
+def test_webdataset_shards(tmp_path: Path) -> None:
+    shards = [
+        {
+            "0001.cls": b"7",
+            "0001.png": DATA[1],
+            "0000.jpg.png": DATA[0],
+            "0000.cls": b"3\n",
+            "0000.json": b"{}",
+        },
+        {"0000.cls": b"5", "0000.png": DATA[2], "0001.png": DATA[3]},
+    ]
+    for number, files in enumerate(shards):
+        write_tar(tmp_path / f"train-{number:03d}.tar", files)
+    braces = open_source(tmp_path / "train-{000..001}.tar")
+    assert braces.paths == [
+        "train-000.tar/0000.jpg.png",
+        "train-000.tar/0001.png",
+        "train-001.tar/0000.png",
+        "train-001.tar/0001.png",
+    ]
+    np.testing.assert_array_equal(braces.labels, [3, 7, 5, NO_LABEL])
+    assert braces.classes == []
+    for index in range(4):
+        np.testing.assert_array_equal(np.asarray(braces.image(index)), PIXELS[index])
+    folder = open_source(tmp_path)
+    assert folder.paths == braces.paths
+    assert folder.fingerprint == braces.fingerprint
+    assert "train-002.tar" in _error(tmp_path / "train-{000..002}.tar")
+
+
+def test_a_class_member_that_is_no_number(tmp_path: Path) -> None:
+    assert "0.cls" in _error(write_tar(tmp_path / "a.tar", {"0.png": DATA[0], "0.cls": b"cat"}))
+
+
+def test_expand_ranges() -> None:
+    assert expand_ranges("{0..1}/{8..10}") == ["0/8", "0/9", "0/10", "1/8", "1/9", "1/10"]
+    assert expand_ranges("plain") == ["plain"]
+    with pytest.raises(ActstatsError, match="empty"):
+        expand_ranges("{3..1}")
+
+
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_long_names_in_every_tar_format(tmp_path: Path, form: int) -> None:
+    name = f"{'d' * 90}/{'n' * 80}.png"
+    source = open_source(write_tar(tmp_path / "a.tar", {name: DATA[0], "b.png": DATA[1]}, format=form))
+    assert source.paths == ["b.png", name]
+    np.testing.assert_array_equal(np.asarray(source.image(1)), PIXELS[0])
+
+
+def test_tar_members_are_only_names_and_bytes(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "a.tar", {"/etc/a.png": DATA[0], "../../b.png": DATA[1]})
+    with tarfile.open(path, "a") as archive:
+        for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE):
+            entry = tarfile.TarInfo(f"{kind.decode()}.png")
+            entry.type, entry.linkname = kind, "/etc/passwd"
+            archive.addfile(entry)
+    source = open_source(path)
+    assert source.paths == ["b.png", "etc/a.png"]
+    assert sorted(tmp_path.iterdir()) == [path]
+
+
+def test_the_last_of_two_members_with_one_name_counts(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "a.tar", {"a.png": DATA[0]})
+    write_tar(path, {"a.png": DATA[1]}, mode="a")
+    source = open_source(path)
+    assert len(source) == 1
+    np.testing.assert_array_equal(np.asarray(source.image(0)), PIXELS[1])
+
+
+@pytest.mark.parametrize(("mode", "tool"), [("w:gz", "gunzip"), ("w:bz2", "bunzip2"), ("w:xz", "unxz")])
+def test_compressed_tars_are_refused_with_advice(tmp_path: Path, mode: str, tool: str) -> None:
+    assert tool in _error(write_tar(tmp_path / "a.tar", {"a.png": DATA[0]}, mode=mode))
+
+
+def test_damaged_tars_are_refused(tmp_path: Path) -> None:
+    # Without its two closing blocks a tar is whole; cut within a member or a header it is not.
+    path = write_tar(tmp_path / "a.tar", {"a.png": DATA[0], "b.png": DATA[1]})
+    whole = path.read_bytes()
+    second = index_tar(path)["b.png"].offset
+    for length in (second - 100, second + 10):
+        path.write_bytes(whole[:length])
+        assert "whole tar" in _error(path)
+    path.write_bytes(whole[: second - 512] + b"x" * 512 + whole[second:])
+    assert "whole tar" in _error(path)
+    path.write_bytes(b"no tar at all" * 100)
+    assert "whole tar" in _error(path)
+    path.write_bytes(b"")
+    assert "whole tar" in _error(path)
+
+
+def test_a_tar_cut_after_opening(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "a.tar", {"a.png": DATA[0]})
+    source = open_source(path)
+    os.truncate(path, 600)
+    with pytest.raises(ImageError) as caught:
+        source.image(0)
+    assert caught.value.status == UNREADABLE
+
+
+def test_a_shard_gone_after_opening(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "a.tar", {"a.png": DATA[0]})
+    source = open_source(path)
+    path.unlink()
+    with pytest.raises(ImageError) as caught:
+        source.image(0)
+    assert caught.value.status == MISSING
+
+
+def test_many_threads_read_many_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # More shards than descriptors are kept, so that they are closed and opened again under the readers.
+    monkeypatch.setattr("actstats.data.tar._OPEN_SHARDS", 2)
+    for shard in range(6):
+        write_tar(tmp_path / f"{shard}.tar", {f"{seed}.png": DATA[seed] for seed in range(5)})
+    descriptors = Path("/proc/self/fd")
+    before = len(list(descriptors.iterdir())) if descriptors.exists() else 0
+    source = open_source(tmp_path)
+    order = np.random.default_rng(0).permutation(np.repeat(np.arange(30), 10))
+    with ThreadPoolExecutor(8) as pool:
+        for index, data in zip(order, pool.map(source.read, order), strict=True):
+            assert data == DATA[index % 5]
+    if before:
+        assert len(list(descriptors.iterdir())) <= before + 2
+
+
+def test_nothing_there(tmp_path: Path) -> None:
+    write_folder(tmp_path, {"photographs/readme.txt": b"", "photographs/a.txt": b""})
+    assert "did you mean photographs?" in _error(tmp_path / "photograps")
+    assert "no image" in _error(tmp_path / "photographs")
+    assert "no image" in _error(write_tar(tmp_path / "a.tar", {"a.txt": b"1"}))
+    assert _error(tmp_path / "none" / "such")
+    assert "whole tar" in _error(write_folder(tmp_path, {"one.png": DATA[0]}) / "one.png")
+
+
+def test_demo() -> None:
+    source, again = open_source("demo"), open_source("demo")
+    assert len(source) == len(set(source.paths)) == 256
+    assert source.paths == again.paths
+    assert source.fingerprint == again.fingerprint
+    np.testing.assert_array_equal(np.bincount(source.labels), [32] * 8)
+    assert len(open_source("demo", limit=9)) == 9
+    for index in range(0, 256, 37):
+        image = source.image(index)
+        assert isinstance(image, Image.Image)
+        assert source.paths[index].startswith(source.classes[source.labels[index]] + "/")
+        assert source.paths[index].endswith(f"-{image.width}")
+        assert np.asarray(image).std() > 1
+
+
+def test_demo_without_scikit_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert "pip install 'actstats[demo]'" in _error("demo")
