@@ -11,7 +11,6 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +22,9 @@ from actstats.data import Batch, ImageError, Source, batches, open_source
 from actstats.device import find_device, in_eval_mode, out_of_memory_explained
 from actstats.errors import ActstatsError
 from actstats.layers import Layer, select_layers, watch
-from actstats.metrics import DEFAULT, Chosen, Metric, choose
+from actstats.metrics import DEFAULT, Metric, choose
 from actstats.models import Loaded, load_model
-from actstats.partition import Partition, Plan, histogram_dtype
+from actstats.partition import Partition, Plan, schema_of
 from actstats.preprocess import Preprocessing
 from actstats.progress import Progress, Summary
 from actstats.store import Schema, Store, parse_compression
@@ -110,7 +109,7 @@ def sweep(
         network = loaded.model.to(target).to(memory_format=torch.channels_last)
         example = torch.zeros(2, *loaded.preprocessing.shape, device=target)
         hooked = select_layers(network, example, layers)
-        schema = _schema(chosen, hooked, len(source), partition_size, top_k, per_image)
+        schema = schema_of(chosen, hooked, len(source), partition_size, top_k, per_image)
         manifest = manifests.build(
             **loaded.identity,
             preprocessing=loaded.preprocessing.to_dict(),
@@ -273,30 +272,6 @@ def _refuse_unreadable(source: Source) -> None:
     raise ActstatsError(
         f"none of the {len(source)} images of {source.spec} can be read; {source.paths[0]}: {first}"
     )
-
-
-def _schema(
-    chosen: Chosen, layers: Sequence[Layer], images: int, partition_size: int, top_k: int, per_image: bool
-) -> Schema:
-    outputs = [output for output in chosen.outputs if per_image or not output.per_image]
-    sizes: dict[str, int] = {}
-    for name, metric in chosen.custom.items():
-        for dim, size in metric.sizes(layers).items():
-            if sizes.setdefault(dim, size) != size:
-                raise ActstatsError(
-                    f"metric {name} has a dimension {dim!r} of length {size}, another has {sizes[dim]}"
-                )
-    return _with_wide_counts(
-        Schema(tuple(outputs), tuple(layers), images, min(partition_size, images), top_k, sizes)
-    )
-
-
-def _with_wide_counts(schema: Schema) -> Schema:
-    """Count in u8 where a partition's counts could overflow u4."""
-    if histogram_dtype(schema) == torch.int32:
-        return schema
-    wide = tuple(replace(o, dtype="uint64") if o.name == "histogram" else o for o in schema.outputs)
-    return replace(schema, outputs=wide)
 
 
 def _describe(layer: Layer) -> dict[str, Any]:

@@ -6,8 +6,8 @@ On a GPU no method here waits for the device: results are copied to pinned memor
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from actstats.errors import ActstatsError
+from actstats.layers import Layer
 from actstats.metrics import Chosen, Output, State
 from actstats.store import Schema
 from actstats_kernels import ops
@@ -37,6 +38,35 @@ class Plan:
         """Each layer's place on the unit axis."""
         ends = np.cumsum([layer.units for layer in self.schema.layers]).tolist()
         return [slice(end - layer.units, end) for end, layer in zip(ends, self.schema.layers, strict=True)]
+
+
+def schema_of(
+    chosen: Chosen, layers: Sequence[Layer], images: int, partition_size: int, top_k: int, per_image: bool
+) -> Schema:
+    """Return what a sweep of these metrics over these layers stores.
+
+    Raises:
+        ActstatsError: two metrics want different lengths of one dimension.
+    """
+    outputs = [output for output in chosen.outputs if per_image or not output.per_image]
+    sizes: dict[str, int] = {}
+    for name, metric in chosen.custom.items():
+        for dim, size in metric.sizes(layers).items():
+            if sizes.setdefault(dim, size) != size:
+                raise ActstatsError(
+                    f"metric {name} has a dimension {dim!r} of length {size}, another has {sizes[dim]}"
+                )
+    return _with_wide_counts(
+        Schema(tuple(outputs), tuple(layers), images, min(partition_size, images), top_k, sizes)
+    )
+
+
+def _with_wide_counts(schema: Schema) -> Schema:
+    """Count in u8 where a partition's counts could overflow u4."""
+    if histogram_dtype(schema) == torch.int32:
+        return schema
+    wide = tuple(replace(o, dtype="uint64") if o.name == "histogram" else o for o in schema.outputs)
+    return replace(schema, outputs=wide)
 
 
 class Partition:

@@ -1,0 +1,96 @@
+"""`actstats info`: what is in a store."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from actstats_cli import options
+from actstats_cli.printing import count, print_json, size, table
+
+if TYPE_CHECKING:
+    from actstats.description import Description, Variable
+
+SHOWN: Final = 10
+"""Images that were not read which are named."""
+
+
+@click.command()
+@click.argument("store", type=click.Path())
+@options.as_json
+def info(store: str, as_json: bool) -> None:
+    r"""Say what is in a store: what was swept, how complete it is, sizes, images that were not read.
+
+    --json has the whole manifest, and every image that was not read.
+
+    \b
+        actstats info googlenet.zarr
+        actstats info googlenet.zarr --json | jq .manifest.weights
+    """
+    from actstats.description import describe
+
+    description = describe(store)
+    if as_json:
+        found = dataclasses.asdict(description)
+        print_json({**found, "path": str(description.path), "complete": description.complete})
+    else:
+        for line in _lines(description):
+            click.echo(line)
+
+
+def _lines(description: Description) -> Iterator[str]:
+    yield from table(list(_facts(description)), "<<")
+    yield ""
+    yield from table(list(_sizes(description)), "<<<>>")
+    if failures := description.failures:
+        yield ""
+        yield f"{count(len(failures), 'image')} not read:"
+        yield from (f"  {path}: {reason}" for path, reason in list(failures.items())[:SHOWN])
+        if len(failures) > SHOWN:
+            yield f"  and {len(failures) - SHOWN:,} more: --json has them all"
+
+
+def _facts(description: Description) -> Iterator[tuple[str, str]]:
+    manifest = description.manifest
+    data, weights, how = manifest["data"], manifest["weights"], manifest["preprocessing"]
+    done = sum(description.completed)
+    yield "store", str(description.path)
+    yield "network", f"{manifest['arch']}, weights {_weights(weights)}"
+    yield "input", f"resize {how['resize']}, crop {how['crop']}, {how['interpolation']}"
+    yield "images", f"{data['images']:,} of {data['spec']} ({data['kind']}): {_statuses(description)}"
+    yield (
+        "layers",
+        f"{len(manifest['layers']):,} ({', '.join(manifest['selectors'])}), {description.units:,} units",
+    )
+    yield "metrics", ", ".join(manifest["metrics"])
+    state = "complete" if description.complete else "not complete: run the same sweep again to go on"
+    yield (
+        "partitions",
+        f"{done} of {len(description.completed)} of {manifest['partition_size']:,} images, {state}",
+    )
+    yield "run", f"batch size {manifest['batch_size']}, {manifest['device']}, amp {manifest['amp']}"
+    yield "made", f"{manifest['created']}, actstats {manifest['versions'].get('actstats', '?')}"
+
+
+def _weights(weights: dict[str, Any]) -> str:
+    seed = f" (random, seed {weights['seed']})" if weights["source"] == "none" else ""
+    return f"{weights['source']}{seed}, sha256 {weights['sha256'][:12]}"
+
+
+def _statuses(description: Description) -> str:
+    return ", ".join(f"{number:,} {name}" for name, number in description.statuses.items())
+
+
+def _sizes(description: Description) -> Iterator[tuple[str, ...]]:
+    yield "variable", "dimensions", "dtype", "size", "stored"
+    for variable in description.variables:
+        yield _row(variable.name, ", ".join(variable.dims), variable.dtype, [variable])
+    yield _row("coordinates", "", "", description.coordinates)
+    yield _row("all", "", "", [*description.variables, *description.coordinates])
+
+
+def _row(name: str, dims: str, dtype: str, variables: list[Variable]) -> tuple[str, ...]:
+    return name, dims, dtype, size(sum(v.nbytes for v in variables)), size(sum(v.stored for v in variables))

@@ -1,0 +1,92 @@
+"""Options that several commands share, each with one name, one type and one text."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
+
+
+def _split(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the parts of an option that may be repeated, and hold several values with commas between them."""
+    return tuple(part for value in values for part in (piece.strip() for piece in value.split(",")) if part)
+
+
+def together(*options: Callable[[Decorated], Decorated]) -> Callable[[Decorated], Decorated]:
+    """Return one decorator that adds several options, in this order."""
+    return lambda command: functools.reduce(lambda made, option: option(made), reversed(options), command)
+
+
+arch = click.option(
+    "--arch", required=True, metavar="NAME", help="Architecture, by torchvision's name: googlenet, resnet50."
+)
+weights = click.option(
+    "--weights",
+    default="default",
+    show_default=True,
+    metavar="NAME or FILE",
+    help="A set of torchvision's weights, a .pth or .safetensors file, or none: random ones.",
+)
+seed = click.option(
+    "--seed", type=int, default=0, show_default=True, help="Of random weights (--weights none)."
+)
+_LAYERS = (
+    "Presets (conv, block, all, paper), module names and patterns such as '*.branch1', with commas between; "
+    "repeatable."
+)
+layers = click.option(
+    "--layers",
+    multiple=True,
+    default=("conv",),
+    show_default="conv",
+    callback=_split,
+    metavar="NAMES",
+    help=_LAYERS,
+)
+layers_or_all = click.option(
+    "--layers", multiple=True, callback=_split, metavar="NAMES", help=f"Only these. {_LAYERS}"
+)
+metrics = click.option(
+    "--metrics",
+    multiple=True,
+    callback=_split,
+    metavar="NAMES",
+    help="What to compute, with commas between: mean, variance, maximum, active_fraction, total_variation, "
+    "power_spectrum, histogram, top, and installed metrics. Default: all built-in ones.",
+)
+metric = click.option(
+    "--metric",
+    "custom",
+    multiple=True,
+    metavar="MODULE:CLASS",
+    help="A metric of your own, repeatable: package.module:Class.",
+)
+per_image = click.option(
+    "--per-image/--no-per-image",
+    default=True,
+    show_default=True,
+    help="Store the variables that have a value for each image, or only what is summed by partition.",
+)
+top_k = click.option(
+    "--top-k",
+    type=click.IntRange(min=1),
+    default=16,
+    show_default=True,
+    help="Images kept for each unit, those with its greatest activations.",
+)
+partition_size = click.option(
+    "--partition-size",
+    type=click.IntRange(min=1),
+    default=1024,
+    show_default=True,
+    help="Images a partition, the block that is stored as a whole: what a stop can cost at most.",
+)
+as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+
+network = together(arch, weights, seed)
+stored = together(metrics, metric, per_image, top_k, partition_size)
+"""What decides the size of a store, beside the layers."""

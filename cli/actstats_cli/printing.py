@@ -1,0 +1,75 @@
+"""How numbers are printed: sizes, durations, tables, JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import click
+
+
+def size(count: float) -> str:
+    """Return a number of bytes in powers of 1000.
+
+    >>> size(174720), size(9_600_000_000), size(12)
+    ('175 kB', '9.60 GB', '12 B')
+    """
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 999.5:
+            return f"{count:.{0 if unit == 'B' or count >= 99.95 else 1 if count >= 9.995 else 2}f} {unit}"
+        count /= 1000
+    return f"{count:,.3g} TB" if count < 999.5 else f"{count:,.0f} TB"
+
+
+def duration(seconds: float) -> str:
+    """Return a time in the two units that matter.
+
+    >>> duration(0.42), duration(75), duration(7260), duration(float("inf"))
+    ('0.4 s', '1 min 15 s', '2 h 01 min', 'unknown time')
+    """
+    if not math.isfinite(seconds):
+        return "unknown time"
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02} min"
+
+
+def count(number: int, noun: str) -> str:
+    """Return "1 image", "7,280 units".
+
+    >>> count(1, "image"), count(7280, "unit")
+    ('1 image', '7,280 units')
+    """
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def table(rows: Sequence[Sequence[str]], align: str) -> Iterator[str]:
+    """Yield the lines of a table, its columns as wide as needed; `align` has "<" or ">" for each column.
+
+    >>> list(table([["name", "units"], ["conv1", "64"]], "<>"))
+    ['name   units', 'conv1     64']
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (f"{cell:{side}{width}}" for cell, side, width in zip(row, align, widths, strict=True))
+        yield "  ".join(cells).rstrip()
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON object on stdout; numbers that are not finite become null, as JSON has none."""
+    click.echo(json.dumps(_finite(value), indent=2, ensure_ascii=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,72 @@
+"""Progress of a sweep on stderr: a bar on a terminal, a plain line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import click
+
+from actstats_cli.printing import count, duration
+
+if TYPE_CHECKING:
+    from actstats.progress import Progress
+    from actstats.store import Schema, Store
+
+EVERY = 10.0
+"""Seconds between two plain lines."""
+
+
+class Reporter:
+    """Says on stderr what a sweep is going to do, and how far it is; close it before anything else is printed."""
+
+    def __init__(self) -> None:
+        self.store: Store | None = None
+        self._bar: Any = None
+        self._last = time.monotonic()
+        self._said: Progress | None = None
+
+    def started(self, store: Store, schema: Schema, total: int) -> None:
+        """Say what is about to be computed: `total` images of this run."""
+        self.store = store
+        done = int(store.completed.sum())
+        click.echo(
+            f"{store.manifest['arch']}: {count(len(schema.layers), 'layer')}, {count(schema.units, 'unit')}, "
+            f"{count(schema.images, 'image')} in {count(schema.partitions, 'partition')}, to {store.path}",
+            err=True,
+        )
+        if done and total:
+            click.echo(f"going on: {done} of {count(schema.partitions, 'partition')} were complete", err=True)
+        if sys.stderr.isatty() and total:
+            from tqdm import tqdm
+
+            layout = (
+                "{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
+            )
+            self._bar = tqdm(total=total, unit=" images", bar_format=layout, dynamic_ncols=True)
+
+    def advance(self, progress: Progress) -> None:
+        """Take the state after another batch."""
+        waiting = f"{progress.waiting_share:.0%} waiting for data"
+        if self._bar is not None:
+            self._bar.set_postfix_str(waiting, refresh=False)
+            self._bar.update(progress.done - self._bar.n)
+        elif time.monotonic() - self._last >= EVERY or progress.done == progress.total:
+            self._last = time.monotonic()
+            click.echo(
+                f"{progress.done:,} of {progress.total:,} images ({progress.done / progress.total:.0%}), "
+                f"{progress.rate:.1f} images/s, {duration(progress.remaining)} to go, {waiting}",
+                err=True,
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
