@@ -1,0 +1,27 @@
+"""Analyses: from the dataset that a sweep leaves to findings about its units and layers.
+
+Each is a pure function from an `xarray.Dataset`, as `xarray.open_zarr` gives it, to another one by unit, lazy
+until it is computed:
+
+>>> import xarray
+>>> from actstats.analysis import by_layer, smoothness
+>>> dataset = xarray.open_zarr("googlenet.zarr")  # doctest: +SKIP
+>>> by_layer(smoothness(dataset))  # doctest: +SKIP
+
+`by_layer` and `unit_table` make tables of a result, `notes` says which images took no part in it.
+"""
+
+from actstats.analysis.coverage import notes
+from actstats.analysis.smoothness import kernel_smoothness, smoothness
+from actstats.analysis.spectrum import spectrum
+from actstats.analysis.tables import by_layer, unit_table, write_table
+
+__all__ = [
+    "by_layer",
+    "kernel_smoothness",
+    "notes",
+    "smoothness",
+    "spectrum",
+    "unit_table",
+    "write_table",
+]

@@ -1,0 +1,105 @@
+"""How smooth a unit's maps are: total variation, raw, by step and relative to the map's own scale.
+
+A convolution's kernels are maps too, and have the same three numbers (`kernel_smoothness`).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import xarray as xr
+
+from actstats.analysis.coverage import result, usable
+from actstats.errors import ActstatsError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_NAMES = {
+    "total_variation": ("activation", "total variation of the map, mean over images"),
+    "step": ("activation", "mean difference of neighbours: total variation / pairs, mean over images"),
+    "roughness": ("1", "total variation / pairs / standard deviation of the map, mean over images"),
+}
+
+
+def smoothness(dataset: xr.Dataset) -> xr.Dataset:
+    """Return how rough each unit's maps are on average over the images, lazily.
+
+    For a map x of H x W positions with total variation TV = sum abs(x[i+1,j] - x[i,j]) + sum abs(x[i,j+1] - x[i,j])
+    (anisotropic, Rudin, Osher and Fatemi 1992; Chen et al. 2020, arXiv 2006.09373, compare networks by it):
+
+    - `total_variation` = mean of TV: grows with the map's area and the activation's scale;
+    - `step` = mean of TV / (H (W - 1) + W (H - 1)): by position, so maps of different sizes compare;
+    - `roughness` = mean of step / sqrt(variance of the map): free of scale. 2 / sqrt(pi) = 1.13 for white normal
+      noise, near 0 for a smooth gradient. Maps that are constant have none and are left out of this mean.
+
+    Args:
+        dataset: of a sweep with `total_variation` and `variance`, as `xarray.open_zarr` gives it.
+
+    Returns:
+        The three by unit, f32 [unit]. NaN where a unit has no image with a value, or a map of one position.
+
+    Raises:
+        ActstatsError: a variable is missing, or no partition is complete.
+    """
+    swept = usable(dataset, "smoothness", "total_variation", "variance")
+    height, width = swept["height"], swept["width"]
+    pairs = (height * (width - 1) + width * (height - 1)).astype("float32")
+    pairs = pairs.where(pairs > 0)
+    spread = np.sqrt(swept["variance"].where(swept["variance"] > 0))
+    total = swept["total_variation"].mean("image")
+    found = {
+        "total_variation": total,
+        "step": total / pairs,
+        "roughness": (swept["total_variation"] / spread).mean("image") / pairs,
+    }
+    return _described(found, swept)
+
+
+def kernel_smoothness(model: nn.Module) -> xr.Dataset:
+    """Return how rough the kernels of every `torch.nn.Conv2d` of `model` are, by filter.
+
+    A filter has one kernel for each channel that it reads; the formulas are those of `smoothness` for a map, where TV
+    and pairs are summed over the filter's kernels, and the variance is that of all its weights around their mean.
+
+    Returns:
+        `total_variation` (of weights), `step`, `roughness`, f64 [unit], a unit for each filter: `layer` is the
+        module's name, `channel` the filter, `height` and `width` the kernel's. A 1 x 1 kernel has no step: NaN.
+
+    Raises:
+        ActstatsError: the network has no such convolution.
+    """
+    from torch import nn
+
+    convolutions = {name: module for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
+    if not convolutions:
+        raise ActstatsError(f"{type(model).__name__} has no torch.nn.Conv2d whose kernels could be looked at")
+    parts = []
+    for name, module in convolutions.items():
+        kernels = module.weight.detach().double().cpu().numpy()
+        filters, channels, height, width = kernels.shape
+        total = sum(np.abs(np.diff(kernels, axis=axis)).sum((1, 2, 3)) for axis in (2, 3))
+        pairs = channels * (height * (width - 1) + width * (height - 1)) or np.nan
+        spread = kernels.std((1, 2, 3))
+        values = (total, total / pairs, total / pairs / np.where(spread > 0, spread, np.nan))
+        sizes = {"height": height, "width": width}
+        parts.append(
+            xr.Dataset(
+                {key: ("unit", value) for key, value in zip(_NAMES, values, strict=True)},
+                coords={
+                    "layer": ("unit", np.full(filters, name, dtype=object)),
+                    "channel": ("unit", np.arange(filters, dtype=np.int32)),
+                    **{key: ("unit", np.full(filters, size, dtype=np.int32)) for key, size in sizes.items()},
+                },
+            )
+        )
+    whole = xr.concat(parts, "unit").assign_attrs(analysis="kernel_smoothness", arch=type(model).__name__)
+    return _described({name: whole[name] for name in _NAMES}, whole)
+
+
+def _described(found: dict[str, xr.DataArray], source: xr.Dataset) -> xr.Dataset:
+    described = {
+        name: found[name].assign_attrs(units=units, long_name=text) for name, (units, text) in _NAMES.items()
+    }
+    return result(described, source)

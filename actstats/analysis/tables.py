@@ -1,0 +1,85 @@
+"""From results by unit to tables: a row a unit, a row a layer, and files of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from actstats.analysis.coverage import require_extra
+from actstats.errors import ActstatsError
+
+FORMATS: Final = (".csv", ".parquet", ".json")
+_KEYS: Final = ("layer", "channel")
+
+
+def unit_table(found: xr.Dataset) -> pd.DataFrame:
+    """Return a result by unit as a table in memory: `layer`, `channel`, and a column for each variable.
+
+    A variable with a further dimension gets a column for each of its labels, `share[0.0156]`.
+    """
+    found = found.load()
+    return pd.DataFrame({**{key: found[key].values for key in _KEYS}, **dict(_columns(found))})
+
+
+def by_layer(found: xr.Dataset) -> pd.DataFrame:
+    """Return a result by unit summed up by layer, a row a layer in the order of execution.
+
+    Columns are `layer`, `units`, and of each variable its mean over the units (`step`), median (`step_median`), and
+    10th and 90th percentile (`step_p10`, `step_p90`), which leave out units without a value (NaN); of a bool
+    variable, the number of units where it holds.
+    """
+    table = unit_table(found)
+    flags = [str(name) for name in table if table[name].dtype == bool]
+    numbers = [str(name) for name in table if name not in (*_KEYS, *flags)]
+    grouped = table.groupby("layer", sort=False)
+    spread = {"": grouped[numbers].mean(), "_median": grouped[numbers].median()}
+    spread |= {f"_p{round(100 * q)}": grouped[numbers].quantile(q) for q in (0.1, 0.9)}
+    parts = [grouped.size().rename("units").to_frame(), grouped[flags].sum()]
+    parts += [part.add_suffix(suffix) for suffix, part in spread.items()]
+    whole = pd.concat(parts, axis=1)
+    # The numbers of one variable side by side.
+    order = ["units", *flags, *(f"{name}{suffix}" for name in numbers for suffix in spread)]
+    return whole[order].reset_index()
+
+
+def write_table(table: pd.DataFrame, path: str | Path) -> None:
+    """Write a table as CSV, Parquet or JSON (a list of rows), by the ending of `path`.
+
+    Raises:
+        ActstatsError: another ending, a place that cannot be written, or no pyarrow for Parquet.
+    """
+    path = Path(path)
+    if path.suffix not in FORMATS:
+        raise ActstatsError(f"a table is written as {', '.join(FORMATS)}, not as {path.name}")
+    if path.suffix == ".parquet":
+        require_extra("pyarrow", "analysis", "a Parquet file")
+    try:
+        if path.suffix == ".csv":
+            table.to_csv(path, index=False)
+        elif path.suffix == ".parquet":
+            table.to_parquet(path, index=False)
+        else:
+            path.write_text(to_json(table) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ActstatsError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def to_json(table: pd.DataFrame) -> str:
+    """Return a table as a JSON list of rows, NaN and infinities as null; floats with all their digits."""
+    return str(table.to_json(orient="records", double_precision=15, indent=1))
+
+
+def _columns(found: xr.Dataset) -> Iterator[tuple[str, Any]]:
+    for name, variable in found.data_vars.items():
+        if variable.ndim == 1:
+            yield str(name), variable.values
+            continue
+        (extra,) = (dim for dim in variable.dims if dim != "unit")
+        labels = found[extra].values if extra in found.coords else np.arange(found.sizes[extra])
+        for label, values in zip(labels.tolist(), variable.transpose(extra, "unit").values, strict=True):
+            yield f"{name}[{label:.4g}]", values
