@@ -95,16 +95,20 @@ class Preprocessing:
             return self.resize, int(self.resize * height / width)
         return int(self.resize * width / height), self.resize
 
+    def corner(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return where the crop begins, x and y, in an image resized to `size`; negative: in the black added."""
+        return _margin(size[0], self.crop), _margin(size[1], self.crop)
+
     def pixels(self, image: Image.Image) -> NDArray[np.uint8]:
         """Return the resized and cropped RGB image, uint8 [crop, crop, 3], as a read-only array."""
         if image.mode != "RGB":
             image = image.convert("RGB")
-        width, height = self.resized(image.size)
-        if (width, height) != image.size:
+        size = self.resized(image.size)
+        if size != image.size:
             # The whole image, though the crop needs less: PIL's `box` rounds otherwise, and the order of its two
             # passes, on which the pixels depend too, is its own affair (it differs by shape, and by version).
-            image = image.resize((width, height), INTERPOLATIONS[self.interpolation])
-        left, top = _margin(width, self.crop), _margin(height, self.crop)
+            image = image.resize(size, INTERPOLATIONS[self.interpolation])
+        left, top = self.corner(size)
         return np.asarray(image.crop((left, top, left + self.crop, top + self.crop)))
 
     def normalize(self, pixels: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ COMMANDS: Final = {
     "sweep": "actstats_cli.sweep",
     "layers": "actstats_cli.layers",
     "info": "actstats_cli.info",
+    "top": "actstats_cli.top",
 }
 """Each command's name, in the order of `actstats --help`, and the module that has it under this name."""
 

@@ -1,0 +1,61 @@
+"""`actstats top`: the images that excite one unit most, as a list and as a picture."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from actstats_cli import options
+from actstats_cli.printing import print_json, table
+
+if TYPE_CHECKING:
+    from actstats.top_images import Hit
+
+
+@click.command()
+@click.argument("store", type=click.Path(path_type=Path))
+@click.argument("unit", metavar="LAYER/CHANNEL")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Draw the images into this file, such as sheet.png.",
+)
+@click.option(
+    "--data", metavar="IMAGES", help="Where the images lie now, if they were moved since the sweep."
+)
+@options.as_json
+def top(store: Path, unit: str, out: Path | None, data: str | None, as_json: bool) -> None:
+    r"""List the images in which a unit has its greatest activations.
+
+    With --out, also draw them, the place of the maximum marked in each.
+
+    \b
+        actstats top googlenet.zarr inception4c.branch1/17
+        actstats top googlenet.zarr conv1/0 --out sheet.png
+        actstats top googlenet.zarr conv1/0 --out sheet.png --data /moved/photographs
+    """
+    from actstats.contact_sheet import save_contact_sheet
+    from actstats.top_images import top_images
+
+    hits = top_images(store, unit)
+    if out is not None:
+        save_contact_sheet(store, unit, out, data=data)
+    if as_json:
+        found = {"store": str(store), "unit": unit, "images": [dataclasses.asdict(hit) for hit in hits]}
+        print_json(found if out is None else {**found, "sheet": str(out)})
+        return
+    for line in table(_rows(hits), ">><>>"):
+        click.echo(line)
+    if out is not None:
+        click.echo(f"drawn to {out}")
+
+
+def _rows(hits: Sequence[Hit]) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = [("rank", "value", "image", "row", "column")]
+    return rows + [
+        (str(hit.rank), f"{hit.value:.5g}", hit.path, str(hit.row), str(hit.column)) for hit in hits
+    ]
