@@ -22,7 +22,7 @@ SHOWN: Final = 10
 @click.argument("store", type=click.Path())
 @options.as_json
 def info(store: str, as_json: bool) -> None:
-    r"""Say what is in a store: what was swept, how complete it is, sizes, images that were not read.
+    """Say what is in a store: what was swept, how complete it is, sizes, images that were not read.
 
     --json has the whole manifest, and every image that was not read.
 

@@ -33,7 +33,7 @@ SHOWN: Final = 10
 @options.stored
 @options.as_json
 def layers(arch: str, weights: str, metrics: tuple[str, ...], as_json: bool, **settings: Any) -> None:
-    r"""List what can be hooked: name, kind, shape of the output, units.
+    """List what can be hooked: name, kind, shape of the output, units.
 
     With --layers, only those chosen, and the size of the store that a sweep of them would make.
 

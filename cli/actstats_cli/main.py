@@ -80,7 +80,7 @@ class LazyGroup(click.Group):
 )
 @click.version_option(package_name="actstats", message="%(prog)s %(version)s")
 def main() -> None:
-    r"""Statistics of every unit of a vision network over a whole dataset, in one streaming pass.
+    """Statistics of every unit of a vision network over a whole dataset, in one streaming pass.
 
     A sweep fills a store, which opens in xarray; the other commands look into it.
 

@@ -74,6 +74,7 @@ per_image = click.option(
 top_k = click.option(
     "--top-k",
     type=click.IntRange(min=1),
+    metavar="N",
     default=16,
     show_default=True,
     help="Images kept for each unit, those with its greatest activations.",
@@ -81,6 +82,7 @@ top_k = click.option(
 partition_size = click.option(
     "--partition-size",
     type=click.IntRange(min=1),
+    metavar="N",
     default=1024,
     show_default=True,
     help="Images a partition, the block that is stored as a whole: what a stop can cost at most.",

@@ -46,10 +46,11 @@ class Part(click.ParamType[tuple[int, int]]):
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The store to fill, a folder.")
 @options.layers
 @options.stored
-@click.option("--limit", type=click.IntRange(min=1), help="Only the first so many images.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first so many images.")
 @click.option(
     "--batch-size",
     type=click.IntRange(min=1),
+    metavar="N",
     default=32,
     show_default=True,
     help="Images a forward pass.",
@@ -65,11 +66,13 @@ class Part(click.ParamType[tuple[int, int]]):
 @click.option(
     "--workers",
     type=click.IntRange(min=0),
+    metavar="N",
     help="Threads that decode images. Default: one for each core, at most 8.",
 )
 @click.option(
     "--bitround",
     type=click.IntRange(1, 23),
+    metavar="N",
     help="Keep so many mantissa bits of per-image floats, which then compress better.",
 )
 @click.option(
@@ -90,7 +93,7 @@ class Part(click.ParamType[tuple[int, int]]):
 @click.option("--overwrite", is_flag=True, help="Remove another sweep's store that is in the way.")
 @options.as_json
 def sweep(arch: str, data: str, out: Path, metrics: tuple[str, ...], as_json: bool, **settings: Any) -> None:
-    r"""Compute statistics of every unit over all images, into one store.
+    """Compute statistics of every unit over all images, into one store.
 
     A sweep that was stopped, however, goes on where it was: run the same command again. An image that cannot be
     read is recorded and stops nothing.
@@ -98,7 +101,7 @@ def sweep(arch: str, data: str, out: Path, metrics: tuple[str, ...], as_json: bo
     \b
         actstats sweep --arch googlenet --data photographs/ --out googlenet.zarr
         actstats sweep --arch googlenet --weights none --data demo --out demo.zarr
-        actstats sweep --arch resnet50 --weights resnet50.pth --data val.tar --out val.zarr \
+        actstats sweep --arch resnet50 --weights resnet50.pth --data val.tar --out val.zarr \\
             --layers block,conv1 --metrics mean,total_variation --limit 5000
         actstats sweep --arch alexnet --data photographs/ --out own.zarr --metric my_metrics:Kurtosis
     """

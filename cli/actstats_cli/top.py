@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 )
 @options.as_json
 def top(store: Path, unit: str, out: Path | None, data: str | None, as_json: bool) -> None:
-    r"""List the images in which a unit has its greatest activations.
+    """List the images in which a unit has its greatest activations.
 
     With --out, also draw them, the place of the maximum marked in each.
 
