@@ -1,0 +1,107 @@
+"""A network over a source of images, batch by batch: the loop that analyses share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from actstats.data import Batch, Source, batches
+from actstats.device import find_device, in_eval_mode, out_of_memory_explained
+from actstats.errors import ActstatsError
+from actstats.models import Loaded
+
+Advance = Callable[[int, int], None]
+"""Called after each batch with the images that are done, and their total."""
+
+
+class Subset:
+    """The images of a source at `indices`, in that order; its classes stay those of the whole source."""
+
+    def __init__(self, source: Source, indices: Sequence[int]) -> None:
+        self._source, self._indices = source, list(indices)
+        self.kind, self.spec, self.classes = source.kind, source.spec, source.classes
+        self.paths = [source.paths[index] for index in self._indices]
+        self.labels = source.labels[self._indices]
+        self.fingerprint = source.fingerprint
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def image(self, index: int) -> Image.Image:
+        """Return image `index` of the subset, decoded, in mode RGB; raises `ImageError`; thread-safe."""
+        return self._source.image(self._indices[index])
+
+
+def prepared(loaded: Loaded, device: str) -> torch.device:
+    """Put the network on the device of that name, in channels_last memory format, and return the device."""
+    target = find_device(device)
+    loaded.model.to(target).to(memory_format=torch.channels_last)
+    return target
+
+
+def inputs(
+    loaded: Loaded,
+    source: Source,
+    device: torch.device,
+    *,
+    batch_size: int = 32,
+    workers: int | None = None,
+    advance: Advance | None = None,
+) -> Iterator[tuple[Batch, Tensor]]:
+    """Yield each batch of readable images with the network's input for it, f32 [n, 3, H, W] on `device`.
+
+    The network is in eval mode and the code under the loop in inference mode. Batches without a readable image are
+    passed over, but their failures are not: `advance` counts every image.
+
+    Raises:
+        ActstatsError: a batch size below 1, memory that does not suffice, or no image that can be read.
+    """
+    if batch_size < 1:
+        raise ActstatsError(f"the batch size is {batch_size}; it must be at least 1")
+    threads = min(8, os.cpu_count() or 1) if workers is None else workers
+    total = len(source)
+    ranges = [(start, min(start + batch_size, total)) for start in range(0, total, batch_size)]
+    loader = batches(source, loaded.preprocessing, ranges, workers=threads, pin=device.type == "cuda")
+    first: str | None = None
+    read = 0
+    with (
+        out_of_memory_explained(batch_size),
+        in_eval_mode(loaded.model),
+        torch.inference_mode(),
+        closing(loader),
+    ):
+        for batch in loader:
+            read += len(batch.position)
+            first = first or next((f"{source.paths[i]}: {text}" for i, text in batch.messages.items()), None)
+            if len(batch.position):
+                pixels = batch.pixels.to(device, non_blocking=True)
+                yield batch, loaded.preprocessing.normalize(pixels)
+            if advance is not None:
+                advance(batch.stop, total)
+    if not read:
+        raise ActstatsError(f"none of the {total} images of {source.spec} can be read; {first}")
+
+
+def logits(
+    loaded: Loaded,
+    source: Source,
+    device: torch.device,
+    *,
+    batch_size: int = 32,
+    workers: int | None = None,
+    advance: Advance | None = None,
+) -> tuple[NDArray[np.int64], Tensor]:
+    """Return which images could be read, i64 [n], and the network's outputs for them, f32 [n, outputs] on the CPU."""
+    rows, found = [], []
+    passes = inputs(loaded, source, device, batch_size=batch_size, workers=workers, advance=advance)
+    for batch, images in passes:
+        rows.append(batch.position + batch.start)
+        found.append(loaded.model(images).float().cpu())
+    return np.concatenate(rows), torch.cat(found)
