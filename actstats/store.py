@@ -98,24 +98,11 @@ class Store:
         Raises:
             ActstatsError: nothing is there, or something that no sweep wrote.
         """
-        path = Path(path)
-        if not path.exists():
-            raise ActstatsError(f"no store at {path}; `actstats sweep --out {path} ...` makes one")
-        try:
-            group = zarr.open_group(path, mode=mode, zarr_format=3)  # type: ignore[arg-type]
-        except (FileNotFoundError, ValueError, OSError, KeyError) as error:
-            raise ActstatsError(
-                f"{path} is not a store that actstats wrote: it is no Zarr v3 group"
-            ) from error
-        if "actstats" not in group.attrs:
-            raise ActstatsError(f"{path} is a Zarr group, but not one that actstats wrote")
-        found = group.attrs["actstats"]
-        if found != manifests.FORMAT:
-            raise ActstatsError(
-                f"{path} has store format {found}, this version of actstats reads {manifests.FORMAT}; "
-                "use the version that wrote it"
-            )
-        return cls(path, group)
+        store = cls(Path(path), _group(Path(path), mode))
+        expected = {"data", "layers", "outputs", "partition_size"} - store.manifest.keys()
+        if absent := sorted(expected.union(set(COORDINATES).difference(store.group))):
+            raise ActstatsError(f"{path} is damaged: it has no {absent[0]!r}; sweep again with --overwrite")
+        return store
 
     @classmethod
     def open_or_create(
@@ -137,7 +124,7 @@ class Store:
         """
         path = Path(path)
         if path.exists() and overwrite:
-            cls.open(path)  # refuses to remove what actstats did not write
+            _group(path, "r")  # refuses to remove what actstats did not write
             shutil.rmtree(path)
         if not path.exists():
             with _writing(path):
@@ -145,7 +132,7 @@ class Store:
         store = cls.open(path, mode="r+")
         if found := manifests.differences(store.manifest, manifest):
             raise ManifestMismatchError(
-                f"{path} holds another sweep: {'; '.join(found)}. "
+                f"{path} holds another sweep: {'; '.join(found[:4])}{' and more' * (len(found) > 4)}. "
                 "Choose another --out, or --overwrite to start afresh"
             )
         return store
@@ -188,6 +175,27 @@ class Store:
             self.group["completed"][partition] = True  # type: ignore[index]
 
 
+def _group(path: Path, mode: str) -> zarr.Group:
+    """Open what a sweep wrote, in the format that this version writes, or say in one line why not."""
+    if not path.exists():
+        raise ActstatsError(f"no store at {path}; `actstats sweep --out {path} ...` makes one")
+    try:
+        group = zarr.open_group(path, mode=mode, zarr_format=3)  # type: ignore[arg-type]
+    except PermissionError as error:
+        raise ActstatsError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, OSError, KeyError) as error:
+        raise ActstatsError(f"{path} is not a store that actstats wrote: it is no Zarr v3 group") from error
+    if "actstats" not in group.attrs:
+        raise ActstatsError(f"{path} is a Zarr group, but not one that actstats wrote")
+    found = group.attrs["actstats"]
+    if found != manifests.FORMAT:
+        raise ActstatsError(
+            f"{path} has store format {found}, this version of actstats reads {manifests.FORMAT}; "
+            "use the version that wrote it"
+        )
+    return group
+
+
 @contextmanager
 def _writing(path: Path) -> Iterator[None]:
     """Turn what a file system can say into one line that names the store and the way on."""
@@ -212,6 +220,8 @@ def _create(
     compression: str,
 ) -> None:
     """Make the store beside its place and move it there, so that it is whole whenever it is seen."""
+    if path.parent.is_file():
+        raise NotADirectoryError(errno.ENOTDIR, f"{path.parent} is a file, not a folder")
     path.parent.mkdir(parents=True, exist_ok=True)
     making = path.parent / f".{path.name}.{secrets.token_hex(4)}"
     making.mkdir()

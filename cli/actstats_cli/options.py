@@ -13,7 +13,10 @@ Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 def _split(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
     """Return the parts of an option that may be repeated, and hold several values with commas between them."""
-    return tuple(part for value in values for part in (piece.strip() for piece in value.split(",")) if part)
+    parts = tuple(part for value in values for part in (piece.strip() for piece in value.split(",")) if part)
+    if values and not parts:
+        raise click.BadParameter("it names nothing", ctx, param)
+    return parts
 
 
 def together(*options: Callable[[Decorated], Decorated]) -> Callable[[Decorated], Decorated]:
@@ -32,7 +35,12 @@ weights = click.option(
     help="A set of torchvision's weights, a .pth or .safetensors file, or none: random ones.",
 )
 seed = click.option(
-    "--seed", type=int, default=0, show_default=True, help="Of random weights (--weights none)."
+    "--seed",
+    type=click.IntRange(0, 2**32 - 1),
+    metavar="N",
+    default=0,
+    show_default="0",
+    help="Of random weights (--weights none).",
 )
 _LAYERS = (
     "Presets (conv, block, all, paper), module names and patterns such as '*.branch1', with commas between; "
