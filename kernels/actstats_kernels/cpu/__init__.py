@@ -1,0 +1,9 @@
+"""The CPU's kernels: vectors of 16 channels in numba, on torch's own threads.
+
+`accumulate` is one pass over a batch of maps, `top_k` the ranking of a partition; `actstats_kernels.ops` says what they do.
+"""
+
+from actstats_kernels.cpu.accumulate import accumulate
+from actstats_kernels.cpu.top_k import top_k
+
+__all__ = ["accumulate", "top_k"]

@@ -1,0 +1,261 @@
+"""The fused kernel: every statistic of a batch of maps in one pass, on all threads.
+
+The maps are cut into tasks of 16 channels by a number of images that depends on their size alone, so that the result is
+the same for any number of threads. A thread takes the next task, reads its maps pair by pair, and leaves
+moments in place, counts by atomic integer additions, and power in a sum of the task's own; those are added up in order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numba
+import torch
+from numba import carray, cfunc, njit, types
+from torch import Tensor
+
+from actstats_kernels.bins import FREQUENCY_BINS, HISTOGRAM_BINS
+from actstats_kernels.cpu import team
+from actstats_kernels.cpu.moments import BFLOAT16, FLOAT16, FLOAT32, LANE_STARTS, Source, read_map
+from actstats_kernels.cpu.simd import (
+    LANES,
+    LINE,
+    atomic_add,
+    counted,
+    double,
+    fetch_add,
+    fma,
+    load_doubles,
+    move,
+    read,
+    select,
+    splat,
+    store,
+)
+from actstats_kernels.cpu.spectrum import add_power, centre, row_pitch, tables
+
+_DTYPES: Final = {torch.float32: FLOAT32, torch.float16: FLOAT16, torch.bfloat16: BFLOAT16}
+_VALUES_A_TASK: Final = 1 << 14
+"""Values of a unit that a task reads if there are as many: enough to make its own counts worth the while."""
+_VALUES_A_THREAD: Final = 1 << 15
+"""Values below which a further thread costs more than it helps."""
+
+_ARGUMENTS: Final = np.dtype(
+    [
+        (name, np.int64)
+        for name in (
+            "next_task", "next_slot", "tasks", "blocks", "group",
+            "x", "dtype", "images", "channels", "height", "width",
+            "stride_n", "stride_c", "stride_h", "stride_w",
+            "moments", "moments_row", "moments_n", "moments_c",
+            "argmax", "argmax_n", "argmax_c",
+            "histogram", "histogram_wide", "lane_starts",
+            "power", "plan_h", "plan_w", "rows", "ends",
+            "scratch", "slot_bytes", "plane_bytes", "pitch", "depth",
+        )
+    ]
+)  # fmt: skip
+"""What the worker reads: addresses, and strides in bytes. An address of 0: not asked for."""
+
+_COUNTS_BYTES: Final = 4 * LANES * HISTOGRAM_BINS
+_POWER_BYTES: Final = 8 * LANES * FREQUENCY_BINS
+
+
+@njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
+def _put(vector, address, stride, lanes, line):  # type: ignore[no-untyped-def]
+    """Write a vector's first `lanes` at `stride`; `line` is room for it."""
+    if stride == 4 and lanes == LANES:
+        store(vector, address)
+    else:
+        store(vector, line)
+        for c in range(lanes):
+            move(line + 4 * c, address + c * stride)
+
+
+@njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
+def _flush_counts(counts, histogram, wide, lanes):  # type: ignore[no-untyped-def]
+    """Add a task's counts to `histogram`."""
+    size = 8 if wide != 0 else 4
+    for k in range(0, lanes * HISTOGRAM_BINS, 2):
+        if read(counts + 4 * k) != 0:
+            for at in range(k, k + 2):
+                number = counted(counts + 4 * at)
+                if number != 0:
+                    atomic_add(histogram + size * at, number, wide)
+
+
+@njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
+def _task(a, task, slot):  # type: ignore[no-untyped-def]
+    """Do one task with the scratch memory at `slot`."""
+    first_channel = (task % a.blocks) * LANES
+    lanes = min(LANES, a.channels - first_channel)
+    group = task // a.blocks
+    start, stop = group * a.group, min((group + 1) * a.group, a.images)
+    source = Source(a.dtype, lanes, a.stride_c, a.stride_h, a.stride_w)
+    power, line = slot, slot + _POWER_BYTES
+    counts = line + LINE
+    plane = counts + _COUNTS_BYTES
+    found = plane + 2 * a.plane_bytes
+    work = found + a.pitch
+    measure = a.moments != 0 or a.argmax != 0 or a.power != 0
+    zero, nan = splat(np.float32(0.0)), splat(np.float32(np.nan))
+    nothing = splat(np.float64(0.0))
+    for place in range(power, power + _POWER_BYTES, 2 * LINE):
+        store(nothing, place)
+    for place in range(counts, counts + _COUNTS_BYTES, LINE):
+        store(splat(np.int32(0)), place)
+    for n in range(start, stop):
+        odd = (n - start) & 1
+        own = plane + odd * a.plane_bytes
+        mean, variance, top, place, active, variation, flaw = read_map(
+            source, a.x + n * a.stride_n + first_channel * a.stride_c, a.height, a.width,
+            own, a.pitch, a.depth, measure, counts if a.histogram != 0 else 0, found, a.lane_starts,
+        )  # fmt: skip
+        finite = flaw == zero
+        if a.moments != 0:
+            cell = a.moments + n * a.moments_n + first_channel * a.moments_c
+            _put(select(finite, mean, nan), cell, a.moments_c, lanes, line)
+            _put(select(finite, variance, nan), cell + a.moments_row, a.moments_c, lanes, line)
+            _put(select(finite, top, nan), cell + 2 * a.moments_row, a.moments_c, lanes, line)
+            _put(select(finite, active, nan), cell + 3 * a.moments_row, a.moments_c, lanes, line)
+            _put(select(finite, variation, nan), cell + 4 * a.moments_row, a.moments_c, lanes, line)
+        if a.argmax != 0:
+            cell = a.argmax + n * a.argmax_n + first_channel * a.argmax_c
+            _put(select(finite, place, splat(np.int32(-1))), cell, a.argmax_c, lanes, line)
+        if a.power != 0:
+            dc = double(select(finite, mean, zero))
+            store(fma(dc, dc, load_doubles(power)), power)
+            centre(own, a.height, a.width, a.pitch, mean, finite)
+            if n + 1 == stop and odd == 0:
+                # Without a second image the imaginary part is 0.
+                centre(own + a.plane_bytes, a.height, a.width, a.pitch, zero, zero > zero)
+            if n + 1 == stop or odd == 1:
+                add_power(
+                    plane, a.plane_bytes, a.height, a.width, a.pitch,
+                    a.plan_h, a.plan_w, a.rows, a.ends, work, power,
+                )  # fmt: skip
+    if a.histogram != 0:
+        item = 8 if a.histogram_wide != 0 else 4
+        target = a.histogram + first_channel * HISTOGRAM_BINS * item
+        _flush_counts(counts, target, a.histogram_wide, lanes)
+    if a.power != 0:
+        sums = a.power + (group * a.channels + first_channel) * FREQUENCY_BINS * 8
+        for c in range(lanes):
+            for ring in range(FREQUENCY_BINS):
+                value, target = power + 2 * LINE * ring + 8 * c, sums + 8 * (FREQUENCY_BINS * c + ring)
+                move(value, target)
+                move(value + 4, target + 4)
+
+
+def _make_worker(digest: int) -> Any:
+    """Make the C function that each thread runs, `void worker(arguments *)`.
+
+    numba keeps compiled code for what a function closes over: with the digest of this folder's sources
+    in it, a change of any module is seen.
+    """
+
+    @cfunc(types.void(types.CPointer(numba.from_dtype(_ARGUMENTS))), nopython=True, cache=True)  # type: ignore[untyped-decorator]
+    def worker(data):  # type: ignore[no-untyped-def]
+        a = carray(data, 1)[0]
+        if digest == 0:
+            return
+        slot = a.scratch + fetch_add(a.next_slot, 1) * a.slot_bytes
+        while True:
+            task = fetch_add(a.next_task, 1)
+            if task >= a.tasks:
+                break
+            _task(a, task, slot)
+
+    return worker
+
+
+@lru_cache(maxsize=1)
+def _worker() -> Any:
+    sources = sorted(Path(__file__).parent.glob("*.py"))
+    digest = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).digest()
+    return _make_worker(int.from_bytes(digest[:7], "big"))
+
+
+class _Scratch(threading.local):
+    """Memory that the threads of one calling thread work in; it grows to what is needed and is kept."""
+
+    def __init__(self) -> None:
+        self._bytes = np.zeros(0, dtype=np.uint8)
+
+    def address(self, size: int) -> int:
+        if self._bytes.nbytes < size + LINE:
+            self._bytes = np.zeros(size + LINE, dtype=np.uint8)
+        return -(-self._bytes.ctypes.data // LINE) * LINE
+
+
+_scratch = _Scratch()
+
+
+def accumulate(
+    x: Tensor, moments: Tensor | None, argmax: Tensor | None, histogram: Tensor | None, power: Tensor | None
+) -> None:
+    """Compute what has a buffer; see `actstats_kernels.ops.accumulate`."""
+    images, channels, height, width = x.shape
+    if x.numel() == 0:
+        return
+    if x.dtype not in _DTYPES:
+        x = x.float()
+    blocks = -(-channels // LANES)
+    group = 2 * -(-min(images, -(-_VALUES_A_TASK // (height * width))) // 2)
+    groups = -(-images // group)
+    threads = min(torch.get_num_threads(), blocks * groups, 1 + x.numel() // _VALUES_A_THREAD)
+
+    pitch = row_pitch(width)
+    depth = height if power is not None else min(height, 2)
+    plane = depth * pitch
+    work = 4 * LINE * max(height, width)
+    slot = -(-(_POWER_BYTES + LINE + _COUNTS_BYTES + 2 * plane + pitch + work) // LINE) * LINE
+    kept = tables(height, width) if power is not None else ()
+    sums = np.empty((groups, channels, FREQUENCY_BINS)) if power is not None else None
+    counters = np.zeros(2, dtype=np.int64)
+
+    arguments = np.zeros(1, dtype=_ARGUMENTS)
+    values = {
+        "next_task": counters.ctypes.data,
+        "next_slot": counters.ctypes.data + 8,
+        "tasks": blocks * groups,
+        "blocks": blocks,
+        "group": group,
+        "x": x.data_ptr(),
+        "dtype": _DTYPES[x.dtype],
+        "images": images,
+        "channels": channels,
+        "height": height,
+        "width": width,
+        **_strides(x, "stride_n", "stride_c", "stride_h", "stride_w"),
+        "lane_starts": LANE_STARTS.ctypes.data,
+        "scratch": _scratch.address(threads * slot),
+        "slot_bytes": slot,
+        "plane_bytes": plane,
+        "pitch": pitch,
+        "depth": depth,
+    }
+    if moments is not None:
+        values |= {"moments": moments.data_ptr(), **_strides(moments, "moments_row", "moments_n", "moments_c")}
+    if argmax is not None:
+        values |= {"argmax": argmax.data_ptr(), **_strides(argmax, "argmax_n", "argmax_c")}
+    if histogram is not None:
+        values |= {"histogram": histogram.data_ptr(), "histogram_wide": histogram.dtype == torch.int64}
+    if sums is not None:
+        names = ("power", "plan_h", "plan_w", "rows", "ends")
+        values |= {n: table.ctypes.data for n, table in zip(names, (sums, *kept), strict=True)}
+    for name, value in values.items():
+        arguments[name] = value
+    team.run(_worker().address, arguments.ctypes.data, threads)
+    if power is not None and sums is not None:
+        power.numpy()[...] += np.add.reduce(sums, axis=0)
+
+
+def _strides(tensor: Tensor, *names: str) -> dict[str, int]:
+    """Return a tensor's strides in bytes under these names."""
+    return {n: stride * tensor.element_size() for n, stride in zip(names, tensor.stride(), strict=True)}

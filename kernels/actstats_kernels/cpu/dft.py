@@ -1,0 +1,310 @@
+"""Discrete Fourier transforms of any length on vectors of 16 lanes, in place, as LLVM code written by this module.
+
+A length is split into radices (112 = 16 x 7). For each radix there is a *butterfly*: the whole transform of that many
+elements as straight-line code in registers, its constants folded in. Stages of butterflies (decimation in
+frequency; Cooley and Tukey 1965, Gentleman and Sande 1966) leave the coefficients in the digit-reversed order that
+`Plan.order` tells; a power spectrum has no use for another. Primes without a butterfly take O(p^2) steps.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from math import cos, pi, sin
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numpy.typing import NDArray
+
+from actstats_kernels.cpu.simd import (
+    F32,
+    LINE,
+    WORD,
+    broadcast,
+    call,
+    define,
+    fma,
+    load,
+    read,
+    read_float,
+    read_from,
+    splat,
+    store,
+    write_to,
+)
+
+RADICES: Final = (16, 8, 4, 2, 9, 3, 5, 7, 11, 13)
+_STAGE_WORDS: Final = 4
+
+Complex = tuple[ir.Value, ir.Value]
+
+
+class Plan(NamedTuple):
+    """How to transform one length; `stages` i64 [1 + 4 stages] is what compiled code reads.
+
+    `order` [n]: the frequency of the coefficient that ends up at each place.
+    """
+
+    length: int
+    order: NDArray[np.int64]
+    stages: NDArray[np.int64]
+    twiddles: tuple[NDArray[np.float32], ...]
+
+
+def radices(length: int) -> list[int]:
+    """Split a length into its radices.
+
+    >>> radices(112), radices(32), radices(149)
+    ([16, 7], [8, 4], [149])
+    """
+    found, rest = [], length
+    twos = (rest & -rest).bit_length() - 1
+    rest >>= twos
+    pieces = -(-twos // 4)
+    found += [2 ** ((twos + i) // pieces) for i in reversed(range(pieces))]
+    for radix in (9, 3, 5, 7, 11, 13):
+        while rest % radix == 0:
+            found.append(radix)
+            rest //= radix
+    factor = 17
+    while rest > 1:
+        while rest % factor:
+            factor += 2
+        found.append(factor)
+        rest //= factor
+    return found
+
+
+@lru_cache(maxsize=256)
+def plan(length: int) -> Plan:
+    """Return the plan of a length, which must be kept as long as compiled code reads it."""
+    words, tables, order, left = [], [], np.zeros(1, dtype=np.int64), length
+    stages = radices(length)
+    for radix in stages:
+        step = left // radix
+        phase = 2 * np.pi * np.outer(np.arange(step), np.arange(1, radix)) / left
+        if radix in RADICES:
+            tables.append(np.stack([np.cos(phase), -np.sin(phase)], -1).astype(np.float32))
+        else:
+            angle = 2 * np.pi * np.arange(radix) / radix
+            roots = np.stack([np.cos(angle), np.sin(angle)], -1).astype(np.float32)
+            twiddles = np.stack([np.cos(phase), -np.sin(phase)], -1).astype(np.float32)
+            tables.append(np.concatenate([roots.ravel(), twiddles.ravel()]))
+        words += [radix, length // left, step, tables[-1].ctypes.data]
+        left = step
+    for radix in reversed(stages):
+        order = (np.arange(radix)[:, None] + radix * order[None, :]).ravel()
+    return Plan(length, order, np.array([len(stages), *words], dtype=np.int64), tuple(tables))
+
+
+def _constant(value: float) -> ir.Constant:
+    return ir.Constant(F32.llvm, [value] * F32.llvm.count)
+
+
+def _times(b: ir.IRBuilder, z: Complex, c: ir.Value, s: ir.Value) -> Complex:
+    """Return z * (c + i s)."""
+    re = call(b, "llvm.fmuladd", b.fneg(s), z[1], b.fmul(c, z[0]))
+    return re, call(b, "llvm.fmuladd", s, z[0], b.fmul(c, z[1]))
+
+
+def _turned(b: ir.IRBuilder, z: Complex, k: int, n: int) -> Complex:
+    """Return z * exp(-2 pi i k / n)."""
+    k %= n
+    if k == 0:
+        return z
+    if 4 * k == n:
+        return z[1], b.fneg(z[0])
+    if 2 * k == n:
+        return b.fneg(z[0]), b.fneg(z[1])
+    if 4 * k == 3 * n:
+        return b.fneg(z[1]), z[0]
+    return _times(b, z, _constant(cos(2 * pi * k / n)), _constant(-sin(2 * pi * k / n)))
+
+
+def _add(b: ir.IRBuilder, x: Complex, y: Complex) -> Complex:
+    return b.fadd(x[0], y[0]), b.fadd(x[1], y[1])
+
+
+def _subtract(b: ir.IRBuilder, x: Complex, y: Complex) -> Complex:
+    return b.fsub(x[0], y[0]), b.fsub(x[1], y[1])
+
+
+def _emit_prime(b: ir.IRBuilder, x: list[Complex]) -> list[Complex]:
+    """The transform of an odd prime length: of sums and differences of mirrored elements."""
+    n, half = len(x), len(x) // 2
+    sums = [_add(b, x[k], x[n - k]) for k in range(1, half + 1)]
+    differences = [_subtract(b, x[k], x[n - k]) for k in range(1, half + 1)]
+    out: list[Complex] = [x[0]] * n
+    for total in sums:
+        out[0] = _add(b, out[0], total)
+    for q in range(1, half + 1):
+        even, odd = list(x[0]), [_constant(0.0)] * 2
+        for k, (total, difference) in enumerate(zip(sums, differences, strict=True), 1):
+            angle = 2 * pi * (q * k % n) / n
+            for part in range(2):
+                even[part] = call(b, "llvm.fmuladd", _constant(cos(angle)), total[part], even[part])
+                term = (_constant(sin(angle)), difference[part])
+                odd[part] = b.fmul(*term) if k == 1 else call(b, "llvm.fmuladd", *term, odd[part])
+        # even - i odd, and its mirror image
+        out[q] = b.fadd(even[0], odd[1]), b.fsub(even[1], odd[0])
+        out[n - q] = b.fsub(even[0], odd[1]), b.fadd(even[1], odd[0])
+    return out
+
+
+def _emit(b: ir.IRBuilder, x: list[Complex]) -> list[Complex]:
+    """The transform of the complex vectors `x`, in order of frequency."""
+    n = len(x)
+    if n == 1:
+        return x
+    if n == 2:
+        return [_add(b, *x), _subtract(b, *x)]
+    p = 4 if n % 4 == 0 and n > 4 else next(f for f in range(2, n + 1) if n % f == 0)
+    if p == n:
+        return _emit_prime(b, x)
+    q = n // p
+    inner = [_emit(b, [x[q * i + j] for i in range(p)]) for j in range(q)]
+    out: list[Complex] = [x[0]] * n
+    for k in range(p):
+        column = [_turned(b, inner[j][k], j * k, n) for j in range(q)]
+        for m, value in enumerate(_emit(b, column)):
+            out[k + p * m] = value
+    return out
+
+
+def _make_butterfly(radix: int, turned: bool) -> Any:
+    """Make the compiled-code function (address, gap, step, twiddles) that transforms `radix` elements in place.
+
+    Element q lies at `address + q * step`, its imaginary part `gap` bytes further. If `turned`, output k is
+    multiplied by the k-th of the complex f32 `twiddles`.
+    """
+
+    def butterfly(address: Any, gap: Any, step: Any, twiddles: Any) -> Any:
+        """Exist in compiled code only."""
+
+    butterfly.__name__ = f"butterfly{radix}{'turned' if turned else ''}"
+
+    @define(butterfly, types.none, WORD, WORD, WORD, WORD)
+    def emit(b: ir.IRBuilder, address: ir.Value, gap: ir.Value, step: ir.Value, twiddles: ir.Value) -> None:
+        places = [b.add(address, b.mul(step, ir.Constant(step.type, q))) for q in range(radix)]
+        x = [
+            (read_from(b, place, F32.llvm, 4), read_from(b, b.add(place, gap), F32.llvm, 4)) for place in places
+        ]
+        for k, (place, value) in enumerate(zip(places, _emit(b, x), strict=True)):
+            z = value
+            if turned and k:
+                c, s = (
+                    broadcast(b, read_from(b, b.add(twiddles, ir.Constant(step.type, offset)), F32.llvm.element, 4))
+                    for offset in (8 * k - 8, 8 * k - 4)
+                )
+                z = _times(b, value, c, s)
+            write_to(b, z[0], place, 4)
+            write_to(b, z[1], b.add(place, gap), 4)
+
+    return butterfly
+
+
+def _make_stage(radix: int) -> Any:
+    plain, turned = _make_butterfly(radix, False), _make_butterfly(radix, True)
+
+    @njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
+    def stage(address: int, gap: int, stride: int, blocks: int, step: int, twiddles: int) -> None:
+        for block in range(blocks):
+            first = address + block * radix * step * stride
+            plain(first, gap, step * stride, 0)
+            for j in range(1, step):
+                turned(first + j * stride, gap, step * stride, twiddles + 8 * j * (radix - 1))
+
+    return stage
+
+
+_stage2, _stage3, _stage4, _stage5 = (_make_stage(r) for r in (2, 3, 4, 5))
+_stage7, _stage8, _stage9, _stage11 = (_make_stage(r) for r in (7, 8, 9, 11))
+_stage13, _stage16 = (_make_stage(r) for r in (13, 16))
+
+
+@njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
+def _prime(
+    radix: int, address: int, gap: int, stride: int, blocks: int, step: int, table: int, work: int
+) -> None:
+    """A stage of any odd radix; `work` holds 2 (radix - 1) vectors, `table` its roots of unity, then twiddles."""
+    half = radix // 2
+    leg = step * stride
+    for block in range(blocks):
+        for j in range(step):
+            x = address + (block * radix * step + j) * stride
+            re0 = load(x)
+            im0 = load(x + gap)
+            re, im = re0, im0
+            for k in range(1, half + 1):
+                low, high, place = x + k * leg, x + (radix - k) * leg, work + 4 * LINE * (k - 1)
+                a, c, d, e = load(low), load(high), load(low + gap), load(high + gap)
+                re += a + c
+                im += d + e
+                store(a + c, place)
+                store(d + e, place + LINE)
+                store(a - c, place + 2 * LINE)
+                store(d - e, place + 3 * LINE)
+            store(re, x)
+            store(im, x + gap)
+            for q in range(1, half + 1):
+                even_re, even_im = re0, im0
+                odd_re = odd_im = splat(np.float32(0.0))
+                root = 0
+                for k in range(half):
+                    root += q
+                    if root >= radix:
+                        root -= radix
+                    c = splat(read_float(table + 8 * root))
+                    s = splat(read_float(table + 8 * root + 4))
+                    place = work + 4 * LINE * k
+                    even_re = fma(c, load(place), even_re)
+                    even_im = fma(c, load(place + LINE), even_im)
+                    odd_re = fma(s, load(place + 2 * LINE), odd_re)
+                    odd_im = fma(s, load(place + 3 * LINE), odd_im)
+                turns = table + 8 * radix + 8 * j * (radix - 1)
+                _store_turned(even_re + odd_im, even_im - odd_re, turns + 8 * (q - 1), x + q * leg, gap)
+                _store_turned(
+                    even_re - odd_im, even_im + odd_re, turns + 8 * (radix - q - 1), x + (radix - q) * leg, gap
+                )
+
+
+@njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
+def _store_turned(re, im, twiddle, address, gap):  # type: ignore[no-untyped-def]
+    c = splat(read_float(twiddle))
+    s = splat(read_float(twiddle + 4))
+    store(c * re - s * im, address)
+    store(s * re + c * im, address + gap)
+
+
+@njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
+def transform(address: int, gap: int, stride: int, stages: int, work: int) -> None:
+    """Transform the elements at `address`, `address + stride`, ... in place, by the plan at `stages`.
+
+    The imaginary parts lie `gap` bytes after the real ones. `work` is room for 2 (p - 1) vectors, p the largest radix.
+    """
+    for s in range(read(stages)):
+        entry = stages + 8 * (1 + 4 * s)
+        radix, blocks, step, table = read(entry), read(entry + 8), read(entry + 16), read(entry + 24)
+        if radix == 2:
+            _stage2(address, gap, stride, blocks, step, table)
+        elif radix == 3:
+            _stage3(address, gap, stride, blocks, step, table)
+        elif radix == 4:
+            _stage4(address, gap, stride, blocks, step, table)
+        elif radix == 5:
+            _stage5(address, gap, stride, blocks, step, table)
+        elif radix == 7:
+            _stage7(address, gap, stride, blocks, step, table)
+        elif radix == 8:
+            _stage8(address, gap, stride, blocks, step, table)
+        elif radix == 9:
+            _stage9(address, gap, stride, blocks, step, table)
+        elif radix == 11:
+            _stage11(address, gap, stride, blocks, step, table)
+        elif radix == 13:
+            _stage13(address, gap, stride, blocks, step, table)
+        elif radix == 16:
+            _stage16(address, gap, stride, blocks, step, table)
+        else:
+            _prime(radix, address, gap, stride, blocks, step, table, work)

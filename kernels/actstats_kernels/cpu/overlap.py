@@ -1,0 +1,97 @@
+"""The CPU's kernel for `actstats_kernels.overlap`: one pass that upsamples, compares and counts, and stores no grid."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from numba import njit
+from torch import Tensor
+
+from actstats_kernels.overlap import taps
+
+
+def add_overlap(maps: Tensor, threshold: Tensor, labels: Tensor, both: Tensor) -> Tensor:
+    """See `actstats_kernels.overlap.add_overlap`. Each thread has a range of units of its own."""
+    units, height, width = maps.shape
+    active = torch.zeros(units, dtype=torch.int64)
+    x = maps.detach().float().contiguous().numpy()
+    grid = labels.contiguous().numpy()
+    tables = (*taps(height, grid.shape[1]), *taps(width, grid.shape[2]))
+    arguments = (x, threshold.double().contiguous().numpy(), grid, *tables, active.numpy(), both.numpy())
+    threads = min(torch.get_num_threads(), units)
+    bounds = np.linspace(0, units, threads + 1).astype(np.int64).tolist()
+    parts = [
+        _pool(threads).submit(_count, a, b, *arguments) for a, b in zip(bounds[1:-1], bounds[2:], strict=True)
+    ]
+    _count(bounds[0], bounds[1], *arguments)
+    for part in parts:
+        part.result()
+    return active
+
+
+@lru_cache(maxsize=1)
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="actstats-overlap")
+
+
+@njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+def _count(
+    first: int,
+    last: int,
+    x: Any,
+    threshold: Any,
+    labels: Any,
+    above: Any,
+    below: Any,
+    down: Any,
+    left: Any,
+    right: Any,
+    along: Any,
+    active: Any,
+    both: Any,
+) -> None:
+    """Count units `first` to `last`. No interpolated value is greater than the greatest of those it lies between.
+
+    That holds after rounding too: of float32 values the differences are far coarser than float64's rounding, and
+    between two neighbouring float64 a + (b - a) w rounds to one of them. So rows and maps that are not above the
+    threshold need no look.
+    """
+    height, width = x.shape[1], x.shape[2]
+    depth = labels.shape[0]
+    greatest = np.empty(height, dtype=np.float32)
+    row = np.empty(width, dtype=np.float64)
+    for c in range(first, last):
+        limit = threshold[c]
+        finite = True
+        top = np.float32(-np.inf)
+        for i in range(height):
+            largest = np.float32(-np.inf)
+            for j in range(width):
+                v = x[c, i, j]
+                finite &= np.isfinite(v)
+                largest = max(largest, v)
+            greatest[i] = largest
+            top = max(top, largest)
+        if not finite or not top > limit:
+            continue
+        count = 0
+        for i in range(labels.shape[1]):
+            a, b, w = above[i], below[i], down[i]
+            if not max(greatest[a], greatest[b]) > limit:
+                continue
+            for j in range(width):
+                v = np.float64(x[c, a, j])
+                row[j] = v + (np.float64(x[c, b, j]) - v) * w
+            for j in range(labels.shape[2]):
+                v = row[left[j]]
+                if v + (row[right[j]] - v) * along[j] > limit:
+                    count += 1
+                    for d in range(depth):
+                        label = labels[d, i, j]
+                        if label > 0:
+                            both[c, label] += 1
+        active[c] = count

@@ -1,0 +1,97 @@
+"""Radial power spectra of two maps of each of 16 channels by one complex transform.
+
+With one real map as the real part and another as the imaginary part, the cross terms of abs(Z(f))^2 and abs(Z(-f))^2
+cancel: their sum is that of both maps' power at f and -f. A ring holds -f with f, so no part of the transform has
+to be taken apart.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from actstats_kernels.bins import FREQUENCY_BINS, radial_bins
+from actstats_kernels.cpu.dft import plan, transform
+from actstats_kernels.cpu.simd import (
+    LINE,
+    counted,
+    double,
+    fma,
+    load,
+    load_doubles,
+    select,
+    splat,
+    store,
+)
+
+
+class Rings(NamedTuple):
+    """Which coefficients lie in which ring, as the transform leaves them.
+
+    `rows` i32 [width, height]: for the coefficients of each column, the byte offsets of their rows, ring by ring;
+    `ends` i32 [width, 18]: how many of them lie in each ring or one before it.
+    """
+
+    rows: NDArray[np.int32]
+    ends: NDArray[np.int32]
+
+
+@lru_cache(maxsize=64)
+def rings(height: int, width: int) -> Rings:
+    """Return the rings of maps of one size, for rows `row_pitch(width)` apart."""
+    found = radial_bins(height, width)[np.ix_(plan(height).order, plan(width).order)]
+    order = np.argsort(found, axis=0, kind="stable")
+    ends = np.stack([(found <= ring).sum(0) for ring in range(FREQUENCY_BINS)], -1)
+    rows = np.ascontiguousarray((order * row_pitch(width)).T, dtype=np.int32)
+    return Rings(rows, ends.astype(np.int32))
+
+
+def row_pitch(width: int) -> int:
+    """Return the bytes between rows: an odd number of vectors, so that a column does not crowd into few cache sets."""
+    return LINE * (width | 1)
+
+
+@njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
+def centre(plane, height, width, pitch, mean, finite):  # type: ignore[no-untyped-def]
+    """Subtract `mean` from a plane of vectors, and put 0 where `finite` is not set."""
+    zero = splat(np.float32(0.0))
+    for i in range(height):
+        for j in range(width):
+            place = plane + i * pitch + j * LINE
+            store(select(finite, load(place) - mean, zero), place)
+
+
+@njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
+def add_power(plane, gap, height, width, pitch, plan_h, plan_w, rows, ends, work, power):  # type: ignore[no-untyped-def]
+    """Transform the centred maps in `plane` and `plane + gap` and add their power to `power` f64 [18, 16].
+
+    Ring 0 is left alone: the maps have no mean.
+    """
+    for i in range(height):
+        transform(plane + i * pitch, gap, LINE, plan_w, work)
+    scale = splat(np.float64(1.0 / (np.float64(height * width) * np.float64(height * width))))
+    for j in range(width):
+        column = plane + j * LINE
+        transform(column, gap, pitch, plan_h, work)
+        first = counted(ends + 4 * FREQUENCY_BINS * j)
+        for ring in range(1, FREQUENCY_BINS):
+            last = counted(ends + 4 * (FREQUENCY_BINS * j + ring))
+            if last == first:
+                continue
+            energy = splat(np.float32(0.0))
+            for k in range(first, last):
+                place = column + counted(rows + 4 * (height * j + k))
+                re, im = load(place), load(place + gap)
+                energy = fma(re, re, fma(im, im, energy))
+            out = power + 2 * LINE * ring
+            store(fma(double(energy), scale, load_doubles(out)), out)
+            first = last
+
+
+def tables(height: int, width: int) -> tuple[NDArray[Any], ...]:
+    """Return plan of the height, plan of the width, rows and ends: what `add_power` reads, to be kept while it runs."""
+    return plan(height).stages, plan(width).stages, *rings(height, width)
