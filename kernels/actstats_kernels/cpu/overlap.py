@@ -1,9 +1,10 @@
-"""The CPU's kernel for `actstats_kernels.overlap`: one pass that upsamples, compares and counts, and stores no grid."""
+"""The CPU's kernel for `actstats_kernels.overlap`: upsample, compare and count in one pass, storing no grid."""
 
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -24,9 +25,7 @@ def add_overlap(maps: Tensor, threshold: Tensor, labels: Tensor, both: Tensor) -
     arguments = (x, threshold.double().contiguous().numpy(), grid, *tables, active.numpy(), both.numpy())
     threads = min(torch.get_num_threads(), units)
     bounds = np.linspace(0, units, threads + 1).astype(np.int64).tolist()
-    parts = [
-        _pool(threads).submit(_count, a, b, *arguments) for a, b in zip(bounds[1:-1], bounds[2:], strict=True)
-    ]
+    parts = [_pool(threads).submit(_count, a, b, *arguments) for a, b in pairwise(bounds[1:])]
     _count(bounds[0], bounds[1], *arguments)
     for part in parts:
         part.result()

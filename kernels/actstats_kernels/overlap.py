@@ -1,0 +1,79 @@
+"""Where a unit is active and what is labelled there: exact counts of positions, for network dissection.
+
+A unit is active at a position of a grid where its map, upsampled to that grid, is greater than its threshold.
+
+**Upsampling** is bilinear between the centres of the map's positions (what `align_corners=False` means in torch), and
+clamped beyond the outermost. For a map x of H rows and a grid of S: row i of the grid lies at
+y = min(max((i + 1/2) H / S - 1/2, 0), H - 1), between rows floor(y) and floor(y) + 1. Rows are interpolated first,
+then columns, each as a + (b - a) w in float64, so that the counts are the same on every device.
+
+**Not finite.** A map with a value that is not finite is nowhere active, and neither is a unit of threshold NaN.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+def add_overlap(maps: Tensor, threshold: Tensor, labels: Tensor, both: Tensor) -> Tensor:
+    """Count the active positions of each unit in one image, and add to `both` how many of them have each label.
+
+    Args:
+        maps: [C, H, W] of one image (f32, f16 or bf16; any strides).
+        threshold: f64 [C].
+        labels: i32 [D, R, S], on the grid's R rows and S columns: up to D different labels of each position, in
+            [1, L), and 0 for none. No label may occur twice at one position.
+        both: i64 [C, L], contiguous, on the device of `maps`: the counts are added to it.
+
+    Returns:
+        i64 [C]: the active positions of each unit.
+    """
+    if maps.device.type == "cpu":
+        from actstats_kernels.cpu.overlap import add_overlap as add
+
+        return add(maps, threshold, labels, both)
+    active, ids, found = overlap(maps, threshold, labels)
+    both[:, ids] += found
+    return active
+
+
+def overlap(maps: Tensor, threshold: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the counts of `add_overlap` in plain torch, the definition: by comparison of whole grids.
+
+    Returns the active positions of each unit, i64 [C]; the labels that occur, i64 [l]; and how many active positions
+    of each unit have each of these labels, i64 [C, l].
+    """
+    labels = labels.to(maps.device)
+    v = upsampled(maps, labels.shape[1], labels.shape[2])
+    finite = torch.isfinite(maps).flatten(1).all(1)
+    active = ((v > threshold.to(maps.device)[:, None, None]) & finite[:, None, None]).flatten(1)
+    ids = torch.unique(labels[labels > 0]).long()
+    there = (labels[None] == ids[:, None, None, None]).any(1).flatten(1)
+    # Sums of 0 and 1 up to 2^53 are exact in float64.
+    return active.sum(1), ids, (active.double() @ there.double().T).long()
+
+
+def upsampled(maps: Tensor, rows: int, columns: int) -> Tensor:
+    """Return maps [C, H, W] on a grid of `rows` x `columns`, f64, by the formula at the top of this module."""
+    v = maps.double()
+    for dim, size in ((1, rows), (2, columns)):
+        low, high, weight = (torch.from_numpy(t).to(v.device) for t in taps(v.shape[dim], size))
+        a, b = v.index_select(dim, low), v.index_select(dim, high)
+        v = a + (b - a) * (weight[:, None] if dim == 1 else weight)
+    return v
+
+
+@lru_cache(maxsize=256)
+def taps(length: int, size: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    """Return between which two of `length` positions each of `size` positions of a grid lies, and how far along.
+
+    i64, i64 and f64 [size]. The arrays are shared: not to be written to.
+    """
+    place = np.clip((np.arange(size) + 0.5) * length / size - 0.5, 0, length - 1)
+    low = np.floor(place).astype(np.int64)
+    return low, np.minimum(low + 1, length - 1), place - low
