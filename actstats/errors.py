@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class ActstatsError(Exception):
@@ -22,3 +22,12 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
     """
     found = difflib.get_close_matches(name, list(known), n=count, cutoff=0.5)
     return f"; did you mean {', '.join(found)}?" if found else ""
+
+
+def first(names: Sequence[str], count: int = 3) -> str:
+    """Return the first few names, for a message.
+
+    >>> first(["conv1", "conv2", "conv3", "fc"])
+    'conv1, conv2, conv3, ...'
+    """
+    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")
