@@ -8,20 +8,33 @@ until it is computed:
 >>> dataset = xarray.open_zarr("googlenet.zarr")  # doctest: +SKIP
 >>> by_layer(smoothness(dataset))  # doctest: +SKIP
 
-`by_layer` and `unit_table` make tables of a result, `notes` says which images took no part in it.
+`by_layer` and `unit_table` make tables of a result, `compare_units` sets those of two networks side by side, `notes`
+says which images took no part.
 """
 
+from actstats.analysis.comparing import cliffs_delta, compare_units
 from actstats.analysis.coverage import notes
+from actstats.analysis.noise import noise, noise_by_layer
+from actstats.analysis.quantiles import quantiles
+from actstats.analysis.selectivity import class_means, selectivity, variety
 from actstats.analysis.smoothness import kernel_smoothness, smoothness
 from actstats.analysis.spectrum import spectrum
 from actstats.analysis.tables import by_layer, unit_table, write_table
 
 __all__ = [
     "by_layer",
+    "class_means",
+    "cliffs_delta",
+    "compare_units",
     "kernel_smoothness",
+    "noise",
+    "noise_by_layer",
     "notes",
+    "quantiles",
+    "selectivity",
     "smoothness",
     "spectrum",
     "unit_table",
+    "variety",
     "write_table",
 ]

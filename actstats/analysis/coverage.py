@@ -40,6 +40,8 @@ def usable(dataset: xr.Dataset, analysis: str, *variables: str) -> xr.Dataset:
                 f"--metrics {_METRICS.get(name, name)},...{' and without --no-per-image' if per_image else ''}"
             )
     known = {name: dataset[name].load() for name in _SMALL if name in dataset.coords}
+    if "layer" in known:  # not every library that groups by it knows NumPy's new strings
+        known["layer"] = known["layer"].astype(object)
     status = known["status"].values if "status" in known else np.zeros(0, dtype=np.int8)
     done = known["completed"].values if "completed" in known else np.ones(1, dtype=bool)
     if not done.any():

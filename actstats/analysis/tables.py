@@ -31,11 +31,11 @@ def by_layer(found: xr.Dataset) -> pd.DataFrame:
 
     Columns are `layer`, `units`, and of each variable its mean over the units (`step`), median (`step_median`), and
     10th and 90th percentile (`step_p10`, `step_p90`), which leave out units without a value (NaN); of a bool
-    variable, the number of units where it holds.
+    variable, the number of units where it holds. Integers, such as the preferred class, have no mean and no column.
     """
     table = unit_table(found)
     flags = [str(name) for name in table if table[name].dtype == bool]
-    numbers = [str(name) for name in table if name not in (*_KEYS, *flags)]
+    numbers = [str(name) for name in table if table[name].dtype.kind == "f"]
     grouped = table.groupby("layer", sort=False)
     spread = {"": grouped[numbers].mean(), "_median": grouped[numbers].median()}
     spread |= {f"_p{round(100 * q)}": grouped[numbers].quantile(q) for q in (0.1, 0.9)}

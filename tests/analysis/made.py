@@ -27,6 +27,7 @@ def make_store(
     stop_after: int | None = None,
     top_k: int = 3,
     metrics: Sequence[str] = DEFAULT,
+    paths: Sequence[str] | None = None,
     **manifest: object,
 ) -> xr.Dataset:
     """Write a store of each layer's maps [N, C, H, W] and open it; partitions from `stop_after` on are incomplete."""
@@ -53,20 +54,25 @@ def make_store(
     record = {
         "arch": "made", "weights": {"source": "module", "sha256": "0"}, "layers": described,
         "partition_size": partition_size, "data": data,
+        "outputs": [output.name for output in schema.outputs], "metrics": list(metrics), "top_k": top_k,
     }  # fmt: skip
-    paths = [f"{index:03}.png" for index in range(images)]
     store = Store.open_or_create(
-        path, manifests.build(**record | manifest), schema, paths, labels.astype(np.int64)
+        path, manifests.build(**record | manifest), schema, paths or _paths(images), labels.astype(np.int64)
     )
     for partition in range(schema.partitions)[:stop_after]:
         start, stop = store.bounds(partition)
         status = np.array([2 * (index in unreadable) for index in range(start, stop)], dtype=np.int8)
         parts = [_arrays(found[start:stop], status == 0, start, top_k) for found in maps.values()]
-        names = [output.name for output in schema.outputs]
-        along = {name: int(names and schema.outputs[names.index(name)].per_image) for name in names}
-        whole = {name: np.concatenate([part[name] for part in parts], axis=along[name]) for name in names}
+        whole = {
+            output.name: np.concatenate([part[output.name] for part in parts], axis=int(output.per_image))
+            for output in schema.outputs
+        }
         store.write(partition, whole, status)
     return xr.open_zarr(path)
+
+
+def _paths(images: int) -> list[str]:
+    return [f"{index:03}.png" for index in range(images)]
 
 
 def _arrays(maps: np.ndarray, readable: np.ndarray, start: int, top_k: int) -> dict[str, np.ndarray]:

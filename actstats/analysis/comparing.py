@@ -1,0 +1,127 @@
+"""Two networks' units side by side: how far their distributions lie apart in each layer, with bootstrap intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from numpy.typing import NDArray
+
+from actstats.analysis.coverage import require_extra
+from actstats.analysis.pairing import require_same_units
+from actstats.errors import ActstatsError, nearest
+
+_AT_ONCE = 1 << 21
+"""Values resampled at once."""
+
+
+def compare_units(
+    standard: xr.Dataset,
+    robust: xr.Dataset,
+    variables: Sequence[str] | None = None,
+    *,
+    resamples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Return by layer how the units of two networks differ in results of one analysis.
+
+    With x the values of a layer's units in `standard` and y those in `robust`, without NaN:
+
+    - `difference` = mean of y - mean of x;
+    - `cliffs_delta` = (number of pairs with y > x - number with y < x) / number of pairs (Cliff 1993,
+      doi:10.1037/0033-2909.114.3.494): an effect size free of scale and outliers, from -1, all of `robust` lie
+      below, to 1.
+
+    `_low` and `_high` are the ends of their percentile bootstrap intervals (Efron 1979, doi:10.1214/aos/1176344552;
+    `scipy.stats.bootstrap`), both networks' units resampled independently: what other units of this kind could have
+    given.
+
+    Args:
+        standard: what an analysis such as `smoothness` returned for the one network, S.
+        robust: and for the other, R; layers and numbers of units must be the same.
+        variables: which numbers, by name; None: all that have one float or bool a unit.
+        resamples: how often to resample.
+        confidence: of the intervals.
+        seed: of the resampling.
+
+    Returns:
+        A row for each variable and layer, layers in the order of execution: `variable`, `layer`, `units_s`, `units_r`
+        (with a value), `mean_s`, `mean_r`, `difference`, `difference_low`, `difference_high`, `cliffs_delta`,
+        `delta_low`, `delta_high`. Intervals are NaN where a layer has fewer than two values on a side.
+
+    Raises:
+        ActstatsError: the layers or their numbers of units differ, a variable that is not there, or no scipy.
+    """
+    require_extra("scipy", "analysis", "a bootstrap interval")
+    require_same_units(standard, robust)
+    known = [str(n) for n, v in standard.data_vars.items() if v.dims == ("unit",) and v.dtype.kind in "fb"]
+    for name in variables or ():
+        if name not in known:
+            hint = nearest(name, known) or f"; there are {', '.join(known)}"
+            raise ActstatsError(f"the result has no number {name!r} of each unit{hint}")
+    chosen = list(variables or known)
+    long = pd.concat(
+        [
+            found[chosen].load().to_dataframe()[["layer", *chosen]].melt("layer").assign(network=network)
+            for network, found in (("s", standard), ("r", robust))
+        ]
+    )
+    rng = np.random.default_rng(seed)
+    found = long.groupby(["variable", "layer"], sort=False)[["network", "value"]].apply(
+        lambda units: _compared(units, resamples, confidence, rng)
+    )
+    return found.astype({"units_s": int, "units_r": int}).reset_index()
+
+
+def cliffs_delta(x: NDArray[Any], y: NDArray[Any], axis: int = -1) -> NDArray[np.float64]:
+    """Return Cliff's delta of y against x along an axis, from the rank sum: 2 U / (n m) - 1.
+
+    >>> cliffs_delta(np.array([1, 2, 3]), np.array([2, 4])).item()
+    0.5
+    """
+    from scipy.stats import rankdata
+
+    x, y = np.moveaxis(x, axis, -1), np.moveaxis(y, axis, -1)
+    n, m = x.shape[-1], y.shape[-1]
+    ranks = rankdata(np.concatenate([x, y], -1), axis=-1)[..., n:].sum(-1)
+    return np.asarray(2 * (ranks - m * (m + 1) / 2) / (n * m) - 1)
+
+
+def _compared(units: pd.DataFrame, resamples: int, confidence: float, rng: np.random.Generator) -> pd.Series:
+    from scipy.stats import bootstrap
+
+    values = units["value"].to_numpy(dtype=np.float64)
+    x, y = (values[(units["network"] == network) & ~np.isnan(values)] for network in "sr")
+    names = ("difference", "cliffs_delta")
+    low = high = middle = np.full(2, np.nan)
+    if len(x) and len(y):
+        middle = _effects(x, y)
+    if len(x) > 1 and len(y) > 1:
+        interval = bootstrap(
+            (x, y),
+            _effects,
+            n_resamples=resamples,
+            batch=max(1, _AT_ONCE // (len(x) + len(y))),
+            vectorized=True,
+            confidence_level=confidence,
+            method="percentile",
+            rng=rng,
+        ).confidence_interval
+        low, high = interval.low, interval.high
+    found = {"units_s": len(x), "units_r": len(y), "mean_s": _mean(x), "mean_r": _mean(y)}
+    for at, (name, short) in enumerate(zip(names, ("difference", "delta"), strict=True)):
+        found |= {name: middle[at], f"{short}_low": low[at], f"{short}_high": high[at]}
+    return pd.Series(found)
+
+
+def _effects(x: NDArray[Any], y: NDArray[Any], axis: int = -1) -> NDArray[np.float64]:
+    """Return difference of means and Cliff's delta along an axis, stacked first."""
+    return np.stack([y.mean(axis) - x.mean(axis), cliffs_delta(x, y, axis)])
+
+
+def _mean(x: NDArray[np.float64]) -> float:
+    return float(x.mean()) if len(x) else float("nan")

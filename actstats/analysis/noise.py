@@ -1,0 +1,119 @@
+"""What noise in the images does to each unit's total variation, and how much of it the layers let through."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from actstats.analysis.coverage import result, usable
+from actstats.analysis.pairing import require_same_images, require_same_network, require_same_units
+
+_DESCRIBED = {
+    "clean": ("activation", "total variation on the clean images, mean over the images"),
+    "noisy": ("activation", "total variation on the noisy images, mean over the same images"),
+    "change": ("activation", "noisy - clean"),
+    "change_error": ("activation", "standard error of the change over images, paired"),
+    "relative_change": ("1", "change / clean"),
+    "outlier": ("", "whether the change reaches the share of the layer's mean total variation"),
+}
+
+
+def noise(
+    clean: xr.Dataset, noisy: xr.Dataset, *, reference: xr.Dataset | None = None, share: float = 0.2
+) -> xr.Dataset:
+    """Return how each unit's total variation changes when noise is added to the images, lazily.
+
+    With c[n] and d[n] the total variation of a unit's map for image n, clean and noisy, over the images that both
+    sweeps have a value for:
+
+    - `clean`, `noisy` = mean of c, mean of d; `change` = mean of d - c; `relative_change` = change / clean;
+    - `change_error` = standard deviation of d - c over the images (n - 1 in the denominator) / sqrt(n);
+    - `outlier`: abs(change) >= `share` x the mean over the layer's units of the clean total variation of `reference`,
+      the rule of Chen et al. 2020 (arXiv 2006.09373), where the reference is the standard network.
+
+    Args:
+        clean: of a sweep with `total_variation`, as `xarray.open_zarr` gives it.
+        noisy: of the same network on the same images with noise.
+        reference: the clean sweep that sets the outlier rule's scale; None: `clean` itself.
+        share: of that rule.
+
+    Returns:
+        f32 [unit] each, `outlier` bool [unit].
+
+    Raises:
+        ActstatsError: the sweeps are of other images, layers or weights (one line says which), a variable is missing,
+            or no partition is complete.
+    """
+    require_same_network(clean, noisy)
+    require_same_units(clean, noisy)
+    require_same_images(clean, noisy)
+    sweeps = [_swept(dataset) for dataset in (clean, noisy)]
+    first, second = xr.align(*sweeps, join="inner")
+    before, after = first["total_variation"], second["total_variation"]
+    both = before.notnull() & after.notnull()
+    change = after - before
+    found = {
+        "clean": before.where(both).mean("image"),
+        "noisy": after.where(both).mean("image"),
+        "change": change.mean("image"),
+        "change_error": change.std("image", ddof=1) / np.sqrt(both.sum("image")),
+    }
+    found["relative_change"] = found["change"] / found["clean"].where(found["clean"] > 0)
+    if reference is None:
+        scale = found["clean"]
+    else:
+        require_same_units(clean, reference)
+        scale = usable(reference, "noise", "total_variation")["total_variation"].mean("image")
+    limit = share * _mean_of_layer(scale)
+    found["outlier"] = (abs(found["change"]) >= limit) & (limit > 0)
+    described = {n: found[n].assign_attrs(units=u, long_name=text) for n, (u, text) in _DESCRIBED.items()}
+    read = int(((first["status"].values == 0) & (second["status"].values == 0)).sum())
+    pending = first.attrs["images"] - first.sizes["image"]
+    first.attrs |= {
+        "images_read": read,
+        "images_pending": pending,
+        "images_unreadable": first.sizes["image"] - read,
+    }
+    return result(described, first)
+
+
+def noise_by_layer(found: xr.Dataset, *, input_increase: float | None = None) -> pd.DataFrame:
+    """Return what `noise` found by layer, and the share of the noise that is blocked up to each layer.
+
+    With C and D the means over a layer's units of `clean` and `noisy`,
+
+    - `increase` = D / C - 1: the relative increase of the layer's total variation;
+    - `blocked` = 1 - increase / increase of the input: 0 where the layer is as much rougher as the noisy images
+      are, 1 where nothing of the noise is left, negative where it is amplified.
+
+    The input's is `input_increase`, mean total variation of the noisy images / that of the clean ones - 1; None:
+    that of the first layer, which so has 0.
+
+    Returns:
+        A row for each layer in the order of execution: `layer`, `units`, `clean`, `noisy`, `increase`, `blocked`,
+        `outliers` (a count) and `outlier_share`.
+    """
+    units = found.load().to_dataframe()
+    grouped = units.groupby("layer", sort=False)
+    table = grouped[["clean", "noisy"]].mean()
+    table.insert(0, "units", grouped.size())
+    table["increase"] = table["noisy"] / table["clean"].where(table["clean"] > 0) - 1
+    table["blocked"] = 1 - table["increase"] / (
+        table["increase"].iloc[0] if input_increase is None else input_increase
+    )
+    table["outliers"] = grouped["outlier"].sum()
+    table["outlier_share"] = grouped["outlier"].mean()
+    return table.reset_index()
+
+
+def _swept(dataset: xr.Dataset) -> xr.Dataset:
+    """Return the total variation with images numbered, so that two sweeps complete in other parts still align."""
+    numbered = dataset.assign_coords(image=np.arange(dataset.sizes["image"]))
+    return usable(numbered, "noise", "total_variation").drop_dims("partition", errors="ignore")
+
+
+def _mean_of_layer(values: xr.DataArray) -> xr.DataArray:
+    """Return for each unit the mean over its layer's units, [unit]."""
+    of_unit = xr.DataArray(values["layer"].values, dims="unit")
+    return values.groupby("layer").mean().sel(layer=of_unit).drop_vars("layer")

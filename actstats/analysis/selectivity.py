@@ -1,0 +1,170 @@
+"""How few kinds of image excite a unit: the class selectivity index, and the classes among its top images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from numpy.typing import NDArray
+
+from actstats.analysis.coverage import require_extra, result, usable
+from actstats.errors import ActstatsError
+from actstats.merging import merge
+
+_RANKED = ("top_value", "top_image", "top_position")
+_DESCRIBED = {
+    "selectivity": ("1", "class selectivity index"),
+    "preferred_class": ("", "label with the greatest mean activation, -1 if none"),
+    "top_entropy": ("bit", "entropy of the classes of the top images"),
+    "top_classes": ("", "distinct classes among the top images"),
+    "top_images": ("", "top images that there are"),
+}
+
+
+def class_means(dataset: xr.Dataset, variable: str = "mean") -> xr.DataArray:
+    """Return the mean of a per-image variable over the images of each class, lazily, [label, unit].
+
+    `label` holds the classes that occur among the images that were read; images without a label (-1) are left out.
+
+    Raises:
+        ActstatsError: no image has a label, the variable is missing, or flox is not installed.
+    """
+    require_extra("flox", "analysis", "grouping by class")
+    swept = usable(dataset, "selectivity", variable)
+    return _class_means(swept, variable)
+
+
+def _class_means(swept: xr.Dataset, variable: str) -> xr.DataArray:
+    from xarray.groupers import UniqueGrouper
+
+    label = swept["label"].values
+    classes = np.unique(label[(label >= 0) & (swept["status"].values == 0)])
+    if not len(classes):
+        raise ActstatsError("selectivity needs labelled images, and no image that was read has a label")
+    found = swept[variable].drop_vars([name for name in swept.coords if name != "label"], errors="ignore")
+    return found.groupby(label=UniqueGrouper(labels=classes)).mean()
+
+
+def selectivity(dataset: xr.Dataset, variable: str = "mean") -> xr.Dataset:
+    """Return how selective each unit is for classes of images, lazily.
+
+    - `selectivity` = (m - o) / (m + o), with m the greatest of the class means of `variable` and o the mean of
+      those of all other classes: the class selectivity index of Morcos et al. 2018 (arXiv 1803.06959). 0: all
+      classes alike; 1: the unit answers to one class alone. It is an index of activations that are not negative:
+      NaN where a class mean is below 0, and for a unit that is never active.
+    - `preferred_class`: the label that has m, i64, the lowest of equals.
+    - `top_entropy` = - sum of p log2 p, bit, with p the shares of the classes among the unit's top images: 0 if all
+      are of one class, log2 k at most. `top_classes`: how many classes those are, `top_images`: how many images (k,
+      or fewer).
+
+    Args:
+        dataset: of a sweep with `variable`, the top images and labelled images, as `xarray.open_zarr` gives it.
+        variable: per image: `mean`, as in the source, or `maximum`.
+
+    Returns:
+        By unit; `top_entropy` and `top_classes` are NaN where no top image has a label.
+
+    Raises:
+        ActstatsError: a variable is missing, the images are of fewer than two classes, or no partition is complete.
+    """
+    require_extra("flox", "analysis", "selectivity")
+    swept = usable(dataset, "selectivity", variable, *_RANKED)
+    means = _class_means(swept, variable)
+    if means.sizes["label"] < 2:
+        raise ActstatsError(
+            "selectivity needs images of two classes or more, and those that were read have one"
+        )
+    means = means.chunk({"label": -1})
+    greatest, lowest = means.max("label"), means.min("label")
+    counted = means.notnull().sum("label")
+    others = (means.sum("label") - greatest) / (counted - 1).where(counted > 1)
+    total = greatest + others
+    found = {
+        "selectivity": (greatest - others) / total.where((lowest >= 0) & (total > 0)),
+        "preferred_class": _preferred(means),
+        **_of_top_images(dataset, swept),
+    }
+    return result(
+        {name: found[name].assign_attrs(units=u, long_name=text) for name, (u, text) in _DESCRIBED.items()},
+        swept,
+    )
+
+
+def variety(dataset: xr.Dataset) -> pd.DataFrame:
+    """Return how many different images and classes are among the top images of all units of a layer.
+
+    Few, where many units answer to the same images ("fewer types of inputs", Chen et al. 2020, arXiv 2006.09373).
+
+    Returns:
+        A row a layer in the order of execution: `layer`, `units`, `top_places` (top images of all units together),
+        `distinct_images`, `distinct_classes` (without images that have no label).
+
+    Raises:
+        ActstatsError: the store has no top images, or no partition is complete.
+    """
+    swept = usable(dataset, "selectivity", *_RANKED)
+    image = _top_images(swept).transpose("unit", "rank").values
+    layer = np.repeat(swept["layer"].values, image.shape[1])
+    table = pd.DataFrame({"layer": layer, "image": image.ravel(), "label": _labels(dataset)[image].ravel()})
+    grouped = table.where(table != -1).assign(layer=layer).groupby("layer", sort=False)
+    counts = grouped.agg(
+        top_places=("image", "count"),
+        distinct_images=("image", "nunique"),
+        distinct_classes=("label", "nunique"),
+    )
+    counts.insert(0, "units", grouped.size() // image.shape[1])
+    return counts.reset_index()
+
+
+def _preferred(means: xr.DataArray) -> xr.DataArray:
+    labels = means["label"].values
+
+    def at_greatest(values: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
+        found = np.where(np.isnan(values), -np.inf, values).argmax(-1)
+        return np.asarray(np.where(np.isnan(values).all(-1), -1, labels[found]))
+
+    found: xr.DataArray = xr.apply_ufunc(
+        at_greatest, means, input_core_dims=[["label"]], dask="parallelized", output_dtypes=[np.int64]
+    )
+    return found
+
+
+def _top_images(swept: xr.Dataset) -> xr.DataArray:
+    found: xr.DataArray = merge(swept[list(_RANKED)])["top_image"]
+    return found.chunk({"rank": -1})
+
+
+def _of_top_images(dataset: xr.Dataset, swept: xr.Dataset) -> dict[str, xr.DataArray]:
+    computed = xr.apply_ufunc(
+        _classes_among,
+        _top_images(swept),
+        kwargs={"label": _labels(dataset)},
+        input_core_dims=[["rank"]],
+        output_core_dims=[[]] * 3,
+        dask="parallelized",
+        output_dtypes=[np.float64, np.float64, np.int64],
+    )
+    return dict(zip(("top_entropy", "top_classes", "top_images"), computed, strict=True))
+
+
+def _classes_among(
+    image: NDArray[np.int64], label: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+    """Return entropy and number of the classes of `image` [..., rank], and how many images there are."""
+    of_image = label[image]
+    known = of_image >= 0
+    # Each image's class occurs so often among the k; over the images, 1 / that counts every class once.
+    alike = (of_image[..., :, None] == of_image[..., None, :]) & known[..., None, :]
+    often = np.where(known, alike.sum(-1), 1)
+    n = known.sum(-1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        entropy = -np.where(known, np.log2(often / n[..., None]), 0.0).sum(-1) / n
+    distinct = np.where(known, 1 / often, 0.0).sum(-1).round()
+    return np.abs(entropy), np.where(n > 0, distinct, np.nan), (image >= 0).sum(-1)
+
+
+def _labels(dataset: xr.Dataset) -> NDArray[np.int64]:
+    """Return the label of each image of the store by its index, and -1 at index -1."""
+    return np.append(dataset["label"].values, -1)
