@@ -8,6 +8,7 @@ from typing import Final
 
 from actstats.data.demo import DemoSource
 from actstats.data.folder import FolderSource, find_images
+from actstats.data.segmented import segmented_images
 from actstats.data.source import Source
 from actstats.data.tar import TarSource
 from actstats.errors import ActstatsError, nearest
@@ -19,7 +20,8 @@ def open_source(spec: str | Path, *, limit: int | None = None) -> Source:
     """Open the images that `spec` names, the first `limit` of them.
 
     `spec` is `demo`, a folder of images (flat, or a folder for each class), a tar file, a folder of tar
-    files, or several tar files as `shard-{000000..000009}.tar`.
+    files, or several tar files as `shard-{000000..000009}.tar`. Of a segmented dataset (Broden, or `images/` beside
+    `masks/`) the images are opened, without the masks.
 
     Raises `ActstatsError` if there is nothing of that name, or no image in it.
     """
@@ -33,9 +35,10 @@ def open_source(spec: str | Path, *, limit: int | None = None) -> Source:
     path = _existing(spec)
     if not path.is_dir():
         return _tar(spec, [path], limit)
-    names = find_images(path)
+    segmented = segmented_images(path)
+    root, names = (path, find_images(path)) if segmented is None else (path / "images", segmented)
     if names:
-        return FolderSource(spec, path, names, limit)
+        return FolderSource(spec, root, names, limit)
     shards = sorted(file for file in path.glob("*.tar") if file.is_file())
     if shards:
         return _tar(spec, shards, limit)
