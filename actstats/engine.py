@@ -1,8 +1,8 @@
 """The engine: one streaming pass over the images, every unit's statistics into one store.
 
-images -> loader threads -> uint8 batch -> normalise on the device -> forward pass
-                                                                        | hooks, one for each layer
-                      store <- writer thread <- partition's buffers <- fused kernel
+images -> loader threads -> batch -> normalise on the device -> forward pass
+          (distort)                  (attack)                     | hooks, one for each layer
+                store <- writer thread <- partition's buffers <- fused kernel
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from actstats import manifest as manifests
 from actstats.data import Batch, ImageError, Source, batches, open_source
 from actstats.device import find_device, in_eval_mode, out_of_memory_explained
+from actstats.distort import Chain, Distorter, parse
 from actstats.errors import ActstatsError
 from actstats.layers import Layer, select_layers, watch
 from actstats.metrics import DEFAULT, Metric, choose
@@ -41,6 +42,7 @@ def sweep(
     weights: str = "default",
     seed: int = 0,
     preprocessing: Preprocessing | None = None,
+    distort: Sequence[str] | Chain = (),
     layers: Sequence[str] = ("conv",),
     metrics: Sequence[str] = DEFAULT,
     custom: Sequence[str | Metric | type[Metric]] = (),
@@ -72,6 +74,7 @@ def sweep(
         weights: as for `load_model`, where `model` is a name.
         seed: of random weights.
         preprocessing: from image to input; None: what belongs to the weights.
+        distort: what is done to each cropped image, as `["scramble:4", "noise:0.1"]` (`actstats.distort`).
         layers: presets (`conv`, `block`, `all`, `paper`), module names and globs (`select_layers`).
         metrics: names of built-in and installed metrics.
         custom: metrics of your own: objects, classes, or `"package.module:Class"`.
@@ -102,8 +105,10 @@ def sweep(
     parse_compression(compression)
     target = find_device(device)
     chosen = choose(metrics, custom)
+    chain = distort if isinstance(distort, Chain) else parse(distort)
     source = open_source(images, limit=limit) if isinstance(images, str | Path) else images
     loaded = _load(model, weights, seed, preprocessing)
+    chain.check(loaded.preprocessing)
     _refuse_unreadable(source)
     with in_eval_mode(loaded.model), out_of_memory_explained(batch_size):
         network = loaded.model.to(target).to(memory_format=torch.channels_last)
@@ -113,6 +118,7 @@ def sweep(
         manifest = manifests.build(
             **loaded.identity,
             preprocessing=loaded.preprocessing.to_dict(),
+            **chain.record(),
             layers=[_describe(layer) for layer in hooked],
             selectors=list(layers),
             metrics=[*chosen.builtin, *chosen.custom],
@@ -139,7 +145,8 @@ def sweep(
         total = sum(stop - start for start, stop in map(opened.bounds, todo))
         if started is not None:
             started(opened, schema, total)
-        run = _Run(loaded, source, opened, Plan(schema, chosen, target, bitround), hooked, total)
+        distorter = Distorter(chain, source.paths, network, loaded.preprocessing) if chain else None
+        run = _Run(loaded, source, opened, Plan(schema, chosen, target, bitround), hooked, distorter, total)
         run.over(todo, batch_size, _workers(workers), AMP[amp], strict, progress)
     return Summary(
         store=opened.path,
@@ -157,9 +164,17 @@ class _Run:
     """The loop over batches, with what it counts."""
 
     def __init__(
-        self, loaded: Loaded, source: Source, store: Store, plan: Plan, layers: Sequence[Layer], total: int
+        self,
+        loaded: Loaded,
+        source: Source,
+        store: Store,
+        plan: Plan,
+        layers: Sequence[Layer],
+        distorter: Distorter | None,
+        total: int,
     ) -> None:
         self.loaded, self.source, self.store, self.plan, self.layers = loaded, source, store, plan, layers
+        self.distorter = distorter
         self.failures: dict[str, str] = {}
         self.progress = Progress(0, total, 0, 0.0, 0.0)
 
@@ -174,8 +189,10 @@ class _Run:
     ) -> None:
         device, model = self.plan.device, self.loaded.model
         ranges = [r for p in todo for r in _split(*self.store.bounds(p), batch_size)]
+        distorter, pin = self.distorter, device.type == "cuda"
+        distort = distorter.image if distorter is not None else None
         loader = batches(
-            self.source, self.loaded.preprocessing, ranges, workers=workers, pin=device.type == "cuda"
+            self.source, self.loaded.preprocessing, ranges, workers=workers, pin=pin, distort=distort
         )
         autocast: AbstractContextManager[Any] = (
             torch.autocast(device.type, dtype=amp) if amp is not None else nullcontext()
@@ -184,9 +201,10 @@ class _Run:
 
         def update(layer: int, maps: Tensor) -> None:
             assert partition is not None
-            partition.update(layer, maps)
+            if not attacking:
+                partition.update(layer, maps)
 
-        begun, waited = time.perf_counter(), 0.0
+        begun, waited, attacking = time.perf_counter(), 0.0, False
         with Writer(self.store) as writer, closing(loader), watch(model, self.layers, update):
             for batch, seconds in _timed(loader):
                 waited += seconds
@@ -198,8 +216,12 @@ class _Run:
                 readable = batch.position + batch.start
                 if len(readable):
                     partition.begin_batch(readable)
+                    pixels = batch.pixels.to(device, non_blocking=True)
+                    if distorter is not None:
+                        attacking = True
+                        pixels = distorter.batch(pixels, readable.tolist())
+                        attacking = False
                     with torch.inference_mode(), autocast:
-                        pixels = batch.pixels.to(device, non_blocking=True)
                         model(self.loaded.preprocessing.normalize(pixels))
                 if batch.stop == partition.stop:
                     writer.put(partition.finish())

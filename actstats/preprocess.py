@@ -114,12 +114,15 @@ class Preprocessing:
     def normalize(self, pixels: Tensor) -> Tensor:
         """Return what the network reads, f32 [N, 3, H, W] in channels_last memory on the device of `pixels`.
 
-        `pixels` is uint8 [N, H, W, 3].
+        `pixels` is uint8 [N, H, W, 3], or f32 in [0, 1], by which the result can be differentiated.
         """
         full, mean, std = _constants(self.mean, self.std, pixels.shape[2], pixels.device)
         # Rows of W * 3 values: broadcasting 3 colours over NHWC costs twice the time, for the same bits.
-        rows = pixels.to(torch.float32).flatten(2)
-        rows.div_(full).sub_(mean).div_(std)
+        if pixels.is_floating_point():
+            rows = (pixels.flatten(2) - mean).div_(std)
+        else:
+            rows = pixels.to(torch.float32).flatten(2)
+            rows.div_(full).sub_(mean).div_(std)
         return rows.view(pixels.shape).permute(0, 3, 1, 2)
 
     def __call__(self, image: Image.Image) -> Tensor:

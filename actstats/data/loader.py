@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -20,14 +21,17 @@ from actstats.preprocess import Preprocessing
 
 _BATCHES_AHEAD: Final = 2
 
+Distort = Callable[[NDArray[np.uint8], int, tuple[int, int]], NDArray[np.float32]]
+"""From pixels, uint8 [H, W, 3], an image's index and (width, height) in its source, to f32 in [0, 1]."""
+
 
 @dataclass(frozen=True)
 class Batch:
     """Images [start, stop) of a source, those that could be read.
 
-    `pixels` is uint8 [n_ok, H, W, 3]; `position`, int64 [n_ok], says which of the stop - start images they
-    are; `status`, int8 [stop - start], is OK, MISSING, UNREADABLE or REFUSED for each; `messages` has one
-    line for each image that is not OK, by its index in the source.
+    `pixels` is uint8 [n_ok, H, W, 3], or f32 in [0, 1] where images are distorted; `position`, int64 [n_ok],
+    says which of the stop - start images they are; `status`, int8 [stop - start], is OK, MISSING, UNREADABLE or
+    REFUSED for each; `messages` has one line for each image that is not OK, by its index in the source.
     """
 
     start: int
@@ -45,31 +49,41 @@ def batches(
     *,
     workers: int,
     pin: bool = False,
+    distort: Distort | None = None,
 ) -> Generator[Batch, None, None]:
     """Yield one `Batch` for each (start, stop) of `ranges`, in order.
 
     `workers` threads decode up to two batches ahead, and more only where that many would leave threads
-    idle; with 0 the caller's thread does it. `pin` puts the pixels into page-locked memory. Closing the
-    iterator stops the threads. An exception other than `ImageError` in a thread is raised here.
+    idle; with 0 the caller's thread does it. `pin` puts the pixels into page-locked memory. `distort` is
+    applied to each image on the same threads, and may raise `ImageError`. Closing the iterator stops the
+    threads. An exception other than `ImageError` in a thread is raised here.
     """
     if workers < 0:
         raise ActstatsError(f"the number of workers must be 0 or more, not {workers}")
     # Not a generator itself, so that the arguments are checked at the call.
+    assemble = partial(_Assembly, source, preprocessing, pin, distort)
     if workers == 0:
-        return _decoded_here(source, preprocessing, ranges, pin)
-    return _decoded_ahead(source, preprocessing, ranges, workers, pin)
+        return _decoded_here(assemble, ranges)
+    return _decoded_ahead(assemble, ranges, workers)
 
 
 class _Assembly:
     """A batch in the making: a place for each image, and what became of it."""
 
     def __init__(
-        self, source: Source, preprocessing: Preprocessing, start: int, stop: int, pin: bool
+        self,
+        source: Source,
+        preprocessing: Preprocessing,
+        pin: bool,
+        distort: Distort | None,
+        start: int,
+        stop: int,
     ) -> None:
         _, height, width = preprocessing.shape
-        self._source, self._preprocessing = source, preprocessing
+        self._source, self._preprocessing, self._distort = source, preprocessing, distort
         self.start, self.stop = start, stop
-        self._pixels = torch.empty(stop - start, height, width, 3, dtype=torch.uint8, pin_memory=pin)
+        dtype = torch.uint8 if distort is None else torch.float32
+        self._pixels = torch.empty(stop - start, height, width, 3, dtype=dtype, pin_memory=pin)
         self._rows = self._pixels.numpy()
         self._status = np.full(stop - start, OK, dtype=np.int8)
         self._messages: dict[int, str] = {}
@@ -79,7 +93,10 @@ class _Assembly:
         try:
             image = self._source.image(index)
             refuse_large(*self._preprocessing.resized(image.size), what="long, thin image, once resized,")
-            self._rows[index - self.start] = self._preprocessing.pixels(image)
+            pixels = self._preprocessing.pixels(image)
+            self._rows[index - self.start] = (
+                pixels if self._distort is None else self._distort(pixels, index, image.size)
+            )
         except ImageError as error:
             self._status[index - self.start] = error.status
             self._messages[index] = error.message
@@ -96,17 +113,17 @@ class _Assembly:
 
 
 def _decoded_here(
-    source: Source, preprocessing: Preprocessing, ranges: Iterable[tuple[int, int]], pin: bool
+    assemble: Callable[[int, int], _Assembly], ranges: Iterable[tuple[int, int]]
 ) -> Generator[Batch, None, None]:
     for start, stop in ranges:
-        assembly = _Assembly(source, preprocessing, start, stop, pin)
+        assembly = assemble(start, stop)
         for index in range(start, stop):
             assembly.fill(index)
         yield assembly.finish()
 
 
 def _decoded_ahead(
-    source: Source, preprocessing: Preprocessing, ranges: Iterable[tuple[int, int]], workers: int, pin: bool
+    assemble: Callable[[int, int], _Assembly], ranges: Iterable[tuple[int, int]], workers: int
 ) -> Generator[Batch, None, None]:
     executor = ThreadPoolExecutor(workers, thread_name_prefix="actstats-decode")
     queue: deque[tuple[_Assembly, list[Future[None]]]] = deque()
@@ -117,7 +134,7 @@ def _decoded_ahead(
                 bounds = next(upcoming, None)
                 if bounds is None:
                     break
-                assembly = _Assembly(source, preprocessing, *bounds, pin)
+                assembly = assemble(*bounds)
                 queue.append((assembly, [executor.submit(assembly.fill, index) for index in range(*bounds)]))
             if not queue:
                 return

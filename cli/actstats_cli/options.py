@@ -42,6 +42,13 @@ seed = click.option(
     show_default="0",
     help="Of random weights (--weights none).",
 )
+distort = click.option(
+    "--distort",
+    multiple=True,
+    metavar="SPECS",
+    help="What is done to each cropped image, joined by + or repeated: scramble:GRID, noise:SIGMA, lowpass:CYCLES, "
+    "highpass:CYCLES, greyscale, silhouette:FOLDER, contour, pgd:l2:EPSILON:STEPS.",
+)
 _LAYERS = (
     "Presets (conv, block, all, paper), module names and patterns such as '*.branch1', with commas between; "
     "repeatable."

@@ -44,6 +44,7 @@ class Part(click.ParamType[tuple[int, int]]):
     help="A folder, a .tar, a folder of tars, 'shard-{000..009}.tar', or demo.",
 )
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The store to fill, a folder.")
+@options.distort
 @options.layers
 @options.stored
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first so many images.")
@@ -104,6 +105,7 @@ def sweep(arch: str, data: str, out: Path, metrics: tuple[str, ...], as_json: bo
         actstats sweep --arch resnet50 --weights resnet50.pth --data val.tar --out val.zarr \\
             --layers block,conv1 --metrics mean,total_variation --limit 5000
         actstats sweep --arch alexnet --data photographs/ --out own.zarr --metric my_metrics:Kurtosis
+        actstats sweep --arch alexnet --data photographs/ --out noisy.zarr --distort scramble:4+noise:0.1
     """
     import actstats
 

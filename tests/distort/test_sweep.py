@@ -1,0 +1,146 @@
+"""Distortions in a sweep: what the network sees, what the store says of it, and attacks on the network."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch.nn.functional import cross_entropy
+
+import actstats
+from actstats.distort import Place, parse, pgd_l2
+from actstats.errors import ActstatsError, ManifestMismatchError
+from actstats.preprocess import Preprocessing
+from tests.conftest import SmallNet, files_of
+
+SMALL = Preprocessing.imagenet(size=32, resize=36)
+
+
+def seen(images, store, specs, **options) -> torch.Tensor:
+    """What the network read in the sweep's own forward passes, in order."""
+    inputs: list[torch.Tensor] = []
+
+    def look(_module, arguments):
+        if torch.is_inference_mode_enabled():  # Not the passes of an attack, nor the probe's.
+            inputs.append(arguments[0].clone())
+
+    model = SmallNet()
+    arguments = {"batch_size": 4, "partition_size": 6, "workers": 2, "device": "cpu", **options}
+
+    def listen(*_):
+        model.register_forward_pre_hook(look)
+
+    actstats.sweep(model, images, store, preprocessing=SMALL, distort=specs, started=listen, **arguments)
+    return torch.cat(inputs)
+
+
+def expected(images, specs) -> torch.Tensor:
+    source, chain = actstats.open_source(images), parse(specs)
+    pictures = [source.image(index) for index in range(len(source))]
+    places = [Place(i, source.paths[i], SMALL, picture.size) for i, picture in enumerate(pictures)]
+    distorted = [chain.image(SMALL.pixels(picture), at) for picture, at in zip(pictures, places, strict=True)]
+    pixels = torch.from_numpy(np.stack(distorted))
+    return SMALL.normalize(chain.batch(SmallNet().eval(), SMALL, pixels, places))
+
+
+@pytest.mark.parametrize("specs", [["noise:0.1"], ["scramble:4", "greyscale+lowpass:6"], ["contour"]])
+@pytest.mark.parametrize("options", [{}, {"batch_size": 5, "workers": 0}])
+def test_the_network_sees_the_distorted_images(photographs, tmp_path, specs, options):
+    found = seen(photographs, tmp_path / "a.zarr", specs, **options)
+    torch.testing.assert_close(found, expected(photographs, specs), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("specs", [["pgd:l2:0.5:3"], ["greyscale", "pgd:l2:0.5:3", "noise:0.1"]])
+def test_an_attack_does_not_depend_on_batches_and_keeps_its_place(photographs, tmp_path, specs):
+    found = seen(photographs, tmp_path / "a.zarr", specs, batch_size=3)
+    torch.testing.assert_close(found, expected(photographs, specs), rtol=0, atol=1e-4)
+
+
+def test_the_store_says_what_was_done_and_holds_to_it(photographs, tmp_path):
+    arguments = {"preprocessing": SMALL, "device": "cpu", "limit": 4}
+    actstats.sweep(
+        SmallNet(), photographs, tmp_path / "a.zarr", distort=["noise:0.10+greyscale"], **arguments
+    )
+    assert xr.open_zarr(tmp_path / "a.zarr").attrs["distort"] == ["noise:0.1", "greyscale"]
+    with pytest.raises(ManifestMismatchError, match="distort"):
+        actstats.sweep(SmallNet(), photographs, tmp_path / "a.zarr", distort=["noise:0.2"], **arguments)
+    with pytest.raises(ManifestMismatchError, match="distort"):
+        actstats.sweep(SmallNet(), photographs, tmp_path / "a.zarr", **arguments)
+    # The same twice is the same, to the byte.
+    actstats.sweep(
+        SmallNet(), photographs, tmp_path / "b.zarr", distort=parse(["noise:0.1+greyscale"]), **arguments
+    )
+    assert files_of(tmp_path / "a.zarr") == files_of(tmp_path / "b.zarr")
+
+
+def test_a_sweep_without_distortions_says_nothing_of_them(photographs, tmp_path):
+    actstats.sweep(SmallNet(), photographs, tmp_path / "a.zarr", preprocessing=SMALL, device="cpu", limit=4)
+    assert "distort" not in xr.open_zarr(tmp_path / "a.zarr").attrs
+
+
+def test_an_attack_leaves_its_own_passes_out_of_the_statistics(photographs, tmp_path):
+    """A tiny step away, the statistics are nearly those of the clean images, not of several passes."""
+    arguments = {"preprocessing": SMALL, "device": "cpu", "limit": 4}
+    actstats.sweep(SmallNet(), photographs, tmp_path / "a.zarr", **arguments)
+    actstats.sweep(SmallNet(), photographs, tmp_path / "b.zarr", distort=["pgd:l2:1e-6:2"], **arguments)
+    clean, moved = (actstats.merge(xr.open_zarr(tmp_path / name)) for name in ("a.zarr", "b.zarr"))
+    np.testing.assert_array_equal(clean["histogram"].sum("bin"), moved["histogram"].sum("bin"))
+    np.testing.assert_allclose(clean["mean"], moved["mean"], atol=1e-5)
+
+
+def test_an_image_without_a_mask_is_named_and_passed_over(photographs, tmp_path):
+    masks = tmp_path / "masks"
+    (masks / "cat").mkdir(parents=True)
+    Image.new("L", (96, 80), 255).save(masks / "cat" / "00.png")
+    summary = actstats.sweep(
+        SmallNet(),
+        photographs,
+        tmp_path / "a.zarr",
+        preprocessing=SMALL,
+        device="cpu",
+        limit=2,
+        distort=[f"silhouette:{masks}"],
+    )
+    assert summary.failures == {"cat/02.png": f"has no mask in {masks}"}
+    assert xr.open_zarr(tmp_path / "a.zarr").attrs["masks"]
+
+
+def test_a_network_without_logits_cannot_be_attacked(photographs, tmp_path):
+    with pytest.raises(ActstatsError, match="needs a network that returns logits"):
+        actstats.sweep(
+            SmallNet().first,
+            photographs,
+            tmp_path / "a.zarr",
+            preprocessing=SMALL,
+            device="cpu",
+            distort=["pgd:l2:0.5:2"],
+        )
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.floats(0.01, 3), st.integers(1, 6), st.integers(0, 100), st.booleans())
+def test_pgd_stays_in_the_ball_and_in_range_and_raises_the_loss(epsilon, steps, seed, random):
+    torch.manual_seed(seed)
+    model = SmallNet().eval()
+    images, labels = torch.rand(3, 3, 16, 16), torch.tensor([0, 1, 2])
+    start = torch.randn_like(images) * epsilon if random else None
+    moved = pgd_l2(model, images, labels, epsilon, steps, start=start)
+    assert (moved - images).flatten(1).norm(dim=1).max() <= epsilon * (1 + 1e-4)
+    assert moved.min() >= 0
+    assert moved.max() <= 1
+    assert not moved.requires_grad
+    before, after = (cross_entropy(model(x), labels, reduction="none") for x in (images, moved))
+    assert after.mean() > before.mean()
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_normalising_can_be_differentiated_and_gives_the_same_bits():
+    pixels = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8)
+    images = (pixels.float() / 255).requires_grad_()
+    assert torch.equal(SMALL.normalize(images), SMALL.normalize(pixels))
+    SMALL.normalize(images).sum().backward()
+    torch.testing.assert_close(images.grad[0, 0, 0], 1 / torch.tensor(SMALL.std))
