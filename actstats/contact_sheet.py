@@ -63,13 +63,13 @@ def save_contact_sheet(store: str | Path, unit: str, file: str | Path, *, data: 
     manifest = Store.open(store).manifest
     found = find_unit(manifest, unit)
     hits = top_images(store, found)
-    source = _swept_images(manifest["data"], data)
+    source = swept_images(manifest["data"], data)
     network = f"{manifest['arch']}, weights {manifest['weights']['source']}"
     title = f"{found} of {network}, maps of {found.height} x {found.width}"
     contact_sheet(found, hits, source, Preprocessing.from_dict(manifest["preprocessing"]), title).save(file)
 
 
-def _swept_images(record: Mapping[str, Any], data: str | None) -> Source:
+def swept_images(record: Mapping[str, Any], data: str | None) -> Source:
     """Open the images of a sweep again, where they were or where `data` says."""
     try:
         source = open_source(data or record["spec"], limit=record["images"])

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import errno
-from importlib import import_module
 from typing import IO, Any, Final
 
 import click
 
-from actstats.errors import ActstatsError, nearest
+from actstats.errors import ActstatsError
+from actstats_cli.lazy import LazyGroup
 
 COMMANDS: Final = {
     "sweep": "actstats_cli.sweep",
     "layers": "actstats_cli.layers",
     "info": "actstats_cli.info",
     "top": "actstats_cli.top",
+    "analyze": "actstats_cli.analyze",
+    "compare": "actstats_cli.compare",
 }
 """Each command's name, in the order of `actstats --help`, and the module that has it under this name."""
 
@@ -36,27 +38,8 @@ class Stopped(Failure):
     exit_code = 130
 
 
-class LazyGroup(click.Group):
-    """A group whose commands are imported when they are asked for. They import torch no earlier than they run."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return the names of all commands, in the table's order."""
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Return a command by its name; None if there is none."""
-        if cmd_name not in COMMANDS:
-            return None
-        found: click.Command = getattr(import_module(COMMANDS[cmd_name]), cmd_name)
-        return found
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command that the arguments begin with, or offer the nearest name."""
-        if args[0] not in COMMANDS and not args[0].startswith("-"):
-            ctx.fail(f"no command is named {args[0]!r}{nearest(args[0], COMMANDS)}")
-        return super().resolve_command(ctx, args)
+class Main(LazyGroup):
+    """The whole command, where errors become one line."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; whatever the user can act on ends it with one line, anything else is a fault of ours."""
@@ -76,7 +59,9 @@ class LazyGroup(click.Group):
 
 
 @click.group(
-    cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+    cls=Main,
+    table=COMMANDS,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(package_name="actstats", message="%(prog)s %(version)s")
 def main() -> None:

@@ -1,0 +1,102 @@
+"""Receptive fields: which pixels of the input each position of a layer's maps depends on.
+
+They are measured, not derived: one pixel of an otherwise plain image is made NaN, the network runs, and whatever
+depends on that pixel is NaN. That holds for any operation between the modules too, and at the border, where a
+field is cut off. Weights play no part (NaN times zero is NaN), so a network with random ones will do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from actstats.layers.layer import Layer
+from actstats.layers.watch import watch
+
+_BATCH = 16
+
+
+@dataclass(frozen=True)
+class ReceptiveField:
+    """Where each position of a layer's maps looks, in pixels of the network's input.
+
+    Position (i, j) depends on rows `top[i]` to `bottom[i]` and columns `left[j]` to `right[j]` of the input, all
+    included; int32 [height] and [width].
+    """
+
+    top: NDArray[np.int32]
+    bottom: NDArray[np.int32]
+    left: NDArray[np.int32]
+    right: NDArray[np.int32]
+
+
+def receptive_fields(
+    model: nn.Module, shape: tuple[int, int, int], layers: Sequence[Layer], step: int = 1
+) -> dict[str, ReceptiveField]:
+    """Return the receptive field of each of `layers` by name, for inputs of `shape` (3, height, width).
+
+    It takes one forward pass for each row or column of the input; with `step` 2 only for every other one, and a
+    field's edges may then be one pixel too wide or too narrow, and so on. `model` is in eval mode and has finite
+    weights.
+
+    >>> from torch import nn
+    >>> from actstats.layers import select_layers
+    >>> network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.MaxPool2d(2), nn.Conv2d(4, 5, 3))
+    >>> layers = select_layers(network, torch.zeros(1, 3, 16, 16), ["2"])
+    >>> field = receptive_fields(network, (3, 16, 16), layers)["2"]
+    >>> int(field.top[0]), int(field.bottom[0]), int(field.top[3]), int(field.bottom[3])
+    (0, 6, 5, 12)
+    """
+    _, height, width = shape
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    reached = [_Reached(layer, height, width) for layer in layers]
+    diagonal = torch.arange(0, max(height, width), step)
+
+    for chunk in torch.split(diagonal, _BATCH):
+        rows, columns = chunk.clamp(max=height - 1), chunk.clamp(max=width - 1)
+        images = torch.zeros(len(chunk), *shape, device=device)
+        images[torch.arange(len(chunk)), :, rows, columns] = torch.nan
+
+        def note(index: int, maps: Tensor, rows: Tensor = rows, columns: Tensor = columns) -> None:
+            reached[index].note(maps, rows, columns)
+
+        with torch.inference_mode(), watch(model, layers, note):
+            model(images.contiguous(memory_format=torch.channels_last))
+    return {found.layer.name: found.field(step) for found in reached}
+
+
+class _Reached:
+    """Which of the probed pixels reached which positions of one layer."""
+
+    def __init__(self, layer: Layer, height: int, width: int) -> None:
+        self.layer = layer
+        self.size = (height, width)
+        # First and last probed row (column) that reached each row (column) of the map.
+        self.rows = (np.full(layer.height, height), np.full(layer.height, -1))
+        self.columns = (np.full(layer.width, width), np.full(layer.width, -1))
+
+    def note(self, maps: Tensor, rows: Tensor, columns: Tensor) -> None:
+        hit: NDArray[np.bool_] = maps.isnan().any(dim=1).cpu().numpy()
+        for pixels, reached, (first, last) in (
+            (rows.numpy(), np.asarray(hit.any(axis=2)), self.rows),
+            (columns.numpy(), np.asarray(hit.any(axis=1)), self.columns),
+        ):
+            for pixel, positions in zip(pixels, reached, strict=True):
+                first[positions] = np.minimum(first[positions], pixel)
+                last[positions] = np.maximum(last[positions], pixel)
+
+    def field(self, step: int) -> ReceptiveField:
+        bounds = []
+        for (first, last), length in zip((self.rows, self.columns), self.size, strict=True):
+            unseen = last < 0  # Between two probed pixels, or looking at padding alone.
+            centre = ((np.arange(len(first)) + 0.5) * length / len(first)).astype(np.int64)
+            # What lies between the outermost pixel that was seen and the next, which was not, is shared out.
+            low = np.where(unseen, centre, np.maximum(first - (step - 1) // 2, 0))
+            high = np.where(unseen, centre, np.minimum(last + step // 2, length - 1))
+            bounds += [low.astype(np.int32), high.astype(np.int32)]
+        return ReceptiveField(*bounds)

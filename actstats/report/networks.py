@@ -1,0 +1,37 @@
+"""The swept networks themselves, where they can be rebuilt: for their kernels and receptive fields."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import torch
+from torch import nn
+
+from actstats.errors import ActstatsError
+from actstats.layers import select_layers
+from actstats.layers.receptive import ReceptiveField, receptive_fields
+from actstats.models import load_from_manifest
+
+_PROBES: Final = 56
+"""Rows of the input that are probed for the receptive fields: they are drawn on thumbnails of about twice as many."""
+
+
+def rebuild(manifest: Mapping[str, Any]) -> nn.Module | str:
+    """Return the network that was swept, or in one line why it cannot be had."""
+    try:
+        return load_from_manifest(manifest)[0]
+    except ActstatsError as error:
+        return str(error)
+
+
+def swept_fields(manifest: Mapping[str, Any], network: nn.Module | str) -> dict[str, ReceptiveField]:
+    """Return the receptive fields of a sweep's layers by name, to a fiftieth of the input; none without a network."""
+    if isinstance(network, str):
+        return {}
+    crop = int(manifest["preprocessing"]["crop"])
+    shape = (3, crop, crop)
+    network = network.to(memory_format=torch.channels_last)
+    wanted = [entry["name"] for entry in manifest["layers"]]
+    layers = select_layers(network, torch.zeros(1, *shape), wanted)
+    return receptive_fields(network, shape, layers, step=max(1, crop // _PROBES))

@@ -1,0 +1,107 @@
+"""`actstats compare`: the paper's findings for two stores, as a table and as a page to browse."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from actstats_cli import options
+from actstats_cli.printing import print_json, size, table
+
+if TYPE_CHECKING:
+    from actstats.report.findings import Finding
+
+
+@click.command()
+@click.argument("stores", metavar="STORE [STORE]", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--report",
+    "page",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write a page to browse, such as report.html.",
+)
+@click.option(
+    "--name",
+    "names",
+    multiple=True,
+    help="How a store is called, repeatable, in their order. Default: by their file names.",
+)
+@click.option(
+    "--noisy",
+    multiple=True,
+    metavar="STORE",
+    type=click.Path(path_type=Path),
+    help="A sweep of the same images with noise, repeatable, one for each store in their order.",
+)
+@click.option(
+    "--data", metavar="IMAGES", help="Where the images lie now, if they were moved since the sweep."
+)
+@click.option(
+    "--top",
+    type=click.IntRange(min=1),
+    default=8,
+    show_default=True,
+    help="Top images of a unit that the page shows.",
+)
+@click.option(
+    "--largest-page",
+    type=click.FloatRange(min=0),
+    default=32,
+    show_default=True,
+    metavar="MB",
+    help="The page is one file up to this size, beyond it a page and a folder.",
+)
+@options.as_json
+def compare(
+    stores: Sequence[Path],
+    page: Path | None,
+    names: Sequence[str],
+    noisy: Sequence[Path],
+    data: str | None,
+    top: int,
+    largest_page: float,
+    as_json: bool,
+) -> None:
+    r"""Set a standard and a robust network side by side: S.zarr R.zarr.
+
+    Prints what the paper found and what the two stores show of it. --report also writes a page with plots by
+    layer and every unit: top images, receptive fields, spectrum, histogram, classes. It loads nothing from a network.
+    With one STORE it shows that one.
+
+    \b
+        actstats compare standard.zarr robust.zarr --report report.html
+        actstats compare s.zarr r.zarr --noisy s-noisy.zarr --noisy r-noisy.zarr
+        actstats compare googlenet.zarr --report googlenet.html
+    """
+    import actstats.report
+
+    if page is None:
+        compared = actstats.report.compare(stores, names=names, noisy=noisy)
+        called, findings, notes = compared.names, compared.findings, compared.notes
+        written = {}
+    else:
+        report = actstats.report.write_report(
+            stores, page, names=names, noisy=noisy, data=data, top=top, largest_page=round(largest_page * 1e6)
+        )
+        called, findings, notes = report.names, report.findings, report.notes
+        written = {"report": str(page), "bytes": report.bytes, "folder": report.folder and str(report.folder)}
+    if as_json:
+        found = {"stores": [str(store) for store in stores], "names": called, "notes": notes}
+        print_json({**found, "findings": [finding.as_dict() for finding in findings], **written})
+        return
+    for line in table(list(_rows(called, findings)), "<" + ">" * len(called) + "<<"):
+        click.echo(line)
+    for note in notes:
+        click.echo(f"note: {note}", err=True)
+    if page is not None:
+        beside = f" and {report.folder}" if report.folder else ""
+        click.echo(f"wrote {page}{beside}, {size(report.bytes)}")
+
+
+def _rows(names: Sequence[str], findings: Sequence[Finding]) -> Iterator[tuple[str, ...]]:
+    yield ("finding", *names, "difference" if len(names) == 2 else "", "")
+    for finding in findings:
+        yield (finding.claim, *finding.values, finding.difference, finding.words)
