@@ -5,13 +5,10 @@ Torchvision is imported at the first call, not with this module, since that take
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import re
-import socket
-import sys
-from collections.abc import Mapping
-from http.client import HTTPException
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
@@ -20,20 +17,23 @@ import torch
 from torch import nn
 
 from actstats.checkpoints import Checkpoint
+from actstats.downloads import fetch
 from actstats.errors import ActstatsError, nearest
 from actstats.preprocess import Preprocessing
 
-_AUXILIARY: Final = {"googlenet": ("aux1.", "aux2."), "inception_v3": ("AuxLogits.",)}
+AUXILIARY: Final = {"googlenet": ("aux1.", "aux2."), "inception_v3": ("AuxLogits.",)}
 """Networks with auxiliary heads, which only training uses, and how the names of the heads' weights begin."""
-_TIMEOUT: Final = 30.0
-"""Seconds without an answer after which a download has failed."""
+_VARIANTS: Final = {"wide_resnet50_4": ("resnet50", {"width_per_group": 256})}
+"""Networks that torchvision can build but has no name for: robust ones are published of it."""
+_ADVICE: Final = (
+    "use --weights none for random weights, --weights demo for the embedded ones, or --weights FILE"
+)
 
 
 def architectures() -> list[str]:
     """Return the names of torchvision's classification networks, sorted."""
     models = _models()
-    names: list[str] = models.list_models(module=models)
-    return names
+    return sorted([*models.list_models(module=models), *_VARIANTS])
 
 
 def weight_sets(arch: str) -> Mapping[str, Any]:
@@ -48,6 +48,8 @@ def weight_sets(arch: str) -> Mapping[str, Any]:
             nearest(arch, known) or f"; known are {len(known)} classifiers of torchvision, such as resnet50"
         )
         raise ActstatsError(f"unknown architecture {arch!r}{hint}")
+    if arch in _VARIANTS:
+        return {}
     sets: Mapping[str, Any] = _models().get_model_weights(arch).__members__
     return sets
 
@@ -71,7 +73,8 @@ def set_of_file(checkpoint: Checkpoint, sets: Mapping[str, Any]) -> Any:
     default, or, where the size of a transformer's position embedding rules that out, the first that fits.
     """
     for member in sets.values():
-        if checkpoint.sha256.startswith(_hash_prefix(member)):
+        prefix = _hash_prefix(member)
+        if prefix and checkpoint.sha256.startswith(prefix):
             return member
     size = _embedded_size(checkpoint.state)
     fitting = (member for member in sets.values() if member.transforms().crop_size[0] == size)
@@ -86,7 +89,7 @@ def builder_arguments(arch: str, preprocessing: Preprocessing, *, transform_inpu
     in [-1, 1] and convert it themselves.
     """
     arguments: dict[str, Any] = {"num_classes": 1000}
-    if arch in _AUXILIARY:
+    if arch in AUXILIARY:
         arguments |= {"aux_logits": False, "init_weights": False, "transform_input": transform_input}
     if arch.startswith("vit_"):
         arguments["image_size"] = preprocessing.crop
@@ -98,11 +101,10 @@ def build(arch: str, arguments: Mapping[str, Any], seed: int | None = None) -> n
 
     The global random state stays as it was.
     """
-    with torch.random.fork_rng(devices=[]):
-        # Not torch.manual_seed, which would seed the GPUs too.
-        torch.default_generator.manual_seed(seed or 0)
-        model: nn.Module = _models().get_model(arch, weights=None, **arguments)
-        if seed is not None and arch in _AUXILIARY:
+    name, more = _VARIANTS.get(arch, (arch, {}))
+    with drawing_from(seed or 0):
+        model: nn.Module = _models().get_model(name, weights=None, **arguments, **more)
+        if seed is not None and arch in AUXILIARY:
             _draw_for_relu(model)
     return model.eval().requires_grad_(False)
 
@@ -113,40 +115,27 @@ def class_layer(model: nn.Module) -> str:
     return f"{names[-1]}.weight"
 
 
-def with_current_names(arch: str, checkpoint: Checkpoint) -> Checkpoint:
-    """Return `checkpoint` under the names that torchvision's `arch` has today, without its auxiliary heads."""
-    heads = _AUXILIARY.get(arch)
-    state = {
-        # DenseNet's published files still say `denselayer1.norm.1` for what is now `denselayer1.norm1`.
-        re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", name): tensor
-        for name, tensor in checkpoint.state.items()
-        if heads is None or not name.startswith(heads)
-    }
-    return dataclasses.replace(checkpoint, state=state)
+@contextmanager
+def drawing_from(seed: int) -> Iterator[None]:
+    """Draw random numbers from `seed`, and leave the global random state as it was."""
+    with torch.random.fork_rng(devices=[]):
+        # Not torch.manual_seed, which would seed the GPUs too.
+        torch.default_generator.manual_seed(seed)
+        yield
 
 
-def download(member: Any) -> Path:
-    """Return the file of a set of weights, in torch.hub's folder, downloaded unless it is there.
+def download(member: Any, *, offline: bool = False) -> Path:
+    """Return the file of a set of weights, out of torch.hub's folder or the cache, or downloaded into that.
 
-    Raises `ActstatsError` where that fails.
+    Raises `ActstatsError` where that fails, or `offline` forbids it.
     """
     url: str = member.url
     file = Path(torch.hub.get_dir(), "checkpoints", url.rpartition("/")[2])
-    if file.exists():
-        return file
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_TIMEOUT)  # torch.hub sets none, and would wait forever.
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        print(f"downloading {url} to {file}", file=sys.stderr)
-        torch.hub.download_url_to_file(url, str(file), _hash_prefix(member), progress=sys.stderr.isatty())
-    except (OSError, HTTPException, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        advice = "use --weights none for random weights, or --weights FILE"
-        raise ActstatsError(f"download of {url} failed ({reason}); {advice}") from None
-    finally:
-        socket.setdefaulttimeout(before)
-    return file
+    return (
+        file
+        if file.exists()
+        else fetch(url, sha256=_hash_prefix(member), offline=offline, advice=_ADVICE).path
+    )
 
 
 def _draw_for_relu(model: nn.Module) -> None:
@@ -168,9 +157,9 @@ def _embedded_size(state: Mapping[str, torch.Tensor]) -> int | None:
     return math.isqrt(positions.shape[1] - 1) * patches.shape[-1]
 
 
-def _hash_prefix(member: Any) -> str:
+def _hash_prefix(member: Any) -> str | None:
     found = re.search(r"-([0-9a-f]{8,})\.", member.url)
-    return found[1] if found else "none"
+    return found[1] if found else None
 
 
 def _models() -> ModuleType:

@@ -1,0 +1,250 @@
+"""Downloads: with progress, resumed where they stopped, checked, and renamed into the cache when whole.
+
+The cache is a folder, `ACTSTATS_CACHE` or else `~/.cache/actstats`; a file lies in it under its address. Beside each
+lies a note of what came at first, so that a file that changes at its address, or on the disk, is found out.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.client import HTTPException, HTTPMessage
+from pathlib import Path
+from typing import IO, Any, Final
+from urllib.error import HTTPError, URLError
+from urllib.parse import unquote, urlsplit
+from urllib.request import Request, urlopen
+
+from actstats.errors import ActstatsError
+
+_TIMEOUT: Final = 30.0
+"""Seconds without an answer after which a connection has failed."""
+_TRIES: Final = 3
+"""Connections that bring nothing before a download is given up."""
+_BLOCK: Final = 1 << 20
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A file in the cache, and the SHA-256 it must have, in hex: what came at first, or what was asked for."""
+
+    path: Path
+    sha256: str
+
+
+class _Interrupted(Exception):  # noqa: N818 - the download goes on after it
+    """A connection ended before the file did."""
+
+
+def cache_folder() -> Path:
+    """Return the folder that downloads land in."""
+    chosen = os.environ.get("ACTSTATS_CACHE")
+    if chosen:
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "actstats"
+
+
+def cached_file(url: str) -> Path:
+    """Return where the file at an address lies, or would lie, in the cache.
+
+    >>> cached_file("https://example.org/weights/a.pth").relative_to(cache_folder()).as_posix()
+    'weights/example.org/weights/a.pth'
+    """
+    address = urlsplit(url)
+    if address.scheme not in ("http", "https") or not address.hostname:
+        raise ActstatsError(f"{url!r} is no address of a file; it begins with https:// or http://")
+    parts = [part for part in unquote(address.path).split("/") if part not in ("", ".", "..")]
+    safe = [re.sub(r"[^\w.+=@-]", "_", part)[:150] for part in parts] or ["index"]
+    if address.query:
+        safe[-1] = f"{hashlib.sha256(address.query.encode()).hexdigest()[:8]}-{safe[-1]}"
+    host = address.hostname if address.port is None else f"{address.hostname}_{address.port}"
+    return cache_folder().joinpath("weights", host, *safe)
+
+
+def is_cached(url: str) -> bool:
+    """Return whether the file at an address was downloaded before."""
+    return cached_file(url).is_file()
+
+
+def fetch(url: str, *, sha256: str | None = None, offline: bool = False, advice: str = "") -> Fetched:
+    """Return the file at an address, from the cache or downloaded into it.
+
+    `sha256` is what the file must have, in hex, or how that begins; `advice` ends the errors of the network.
+
+    Raises `ActstatsError` where there is no such file, no network, `offline` forbids it, or the checksum is another.
+    """
+    file = cached_file(url)
+    if not file.is_file():
+        if offline:
+            raise ActstatsError(
+                f"{url} is not in the cache and --offline forbids to download it; run once without, "
+                f"or put the file at {file}"
+            )
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with _alone(_beside(file, ".part")) as part:
+                if not file.is_file():  # another process may have brought it meanwhile
+                    _download(url, part, _beside(file, ".part.json"), advice)
+                    _accept(url, part, file, sha256)
+        except OSError as error:
+            raise ActstatsError(f"cannot write {error.filename or file}: {error.strerror or error}") from None
+    known = _note(_beside(file, ".json")).get("sha256")
+    if known is None:  # put there by hand
+        known = sha256_of(file)
+        _remember(_beside(file, ".json"), {"url": url, "sha256": known})
+    if sha256 and not known.startswith(sha256.lower()):
+        raise ActstatsError(
+            f"{file} has another SHA-256, {known}, than {sha256}; delete it to download it anew"
+        )
+    return Fetched(file, known)
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _download(url: str, part: Path, note: Path, advice: str) -> None:
+    """Bring the whole file to `part`, which may have its beginning."""
+    print(f"downloading {url} to {part.with_suffix('')}", file=sys.stderr)
+    tries = _TRIES
+    while True:
+        before = part.stat().st_size
+        try:
+            _receive(url, part, note)
+        except _Interrupted as stop:
+            tries = _TRIES if part.stat().st_size > before else tries - 1
+            if tries > 0:
+                continue
+            kept = (
+                "; what came is kept, run the same command to go on" if part.stat().st_size else f"; {advice}"
+            )
+            raise ActstatsError(f"download of {url} failed: {stop}{kept if advice else ''}") from None
+        except HTTPError as error:
+            reason = f"the server answers {error.code} {error.reason}"
+            raise ActstatsError(_failed(url, reason, advice)) from None
+        except (URLError, HTTPException, ConnectionError, TimeoutError) as error:
+            reason = " ".join(str(getattr(error, "reason", error)).split()) or type(error).__name__
+            raise ActstatsError(_failed(url, reason, advice)) from None
+        else:
+            return
+
+
+def _failed(url: str, reason: str, advice: str) -> str:
+    return f"download of {url} failed: {reason}" + (f"; {advice}" if advice else "")
+
+
+def _receive(url: str, part: Path, note: Path) -> None:
+    """Open one connection, and append what it brings."""
+    have, version = part.stat().st_size, _note(note).get("version")
+    headers = {"User-Agent": "actstats"}
+    if (
+        have and version
+    ):  # The server sends all of it if the file is no longer the one that we have a part of.
+        headers |= {"Range": f"bytes={have}-", "If-Range": version}
+    try:
+        response = urlopen(Request(url, headers=headers), timeout=_TIMEOUT)
+    except HTTPError as error:
+        if error.code != 416 or not have:
+            raise
+        part.write_bytes(b"")  # A part that is no beginning of it.
+        raise _Interrupted("the server has a smaller file than came before") from None
+    with response:
+        start = have if response.status == 206 else 0
+        _refuse_page(url, response.headers)
+        length = response.headers.get("Content-Length")
+        total = None if length is None else start + int(length)
+        _remember(note, {"version": _version(response.headers)})
+        with part.open("r+b") as file:
+            file.seek(start)
+            file.truncate()
+            _copy(response, file, start, total)
+
+
+def _copy(response: Any, file: IO[bytes], start: int, total: int | None) -> None:
+    from tqdm import tqdm
+
+    quiet = not sys.stderr.isatty()
+    with tqdm(total=total, initial=start, unit="B", unit_scale=True, disable=quiet, leave=False) as bar:
+        try:
+            while block := response.read(_BLOCK):
+                file.write(block)
+                bar.update(len(block))
+        except (HTTPException, ConnectionError, TimeoutError) as error:
+            file.write(getattr(error, "partial", b""))
+            raise _Interrupted(_stopped(file, total)) from None
+    if total is not None and file.tell() < total:
+        raise _Interrupted(_stopped(file, total))
+
+
+def _stopped(file: IO[bytes], total: int | None) -> str:
+    return (
+        f"the connection ended after {file.tell():,}" + ("" if total is None else f" of {total:,}") + " bytes"
+    )
+
+
+def _refuse_page(url: str, headers: HTTPMessage) -> None:
+    if headers.get_content_type() == "text/html":
+        raise ActstatsError(
+            f"{url} gives a web page, not a file; download it by hand, then use --weights FILE"
+        )
+
+
+def _version(headers: HTTPMessage) -> str | None:
+    """Return what tells one version of a file at an address from another, as If-Range takes it."""
+    tag = headers.get("ETag")
+    return tag if tag and not tag.startswith("W/") else headers.get("Last-Modified")
+
+
+def _accept(url: str, part: Path, file: Path, sha256: str | None) -> None:
+    """Check a download that is whole, note its checksum, and give it its name."""
+    found = sha256_of(part)
+    for expected, what in (
+        (sha256, "that was asked for"),
+        (_note(_beside(file, ".json")).get("sha256"), "that came first"),
+    ):
+        if expected and not found.startswith(expected.lower()):
+            part.unlink()
+            raise ActstatsError(
+                f"{url} is not the file {what}: its SHA-256 is {found}, not {expected}; the download was removed"
+            )
+    _remember(_beside(file, ".json"), {"url": url, "sha256": found, "bytes": part.stat().st_size})
+    _beside(file, ".part.json").unlink(missing_ok=True)
+    part.rename(file)
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[Path]:
+    """Hold a file that is made if need be, while no other process does."""
+    with path.open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        path.touch()  # the one that was waited for may have renamed it
+        yield path
+        if path.exists() and not path.stat().st_size:
+            path.unlink()
+
+
+def _beside(file: Path, ending: str) -> Path:
+    return file.with_name(file.name + ending)
+
+
+def _note(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _remember(path: Path, content: Mapping[str, Any]) -> None:
+    beside = path.with_name(f"{path.name}.{os.getpid()}")
+    beside.write_text(json.dumps(content))
+    beside.replace(path)

@@ -1,0 +1,193 @@
+"""What makes a network from its name: torchvision, timm, or a function of the user's own."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from functools import cached_property
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from actstats import zoo
+from actstats.checkpoints import Checkpoint, fit
+from actstats.errors import ActstatsError, nearest
+from actstats.preprocess import Preprocessing
+
+
+class Published(NamedTuple):
+    """Weights that belong to an architecture: what they are called, their file, what its SHA-256 begins with."""
+
+    source: str
+    path: Path
+    preprocessing: Preprocessing
+    sha256: str | None = None
+
+
+class Builder(ABC):
+    """Makes one architecture. `heads` are what the names of those weights begin with that only training uses."""
+
+    arch: str
+    heads: tuple[str, ...] = ()
+
+    @property
+    @abstractmethod
+    def skeleton(self) -> nn.Module:
+        """The network with any weights or none, for its names."""
+
+    @abstractmethod
+    def preprocessing(self, checkpoint: Checkpoint | None) -> Preprocessing:
+        """Return what belongs to weights that bring none of their own; None: to random ones."""
+
+    @abstractmethod
+    def arguments(
+        self, preprocessing: Preprocessing, classes: int | None, *, transform_input: bool
+    ) -> dict[str, Any]:
+        """Return what `build` takes, fit for JSON."""
+
+    @abstractmethod
+    def build(self, arguments: Mapping[str, Any], seed: int) -> nn.Module:
+        """Return the network in eval mode, its weights drawn from `seed`."""
+
+    @abstractmethod
+    def published(self, name: str, *, offline: bool) -> Published:
+        """Return the published weights of that name, downloaded unless they are there."""
+
+    def fill(self, arguments: Mapping[str, Any], checkpoint: Checkpoint, *, published: bool) -> nn.Module:
+        """Return the network in eval mode with the weights of a checkpoint; raise `ActstatsError` for a misfit."""
+        model = self.build(arguments, 0)
+        fit(model, checkpoint, self.arch)
+        return model
+
+    def names(self) -> frozenset[str]:
+        """Return the names of the network's weights."""
+        return frozenset(self.skeleton.state_dict())
+
+    def class_layer(self) -> str:
+        """Return the name of the weight whose rows are the classes."""
+        return zoo.class_layer(self.skeleton)
+
+
+def builder_of(arch: str) -> Builder:
+    """Return what makes `arch`.
+
+    Raises `ActstatsError` for an unknown name, or a library that is not installed.
+    """
+    if arch.startswith("timm/"):
+        from actstats.models.timm_zoo import Timm
+
+        return Timm(arch)
+    return Own(arch) if ":" in arch else Torchvision(arch)
+
+
+class Torchvision(Builder):
+    """A network of torchvision's."""
+
+    def __init__(self, arch: str) -> None:
+        self.arch = arch
+        self.heads = zoo.AUXILIARY.get(arch, ())
+        self._sets = zoo.weight_sets(arch)
+
+    @cached_property
+    def skeleton(self) -> nn.Module:
+        """The network without weights."""
+        arguments = zoo.builder_arguments(self.arch, Preprocessing.imagenet(), transform_input=False)
+        with torch.device("meta"):
+            return zoo.build(self.arch, arguments)
+
+    def preprocessing(self, checkpoint: Checkpoint | None) -> Preprocessing:
+        """Return that of the set which a file is, else of the default set."""
+        if not self._sets:
+            return Preprocessing.imagenet()
+        default = self._sets["DEFAULT"]
+        return zoo.preprocessing_of(zoo.set_of_file(checkpoint, self._sets) if checkpoint else default)
+
+    def arguments(
+        self, preprocessing: Preprocessing, classes: int | None, *, transform_input: bool
+    ) -> dict[str, Any]:
+        """Return the arguments of torchvision's builder."""
+        found = zoo.builder_arguments(self.arch, preprocessing, transform_input=transform_input)
+        return found if classes is None else {**found, "num_classes": classes}
+
+    def build(self, arguments: Mapping[str, Any], seed: int) -> nn.Module:
+        """Return the network, its weights drawn from `seed`."""
+        return zoo.build(self.arch, arguments, seed)
+
+    def fill(self, arguments: Mapping[str, Any], checkpoint: Checkpoint, *, published: bool) -> nn.Module:
+        """Return the network with the weights of a checkpoint."""
+        model = zoo.build(self.arch, arguments)
+        fit(model, checkpoint, self.arch)
+        return model
+
+    def published(self, name: str, *, offline: bool) -> Published:
+        """Return one of torchvision's sets."""
+        # The name may be given in full, as torchvision prints it: GoogLeNet_Weights.IMAGENET1K_V1.
+        member = self._sets.get(name.rpartition(".")[2].upper())
+        if member is None:
+            named = [*dict.fromkeys(member.name for member in self._sets.values()), "none"]
+            known = ["default", *named] if self._sets else named
+            hint = nearest(name, known) or f"; it has {', '.join(known)}, or give a file"
+            raise ActstatsError(f"{self.arch} has no weights {name!r}{hint}")
+        return Published(
+            f"torchvision:{type(member).__name__}.{member.name}",
+            zoo.download(member, offline=offline),
+            zoo.preprocessing_of(member),
+        )
+
+
+class Own(Builder):
+    """A network that a function of the user's makes, `package.module:factory`, called without arguments."""
+
+    def __init__(self, arch: str) -> None:
+        self.arch = arch
+        module, _, name = arch.partition(":")
+        try:
+            self._factory = getattr(import_module(module), name)
+        except ModuleNotFoundError as error:
+            hint = "" if error.name != module.partition(".")[0] else "; is its folder in PYTHONPATH?"
+            raise ActstatsError(f"cannot import {module} of --arch {arch}: {error}{hint}") from None
+        except (ImportError, AttributeError, ValueError) as error:
+            raise ActstatsError(f"--arch {arch} names no function: {error}") from None
+
+    @cached_property
+    def _made(self) -> tuple[nn.Module, Preprocessing]:
+        return self._make(0)
+
+    @property
+    def skeleton(self) -> nn.Module:
+        """The network itself."""
+        return self._made[0]
+
+    def preprocessing(self, checkpoint: Checkpoint | None) -> Preprocessing:
+        """Return what the function gave, else ImageNet's."""
+        return self._made[1]
+
+    def arguments(
+        self, preprocessing: Preprocessing, classes: int | None, *, transform_input: bool
+    ) -> dict[str, Any]:
+        """Return nothing: the function takes none."""
+        return {}
+
+    def build(self, arguments: Mapping[str, Any], seed: int) -> nn.Module:
+        """Return the network, made with random numbers drawn from `seed`."""
+        return self._make(seed)[0]
+
+    def published(self, name: str, *, offline: bool) -> Published:
+        """Raise `ActstatsError`: there are none."""
+        raise ActstatsError(f"{self.arch} has no weights {name!r}; give a file, or leave --weights out")
+
+    def _make(self, seed: int) -> tuple[nn.Module, Preprocessing]:
+        with zoo.drawing_from(seed):
+            made = self._factory()
+        model, preprocessing = (
+            made if isinstance(made, tuple) and len(made) == 2 else (made, Preprocessing.imagenet())
+        )
+        if not isinstance(model, nn.Module) or not isinstance(preprocessing, Preprocessing):
+            raise ActstatsError(
+                f"--arch {self.arch} gives a {type(made).__name__}; it must return a torch module, "
+                "or a module and its actstats.Preprocessing"
+            )
+        return model.eval().requires_grad_(False), preprocessing

@@ -1,0 +1,67 @@
+"""Files of the Hugging Face hub, `hf://owner/repository/file`. Needs the extra `hub`."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Final
+
+from actstats.downloads import cache_folder
+from actstats.errors import ActstatsError
+
+_ADDRESS: Final = re.compile(
+    r"hf://(?P<repository>[\w.-]+/[\w.-]+)/(?P<file>[^@#]+)(?:@(?P<revision>[\w./-]+))?"
+)
+
+
+def parse_address(address: str) -> tuple[str, str, str | None]:
+    """Return the repository, the file and the revision (None: the main one) of an address.
+
+    >>> parse_address("hf://owner/name/folder/model.safetensors@v1.0")
+    ('owner/name', 'folder/model.safetensors', 'v1.0')
+
+    Raises `ActstatsError` for one of another form.
+    """
+    found = _ADDRESS.fullmatch(address)
+    if found is None:
+        raise ActstatsError(
+            f"{address!r} is no file on the hub; give hf://OWNER/REPOSITORY/FILE or ...FILE@REVISION"
+        )
+    return found["repository"], found["file"], found["revision"]
+
+
+def hub_file(repository: str, file: str, revision: str | None = None, *, offline: bool = False) -> Path:
+    """Return a file of a repository from the hub's own cache, or downloaded into it.
+
+    With `ACTSTATS_CACHE` set, that cache lies in there.
+
+    Raises `ActstatsError` where there is no such file, no network, or `offline` forbids it.
+    """
+    try:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import LocalEntryNotFoundError
+    except ImportError:
+        raise ActstatsError(
+            "files of the Hugging Face hub need a package: pip install 'actstats[hub]'"
+        ) from None
+    folder = cache_folder() / "hub" if os.environ.get("ACTSTATS_CACHE") else None
+    address = f"hf://{repository}/{file}"
+    try:
+        found = hf_hub_download(
+            repository, file, revision=revision, cache_dir=folder, local_files_only=offline
+        )
+    except LocalEntryNotFoundError as error:
+        if offline:
+            raise ActstatsError(
+                f"{address} is not in the cache and --offline forbids to download it; run once without"
+            ) from None
+        raise ActstatsError(f"download of {address} failed: {_reason(error)}") from None
+    except Exception as error:  # Each version raises its own kinds for a missing file, a gate, a broken line.
+        raise ActstatsError(f"download of {address} failed: {_reason(error)}") from None
+    return Path(found)
+
+
+def _reason(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else f"{text[:197]}..."

@@ -1,0 +1,183 @@
+"""The one place that turns an architecture, a choice of weights and a threat model into a network.
+
+>>> loaded = load_model("squeezenet1_1", "none", seed=3)
+>>> loaded.identity["weights"]["source"], loaded.preprocessing.shape
+('none', (3, 224, 224))
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from torch import nn
+
+from actstats import zoo
+from actstats.checkpoints import Checkpoint, read_checkpoint, state_sha256, unwrap
+from actstats.errors import ActstatsError
+from actstats.models.builders import Builder, Own, builder_of
+from actstats.models.loaded import Loaded
+from actstats.models.sources import Located, locate, relocate
+from actstats.preprocess import Preprocessing
+
+_IDENTITY: Final = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+"""Mean and standard deviation that leave an image as it is."""
+
+
+def load_model(
+    arch: str,
+    weights: str | Path = "default",
+    *,
+    robust: str | bool | None = None,
+    seed: int = 0,
+    offline: bool = False,
+) -> Loaded:
+    """Return a classification network by its name, with its weights' preprocessing.
+
+    `arch` is torchvision's name for it, `timm/NAME` (extra `timm`), or `package.module:factory`: a function of your
+    own without arguments, which returns a module, or a module and its `Preprocessing`.
+
+    `weights` is one of:
+
+    - `default` (the published best) or the name of another of torchvision's sets (`IMAGENET1K_V1`);
+    - `none`: random ones drawn from `seed`;
+    - `demo`: the small GoogLeNet that comes with actstats, trained on 11 categories;
+    - a file that torch, safetensors or a pickle wrote, `FILE#KEY` for a part of it;
+    - an address (`https://...`), or `hf://owner/repository/file` on the Hugging Face hub (extra `hub`).
+
+    `robust` asks for adversarially trained weights: True or `default` (l2, epsilon 3), `l2:EPSILON`, or
+    `linf:EPSILON` (in 1/255), out of the registry of published ones; with `demo`, for the robust one of the pair.
+    What is not in the cache is downloaded, unless `offline`.
+
+    A file tells the number of classes. Its preprocessing is its own: the normaliser that it holds, or
+    `preprocessing` in the metadata of a safetensors file; else that of the torchvision set that it is, or of
+    `default`. No code in a file is run.
+
+    Raises `ActstatsError` for an unknown name, a failed download, and a file that does not fit.
+    """
+    builder = builder_of(arch)
+    asked = None if robust is None or robust is False else "default" if robust is True else robust
+    spec = str(weights)
+    if asked is None and (spec == "none" or (spec == "default" and isinstance(builder, Own))):
+        return _drawn(builder, seed)
+    located = locate(builder, spec, asked, offline=offline)
+    return _from_file(builder, located)
+
+
+def load_from_manifest(
+    attrs: Mapping[str, Any], *, weights: str | Path | None = None, offline: bool = False
+) -> tuple[nn.Module, Preprocessing]:
+    """Rebuild what was swept from a dataset's attributes: the network in eval mode, and its preprocessing.
+
+    `weights` says where a weights file lies now, if it was moved since. What came from a network is taken from the
+    cache, or downloaded again unless `offline`. A network of `package.module:factory` is made by calling that.
+
+    Raises `ActstatsError` if the weights cannot be had any more, or are not those that were swept.
+    """
+    arch, record = attrs["arch"], attrs["weights"]
+    source, arguments = record["source"], record.get("builder")
+    if arguments is None:
+        raise ActstatsError(f"a {arch} of the caller's own was swept, which cannot be rebuilt by name")
+    builder = builder_of(arch)
+    if "seed" in record:
+        model = builder.build(arguments, record["seed"])
+    else:
+        located = relocate(builder, record, weights, offline=offline)
+        checkpoint = _read(builder, located)
+        model = builder.fill(arguments, checkpoint, published=located.published)
+    if state_sha256(model) != record["sha256"]:
+        raise ActstatsError(
+            f"the weights of {arch} ({source}) are not those that were swept: another SHA-256"
+        )
+    return model, Preprocessing.from_dict(attrs["preprocessing"])
+
+
+def _drawn(builder: Builder, seed: int) -> Loaded:
+    preprocessing = builder.preprocessing(None)
+    arguments = builder.arguments(preprocessing, None, transform_input=False)
+    model = builder.build(arguments, seed)
+    source = "factory" if isinstance(builder, Own) else "none"
+    return _identified(builder, model, preprocessing, arguments, {"source": source, "seed": seed})
+
+
+def _from_file(builder: Builder, located: Located) -> Loaded:
+    checkpoint = _read(builder, located)
+    own = _own_preprocessing(checkpoint)
+    preprocessing = own or located.preprocessing or builder.preprocessing(checkpoint)
+    # A bare file of GoogLeNet or Inception v3 most likely descends from torchvision's, which transform their input.
+    arguments = builder.arguments(
+        preprocessing, _classes(builder, checkpoint), transform_input=located.published or own is None
+    )
+    model = builder.fill(arguments, checkpoint, published=located.published)
+    record = {**located.record, "file_sha256": checkpoint.sha256}
+    if checkpoint.part:
+        record["part"] = checkpoint.part
+    if checkpoint.foreign:
+        record["foreign"] = list(checkpoint.foreign)
+    classes = checkpoint.note("classes")
+    loaded = _identified(builder, model, preprocessing, arguments, record)
+    return (
+        dataclasses.replace(loaded, identity={**loaded.identity, "classes": classes}) if classes else loaded
+    )
+
+
+def _read(builder: Builder, located: Located) -> Checkpoint:
+    """Return the weights under the network's own names, once the file is known to be the one that it should be."""
+    checkpoint = read_checkpoint(located.path, located.part)
+    if located.sha256 and not checkpoint.sha256.startswith(located.sha256.lower()):
+        raise ActstatsError(
+            f"{located.path} is not the file that it should be: its SHA-256 is {checkpoint.sha256}, "
+            f"not {located.sha256}"
+        )
+    noted = checkpoint.notes.get("arch")
+    if noted and noted != builder.arch:
+        raise ActstatsError(f"{checkpoint.path.name} holds weights of {noted}, not of {builder.arch}")
+    checkpoint = unwrap(checkpoint, builder.names())
+    state = {name: tensor for name, tensor in checkpoint.state.items() if not name.startswith(builder.heads)}
+    return dataclasses.replace(checkpoint, state=state)
+
+
+def _own_preprocessing(checkpoint: Checkpoint) -> Preprocessing | None:
+    """Return the preprocessing that a file brings: in its metadata, or as a normaliser, which is used once."""
+    try:
+        record = checkpoint.note("preprocessing")
+        noted = None if record is None else Preprocessing.from_dict(record)
+    except (ValueError, TypeError, AttributeError, ActstatsError) as error:
+        raise ActstatsError(
+            f"{checkpoint.path} has no usable preprocessing in its metadata: {error}"
+        ) from None
+    inside = checkpoint.normaliser
+    if inside is None:
+        return noted
+    if noted is None:
+        # `robustness`, whose files have one, evaluates on the centre of images resized to 256.
+        return dataclasses.replace(Preprocessing.imagenet(), mean=inside.mean, std=inside.std)
+    if (noted.mean, noted.std) not in ((inside.mean, inside.std), _IDENTITY):
+        raise ActstatsError(
+            f"{checkpoint.path} has two normalisers: mean {list(noted.mean)} in its metadata, "
+            f"{list(inside.mean)} among its tensors; take out one"
+        )
+    return dataclasses.replace(noted, mean=inside.mean, std=inside.std)
+
+
+def _classes(builder: Builder, checkpoint: Checkpoint) -> int | None:
+    """Return the number of classes of a file, None where it does not tell."""
+    weight = checkpoint.state.get(builder.class_layer())
+    noted = checkpoint.note("num_classes")
+    if weight is not None and noted is not None and len(weight) != noted:
+        raise ActstatsError(f"{checkpoint.path} has {len(weight)} classes, and {noted!r} by its metadata")
+    return noted if weight is None else len(weight)
+
+
+def _identified(
+    builder: Builder,
+    model: nn.Module,
+    preprocessing: Preprocessing,
+    arguments: Mapping[str, Any],
+    record: Mapping[str, Any],
+) -> Loaded:
+    weights = {**record, "builder": dict(arguments), "sha256": state_sha256(model)}
+    classes = arguments.get("num_classes") or len(model.state_dict()[zoo.class_layer(model)])
+    return Loaded(model, preprocessing, {"arch": builder.arch, "num_classes": classes, "weights": weights})

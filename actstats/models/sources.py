@@ -1,0 +1,149 @@
+"""Where weights are: from what `--weights` and `--robust` say, or a manifest recorded, to a file on the disk."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Final
+
+from actstats.downloads import fetch
+from actstats.errors import ActstatsError
+from actstats.models import robust
+from actstats.models.builders import Builder
+from actstats.models.hub import hub_file, parse_address
+from actstats.preprocess import Preprocessing
+
+_FILE_ENDINGS: Final = frozenset({".pth", ".pt", ".ckpt", ".bin", ".safetensors", ".tar", ".pkl", ".pickle"})
+_SHA256: Final = re.compile(r"sha256=([0-9a-fA-F]{8,64})")
+_DEMO_ARCH: Final = "googlenet"
+_NETWORK_ADVICE: Final = (
+    "use --weights none for random weights, --weights demo for the embedded ones, or a FILE"
+)
+
+
+@dataclass(frozen=True)
+class Located:
+    """A weights file, and what is recorded of where it came from.
+
+    `part` is the key to take of it, `sha256` what its checksum must begin with; `published` tells that it is the
+    architecture's own, with its `preprocessing`.
+    """
+
+    path: Path
+    record: dict[str, Any]
+    part: str | None = None
+    sha256: str | None = None
+    preprocessing: Preprocessing | None = None
+    published: bool = False
+
+
+def locate(builder: Builder, weights: str, asked: str | None, *, offline: bool) -> Located:
+    """Return the file that `--weights` and `--robust` (None: not given) mean, downloaded unless it is there.
+
+    Raises `ActstatsError`.
+    """
+    spec, part, sha256 = _split(weights)
+    if asked is not None:
+        if spec not in ("default", "demo"):
+            raise ActstatsError(f"--weights {weights} says already which weights; leave --robust out")
+        if spec == "default":
+            return _robust(robust.choose(builder.arch, asked), offline=offline)
+        if asked != "default":
+            raise ActstatsError(f"--weights demo has one robust network; leave {asked} out of --robust")
+    if spec == "demo":
+        return _demo(builder.arch, "r" if asked else "s")
+    if "://" in spec:
+        return _remote(spec, part, sha256, offline=offline)
+    if _is_file(spec):
+        return _local(Path(spec), part, sha256)
+    found = builder.published(spec, offline=offline)
+    return Located(
+        found.path,
+        {"source": found.source},
+        sha256=found.sha256,
+        preprocessing=found.preprocessing,
+        published=True,
+    )
+
+
+def relocate(
+    builder: Builder, record: Mapping[str, Any], moved: str | Path | None, *, offline: bool
+) -> Located:
+    """Return the file that a manifest's record means; `moved` says where it lies now.
+
+    Raises `ActstatsError` where it cannot be had any more.
+    """
+    source, part = record["source"], record.get("part")
+    kind, _, name = source.partition(":")
+    if moved is not None:
+        spec, chosen, sha256 = _split(str(moved))
+        return _local(Path(spec), chosen or part, sha256)
+    if kind == "torchvision":
+        return locate(builder, name, None, offline=offline)
+    if kind == "timm":
+        return locate(builder, "default", None, offline=offline)
+    if kind == "robust":
+        return _robust(robust.by_name(name), offline=offline)
+    if kind == "demo":
+        return _demo(builder.arch, name)
+    if kind == "url":
+        return _remote(name, part, record["file_sha256"], offline=offline)
+    if kind == "hf":
+        return _remote(source, part, None, offline=offline)
+    return _local(Path(record["resolved"]), part, None)
+
+
+def _robust(row: robust.RobustCheckpoint, *, offline: bool) -> Located:
+    if row.url is None:
+        raise ActstatsError(robust.how_to_get(row))
+    fetched = fetch(row.url, sha256=row.sha256, offline=offline, advice=_NETWORK_ADVICE)
+    record = {"source": f"robust:{row.name}", "threat_model": row.norm, "epsilon": row.epsilon}
+    return Located(fetched.path, record, sha256=fetched.sha256)
+
+
+def _demo(arch: str, which: str) -> Located:
+    if arch != _DEMO_ARCH:
+        raise ActstatsError(f"--weights demo is a {_DEMO_ARCH}, not a {arch}; use --arch {_DEMO_ARCH}")
+    path = Path(str(files("actstats") / "weights" / f"{arch}-{which}.safetensors"))
+    if not path.is_file():
+        raise ActstatsError(f"the embedded weights are missing: {path}; install actstats again")
+    return Located(path, {"source": f"demo:{which}"})
+
+
+def _remote(address: str, part: str | None, sha256: str | None, *, offline: bool) -> Located:
+    if address.startswith("hf://"):
+        path = hub_file(*parse_address(address), offline=offline)
+        return Located(path, {"source": address}, part, sha256)
+    fetched = fetch(address, sha256=sha256, offline=offline)
+    return Located(fetched.path, {"source": f"url:{address}"}, part, fetched.sha256)
+
+
+def _local(path: Path, part: str | None, sha256: str | None) -> Located:
+    path = path.expanduser()
+    record = {"source": f"file:{path.name}", "path": str(path), "resolved": str(path.resolve())}
+    return Located(path, record, part, sha256)
+
+
+def _split(weights: str) -> tuple[str, str | None, str | None]:
+    """Return what is before `#`, and the key and the checksum after it."""
+    spec, mark, rest = weights.rpartition("#")
+    if not mark or Path(weights).expanduser().exists():
+        return weights, None, None
+    part: str | None = None
+    sha256: str | None = None
+    for piece in rest.split("&"):
+        found = _SHA256.fullmatch(piece)
+        if found:
+            sha256 = found[1]
+        elif piece:
+            part = piece
+    return spec, part, sha256
+
+
+def _is_file(spec: str) -> bool:
+    path = Path(spec).expanduser()
+    return path.suffix in _FILE_ENDINGS or os.sep in spec or path.is_file()
