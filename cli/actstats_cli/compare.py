@@ -65,7 +65,7 @@ def compare(
     largest_page: float,
     as_json: bool,
 ) -> None:
-    r"""Set a standard and a robust network side by side: S.zarr R.zarr.
+    """Set a standard and a robust network side by side: S.zarr R.zarr.
 
     Prints what the paper found and what the two stores show of it. --report also writes a page with plots by
     layer and every unit: top images, receptive fields, spectrum, histogram, classes. It loads nothing from a network.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from types import TracebackType
@@ -39,7 +40,7 @@ class Reporter:
         )
         if done and total:
             click.echo(f"going on: {done} of {count(schema.partitions, 'partition')} were complete", err=True)
-        if sys.stderr.isatty() and total:
+        if total and _has_room_for_a_bar():
             from tqdm import tqdm
 
             layout = (
@@ -70,3 +71,8 @@ class Reporter:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+
+def _has_room_for_a_bar() -> bool:
+    """Whether stderr is a terminal; one that says that it has no columns is none to draw on."""
+    return sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns > 0
