@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 EVERY = 10.0
 """Seconds between two plain lines."""
+PATIENCE = 5.0
+"""Seconds after which a first batch that is not done wants an explanation."""
 
 
 class Reporter:
@@ -27,7 +30,7 @@ class Reporter:
         self.store: Store | None = None
         self._bar: Any = None
         self._last = time.monotonic()
-        self._said: Progress | None = None
+        self._timer = threading.Timer(PATIENCE, self._explain)
 
     def started(self, store: Store, schema: Schema, total: int) -> None:
         """Say what is about to be computed: `total` images of this run."""
@@ -47,9 +50,18 @@ class Reporter:
                 "{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
             )
             self._bar = tqdm(total=total, unit=" images", bar_format=layout, dynamic_ncols=True)
+        if total:
+            self._timer.daemon = True
+            self._timer.start()
+
+    def _explain(self) -> None:
+        """Say why nothing is to be seen yet; called by the timer's thread."""
+        say = click.echo if self._bar is None else self._bar.write
+        say("the first batch takes longer where the kernels are compiled, once on a machine", file=sys.stderr)
 
     def advance(self, progress: Progress) -> None:
         """Take the state after another batch."""
+        self._timer.cancel()
         waiting = f"{progress.waiting_share:.0%} waiting for data"
         if self._bar is not None:
             self._bar.set_postfix_str(waiting, refresh=False)
@@ -68,9 +80,9 @@ class Reporter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._timer.cancel()
         if self._bar is not None:
             self._bar.close()
-            self._bar = None
 
 
 def _has_room_for_a_bar() -> bool:
