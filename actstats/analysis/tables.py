@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -45,6 +45,16 @@ def by_layer(found: xr.Dataset) -> pd.DataFrame:
     # The numbers of one variable side by side.
     order = ["units", *flags, *(f"{name}{suffix}" for name in numbers for suffix in spread)]
     return whole[order].reset_index()
+
+
+def columns_of(table: pd.DataFrame, numbers: Sequence[str]) -> list[str]:
+    """Return the columns of `numbers` in a table: of each its own, or one for each label, as `share[0.0156]`."""
+    return [
+        column
+        for number in numbers
+        for column in map(str, table)
+        if column == number or (column.startswith(f"{number}[") and column.endswith("]"))
+    ]
 
 
 def write_table(table: pd.DataFrame, path: str | Path) -> None:

@@ -1,0 +1,46 @@
+"""`actstats analyze kernels`: how rough a network's convolution kernels are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from actstats_cli.analyses import output
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+
+@click.command()
+@output.one_or_two
+@click.option(
+    "--weights", metavar="FILE", multiple=True, help="Where the weights lie now, repeatable, one a store."
+)
+@output.wanted
+def kernels(stores: tuple[Path, ...], weights: tuple[str, ...], **wanted: Any) -> None:
+    """How rough the convolution kernels of a network are.
+
+    The numbers are those of `smoothness`, of weights: by layer, or by filter (--by unit). The network is the one
+    that was swept, rebuilt from what the store records of it. A kernel of 1 x 1 has no step.
+
+    \b
+        actstats analyze kernels googlenet.zarr
+        actstats analyze kernels standard.zarr robust.zarr --plot kernels.svg
+    """
+    import actstats
+    from actstats.analysis import kernel_smoothness
+    from actstats.errors import ActstatsError
+
+    if weights and len(weights) != len(stores):
+        raise ActstatsError(
+            f"{len(weights)} --weights for {len(stores)} stores: give one for each, in their order"
+        )
+    files = iter(weights)
+
+    def of_network(dataset: xr.Dataset) -> xr.Dataset:
+        model, _ = actstats.load_from_manifest(dataset.attrs, weights=next(files, None))
+        return kernel_smoothness(model)
+
+    output.run(of_network, stores, ["roughness", "step", "total_variation"], **wanted)

@@ -1,0 +1,83 @@
+"""`actstats analyze noise`: what noise in the images does to each unit's total variation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from actstats.errors import ActstatsError
+from actstats_cli import options
+from actstats_cli.analyses import output
+
+_HEADLINE = ["layer", "units", "clean", "noisy", "increase", "blocked", "outliers", "outlier_share"]
+
+
+@click.command()
+@click.argument("clean", type=click.Path(path_type=Path))
+@click.argument("noisy", type=click.Path(path_type=Path))
+@click.option(
+    "--reference",
+    metavar="STORE",
+    type=click.Path(path_type=Path),
+    help="The standard network's clean sweep, whose layers set the outlier rule's scale. Default: CLEAN.",
+)
+@click.option(
+    "--share",
+    type=click.FloatRange(min=0, min_open=True),
+    default=0.2,
+    show_default=True,
+    help="A unit is an outlier if its change reaches this share of its layer's mean total variation.",
+)
+@click.option(
+    "--input-increase",
+    type=float,
+    metavar="X",
+    help="Relative increase of the images' own total variation, of which layers block a share. "
+    "Default: that of the first layer.",
+)
+@output.by
+@output.out
+@output.plot
+@output.scheduler
+@options.as_json
+def noise(
+    clean: Path,
+    noisy: Path,
+    reference: Path | None,
+    share: float,
+    input_increase: float | None,
+    by: str,
+    out: Path | None,
+    plot: Path | None,
+    scheduler: str | None,
+    as_json: bool,
+) -> None:
+    """What noise in the images does to the units' total variation.
+
+    CLEAN and NOISY are sweeps of one network on the same images. increase is the relative change of a layer's mean
+    total variation, blocked the share of the first layer's increase (or of the input's, --input-increase) that is
+    gone. --plot draws noisy against clean, a point a unit.
+
+    \b
+        actstats analyze noise clean.zarr noisy.zarr --plot noise.svg
+        actstats analyze noise r.zarr r-noisy.zarr --reference s.zarr --by unit --out units.csv
+    """
+    from actstats.analysis import noise as analysis
+    from actstats.analysis import noise_by_layer, notes, plotting, unit_table
+
+    if input_increase is not None and input_increase <= 0:
+        raise ActstatsError(
+            f"--input-increase is {input_increase:g}; noise raises total variation, so it is above 0"
+        )
+    standard = None if reference is None else output.opened(reference)
+    with output.computing(scheduler):
+        found = analysis(output.opened(clean), output.opened(noisy), reference=standard, share=share).load()
+    if by == "unit":
+        table = printed = unit_table(found)
+    else:
+        table = noise_by_layer(found, input_increase=input_increase)
+        printed = table[_HEADLINE]
+    if plot is not None:
+        plotting.draw_noise(found, plot)
+    output.put(table, printed, notes(found), out=out, as_json=as_json, plot=plot)

@@ -1,0 +1,207 @@
+"""What the analyses share: stores as arguments, where the table goes, and the way from one to the other."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from actstats.errors import ActstatsError, nearest
+from actstats_cli import options
+from actstats_cli.printing import table as text_table
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import xarray as xr
+
+_NAMES: Final = ("layer", "variable")
+_COMPARED: Final = ("mean_s", "mean_r", "difference", "cliffs_delta", "delta_low", "delta_high")
+
+
+def _path_of(kind: str) -> Callable[[click.Context, click.Parameter, Path | None], Path | None]:
+    """Return a check that a file's ending is one that can be written, before anything is computed."""
+
+    def check(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
+        if value is not None:
+            from actstats.analysis import plotting, tables
+
+            known = tables.FORMATS if kind == "table" else plotting.FORMATS
+            if value.suffix not in known:
+                raise click.BadParameter(f"{value.name} should end in {', '.join(known)}")
+        return value
+
+    return check
+
+
+one_or_two = click.argument(
+    "stores", metavar="STORE [STORE]", nargs=-1, required=True, type=click.Path(path_type=Path)
+)
+by = click.option(
+    "--by",
+    type=click.Choice(["layer", "unit"]),
+    default="layer",
+    show_default=True,
+    help="A row for each layer, or for each unit.",
+)
+show = click.option(
+    "--show",
+    multiple=True,
+    metavar="NAME",
+    help="Print and draw this number, repeatable. --out and --json have all.",
+)
+out = click.option(
+    "--out",
+    metavar="FILE",
+    type=click.Path(path_type=Path, dir_okay=False),
+    callback=_path_of("table"),
+    help="Write the whole table: .csv, .parquet or .json.",
+)
+plot = click.option(
+    "--plot",
+    metavar="FILE",
+    type=click.Path(path_type=Path, dir_okay=False),
+    callback=_path_of("plot"),
+    help="Draw it: .png, .svg or .pdf.",
+)
+scheduler = click.option(
+    "--scheduler",
+    metavar="ADDRESS",
+    help="Compute on a dask cluster that sees the same files, such as tcp://host:8786.",
+)
+wanted = options.together(by, show, out, plot, scheduler, options.as_json)
+"""The options of an analysis of one store or two."""
+
+
+def run(
+    analysis: Callable[[xr.Dataset], xr.Dataset],
+    stores: Sequence[Path],
+    headline: Sequence[str],
+    *,
+    draw: Callable[[dict[str, xr.Dataset], Sequence[str], Path], None] | None = None,
+    by: str,
+    show: Sequence[str],
+    out: Path | None,
+    plot: Path | None,
+    scheduler: str | None,
+    as_json: bool,
+) -> None:
+    """Run an analysis of one store, or of two that are compared; print, write and draw what it found.
+
+    `headline` names the numbers that are printed and drawn without `--show`; `draw` draws them, by default by layer.
+    """
+    from actstats.analysis import by_layer, compare_units, notes, plotting, unit_table
+    from actstats.analysis.tables import columns_of
+
+    if len(stores) > 2:
+        raise ActstatsError(f"one store or two can be analysed at once, not {len(stores)}")
+    if len(stores) == 2 and by == "unit":
+        raise ActstatsError("two stores are compared by layer: their units are not each other's counterparts")
+    names = [
+        str(store) if len({store.name for store in stores}) < len(stores) else store.name for store in stores
+    ]
+    with computing(scheduler):
+        found = {name: analysis(opened(store)).load() for name, store in zip(names, stores, strict=True)}
+    numbers = _known(show, found[names[0]]) or list(headline)
+    if len(stores) == 2:
+        table = compare_units(found[names[0]], found[names[1]])
+        printed = table[table["variable"].isin(numbers)][[*reversed(_NAMES), *_COMPARED]]
+    elif by == "unit":
+        table = unit_table(found[names[0]])
+        printed = table[["layer", "channel", *columns_of(table, numbers)]]
+    else:
+        table = by_layer(found[names[0]])
+        printed = table[["layer", "units", *columns_of(table, numbers)]]
+    said = [f"{name}: {note}" if len(stores) == 2 else note for name in names for note in notes(found[name])]
+    if plot is not None:
+        (draw or plotting.draw_layers)(found, numbers, plot)
+    put(table, printed, said, out=out, as_json=as_json, plot=plot)
+
+
+def put(
+    table: pd.DataFrame,
+    printed: pd.DataFrame,
+    notes: Sequence[str],
+    *,
+    out: Path | None,
+    as_json: bool,
+    plot: Path | None = None,
+) -> None:
+    """Write the whole table to `out`, and print it as JSON, or `printed` as text; notes go to stderr."""
+    from actstats.analysis.tables import to_json, write_table
+
+    if out is not None:
+        write_table(table, out)
+    if as_json:
+        click.echo(json.dumps({"notes": list(notes), "rows": json.loads(to_json(table))}, indent=2))
+    else:
+        rows = [
+            [str(name) for name in printed],
+            *([_cell(x) for x in row] for row in printed.itertuples(index=False)),
+        ]
+        for line in text_table(rows, "".join("<" if name in _NAMES else ">" for name in printed)):
+            click.echo(line)
+    for note in notes:
+        click.echo(f"note: {note}", err=True)
+    for path in filter(None, (out, plot)):
+        click.echo(f"wrote {path}", err=True)
+
+
+def opened(store: Path) -> xr.Dataset:
+    """Return a store's dataset, lazily.
+
+    Raises:
+        ActstatsError: nothing is there, or something that no sweep wrote.
+    """
+    import xarray as xr
+
+    from actstats.store import Store
+
+    dataset: xr.Dataset = xr.open_zarr(Store.open(store).path)
+    return dataset
+
+
+@contextmanager
+def computing(scheduler: str | None) -> Iterator[None]:
+    """Compute what dask computes inside on the cluster at this address; None: on this machine's cores.
+
+    Raises:
+        ActstatsError: nothing answers there, or `distributed` is not installed.
+    """
+    if scheduler is None:
+        yield
+        return
+    from actstats.analysis.coverage import require_extra
+
+    distributed = require_extra("distributed", "distributed", "--scheduler")
+    try:
+        client = distributed.Client(scheduler, timeout=10)
+    except (OSError, ValueError) as error:
+        raise ActstatsError(f"no dask scheduler answers at {scheduler}: {error}") from error
+    with client:
+        yield
+
+
+def _known(show: Sequence[str], found: xr.Dataset) -> list[str]:
+    known = [str(name) for name in found]
+    for name in show:
+        if name not in known:
+            hint = nearest(name, known) or f"; there are {', '.join(known)}"
+            raise ActstatsError(f"there is no number {name!r} to show{hint}")
+    return list(show)
+
+
+def _cell(value: Any) -> str:
+    """Return a cell's text: names as they are, counts in full, other numbers to four digits.
+
+    >>> _cell("conv1"), _cell(7280), _cell(0.123456), _cell(float("nan"))
+    ('conv1', '7,280', '0.1235', '-')
+    """
+    if isinstance(value, str):
+        return value
+    if float(value).is_integer() and abs(value) < 1e15 and not isinstance(value, float):
+        return f"{int(value):,}"
+    return "-" if value != value else f"{value:.4g}"

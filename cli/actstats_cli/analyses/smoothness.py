@@ -1,0 +1,29 @@
+"""`actstats analyze smoothness`: total variation of units, raw, by step and free of scale."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from actstats_cli.analyses import output
+
+
+@click.command()
+@output.one_or_two
+@output.wanted
+def smoothness(stores: tuple[Path, ...], **wanted: Any) -> None:
+    """How rough the units' activation maps are.
+
+    step is the mean difference of neighbouring positions, roughness that over the map's own standard deviation:
+    free of size and scale, 1.13 for white noise, near 0 for a smooth gradient. Of two stores: means, Cliff's delta
+    and its bootstrap interval.
+
+    \b
+        actstats analyze smoothness googlenet.zarr
+        actstats analyze smoothness standard.zarr robust.zarr --out smoothness.csv --plot smoothness.svg
+    """
+    from actstats import analysis
+
+    output.run(analysis.smoothness, stores, ["roughness", "step", "total_variation"], **wanted)

@@ -1,0 +1,34 @@
+"""`actstats analyze`: a table of analyses, each in a module of its own that is imported when it is asked for."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import click
+
+from actstats_cli.lazy import LazyGroup
+
+ANALYSES: Final = {
+    "smoothness": "actstats_cli.analyses.smoothness",
+    "kernels": "actstats_cli.analyses.kernels",
+    "noise": "actstats_cli.analyses.noise",
+    "spectrum": "actstats_cli.analyses.spectrum",
+    "selectivity": "actstats_cli.analyses.selectivity",
+    "quantiles": "actstats_cli.analyses.quantiles",
+}
+"""Each analysis's name, in the order of `actstats analyze --help`, and the module that has it under this name."""
+
+
+@click.group(cls=LazyGroup, table=ANALYSES)
+def analyze() -> None:
+    """From stores to findings: tables and plots.
+
+    A table has a row for each layer or unit, as text, CSV, Parquet or JSON. Most take one store, or two to set side
+    by side: a standard network's, then a robust one's, of the same layers. They read a store partition by
+    partition, so it may be larger than memory.
+
+    \b
+        actstats analyze smoothness googlenet.zarr
+        actstats analyze spectrum standard.zarr robust.zarr --plot spectrum.svg
+        actstats analyze selectivity googlenet.zarr --by unit --out units.parquet
+    """

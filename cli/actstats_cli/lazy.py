@@ -1,0 +1,42 @@
+"""A group of commands that is a table of names and modules, each imported when its command is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
+
+import click
+
+from actstats.errors import nearest
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are asked for. They import torch no earlier than they run.
+
+    `table` has each command's name, in the order of `--help`, and the module that has it under this name, with `_`
+    for `-`.
+    """
+
+    def __init__(self, *args: Any, table: Mapping[str, str], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.table = table
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of all commands, in the table's order."""
+        return list(self.table)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return a command by its name; None if there is none."""
+        if cmd_name not in self.table:
+            return None
+        found: click.Command = getattr(import_module(self.table[cmd_name]), cmd_name.replace("-", "_"))
+        return found
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command that the arguments begin with, or offer the nearest name."""
+        if args[0] not in self.table and not args[0].startswith("-"):
+            ctx.fail(f"no command is named {args[0]!r}{nearest(args[0], self.table)}")
+        return super().resolve_command(ctx, args)
