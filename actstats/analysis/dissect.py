@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from typing import Any, Final
 
 import numpy as np
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from actstats.analysis.concepts import Concepts, Labels, Segmented
-from actstats.analysis.forward import Advance, inputs, prepared
+from actstats.analysis.forward import Advance, inputs, prepared, running
 from actstats.analysis.quantiles import quantiles
 from actstats.data import ImageError
 from actstats.errors import ActstatsError
@@ -107,7 +108,7 @@ def overlaps(
             return None
 
     passes = inputs(loaded, segmented.source, target, batch_size=batch_size, workers=workers, advance=advance)
-    with pool, watch(loaded.model, layers, counts.update):
+    with pool, running(loaded, batch_size), closing(passes), watch(loaded.model, layers, counts.update):
         for batch, images in passes:
             counts.labels = list(pool.map(labelled, (batch.position + batch.start).tolist()))
             loaded.model(images)

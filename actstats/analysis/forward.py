@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 
 import numpy as np
 import torch
@@ -46,6 +46,19 @@ def prepared(loaded: Loaded, device: str) -> torch.device:
     return target
 
 
+@contextmanager
+def running(loaded: Loaded, batch_size: int) -> Iterator[None]:
+    """Have the network in eval mode and torch in inference mode, and explain a lack of memory.
+
+    Raises:
+        ActstatsError: a batch size below 1, or memory that does not suffice.
+    """
+    if batch_size < 1:
+        raise ActstatsError(f"the batch size is {batch_size}; it must be at least 1")
+    with out_of_memory_explained(batch_size), in_eval_mode(loaded.model), torch.inference_mode():
+        yield
+
+
 def inputs(
     loaded: Loaded,
     source: Source,
@@ -54,29 +67,21 @@ def inputs(
     batch_size: int = 32,
     workers: int | None = None,
     advance: Advance | None = None,
-) -> Iterator[tuple[Batch, Tensor]]:
-    """Yield each batch of readable images with the network's input for it, f32 [n, 3, H, W] on `device`.
+) -> Generator[tuple[Batch, Tensor], None, None]:
+    """Yield each batch with a readable image, and the network's input for it, f32 [n, 3, H, W] on `device`.
 
-    The network is in eval mode and the code under the loop in inference mode. Batches without a readable image are
-    passed over, but their failures are not: `advance` counts every image.
+    Run it inside `running`, and close it. `advance` counts every image, those that cannot be read too.
 
     Raises:
-        ActstatsError: a batch size below 1, memory that does not suffice, or no image that can be read.
+        ActstatsError: no image that can be read.
     """
-    if batch_size < 1:
-        raise ActstatsError(f"the batch size is {batch_size}; it must be at least 1")
     threads = min(8, os.cpu_count() or 1) if workers is None else workers
     total = len(source)
     ranges = [(start, min(start + batch_size, total)) for start in range(0, total, batch_size)]
     loader = batches(source, loaded.preprocessing, ranges, workers=threads, pin=device.type == "cuda")
     first: str | None = None
     read = 0
-    with (
-        out_of_memory_explained(batch_size),
-        in_eval_mode(loaded.model),
-        torch.inference_mode(),
-        closing(loader),
-    ):
+    with closing(loader):
         for batch in loader:
             read += len(batch.position)
             first = first or next((f"{source.paths[i]}: {text}" for i, text in batch.messages.items()), None)
@@ -101,7 +106,8 @@ def logits(
     """Return which images could be read, i64 [n], and the network's outputs for them, f32 [n, outputs] on the CPU."""
     rows, found = [], []
     passes = inputs(loaded, source, device, batch_size=batch_size, workers=workers, advance=advance)
-    for batch, images in passes:
-        rows.append(batch.position + batch.start)
-        found.append(loaded.model(images).float().cpu())
+    with running(loaded, batch_size), closing(passes):
+        for batch, images in passes:
+            rows.append(batch.position + batch.start)
+            found.append(loaded.model(images).float().cpu())
     return np.concatenate(rows), torch.cat(found)

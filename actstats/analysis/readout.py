@@ -20,6 +20,7 @@ from torch import Tensor
 
 from actstats.analysis.imagenet import CATEGORIES, SYNSETS
 from actstats.checkpoints import read_checkpoint
+from actstats.data import NO_LABEL, Source
 from actstats.device import in_eval_mode
 from actstats.errors import ActstatsError
 from actstats.models import Loaded
@@ -139,3 +140,32 @@ def forced_choice(outputs: int, wanted: Sequence[str], classes: Sequence[str] | 
             f"({', '.join(sorted(set(wanted))[:4])}, ...) among them; the test needs at least two"
         )
     return readout
+
+
+def labelled_readout(
+    outputs: int, source: Source, classes: Sequence[str] | None = None
+) -> tuple[Readout, NDArray[np.int64]]:
+    """Return the readout that can say the classes of a source's images, and what it should say of each.
+
+    The second is i64 [images], an index into the readout's names, `NO_LABEL` where an image has no class. Where the
+    source's labels are bare numbers they are those of the outputs. `classes` names the network's outputs.
+
+    Raises:
+        ActstatsError: no image has a class, or the network cannot say them.
+    """
+    labels = source.labels
+    if not (labels != NO_LABEL).any():
+        raise ActstatsError(f"no image of {source.spec} has a class: accuracy needs a folder for each class")
+    if not source.classes:
+        if labels.max() >= outputs:
+            raise ActstatsError(
+                f"{source.spec} has the class number {labels.max()}, but the network {outputs} outputs"
+            )
+        return singly([str(index) for index in range(outputs)]), labels
+    used = [source.classes[label] for label in np.unique(labels[labels != NO_LABEL])]
+    whole = len(source.classes) == outputs
+    readout = readout_for(outputs, source.classes if whole else used, classes)
+    names = {name: index for index, name in enumerate(readout.names)}
+    # Past the last class stands for no label, which indexes it as -1.
+    said = np.array([*(names.get(name, NO_LABEL) for name in source.classes), NO_LABEL], dtype=np.int64)
+    return readout, said[labels]
