@@ -40,9 +40,9 @@ def receptive_fields(
 ) -> dict[str, ReceptiveField]:
     """Return the receptive field of each of `layers` by name, for inputs of `shape` (3, height, width).
 
-    It takes one forward pass for each row or column of the input; with `step` 2 only for every other one, and a
-    field's edges may then be one pixel too wide or too narrow, and so on. `model` is in eval mode and has finite
-    weights.
+    It takes one forward pass for each pixel of the input's diagonal; with `step` 2 only for every other one, and a
+    field's edges may then be one pixel too wide or too narrow, and so on. Inputs are square, and so are the strides:
+    rows and columns are probed together. `model` is in eval mode and has finite weights.
 
     >>> from torch import nn
     >>> from actstats.layers import select_layers
@@ -52,18 +52,16 @@ def receptive_fields(
     >>> int(field.top[0]), int(field.bottom[0]), int(field.top[3]), int(field.bottom[3])
     (0, 6, 5, 12)
     """
-    _, height, width = shape
+    side = shape[-1]
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    reached = [_Reached(layer, height, width) for layer in layers]
-    diagonal = torch.arange(0, max(height, width), step)
+    reached = [_Reached(layer, side) for layer in layers]
+    probed = torch.unique(torch.tensor([*range(0, side, step), side - 1]))  # with both ends
+    for pixels in torch.split(probed, _BATCH):
+        images = torch.zeros(len(pixels), *shape, device=device)
+        images[torch.arange(len(pixels)), :, pixels, pixels] = torch.nan
 
-    for chunk in torch.split(diagonal, _BATCH):
-        rows, columns = chunk.clamp(max=height - 1), chunk.clamp(max=width - 1)
-        images = torch.zeros(len(chunk), *shape, device=device)
-        images[torch.arange(len(chunk)), :, rows, columns] = torch.nan
-
-        def note(index: int, maps: Tensor, rows: Tensor = rows, columns: Tensor = columns) -> None:
-            reached[index].note(maps, rows, columns)
+        def note(index: int, maps: Tensor, pixels: Tensor = pixels) -> None:
+            reached[index].note(maps, pixels.numpy())
 
         with torch.inference_mode(), watch(model, layers, note):
             model(images.contiguous(memory_format=torch.channels_last))
@@ -73,30 +71,27 @@ def receptive_fields(
 class _Reached:
     """Which of the probed pixels reached which positions of one layer."""
 
-    def __init__(self, layer: Layer, height: int, width: int) -> None:
+    def __init__(self, layer: Layer, side: int) -> None:
         self.layer = layer
-        self.size = (height, width)
+        self.side = side
         # First and last probed row (column) that reached each row (column) of the map.
-        self.rows = (np.full(layer.height, height), np.full(layer.height, -1))
-        self.columns = (np.full(layer.width, width), np.full(layer.width, -1))
+        self.rows = (np.full(layer.height, side), np.full(layer.height, -1))
+        self.columns = (np.full(layer.width, side), np.full(layer.width, -1))
 
-    def note(self, maps: Tensor, rows: Tensor, columns: Tensor) -> None:
+    def note(self, maps: Tensor, pixels: NDArray[np.int64]) -> None:
         hit: NDArray[np.bool_] = maps.isnan().any(dim=1).cpu().numpy()
-        for pixels, reached, (first, last) in (
-            (rows.numpy(), np.asarray(hit.any(axis=2)), self.rows),
-            (columns.numpy(), np.asarray(hit.any(axis=1)), self.columns),
-        ):
-            for pixel, positions in zip(pixels, reached, strict=True):
+        for axis, (first, last) in ((2, self.rows), (1, self.columns)):
+            for pixel, positions in zip(pixels, np.asarray(hit.any(axis=axis)), strict=True):
                 first[positions] = np.minimum(first[positions], pixel)
                 last[positions] = np.maximum(last[positions], pixel)
 
     def field(self, step: int) -> ReceptiveField:
         bounds = []
-        for (first, last), length in zip((self.rows, self.columns), self.size, strict=True):
+        for first, last in (self.rows, self.columns):
             unseen = last < 0  # Between two probed pixels, or looking at padding alone.
-            centre = ((np.arange(len(first)) + 0.5) * length / len(first)).astype(np.int64)
+            centre = ((np.arange(len(first)) + 0.5) * self.side / len(first)).astype(np.int64)
             # What lies between the outermost pixel that was seen and the next, which was not, is shared out.
             low = np.where(unseen, centre, np.maximum(first - (step - 1) // 2, 0))
-            high = np.where(unseen, centre, np.minimum(last + step // 2, length - 1))
+            high = np.where(unseen, centre, np.minimum(last + step // 2, self.side - 1))
             bounds += [low.astype(np.int32), high.astype(np.int32)]
         return ReceptiveField(*bounds)

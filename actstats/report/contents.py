@@ -89,7 +89,7 @@ def _of_units(side: Side, pictures: NDArray[np.int32] | None, units: slice) -> d
         }
     if side.spectrum is not None:
         power = side.spectrum[units]
-        found |= {"spectrum": shortened(power), "mean-spectrum": _mean_share(power)}
+        found |= {"spectrum": shortened(power), "mean-spectrum": _mean_share(power, side.coefficients[units])}
     if side.histogram is not None:
         found["histogram"] = shortened(side.histogram[units], 8)
     if side.profile is not None:
@@ -99,9 +99,12 @@ def _of_units(side: Side, pictures: NDArray[np.int32] | None, units: slice) -> d
     return found
 
 
-def _mean_share(power: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the mean over units of their share of power by frequency, DC apart; without units that have none."""
-    varying = np.nansum(power[:, 1:], 1, keepdims=True)
+def _mean_share(power: NDArray[np.float32], coefficients: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Return the mean over units of a coefficient's share of the unit's power, DC apart, [frequency].
+
+    Units without any power are left out.
+    """
+    varying = np.nansum((power * coefficients)[:, 1:], 1, keepdims=True)
     active = varying[:, 0] > 0
     if not active.any():
         return np.full(power.shape[1], np.nan, dtype=np.float32)

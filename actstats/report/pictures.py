@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from PIL import Image
 
 from actstats.contact_sheet import swept_images
 from actstats.data import ImageError, Source
+from actstats.distort import Chain, Place, parse
 from actstats.errors import ActstatsError
 from actstats.preprocess import Preprocessing
 
@@ -22,6 +23,36 @@ SIDE: Final = 128
 """Pixels of a thumbnail's side: four in a row of a phone at twice the density, or of a desktop's half."""
 _QUALITY: Final = 74
 _AT_ONCE: Final = 256
+
+
+@dataclass(frozen=True)
+class Shown:
+    """The images of a sweep, as the network saw them, but for adversarial changes."""
+
+    source: Source
+    preprocessing: Preprocessing
+    chain: Chain
+
+    @classmethod
+    def of(cls, manifest: Mapping[str, Any], data: str | None) -> Self:
+        """Open the images of the sweep that `manifest` describes, where they were or where `data` says.
+
+        Raises:
+            ActstatsError: they are not there, or are others.
+        """
+        source = swept_images(manifest["data"], data)
+        return cls(
+            source, Preprocessing.from_dict(manifest["preprocessing"]), parse(manifest.get("distort", ()))
+        )
+
+    def image(self, index: int) -> Image.Image:
+        """Return image `index` cropped and distorted; raises `ImageError`."""
+        image = self.source.image(index)
+        pixels = self.preprocessing.pixels(image)
+        if self.chain:
+            place = Place(index, self.source.paths[index], self.preprocessing, image.size)
+            pixels = (self.chain.image(pixels, place) * 255).round().astype(np.uint8)
+        return Image.fromarray(pixels)
 
 
 @dataclass(frozen=True)
@@ -34,7 +65,7 @@ class Pictures:
     paths: list[str]
     labels: NDArray[np.int32]
     members: list[tuple[int, int]]
-    sources: list[tuple[Source, Preprocessing] | None]
+    sources: list[Shown | None]
 
     def thumbnails(self) -> Iterator[bytes | None]:
         """Yield each picture as the network sees it, a JPEG of SIDE x SIDE; None if it cannot be had any more."""
@@ -47,13 +78,12 @@ class Pictures:
         source = self.sources[number]
         if source is None:
             return None
-        images, preprocessing = source
         try:
-            pixels = Image.fromarray(preprocessing.pixels(images.image(index)))
+            image = source.image(index)
         except ImageError:
             return None
         encoded = io.BytesIO()
-        pixels.resize((SIDE, SIDE), Image.Resampling.LANCZOS).save(
+        image.resize((SIDE, SIDE), Image.Resampling.LANCZOS).save(
             encoded, "JPEG", quality=_QUALITY, optimize=True
         )
         return encoded.getvalue()
@@ -65,7 +95,7 @@ class Collection:
     def __init__(self) -> None:
         self.notes: list[str] = []
         self._known: dict[str, int] = {}
-        self._sources: list[tuple[Source, Preprocessing] | None] = []
+        self._sources: list[Shown | None] = []
         self._paths: list[str] = []
         self._labels: list[NDArray[np.int32]] = []
         self._members: list[tuple[int, int]] = []
@@ -83,13 +113,12 @@ class Collection:
 
         `paths` and `labels` are the store's, [image]; `data` says where the images lie now, if they were moved.
         """
-        preprocessing = Preprocessing.from_dict(manifest["preprocessing"])
-        mark = f"{manifest['data']['fingerprint']} {preprocessing}"
+        mark = repr([manifest["data"]["fingerprint"], manifest["preprocessing"], manifest.get("distort")])
         if mark not in self._known:
             self._known[mark] = len(self._sources)
             self._numbers.append({})
             try:
-                self._sources.append((swept_images(manifest["data"], data), preprocessing))
+                self._sources.append(Shown.of(manifest, data))
             except ActstatsError as error:
                 self._sources.append(None)
                 self.notes.append(f"Images are not shown: {error}")

@@ -19,7 +19,9 @@ from actstats_kernels.bins import (
     BIN_POSITIVE_INFINITY,
     BIN_POSITIVE_OVERFLOW,
     BIN_POSITIVE_UNDERFLOW,
+    FREQUENCY_BINS,
     histogram_edges,
+    radial_bins,
 )
 
 _TOP: Final = ("top_value", "top_image", "top_position")
@@ -44,11 +46,13 @@ class Side:
     """What the report shows of the units of one store; None where it lacks the variable.
 
     `top` is value f4, image i8 and flat position i4, [unit, rank] each; `spectrum` the mean power f4
-    [unit, frequency]; `histogram` shares of positions f4 [unit, shown bin].
+    [unit, frequency] of one coefficient, with `coefficients` i8 [unit, frequency] how many there are; `histogram`
+    shares of positions f4 [unit, shown bin].
     """
 
     top: tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int32]] | None
     spectrum: NDArray[np.float32] | None
+    coefficients: NDArray[np.int64]
     histogram: NDArray[np.float32] | None
     profile: Profile | None
 
@@ -60,13 +64,14 @@ def read_side(dataset: xr.Dataset, ranks: int) -> Side:
         lists = merge(usable(dataset, "the report", *_TOP)).isel(rank=slice(0, ranks)).compute()
         value, image, position = (lists[name].transpose("unit", "rank").values for name in _TOP)
         top = value, image, position
-    power = None
+    power, coefficients = None, _coefficients(dataset["height"].values, dataset["width"].values)
     if "power_spectrum" in dataset:
-        power = spectrum(dataset)["power"].transpose("unit", "frequency").values.astype(np.float32)
+        summed = spectrum(dataset)["power"].transpose("unit", "frequency").values
+        power = (summed / np.maximum(coefficients, 1)).astype(np.float32)
     shares = None
     if "histogram" in dataset:
         shares = _histogram(usable(dataset, "the report", "histogram"))
-    return Side(top, power, shares, _profile(dataset))
+    return Side(top, power, coefficients, shares, _profile(dataset))
 
 
 def histogram_edges_shown() -> NDArray[np.float64]:
@@ -87,6 +92,13 @@ def _starts() -> NDArray[np.int64]:
     positive = np.arange(BIN_POSITIVE_UNDERFLOW + 1, BIN_POSITIVE_OVERFLOW, _TOGETHER)
     outer = [BIN_NEGATIVE_OVERFLOW], [BIN_POSITIVE_OVERFLOW]
     return np.concatenate([outer[0], negative, [BIN_NEGATIVE_UNDERFLOW], positive, outer[1]])
+
+
+def _coefficients(heights: NDArray[np.int32], widths: NDArray[np.int32]) -> NDArray[np.int64]:
+    """Return how many coefficients of each unit's map fall in each radial bin, i8 [unit, frequency]."""
+    sizes, which = np.unique(np.stack([heights, widths], 1), axis=0, return_inverse=True)
+    counts = [np.bincount(radial_bins(*size).ravel(), minlength=FREQUENCY_BINS) for size in sizes.tolist()]
+    return np.stack(counts)[which]
 
 
 def _histogram(swept: xr.Dataset) -> NDArray[np.float32]:

@@ -194,10 +194,12 @@ def _facts(manifest: dict[str, Any]) -> list[tuple[str, str]]:
     weights, data, preprocessing = manifest["weights"], manifest["data"], manifest["preprocessing"]
     source = "random, seed " + str(weights["seed"]) if weights["source"] == "none" else weights["source"]
     units = sum(entry["units"] for entry in manifest["layers"])
+    distorted = [("distorted", " + ".join(manifest["distort"]))] if "distort" in manifest else []
     return [
         ("network", f"{manifest['arch']}, {units:,} units in {len(manifest['layers'])} layers"),
         ("weights", f"{source}, SHA-256 {weights['sha256'][:12]}"),
         ("images", f"{data['images']:,} of {data['spec']}"),
+        *distorted,
         ("input", f"{preprocessing['crop']} x {preprocessing['crop']} pixels"),
         ("swept", manifest["created"][:10]),
     ]

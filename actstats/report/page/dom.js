@@ -32,6 +32,9 @@ function format(value) {
 
 const grouped = (count) => count.toLocaleString("en");
 
+/** A name that may break after its dots. */
+const breakable = (name) => name.split(/(?<=[._])/).flatMap((piece, index) => (index ? [h("wbr"), piece] : [piece]));
+
 /** How many units: "1 unit", "7,280 units". */
 const plural = (count, noun) => `${grouped(count)} ${noun}${count === 1 ? "" : "s"}`;
 

@@ -88,7 +88,7 @@ function layerPlot(measure, width) {
   const value = scale(all, { log: spansMuch(all), zero: !all.some((v) => v < 0) && !spansMuch(all) });
   const count = report.layers.length;
   const upright = width / count >= 15;
-  const letters = upright ? 18 : Math.floor((width * 0.42 - 14) / 6.6);
+  const letters = upright ? 26 : Math.floor((width * 0.42 - 14) / 6.6);
   const label = 14 + 6.6 * Math.min(letters, Math.max(...report.layers.map((layer) => layer.name.length)));
   const slot = upright ? (width - 64) / count : 24;
   const height = upright ? 272 + label * 0.78 : count * slot + 44;

@@ -9,7 +9,7 @@ const withUnit = (measure) => (measure.unit && measure.unit !== "1" ? `${measure
 
 /** A name cut in its middle to so many letters: layers differ at both ends. */
 function shortName(name, most) {
-  const tail = Math.floor((most - 1) / 2);
+  const tail = Math.floor((most - 1) * 0.4);
   return name.length > most ? `${name.slice(0, most - 1 - tail)}…${name.slice(-tail)}` : name;
 }
 
@@ -177,14 +177,14 @@ function layerView(index) {
     part(`layer-${index}`).then((data) => {
       const spectra = report.stores.map((_, store) => data.arrays[`mean-spectrum:${store}`]).filter(Boolean);
       if (spectra.length === report.stores.length && spectra[0].some((value, bin) => bin > 0 && value > 0)) {
-        plots.append(figure("Mean power spectrum", (width) => spectrumPlot(spectra, "share of the unit's power", width, "Mean over the layer's units of their share of power by frequency")));
+        plots.append(figure("Mean power spectrum", (width) => spectrumPlot(spectra, "power of a coefficient, share", width, "Mean over the layer's units of their power by frequency, each unit's total being 1")));
       }
     }, complain);
     fillUnits();
   };
   const view = h("section", null,
     h("nav", { class: "around", "aria-label": "Layers" }, step(index - 1, "layer", "previous layer"), step(index + 1, "layer", "next layer")),
-    h("h1", { tabindex: -1 }, layer.name),
+    h("h1", { tabindex: -1 }, breakable(layer.name)),
     h("p", { class: "facts" }, `${plural(layer.units, "unit")}, maps of ${layer.height} × ${layer.width}${fieldSize(layer)}`),
     legend(), measureChoice(draw), plots,
     h("h2", null, "Units"),
@@ -241,7 +241,7 @@ const nearby = new IntersectionObserver((entries) => {
 
 function fillCards(list, units, name = unitName) {
   const links = units.map((unit) => h("a", { class: "card", href: `#/unit/${unit}`, "data-unit": unit, "aria-label": cardWords(unit) },
-    h("span", { class: "name" }, name(unit)),
+    h("span", { class: "name" }, breakable(name(unit))),
     report.stores.map((_, store) => h("span", { class: `strip store${store}` }, h("i", { "aria-hidden": "true" }))),
     h("span", { class: "values" }, report.stores.map((_, store) =>
       h("span", { class: `store${store}` }, format(report.arrays[`${measure().key}:${store}`][unit]))))));
@@ -277,7 +277,7 @@ function unitView(unit) {
     const spectra = slice("spectrum", report.frequency.length), histograms = slice("histogram", report.histogram.length - 1);
     const plots = h("div", { class: "plots" });
     if (spectra.every(Boolean) && spectra.some((power) => power.some((value, bin) => bin > 0 && value > 0))) {
-      plots.append(figure("Power spectrum", (width) => spectrumPlot(spectra, "power, activation²", width, `Mean power of ${unitName(unit)} by frequency`)));
+      plots.append(figure("Power spectrum", (width) => spectrumPlot(spectra, "power of a coefficient, activation²", width, `Mean power of ${unitName(unit)} by frequency`)));
     }
     if (histograms.every(Boolean)) {
       plots.append(figure("Histogram of activations", (width) => histogramPlot(histograms, width, `Shares of the activations of ${unitName(unit)}`)));
@@ -286,7 +286,7 @@ function unitView(unit) {
   }, complain);
   return [h("section", null,
     h("nav", { class: "around", "aria-label": "Units" }, step(around[0], "unit", "previous unit"), step(around[1], "unit", "next unit")),
-    h("h1", { tabindex: -1 }, h("a", { href: `#/layer/${index}` }, layer.name), h("span", null, ` / ${channel}`)),
+    h("h1", { tabindex: -1 }, h("a", { href: `#/layer/${index}` }, breakable(layer.name)), h("span", null, ` / ${channel}`)),
     h("p", { class: "facts" }, `unit ${grouped(unit + 1)} of ${grouped(report.units)}, maps of ${layer.height} × ${layer.width}${fieldSize(layer)}`),
     h("div", { class: "choice" }, markChoice()), body)];
 }

@@ -1,0 +1,283 @@
+"""What a report holds is what its stores hold, and no name in it is markup."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from actstats import merge
+from actstats.analysis import class_means, selectivity, smoothness, spectrum
+from actstats.errors import ActstatsError
+from actstats.report import compare, write_report
+from actstats.report.parts import pack, shortened, unpack
+from actstats_kernels.bins import BIN_ZERO
+from tests.cli.conftest import actstats, output_of
+from tests.report.conftest import HOSTILE, LAYERS, NAMES, swept
+
+
+def parts_of(page: Path) -> dict[str, tuple[dict, dict]]:
+    """Every part of a report in one file, unpacked."""
+    found = re.findall(
+        r'<script type="application/octet-stream" id="part-([\w-]+)">([^<]*)</script>', page.read_text()
+    )
+    return {name: unpack(text) for name, text in found}
+
+
+@pytest.fixture(scope="module")
+def parts(page):
+    return parts_of(page)
+
+
+def test_every_measure_of_every_unit_is_what_the_analyses_give(parts, stores):
+    content, arrays = parts["overview"]
+    assert [layer["name"] for layer in content["layers"]] == list(LAYERS)
+    for number, store in enumerate(stores):
+        dataset = xr.open_zarr(store)
+        for key, found in (
+            ("roughness", smoothness(dataset)),
+            ("total_variation", smoothness(dataset)),
+            ("high_share", spectrum(dataset)),
+            ("top_classes", selectivity(dataset)),
+            ("selectivity", selectivity(dataset)),
+        ):
+            assert key in {measure["key"] for measure in content["measures"]}
+            np.testing.assert_allclose(arrays[f"{key}:{number}"], found[key].values, rtol=2**-10)
+
+
+def test_top_images_of_every_unit_are_those_of_the_store(parts, stores):
+    content, _ = parts["overview"]
+    paths = content["pictures"]["paths"]
+    for number, store in enumerate(stores):
+        dataset = xr.open_zarr(store)
+        merged = merge(dataset).isel(rank=slice(0, 8)).load()
+        for layer, name in enumerate(LAYERS):
+            units = merged.isel(unit=merged["layer"].values == name)
+            _, arrays = parts[f"layer-{layer}"]
+            shown = np.array([*paths, ""])[arrays[f"picture:{number}"]].reshape(-1, 8)
+            wanted = dataset["path"].values[units["top_image"].transpose("unit", "rank").values]
+            np.testing.assert_array_equal(shown, wanted)
+            positions = units["top_position"].transpose("unit", "rank").values.ravel()
+            np.testing.assert_array_equal(arrays[f"position:{number}"], positions)
+
+
+def test_spectra_histograms_and_classes_of_a_unit_are_those_of_the_store(parts, stores):
+    dataset = xr.open_zarr(stores[1])
+    merged, means = merge(dataset).load(), class_means(dataset).compute()
+    content, arrays = parts["layer-1"]
+    first = int(np.flatnonzero(merged["layer"].values == LAYERS[1])[0])
+    for channel in (0, 5):
+        unit = merged.isel(unit=first + channel)
+        counts = unit["histogram"].values[:-1]
+        shares = arrays["histogram:1"].reshape(-1, 131)[channel]
+        assert shares[65] == pytest.approx(
+            counts[BIN_ZERO - 1 : BIN_ZERO + 2].sum() / counts.sum(), rel=2**-8
+        )
+        assert shares.sum() == pytest.approx(1, rel=2**-8)
+        coefficient = arrays["spectrum:1"].reshape(-1, 18)[channel, 0]  # DC has one
+        assert coefficient == pytest.approx(float(unit["power_spectrum"][0]) / len(HOSTILE), rel=2**-10)
+        label = arrays["class:1"].reshape(-1, content["classes"][1])[channel]
+        value = arrays["class-mean:1"].reshape(-1, content["classes"][1])[channel]
+        expected = means.isel(unit=first + channel).sel(label=label).values
+        np.testing.assert_allclose(value, expected, rtol=2**-10)
+        assert (np.diff(value) <= 0).all()
+
+
+def test_receptive_fields_are_shares_of_the_input(parts):
+    layers = parts["overview"][0]["layers"]
+    for layer in layers:
+        assert len(layer["field"]["top"]) == layer["height"]
+        assert len(layer["field"]["right"]) == layer["width"]
+        assert layer["field"]["bottom"][-1] <= 1
+    sizes = [
+        layer["field"]["bottom"][layer["height"] // 2] - layer["field"]["top"][layer["height"] // 2]
+        for layer in layers
+    ]
+    assert sizes == sorted(sizes)
+    assert sizes[0] == pytest.approx(3 / 64, abs=1e-3)  # a 3 x 3 kernel on 64 pixels
+
+
+class Tags(HTMLParser):
+    """The elements of a page, and its visible text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_names_are_text_and_nothing_points_to_a_network(page, page_with_folder):
+    for path in (page, page_with_folder):
+        text = path.read_text()
+        tags = Tags(text)
+        for name in NAMES:
+            assert name in tags.text
+        assert not {"b", "i", "img", "iframe"} & {
+            tag for tag, attributes in tags.elements if not attributes.get("aria-hidden")
+        }
+        assert not [
+            a for _, attributes in tags.elements for a in attributes if a.startswith("on") or a == "style"
+        ]
+        assert "alert(" not in text
+        assert set(re.findall(r"\w+://[\w.]+", text)) == {"http://www.w3.org"}  # the namespace of SVG
+        policy = next(
+            a["content"] for tag, a in tags.elements if a.get("http-equiv") == "Content-Security-Policy"
+        )
+        assert "default-src 'none'" in policy
+        assert "unsafe" not in policy
+        links = [a["href"] for _, a in tags.elements if a.get("href")]
+        assert all(link.startswith("#") for link in links)
+
+
+def test_a_folder_holds_the_same_parts(parts, page_with_folder):
+    folder = page_with_folder.with_name(f"{page_with_folder.stem}_files")
+    loaded = {}
+    for file in folder.glob("*.js"):
+        name, text = json.loads(
+            f"[{file.read_text().removeprefix('actstatsPart(').removesuffix(');' + chr(10))}]"
+        )
+        loaded[name] = unpack(text)
+    assert set(loaded) == set(parts) - {"pictures"}
+    for name, (content, arrays) in loaded.items():
+        assert content == parts[name][0]
+        for key, values in arrays.items():
+            np.testing.assert_array_equal(values, parts[name][1][key])
+    ends = parts["pictures"][1]["ends"]
+    images = parts["pictures"][1]["bytes"].tobytes()
+    for index, (start, end) in enumerate(zip([0, *ends], ends, strict=False)):
+        assert (folder / "pictures" / f"{index}.jpg").read_bytes() == images[start:end]
+
+
+def test_the_same_stores_give_the_same_bytes_and_replace_what_was_there(
+    stores, page, page_with_folder, tmp_path
+):
+    again = tmp_path / "report.html"
+    write_report(stores, again, names=NAMES)
+    assert again.read_bytes() == page.read_bytes()
+    folder = page_with_folder.with_name(f"{page_with_folder.stem}_files")
+    (folder / "pictures" / "999.jpg").write_bytes(b"of an earlier report")
+    write_report(stores, page_with_folder, names=NAMES, largest_page=0)
+    assert not (folder / "pictures" / "999.jpg").exists()
+    assert sorted(p.name for p in page_with_folder.parent.iterdir()) == sorted(
+        [page_with_folder.name, folder.name]
+    )
+
+
+def test_one_store_has_measures_and_no_claims(stores, tmp_path):
+    report = write_report(stores[:1], tmp_path / "one.html")
+    assert {finding.verdict for finding in report.findings} == {""}
+    assert {len(finding.values) for finding in report.findings} == {1}
+    assert [store["name"] for store in parts_of(report.page)["overview"][0]["stores"]] == ["s"]
+
+
+def test_images_that_are_gone_leave_a_note_and_placeholders(stores, hostile, tmp_path):
+    moved = tmp_path / "moved"
+    shutil.copytree(hostile, moved)
+    store = swept(moved, tmp_path / "s.zarr", 0)
+    moved.rename(tmp_path / "elsewhere")
+    report = write_report([store], tmp_path / "gone.html")
+    assert any("--data" in note for note in report.notes)
+    assert not any(parts_of(report.page)["overview"][0]["pictures"]["kept"])
+    found = write_report([store], tmp_path / "found.html", data=str(tmp_path / "elsewhere"))
+    assert not found.notes
+    assert all(parts_of(found.page)["overview"][0]["pictures"]["kept"])
+
+
+def test_two_networks_that_differ_by_a_known_smoothing_agree_with_the_paper(hostile, stores, tmp_path):
+    # The same network on the same images, blurred: its maps are smoother, in every layer, by construction.
+    blurred = swept(hostile, tmp_path / "blurred.zarr", 0, distort=["lowpass:2"])
+    found = {finding.claim: finding for finding in compare([stores[0], blurred]).findings}
+    assert found["R's activation maps are smoother"].verdict == "agrees"
+    assert found["R's activation maps are smoother"].layers == (len(LAYERS), 0, 0)
+    turned = {finding.claim: finding for finding in compare([blurred, stores[0]]).findings}
+    assert turned["R's activation maps are smoother"].verdict == "differs"
+    # The kernels are the same ones.
+    assert found["R's kernels are smoother, in all layers"].verdict == "open"
+    assert found["R's kernels are smoother, in all layers"].layers[::2] == (0, 0)
+
+
+def test_noisy_sweeps_bring_the_change_by_noise(hostile, stores, tmp_path):
+    noisy = [swept(hostile, tmp_path / f"noisy{seed}.zarr", seed, distort=["noise:0.2"]) for seed in (0, 1)]
+    findings = {finding.claim: finding for finding in compare(stores, noisy=noisy).findings}
+    assert "Noise changes R's units less" in findings
+    with pytest.raises(ActstatsError, match=r"two networks: weights\.sha256"):
+        compare(stores, noisy=noisy[::-1])
+
+
+def test_a_store_without_images_of_its_own_metrics_shows_what_it_has(hostile, tmp_path):
+    store = swept(hostile, tmp_path / "few.zarr", 0, per_image=False, metrics=("histogram",))
+    report = write_report([store], tmp_path / "few.html")
+    assert [finding.claim for finding in report.findings] == ["sparsity"]
+    assert any("total_variation" in note for note in report.notes)
+    assert set(parts_of(report.page)["layer-0"][1]) == {"histogram:0"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ("{s} {r} {s}", "one store or two can be compared, not 3"),
+        ("{s} nowhere.zarr", "no store at nowhere.zarr"),
+        ("{s} {r} --report report.pdf", "give a name that ends in .html, not report.pdf"),
+        ("{s} {r} --name one", "give a name for each of the 2 stores, not 1"),
+        ("{s} {r} --name one --name one", "both stores are called one"),
+        ("{s} {r} --noisy {s}", "give a noisy sweep for each of the 2 stores, not 1"),
+        ("{s} {other}", "the stores have other layers"),
+        ("{s} --report {taken}/report.html --largest-page 0", "is in the way of the report's files"),
+    ],
+)
+def test_what_cannot_be_compared_is_said_in_one_line(arguments, line, stores, hostile, tmp_path):
+    other = (
+        swept(hostile, tmp_path / "other.zarr", 0, layers=("features.1",)) if "{other}" in arguments else ""
+    )
+    (tmp_path / "report_files").mkdir()
+    result = actstats("compare " + arguments.format(s=stores[0], r=stores[1], other=other, taken=tmp_path))
+    assert result.exit_code == 1
+    assert result.stderr.startswith("actstats: error: ")
+    assert line in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_the_command_prints_the_findings_and_where_the_page_is(stores, tmp_path):
+    page = tmp_path / "new" / "report.html"
+    text = output_of(f"compare {stores[0]} {stores[1]} --report {page} --top 3")
+    assert text.splitlines()[0].split() == ["finding", "s", "r", "difference"]
+    assert "R's activation maps are smoother" in text
+    assert f"wrote {page}, " in text
+    found = json.loads(output_of(f"compare {stores[0]} {stores[1]} --json"))
+    assert found["names"] == ["s", "r"]
+    assert {"claim", "values", "verdict", "layers"} <= set(found["findings"][0])
+
+
+def test_a_part_comes_back_as_it_was():
+    arrays = {
+        "a": np.arange(5, dtype=np.int32),
+        "b": np.array([[1.5, np.nan]], np.float32),
+        "c": np.zeros(0, np.uint8),
+    }
+    content, found = unpack(pack({"name": "é </script>"}, arrays))
+    assert content == {"name": "é </script>"}
+    for name, values in arrays.items():
+        np.testing.assert_array_equal(found[name], values.ravel())
+
+
+def test_shortened_numbers_are_near_and_keep_what_is_not_finite():
+    values = np.random.default_rng(0).normal(size=1000) * 10.0 ** np.random.default_rng(1).integers(
+        -30, 30, 1000
+    )
+    np.testing.assert_allclose(shortened(values, 10), values, rtol=2**-11)
+    np.testing.assert_array_equal(
+        shortened(np.array([np.inf, -np.inf, np.nan, 0])), [np.inf, -np.inf, np.nan, 0]
+    )
