@@ -66,7 +66,7 @@ def argmax(x: Tensor) -> Tensor:
 def histogram(x: Tensor) -> Tensor:
     """Return how many values of each unit fall in each bin of `bins.histogram_edges`, i64 [C, 520]."""
     left, right = (torch.from_numpy(edge).to(x.device) for edge in histogram_edges())
-    v = x.double().movedim(1, 0).flatten(1)
+    v = x.double().movedim(1, 0).flatten(1).contiguous()
     # Of the bins in increasing order, a negative one is closed on the right and a positive one on the left.
     negative = torch.searchsorted(right[:BIN_NAN], v, right=False)
     positive = torch.searchsorted(left[:BIN_NAN], v, right=True) - 1

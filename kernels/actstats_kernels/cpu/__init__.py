@@ -1,9 +1,10 @@
 """The CPU's kernels: vectors of 16 channels in numba, on torch's own threads.
 
-`accumulate` is one pass over a batch of maps, `top_k` the ranking of a partition; `actstats_kernels.ops` says what they do.
+`accumulate` is one pass over a batch of maps, `top_k` the ranking of a partition; `actstats_kernels.ops` has their
+contracts.
 """
 
-from actstats_kernels.cpu.accumulate import accumulate
-from actstats_kernels.cpu.top_k import top_k
+from actstats_kernels.cpu.fused import accumulate
+from actstats_kernels.cpu.ranking import top_k
 
 __all__ = ["accumulate", "top_k"]

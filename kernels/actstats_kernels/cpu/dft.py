@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
+from numba.core.cgutils import for_range, for_range_slice
 from numpy.typing import NDArray
 
 from actstats_kernels.cpu.simd import (
@@ -35,7 +36,6 @@ from actstats_kernels.cpu.simd import (
 )
 
 RADICES: Final = (16, 8, 4, 2, 9, 3, 5, 7, 11, 13)
-_STAGE_WORDS: Final = 4
 
 Complex = tuple[ir.Value, ir.Value]
 
@@ -172,48 +172,49 @@ def _emit(b: ir.IRBuilder, x: list[Complex]) -> list[Complex]:
     return out
 
 
-def _make_butterfly(radix: int, turned: bool) -> Any:
-    """Make the compiled-code function (address, gap, step, twiddles) that transforms `radix` elements in place.
+def _emit_butterfly(
+    b: ir.IRBuilder, radix: int, address: ir.Value, gap: ir.Value, leg: ir.Value, twiddles: ir.Value | None
+) -> None:
+    """Transform `radix` elements in place, `leg` bytes apart; output k is multiplied by the k-th of the twiddles."""
+    places = [b.add(address, b.mul(leg, _word(q))) for q in range(radix)]
+    x = [(read_from(b, at, F32.llvm, 4), read_from(b, b.add(at, gap), F32.llvm, 4)) for at in places]
+    for k, (place, value) in enumerate(zip(places, _emit(b, x), strict=True)):
+        z = value
+        if twiddles is not None and k:
+            z = _times(b, value, *(_spread(b, b.add(twiddles, _word(8 * (k - 1) + half))) for half in (0, 4)))
+        write_to(b, z[0], place, 4)
+        write_to(b, z[1], b.add(place, gap), 4)
 
-    Element q lies at `address + q * step`, its imaginary part `gap` bytes further. If `turned`, output k is
-    multiplied by the k-th of the complex f32 `twiddles`.
-    """
 
-    def butterfly(address: Any, gap: Any, step: Any, twiddles: Any) -> Any:
-        """Exist in compiled code only."""
+def _spread(b: ir.IRBuilder, address: ir.Value) -> ir.Value:
+    return broadcast(b, read_from(b, address, ir.FloatType(), 4))
 
-    butterfly.__name__ = f"butterfly{radix}{'turned' if turned else ''}"
 
-    @define(butterfly, types.none, WORD, WORD, WORD, WORD)
-    def emit(b: ir.IRBuilder, address: ir.Value, gap: ir.Value, step: ir.Value, twiddles: ir.Value) -> None:
-        places = [b.add(address, b.mul(step, ir.Constant(step.type, q))) for q in range(radix)]
-        x = [
-            (read_from(b, place, F32.llvm, 4), read_from(b, b.add(place, gap), F32.llvm, 4)) for place in places
-        ]
-        for k, (place, value) in enumerate(zip(places, _emit(b, x), strict=True)):
-            z = value
-            if turned and k:
-                c, s = (
-                    broadcast(b, read_from(b, b.add(twiddles, ir.Constant(step.type, offset)), F32.llvm.element, 4))
-                    for offset in (8 * k - 8, 8 * k - 4)
-                )
-                z = _times(b, value, c, s)
-            write_to(b, z[0], place, 4)
-            write_to(b, z[1], b.add(place, gap), 4)
-
-    return butterfly
+def _word(value: int) -> ir.Constant:
+    return ir.Constant(ir.IntType(64), value)
 
 
 def _make_stage(radix: int) -> Any:
-    plain, turned = _make_butterfly(radix, False), _make_butterfly(radix, True)
+    """Make the compiled-code function that does one stage in place, its loops included.
 
-    @njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
-    def stage(address: int, gap: int, stride: int, blocks: int, step: int, twiddles: int) -> None:
-        for block in range(blocks):
-            first = address + block * radix * step * stride
-            plain(first, gap, step * stride, 0)
-            for j in range(1, step):
-                turned(first + j * stride, gap, step * stride, twiddles + 8 * j * (radix - 1))
+    `(address, gap, stride, blocks, step, twiddles)`: in each of `blocks` runs of `radix * step` elements, butterfly j
+    of `step` takes every `step`-th element from the j-th on.
+    """
+
+    def stage(address: Any, gap: Any, stride: Any, blocks: Any, step: Any, twiddles: Any) -> Any:
+        """Exist in compiled code only."""
+
+    @define(stage, types.none, *[WORD] * 6)
+    def emit(
+        b: ir.IRBuilder, address: Any, gap: Any, stride: Any, blocks: Any, step: Any, twiddles: Any
+    ) -> None:
+        leg = b.mul(step, stride)
+        with for_range(b, blocks) as block:
+            first = b.add(address, b.mul(block.index, b.mul(leg, _word(radix))))
+            _emit_butterfly(b, radix, first, gap, leg, None)
+            with for_range_slice(b, _word(1), step, _word(1)) as (j, _):
+                table = b.add(twiddles, b.mul(j, _word(8 * (radix - 1))))
+                _emit_butterfly(b, radix, b.add(first, b.mul(j, stride)), gap, leg, table)
 
     return stage
 
@@ -265,11 +266,15 @@ def _prime(
                 turns = table + 8 * radix + 8 * j * (radix - 1)
                 _store_turned(even_re + odd_im, even_im - odd_re, turns + 8 * (q - 1), x + q * leg, gap)
                 _store_turned(
-                    even_re - odd_im, even_im + odd_re, turns + 8 * (radix - q - 1), x + (radix - q) * leg, gap
+                    even_re - odd_im,
+                    even_im + odd_re,
+                    turns + 8 * (radix - q - 1),
+                    x + (radix - q) * leg,
+                    gap,
                 )
 
 
-@njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@njit(nogil=True, error_model="numpy")
 def _store_turned(re, im, twiddle, address, gap):  # type: ignore[no-untyped-def]
     c = splat(read_float(twiddle))
     s = splat(read_float(twiddle + 4))
@@ -281,7 +286,8 @@ def _store_turned(re, im, twiddle, address, gap):  # type: ignore[no-untyped-def
 def transform(address: int, gap: int, stride: int, stages: int, work: int) -> None:
     """Transform the elements at `address`, `address + stride`, ... in place, by the plan at `stages`.
 
-    The imaginary parts lie `gap` bytes after the real ones. `work` is room for 2 (p - 1) vectors, p the largest radix.
+    The imaginary parts lie `gap` bytes after the real ones. `work` is room for 2 (p - 1) vectors, p the greatest
+    radix.
     """
     for s in range(read(stages)):
         entry = stages + 8 * (1 + 4 * s)

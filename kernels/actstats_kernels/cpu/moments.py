@@ -1,7 +1,7 @@
 """One map of each of 16 channels, read row by row: packed into vectors, measured, counted.
 
-A row is first packed from its memory, whatever the strides and the dtype, into f32 vectors that stay in the first cache;
-everything else reads those, so that a number never depends on the memory format.
+A row is first packed from its memory, whatever the strides and the dtype, into f32 vectors that stay in the first
+cache; everything else reads those, so that a number never depends on the memory format.
 """
 
 from __future__ import annotations
@@ -57,18 +57,18 @@ class Source(NamedTuple):
     stride_w: int
 
 
-@njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@njit(nogil=True, error_model="numpy")
 def _from_float16(halves):  # type: ignore[no-untyped-def]
     """Return the f32 vector of f16 bits, in integer steps that every machine has."""
     magnitude = (halves & splat(np.int32(0x7FFF))) << splat(np.int32(13))
     # The exponent's offset is 15 in f16 and 127 in f32; the product also puts subnormal numbers right.
     value = from_bits(magnitude) * splat(np.float32(2.0**112))
-    special = magnitude > splat(np.int32((0x7BFF << 13)))
+    special = magnitude > splat(np.int32(0x7BFF << 13))
     value = select(special, from_bits(magnitude | splat(np.int32(0x7F800000))), value)
     return from_bits(bits(value) | ((halves & splat(np.int32(0x8000))) << splat(np.int32(16))))
 
 
-@njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@njit(nogil=True, error_model="numpy")
 def pack_row(source, start, width, row):  # type: ignore[no-untyped-def]
     """Write the row of `width` positions at `start` to `row` as vectors; lanes that do not exist stay as they are."""
     size = 4 if source.dtype == FLOAT32 else 2
@@ -97,14 +97,14 @@ def pack_row(source, start, width, row):  # type: ignore[no-untyped-def]
             store(_from_float16(load_integers(place)), place)
 
 
-@njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@njit(nogil=True, error_model="numpy")
 def count_row(row, width, counts, found, lane_starts):  # type: ignore[no-untyped-def]
     """Add the values of a row of vectors to `counts` i32 [16, 520]; `found` is room for a row."""
     starts = load_integers(lane_starts)
     for j in range(width):
         code = bits(load(row + j * LINE))
         size = code & splat(_MAGNITUDE)
-        # Steps from zero: 1 for what is nearer than the fine bins, 2 to 257 for those, 258 beyond, 259 infinite, 260 NaN.
+        # Steps from zero: 1 nearer than the fine bins, 2 to 257 for those, 258 beyond, 259 infinite, 260 NaN.
         steps = min(max((size >> splat(np.int32(20))) - splat(_FIRST), splat(np.int32(1))), splat(_MOST))
         steps = steps + min(max(size - splat(_GREATEST_FINITE), splat(np.int32(0))), splat(np.int32(2)))
         steps = steps * min(size, splat(np.int32(1)))
@@ -119,12 +119,14 @@ def count_row(row, width, counts, found, lane_starts):  # type: ignore[no-untype
         increment(counts + counted(found + k + 12))
 
 
-@njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
-def read_map(source, start, height, width, plane, pitch, depth, measure, counts, found, lane_starts):  # type: ignore[no-untyped-def]
-    """Pack 16 maps into `plane`, rows `pitch` bytes apart, keeping the last `depth` rows, and read each row while it is near.
+@njit(nogil=True, error_model="numpy")
+def read_map(  # type: ignore[no-untyped-def]
+    source, start, height, width, plane, pitch, depth, measure, counts, found, lane_starts
+):
+    """Pack 16 maps into `plane`, rows `pitch` bytes apart, and read each row while it is near.
 
-    Returns mean, variance, maximum, argmax, share of positions > 0, total variation and a vector that is 0 where the map is
-    finite and NaN elsewhere; without `measure` only the last is right, and only if `measure`. `counts` 0: no histogram.
+    `plane` keeps the last `depth` rows. Returns, if `measure`, mean, variance, maximum, argmax, share of positions
+    > 0, total variation, and a vector that is 0 where the map is finite and NaN elsewhere. `counts` 0: no histogram.
     """
     zero, one = splat(np.float32(0.0)), splat(np.float32(1.0))
     nothing = splat(np.float64(0.0))

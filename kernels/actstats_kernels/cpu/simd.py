@@ -140,14 +140,17 @@ def _pointer(builder: ir.IRBuilder, address: ir.Value, target: ir.Type) -> ir.Va
 
 
 def read_from(builder: ir.IRBuilder, address: ir.Value, target: ir.Type, align: int) -> ir.Value:
+    """Emit a read of a `target` at an address."""
     return builder.load(_pointer(builder, address, target), align=align)
 
 
 def write_to(builder: ir.IRBuilder, value: ir.Value, address: ir.Value, align: int) -> None:
+    """Emit a write of `value` to an address."""
     builder.store(value, _pointer(builder, address, value.type), align=align)
 
 
 def broadcast(builder: ir.IRBuilder, number: ir.Value) -> ir.Value:
+    """Emit a vector whose lanes all are `number`."""
     vector = ir.VectorType(number.type, LANES)
     first = builder.insert_element(ir.Constant(vector, ir.Undefined), number, ir.Constant(_I32, 0))
     mask = ir.Constant(ir.VectorType(_I32, LANES), [0] * LANES)
@@ -155,6 +158,7 @@ def broadcast(builder: ir.IRBuilder, number: ir.Value) -> ir.Value:
 
 
 def call(builder: ir.IRBuilder, name: str, *values: ir.Value) -> ir.Value:
+    """Emit a call of an LLVM intrinsic on vectors of one type, `name` without the type."""
     vector = values[0].type
     name = f"{name}.v{LANES}{vector.element.intrinsic_name}"
     kind = ir.FunctionType(vector, [vector] * len(values))
@@ -163,10 +167,11 @@ def call(builder: ir.IRBuilder, name: str, *values: ir.Value) -> ir.Value:
 
 def define(function: Any, result: types.Type, *arguments: types.Type) -> Callable[[Any], Any]:
     """Teach numba `function` on `arguments`; to be called with `emit(builder, *values)`, which returns the result."""
-
     if function not in _cases:
         _cases[function] = []
-        template = type(f"_{function.__name__}", (ConcreteTemplate,), {"key": function, "cases": _cases[function]})
+        template = type(
+            f"_{function.__name__}", (ConcreteTemplate,), {"key": function, "cases": _cases[function]}
+        )
         if function.__module__ in ("_operator", "builtins"):
             infer_global(function)(template)
         else:

@@ -51,11 +51,11 @@ def rings(height: int, width: int) -> Rings:
 
 
 def row_pitch(width: int) -> int:
-    """Return the bytes between rows: an odd number of vectors, so that a column does not crowd into few cache sets."""
+    """Return the bytes between rows: an odd number of vectors, lest a column crowd into few cache sets."""
     return LINE * (width | 1)
 
 
-@njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@njit(nogil=True, error_model="numpy")
 def centre(plane, height, width, pitch, mean, finite):  # type: ignore[no-untyped-def]
     """Subtract `mean` from a plane of vectors, and put 0 where `finite` is not set."""
     zero = splat(np.float32(0.0))
@@ -65,7 +65,7 @@ def centre(plane, height, width, pitch, mean, finite):  # type: ignore[no-untype
             store(select(finite, load(place) - mean, zero), place)
 
 
-@njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@njit(nogil=True, error_model="numpy")
 def add_power(plane, gap, height, width, pitch, plan_h, plan_w, rows, ends, work, power):  # type: ignore[no-untyped-def]
     """Transform the centred maps in `plane` and `plane + gap` and add their power to `power` f64 [18, 16].
 
@@ -93,5 +93,5 @@ def add_power(plane, gap, height, width, pitch, plan_h, plan_w, rows, ends, work
 
 
 def tables(height: int, width: int) -> tuple[NDArray[Any], ...]:
-    """Return plan of the height, plan of the width, rows and ends: what `add_power` reads, to be kept while it runs."""
+    """Return plan of the height, plan of the width, rows, ends: what `add_power` reads, kept while it runs."""
     return plan(height).stages, plan(width).stages, *rings(height, width)

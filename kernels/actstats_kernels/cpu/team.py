@@ -1,14 +1,14 @@
 """Runs compiled code on the threads that torch computes with.
 
-A second pool would fight with torch's: its idle threads spin for a while, on the cores where ours should
-run. So the work goes to torch's own OpenMP team, by the entry point that compilers call. Where torch has no such team,
-plain threads do it.
+A second pool would fight with torch's, whose idle threads spin for a while on the cores where ours should run. So
+the work goes to torch's own OpenMP team, by the entry point that compilers call. Where torch has no such team, plain
+threads do it.
 """
 
 from __future__ import annotations
 
 import ctypes
-import glob
+import os
 import sys
 import threading
 from collections.abc import Callable
@@ -22,20 +22,25 @@ import torch
 @lru_cache(maxsize=1)
 def _openmp() -> Callable[..., Any] | None:
     """Return `GOMP_parallel(function, data, threads, flags)` of the OpenMP library that torch has loaded, if any."""
-    if not sys.platform.startswith("linux") or not torch.backends.openmp.is_available():
+    if not sys.platform.startswith("linux"):
         return None
     home = Path(torch.__file__).parent
-    bundled = [*glob.glob(f"{home}/lib/lib*omp*.so*"), *glob.glob(f"{home.parent}/torch.libs/lib*omp*.so*")]
+    bundled = [
+        str(library)
+        for folder in (home / "lib", home.parent / "torch.libs")
+        for library in sorted(folder.glob("lib*omp*.so*"))
+    ]
     for name in [*bundled, "libgomp.so.1", "libiomp5.so", "libomp.so"]:
         try:
-            # RTLD_NOLOAD: only what is loaded already is torch's.
-            library = ctypes.CDLL(name, mode=ctypes.DEFAULT_MODE | 0x4)
+            library = ctypes.CDLL(
+                name, mode=ctypes.DEFAULT_MODE | os.RTLD_NOLOAD
+            )  # only what torch has loaded
             parallel = library.GOMP_parallel
         except (OSError, AttributeError):
             continue
         parallel.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
         parallel.restype = None
-        return parallel  # type: ignore[no-any-return]
+        return parallel
     return None
 
 

@@ -1,8 +1,8 @@
 """The fused kernel: every statistic of a batch of maps in one pass, on all threads.
 
-The maps are cut into tasks of 16 channels by a number of images that depends on their size alone, so that the result is
-the same for any number of threads. A thread takes the next task, reads its maps pair by pair, and leaves
-moments in place, counts by atomic integer additions, and power in a sum of the task's own; those are added up in order.
+The maps are cut into tasks of 16 channels by a number of images that depends on their size alone, so that the result
+is the same for any number of threads. A thread takes the next task, reads its maps pair by pair, and leaves moments
+in place, counts by atomic integer additions, and power in a sum of the task's own; those are added up in order.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import numba
+import numpy as np
 import torch
 from numba import carray, cfunc, njit, types
 from torch import Tensor
@@ -66,7 +66,7 @@ _COUNTS_BYTES: Final = 4 * LANES * HISTOGRAM_BINS
 _POWER_BYTES: Final = 8 * LANES * FREQUENCY_BINS
 
 
-@njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@njit(nogil=True, error_model="numpy")
 def _put(vector, address, stride, lanes, line):  # type: ignore[no-untyped-def]
     """Write a vector's first `lanes` at `stride`; `line` is room for it."""
     if stride == 4 and lanes == LANES:
@@ -77,7 +77,7 @@ def _put(vector, address, stride, lanes, line):  # type: ignore[no-untyped-def]
             move(line + 4 * c, address + c * stride)
 
 
-@njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@njit(nogil=True, error_model="numpy")
 def _flush_counts(counts, histogram, wide, lanes):  # type: ignore[no-untyped-def]
     """Add a task's counts to `histogram`."""
     size = 8 if wide != 0 else 4
@@ -89,7 +89,7 @@ def _flush_counts(counts, histogram, wide, lanes):  # type: ignore[no-untyped-de
                     atomic_add(histogram + size * at, number, wide)
 
 
-@njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@njit(nogil=True, error_model="numpy")
 def _task(a, task, slot):  # type: ignore[no-untyped-def]
     """Do one task with the scratch memory at `slot`."""
     first_channel = (task % a.blocks) * LANES
@@ -159,7 +159,7 @@ def _make_worker(digest: int) -> Any:
     in it, a change of any module is seen.
     """
 
-    @cfunc(types.void(types.CPointer(numba.from_dtype(_ARGUMENTS))), nopython=True, cache=True)  # type: ignore[untyped-decorator]
+    @cfunc(types.void(types.CPointer(numba.from_dtype(_ARGUMENTS))), nopython=True, cache=True)
     def worker(data):  # type: ignore[no-untyped-def]
         a = carray(data, 1)[0]
         if digest == 0:
@@ -176,7 +176,8 @@ def _make_worker(digest: int) -> Any:
 
 @lru_cache(maxsize=1)
 def _worker() -> Any:
-    sources = sorted(Path(__file__).parent.glob("*.py"))
+    folder = Path(__file__).parent
+    sources = (folder / f"{name}.py" for name in ("simd", "dft", "moments", "spectrum", "fused"))
     digest = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).digest()
     return _make_worker(int.from_bytes(digest[:7], "big"))
 
@@ -241,7 +242,10 @@ def accumulate(
         "depth": depth,
     }
     if moments is not None:
-        values |= {"moments": moments.data_ptr(), **_strides(moments, "moments_row", "moments_n", "moments_c")}
+        values |= {
+            "moments": moments.data_ptr(),
+            **_strides(moments, "moments_row", "moments_n", "moments_c"),
+        }
     if argmax is not None:
         values |= {"argmax": argmax.data_ptr(), **_strides(argmax, "argmax_n", "argmax_c")}
     if histogram is not None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 def top_k(maximum: Tensor, position: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
     """Rank the rows for each unit; see `actstats_kernels.ops.top_k`."""
-    rows, units = maximum.shape
+    units = maximum.shape[1]
     order = torch.where(maximum.isnan(), -torch.inf, maximum).argsort(dim=0, descending=True, stable=True)[:k]
     taken = maximum.gather(0, order)
     held = ~taken.isnan()
