@@ -40,7 +40,9 @@ def sweep(
     store: str | Path,
     *,
     weights: str = "default",
+    robust: str | bool | None = None,
     seed: int = 0,
+    offline: bool = False,
     preprocessing: Preprocessing | None = None,
     distort: Sequence[str] | Chain = (),
     layers: Sequence[str] = ("conv",),
@@ -67,12 +69,14 @@ def sweep(
     A sweep that was stopped, however, goes on where it was: call it again with the same arguments.
 
     Args:
-        model: a torchvision architecture's name, a `Loaded` model, or a module of your own (then give
+        model: an architecture's name (`load_model`), a `Loaded` model, or a module of your own (then give
             `preprocessing`). It is put on `device`, in eval mode and channels_last memory format.
         images: a folder, tar files or `"demo"` (`open_source` has them all), or an open source.
         store: where the Zarr store is or shall be.
         weights: as for `load_model`, where `model` is a name.
+        robust: likewise, adversarially trained weights.
         seed: of random weights.
+        offline: never touch the network.
         preprocessing: from image to input; None: what belongs to the weights.
         distort: what is done to each cropped image, as `["scramble:4", "noise:0.1"]` (`actstats.distort`).
         layers: presets (`conv`, `block`, `all`, `paper`), module names and globs (`select_layers`).
@@ -107,7 +111,9 @@ def sweep(
     chosen = choose(metrics, custom)
     chain = distort if isinstance(distort, Chain) else parse(distort)
     source = open_source(images, limit=limit) if isinstance(images, str | Path) else images
-    loaded = _load(model, weights, seed, preprocessing)
+    if isinstance(model, str):
+        model = load_model(model, weights, robust=robust, seed=seed, offline=offline)
+    loaded = _with_preprocessing(model, preprocessing)
     chain.check(loaded.preprocessing)
     _refuse_unreadable(source)
     with in_eval_mode(loaded.model), out_of_memory_explained(batch_size):
@@ -267,12 +273,8 @@ def _check_numbers(
         raise ActstatsError(f"bitround is {bitround}; a float32 keeps 1 to 23 mantissa bits")
 
 
-def _load(
-    model: str | nn.Module | Loaded, weights: str, seed: int, preprocessing: Preprocessing | None
-) -> Loaded:
-    if isinstance(model, str):
-        model = load_model(model, weights, seed=seed)
-    elif isinstance(model, nn.Module):
+def _with_preprocessing(model: nn.Module | Loaded, preprocessing: Preprocessing | None) -> Loaded:
+    if isinstance(model, nn.Module):
         if preprocessing is None:
             raise ActstatsError("a module of your own needs preprocessing=actstats.Preprocessing(...)")
         return Loaded.of(model, preprocessing)

@@ -56,7 +56,9 @@ def list_layers(
     arch: str,
     weights: str | Path = "none",
     *,
+    robust: str | bool | None = None,
     seed: int = 0,
+    offline: bool = False,
     layers: Sequence[str] = (),
     metrics: Sequence[str] = DEFAULT,
     custom: Sequence[str | Metric | type[Metric]] = (),
@@ -72,7 +74,7 @@ def list_layers(
         ActstatsError: an unknown architecture, layer or metric.
     """
     chosen = choose(metrics, custom)
-    loaded = load_model(arch, weights, seed=seed)
+    loaded = load_model(arch, weights, robust=robust, seed=seed, offline=offline)
     probed = probe(loaded.model, torch.zeros(2, *loaded.preprocessing.shape))
     found = select(probed, layers) if layers else [candidate.layer for candidate in probed.candidates]
     return Listing(

@@ -25,9 +25,8 @@ AUXILIARY: Final = {"googlenet": ("aux1.", "aux2."), "inception_v3": ("AuxLogits
 """Networks with auxiliary heads, which only training uses, and how the names of the heads' weights begin."""
 _VARIANTS: Final = {"wide_resnet50_4": ("resnet50", {"width_per_group": 256})}
 """Networks that torchvision can build but has no name for: robust ones are published of it."""
-_ADVICE: Final = (
-    "use --weights none for random weights, --weights demo for the embedded ones, or --weights FILE"
-)
+NO_NETWORK: Final = "use --weights none for random weights, or --weights FILE"
+"""What to do where published weights cannot be downloaded."""
 
 
 def architectures() -> list[str]:
@@ -129,13 +128,15 @@ def download(member: Any, *, offline: bool = False) -> Path:
 
     Raises `ActstatsError` where that fails, or `offline` forbids it.
     """
-    url: str = member.url
-    file = Path(torch.hub.get_dir(), "checkpoints", url.rpartition("/")[2])
-    return (
-        file
-        if file.exists()
-        else fetch(url, sha256=_hash_prefix(member), offline=offline, advice=_ADVICE).path
-    )
+    file = hub_file(member)
+    if file.exists():
+        return file
+    return fetch(member.url, sha256=_hash_prefix(member), offline=offline, advice=NO_NETWORK).path
+
+
+def hub_file(member: Any) -> Path:
+    """Return where torchvision itself keeps the file of a set of weights, in torch.hub's folder."""
+    return Path(torch.hub.get_dir(), "checkpoints", member.url.rpartition("/")[2])
 
 
 def _draw_for_relu(model: nn.Module) -> None:

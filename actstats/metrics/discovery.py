@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from pathlib import Path
 
 from actstats.errors import ActstatsError, nearest
+from actstats.imports import named_object
 from actstats.metrics.builtin import BUILTINS, DEFAULT
 from actstats.metrics.protocol import Metric, Output
 
@@ -85,7 +83,7 @@ def _instantiate(item: str | Metric | type[Metric]) -> Metric:
     if isinstance(item, Metric):
         metric = item
     else:
-        found = _load(item) if isinstance(item, str) else item
+        found = named_object(item, "metric", "Class") if isinstance(item, str) else item
         if not (isinstance(found, type) and issubclass(found, Metric)):
             raise ActstatsError(f"{item} is not a class derived from actstats.Metric")
         try:
@@ -95,21 +93,3 @@ def _instantiate(item: str | Metric | type[Metric]) -> Metric:
     if not metric.outputs:
         raise ActstatsError(f"metric {item} declares no outputs; set `outputs` to a list of actstats.Output")
     return metric
-
-
-def _load(reference: str) -> object:
-    module_name, _, attribute = reference.partition(":")
-    if not module_name or not attribute:
-        raise ActstatsError(f"metric {reference!r} is not of the form package.module:Class")
-    if (here := str(Path.cwd())) not in sys.path:
-        # `python -m` and pytest put the working directory there; a console script does not.
-        sys.path.append(here)
-    try:
-        found: object = importlib.import_module(module_name)
-        for part in attribute.split("."):
-            found = getattr(found, part)
-    except ImportError as error:
-        raise ActstatsError(f"metric {reference!r}: cannot import {module_name}: {error}") from error
-    except AttributeError as error:
-        raise ActstatsError(f"metric {reference!r}: {error}") from error
-    return found

@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from functools import cached_property
-from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +14,7 @@ from torch import nn
 from actstats import zoo
 from actstats.checkpoints import Checkpoint, fit
 from actstats.errors import ActstatsError, nearest
+from actstats.imports import named_object
 from actstats.preprocess import Preprocessing
 
 
@@ -143,14 +143,7 @@ class Own(Builder):
 
     def __init__(self, arch: str) -> None:
         self.arch = arch
-        module, _, name = arch.partition(":")
-        try:
-            self._factory = getattr(import_module(module), name)
-        except ModuleNotFoundError as error:
-            hint = "" if error.name != module.partition(".")[0] else "; is its folder in PYTHONPATH?"
-            raise ActstatsError(f"cannot import {module} of --arch {arch}: {error}{hint}") from None
-        except (ImportError, AttributeError, ValueError) as error:
-            raise ActstatsError(f"--arch {arch} names no function: {error}") from None
+        self._factory = named_object(arch, "--arch", "factory")
 
     @cached_property
     def _made(self) -> tuple[nn.Module, Preprocessing]:
@@ -180,8 +173,14 @@ class Own(Builder):
         raise ActstatsError(f"{self.arch} has no weights {name!r}; give a file, or leave --weights out")
 
     def _make(self, seed: int) -> tuple[nn.Module, Preprocessing]:
-        with zoo.drawing_from(seed):
-            made = self._factory()
+        if not callable(self._factory):
+            raise ActstatsError(f"--arch {self.arch} is no function")
+        try:
+            with zoo.drawing_from(seed):
+                made = self._factory()
+        except Exception as error:
+            reason = " ".join(str(error).split())
+            raise ActstatsError(f"--arch {self.arch} fails: {type(error).__name__}: {reason}") from error
         model, preprocessing = (
             made if isinstance(made, tuple) and len(made) == 2 else (made, Preprocessing.imagenet())
         )

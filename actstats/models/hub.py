@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
+import sys
 from pathlib import Path
 from typing import Final
 
@@ -47,6 +49,11 @@ def hub_file(repository: str, file: str, revision: str | None = None, *, offline
         ) from None
     folder = cache_folder() / "hub" if os.environ.get("ACTSTATS_CACHE") else None
     address = f"hf://{repository}/{file}"
+    if not offline:
+        print(f"looking for {address} on the Hugging Face hub", file=sys.stderr)
+    chatter = logging.getLogger("huggingface_hub")
+    before = chatter.level
+    chatter.setLevel(logging.ERROR)  # Our error says the same once.
     try:
         found = hf_hub_download(
             repository, file, revision=revision, cache_dir=folder, local_files_only=offline
@@ -59,9 +66,13 @@ def hub_file(repository: str, file: str, revision: str | None = None, *, offline
         raise ActstatsError(f"download of {address} failed: {_reason(error)}") from None
     except Exception as error:  # Each version raises its own kinds for a missing file, a gate, a broken line.
         raise ActstatsError(f"download of {address} failed: {_reason(error)}") from None
+    finally:
+        chatter.setLevel(before)
     return Path(found)
 
 
 def _reason(error: BaseException) -> str:
+    while isinstance(error.__cause__, Exception):
+        error = error.__cause__
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 200 else f"{text[:197]}..."

@@ -10,6 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final
 
+from actstats import zoo
 from actstats.downloads import fetch
 from actstats.errors import ActstatsError
 from actstats.models import robust
@@ -19,10 +20,7 @@ from actstats.preprocess import Preprocessing
 
 _FILE_ENDINGS: Final = frozenset({".pth", ".pt", ".ckpt", ".bin", ".safetensors", ".tar", ".pkl", ".pickle"})
 _SHA256: Final = re.compile(r"sha256=([0-9a-fA-F]{8,64})")
-_DEMO_ARCH: Final = "googlenet"
-_NETWORK_ADVICE: Final = (
-    "use --weights none for random weights, --weights demo for the embedded ones, or a FILE"
-)
+DEMO_ARCH: Final = "googlenet"
 
 
 @dataclass(frozen=True)
@@ -100,15 +98,20 @@ def relocate(
 def _robust(row: robust.RobustCheckpoint, *, offline: bool) -> Located:
     if row.url is None:
         raise ActstatsError(robust.how_to_get(row))
-    fetched = fetch(row.url, sha256=row.sha256, offline=offline, advice=_NETWORK_ADVICE)
+    fetched = fetch(row.url, sha256=row.sha256, offline=offline, advice=zoo.NO_NETWORK)
     record = {"source": f"robust:{row.name}", "threat_model": row.norm, "epsilon": row.epsilon}
     return Located(fetched.path, record, sha256=fetched.sha256)
 
 
+def demo_file(which: str) -> Path:
+    """Return where the embedded weights lie; `which` is s or r."""
+    return Path(str(files("actstats") / "weights" / f"{DEMO_ARCH}-{which}.safetensors"))
+
+
 def _demo(arch: str, which: str) -> Located:
-    if arch != _DEMO_ARCH:
-        raise ActstatsError(f"--weights demo is a {_DEMO_ARCH}, not a {arch}; use --arch {_DEMO_ARCH}")
-    path = Path(str(files("actstats") / "weights" / f"{arch}-{which}.safetensors"))
+    if arch != DEMO_ARCH:
+        raise ActstatsError(f"--weights demo is a {DEMO_ARCH}, not a {arch}; use --arch {DEMO_ARCH}")
+    path = demo_file(which)
     if not path.is_file():
         raise ActstatsError(f"the embedded weights are missing: {path}; install actstats again")
     return Located(path, {"source": f"demo:{which}"})

@@ -106,4 +106,5 @@ def _timm() -> ModuleType:
         import timm
     except ImportError:
         raise ActstatsError("timm/... needs timm: pip install 'actstats[timm]'") from None
-    return timm
+    module: ModuleType = timm
+    return module

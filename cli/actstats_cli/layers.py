@@ -23,16 +23,17 @@ SHOWN: Final = 10
 @options.arch
 @click.option(
     "--weights",
-    default="none",
-    show_default=True,
+    show_default="none",
     metavar="NAME or FILE",
     help="As for sweep. Layers hardly ever depend on them, so nothing is downloaded by default.",
 )
+@options.robust
 @options.seed
+@options.offline
 @options.layers_or_all
 @options.stored
 @options.as_json
-def layers(arch: str, weights: str, metrics: tuple[str, ...], as_json: bool, **settings: Any) -> None:
+def layers(arch: str, weights: str | None, metrics: tuple[str, ...], as_json: bool, **settings: Any) -> None:
     """List what can be hooked: name, kind, shape of the output, units.
 
     With --layers, only those chosen, and the size of the store that a sweep of them would make.
@@ -46,7 +47,7 @@ def layers(arch: str, weights: str, metrics: tuple[str, ...], as_json: bool, **s
 
     if metrics:
         settings["metrics"] = metrics
-    listing = list_layers(arch, weights, **settings)
+    listing = list_layers(arch, weights or ("default" if settings["robust"] else "none"), **settings)
     sizes = bool(settings["layers"])
     if as_json:
         print_json(_as_dict(arch, listing, sizes))

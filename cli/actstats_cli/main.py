@@ -11,8 +11,10 @@ from actstats.errors import ActstatsError
 from actstats_cli.lazy import LazyGroup
 
 COMMANDS: Final = {
+    "demo": "actstats_cli.demo",
     "sweep": "actstats_cli.sweep",
     "layers": "actstats_cli.layers",
+    "models": "actstats_cli.models",
     "info": "actstats_cli.info",
     "top": "actstats_cli.top",
     "analyze": "actstats_cli.analyze",

@@ -25,15 +25,31 @@ def together(*options: Callable[[Decorated], Decorated]) -> Callable[[Decorated]
 
 
 arch = click.option(
-    "--arch", required=True, metavar="NAME", help="Architecture, by torchvision's name: googlenet, resnet50."
+    "--arch",
+    required=True,
+    metavar="NAME",
+    help="Architecture: torchvision's name for it (googlenet, resnet50), timm/NAME, or package.module:factory.",
+)
+_WEIGHTS = (
+    "demo (embedded, for googlenet), a .pth, .pt or .safetensors file, an address, hf://OWNER/REPOSITORY/FILE, "
+    "or none: random ones."
 )
 weights = click.option(
     "--weights",
     default="default",
     show_default=True,
     metavar="NAME or FILE",
-    help="A set of torchvision's weights, a .pth or .safetensors file, or none: random ones.",
+    help=f"A set of torchvision's weights, {_WEIGHTS}",
 )
+robust = click.option(
+    "--robust",
+    is_flag=False,
+    flag_value="default",
+    metavar="[l2:EPS or linf:EPS]",
+    help="Adversarially trained weights: l2 with epsilon 3, or as asked for, linf in 1/255 (actstats models lists "
+    "them). With --weights demo, the robust one of the pair.",
+)
+offline = click.option("--offline", is_flag=True, help="Never touch the network: take what is in the cache.")
 seed = click.option(
     "--seed",
     type=click.IntRange(0, 2**32 - 1),
@@ -104,6 +120,6 @@ partition_size = click.option(
 )
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 
-network = together(arch, weights, seed)
+network = together(arch, weights, robust, seed, offline)
 stored = together(metrics, metric, per_image, top_k, partition_size)
 """What decides the size of a store, beside the layers."""

@@ -102,6 +102,7 @@ def sweep(arch: str, data: str, out: Path, metrics: tuple[str, ...], as_json: bo
     \b
         actstats sweep --arch googlenet --data photographs/ --out googlenet.zarr
         actstats sweep --arch googlenet --weights none --data demo --out demo.zarr
+        actstats sweep --arch resnet50 --robust l2:3 --data photographs/ --out robust.zarr
         actstats sweep --arch resnet50 --weights resnet50.pth --data val.tar --out val.zarr \\
             --layers block,conv1 --metrics mean,total_variation --limit 5000
         actstats sweep --arch alexnet --data photographs/ --out own.zarr --metric my_metrics:Kurtosis

@@ -1,0 +1,85 @@
+"""`actstats models`: which weights are known by name, how to choose them, and which are on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from actstats_cli import options
+from actstats_cli.printing import count, print_json, table
+
+if TYPE_CHECKING:
+    from actstats.models.catalogue import Entry
+
+
+@click.command()
+@click.option(
+    "--arch", metavar="PATTERN", help="Only architectures of this name; * and ? match, as in 'resnet*'."
+)
+@click.option("--robust", "robust_only", is_flag=True, help="Only adversarially trained ones.")
+@click.option(
+    "--threat", metavar="NORM[:EPS]", help="Only this threat model: l2, linf, l2:3, linf:4 (in 1/255)."
+)
+@click.option("--cached", is_flag=True, help="Only what is on this machine.")
+@options.as_json
+def models(arch: str | None, robust_only: bool, threat: str | None, cached: bool, as_json: bool) -> None:
+    """List published weights: torchvision's, and adversarially trained ones.
+
+    Any other weights are a file, an address, or hf://OWNER/REPOSITORY/FILE: see actstats sweep --help.
+
+    \b
+        actstats models --robust
+        actstats models --arch 'resnet*' --threat linf
+        actstats models --cached --json
+    """
+    from actstats.downloads import cache_folder
+    from actstats.models.catalogue import entries
+
+    found = [
+        entry
+        for entry in entries(robust_only=robust_only or threat is not None)
+        if _fits(entry, arch, threat) and (entry.file is not None or not cached)
+    ]
+    if as_json:
+        print_json({"cache": str(cache_folder()), "models": [entry.to_dict() for entry in found]})
+        return
+    for line in _lines(found):
+        click.echo(line)
+    here = sum(entry.file is not None for entry in found)
+    click.echo(
+        f"{count(len(found), 'set')} of weights, {here:,} of them on this machine; cache: {cache_folder()}"
+    )
+
+
+def _fits(entry: Entry, arch: str | None, threat: str | None) -> bool:
+    from fnmatch import fnmatchcase
+
+    from actstats.models.robust import parse_threat
+
+    if arch is not None and not fnmatchcase(entry.arch, arch):
+        return False
+    if threat is None:
+        return True
+    norm, epsilon = parse_threat(threat)
+    return entry.threat == f"{norm}:{epsilon:g}" if ":" in threat else entry.threat.partition(":")[0] == norm
+
+
+def _lines(found: Sequence[Entry]) -> Sequence[str]:
+    if not found:
+        return []
+    rows = [("architecture", "threat", "top-1", "here", "options")]
+    rows += [
+        (
+            entry.arch,
+            entry.threat,
+            "" if entry.accuracy is None else f"{entry.accuracy:.2f}",
+            "yes" if entry.file else "*" if entry.url is None else "",
+            entry.options,
+        )
+        for entry in found
+    ]
+    pages = dict.fromkeys(entry.page for entry in found if entry.page and not entry.url)
+    notes = [f"* no stable address: download the file from the folder that {page} links to" for page in pages]
+    return [*table(rows, "<<><<"), *notes, ""]
