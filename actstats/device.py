@@ -45,9 +45,11 @@ def in_eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def out_of_memory_explained(batch_size: int) -> Iterator[None]:
+def out_of_memory_explained(
+    batch_size: int, also: str = "; completed partitions are kept"
+) -> Iterator[None]:
     """Say in one line that memory ran out, and what to change."""
-    advice = f"out of memory with --batch-size {batch_size}; completed partitions are kept: try a smaller one"
+    advice = f"out of memory with --batch-size {batch_size}{also}: try a smaller one"
     try:
         yield
     except (MemoryError, torch.OutOfMemoryError) as error:

@@ -15,10 +15,10 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from scipy import stats
 
 from actstats.analysis.cue_conflict import stimuli, stimuli_readout
 from actstats.analysis.forward import Advance, Subset, inputs, prepared, running
+from actstats.analysis.proportions import mcnemar
 from actstats.analysis.readout import Readout, class_names, labelled_readout, output_count
 from actstats.analysis.resume import Ablated, ablated
 from actstats.analysis.shape_bias import bias_interval
@@ -97,7 +97,7 @@ def ablate_accuracy(
             "change": accuracy - accuracy[0],
             "lost": lost,
             "gained": gained,
-            "p": _mcnemar(lost, gained),
+            "p": list(map(mcnemar, lost.tolist(), gained.tolist())),
         }
     )
 
@@ -163,7 +163,7 @@ def ablate_decisions(
             "shape_change": shape / trials - shape[0] / trials[0],
             "texture_change": texture / trials - texture[0] / trials[0],
             "bias_change": bias - bias[0],
-            "p": _mcnemar(lost, gained),
+            "p": list(map(mcnemar, lost.tolist(), gained.tolist())),
         }
     )
 
@@ -199,7 +199,7 @@ def _decisions(
     with closing(batches):
         while True:
             # Inference mode is left before each `yield`, so that it never holds in the caller's code.
-            with running(loaded, passes.batch_size * passes.at_once):
+            with running(loaded, passes.batch_size, f" and --at-once {passes.at_once}"):
                 found = next(batches, None)
                 if found is None:
                     return
@@ -239,11 +239,3 @@ def _described(sets: Sequence[UnitSet]) -> dict[str, list[Any]]:
         "layers": ["", *(" ".join(chosen.units) for chosen in sets)],
         "units": [0, *(len(chosen) for chosen in sets)],
     }
-
-
-def _mcnemar(lost: NDArray[np.int64], gained: NDArray[np.int64]) -> list[float]:
-    """Return the p of McNemar's exact test for each pair of counts; 1 where nothing changed."""
-    return [
-        float(stats.binomtest(int(a), int(a + b), 0.5).pvalue) if a + b else 1.0
-        for a, b in zip(lost, gained, strict=True)
-    ]

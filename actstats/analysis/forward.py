@@ -14,6 +14,7 @@ from torch import Tensor
 
 from actstats.data import Batch, Source, batches
 from actstats.device import find_device, in_eval_mode, out_of_memory_explained
+from actstats.distort import Chain, Distorter
 from actstats.errors import ActstatsError
 from actstats.models import Loaded
 
@@ -47,15 +48,17 @@ def prepared(loaded: Loaded, device: str) -> torch.device:
 
 
 @contextmanager
-def running(loaded: Loaded, batch_size: int) -> Iterator[None]:
+def running(loaded: Loaded, batch_size: int, also: str = "") -> Iterator[None]:
     """Have the network in eval mode and torch in inference mode, and explain a lack of memory.
+
+    `also` names, after the batch size, what else could be smaller.
 
     Raises:
         ActstatsError: a batch size below 1, or memory that does not suffice.
     """
     if batch_size < 1:
         raise ActstatsError(f"the batch size is {batch_size}; it must be at least 1")
-    with out_of_memory_explained(batch_size), in_eval_mode(loaded.model), torch.inference_mode():
+    with out_of_memory_explained(batch_size, also), in_eval_mode(loaded.model), torch.inference_mode():
         yield
 
 
@@ -66,11 +69,13 @@ def inputs(
     *,
     batch_size: int = 32,
     workers: int | None = None,
+    chain: Chain | None = None,
     advance: Advance | None = None,
 ) -> Generator[tuple[Batch, Tensor], None, None]:
     """Yield each batch with a readable image, and the network's input for it, f32 [n, 3, H, W] on `device`.
 
-    Run it inside `running`, and close it. `advance` counts every image, those that cannot be read too.
+    Run it inside `running`, and close it. `chain` distorts each cropped image (`actstats.distort`); `advance` counts
+    every image, those that cannot be read too.
 
     Raises:
         ActstatsError: no image that can be read.
@@ -78,7 +83,15 @@ def inputs(
     threads = min(8, os.cpu_count() or 1) if workers is None else workers
     total = len(source)
     ranges = [(start, min(start + batch_size, total)) for start in range(0, total, batch_size)]
-    loader = batches(source, loaded.preprocessing, ranges, workers=threads, pin=device.type == "cuda")
+    distorter = Distorter(chain, source.paths, loaded.model, loaded.preprocessing) if chain else None
+    loader = batches(
+        source,
+        loaded.preprocessing,
+        ranges,
+        workers=threads,
+        pin=device.type == "cuda",
+        distort=None if distorter is None else distorter.image,
+    )
     first: str | None = None
     read = 0
     with closing(loader):
@@ -87,6 +100,9 @@ def inputs(
             first = first or next((f"{source.paths[i]}: {text}" for i, text in batch.messages.items()), None)
             if len(batch.position):
                 pixels = batch.pixels.to(device, non_blocking=True)
+                if distorter is not None:
+                    with torch.inference_mode(False):  # an attack needs gradients
+                        pixels = distorter.batch(pixels, (batch.position + batch.start).tolist())
                 yield batch, loaded.preprocessing.normalize(pixels)
             if advance is not None:
                 advance(batch.stop, total)
@@ -101,11 +117,14 @@ def logits(
     *,
     batch_size: int = 32,
     workers: int | None = None,
+    chain: Chain | None = None,
     advance: Advance | None = None,
 ) -> tuple[NDArray[np.int64], Tensor]:
     """Return which images could be read, i64 [n], and the network's outputs for them, f32 [n, outputs] on the CPU."""
     rows, found = [], []
-    passes = inputs(loaded, source, device, batch_size=batch_size, workers=workers, advance=advance)
+    passes = inputs(
+        loaded, source, device, batch_size=batch_size, workers=workers, chain=chain, advance=advance
+    )
     with running(loaded, batch_size), closing(passes):
         for batch, images in passes:
             rows.append(batch.position + batch.start)

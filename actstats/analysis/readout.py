@@ -8,10 +8,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,7 +17,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from actstats.analysis.imagenet import CATEGORIES, SYNSETS
-from actstats.checkpoints import read_checkpoint
 from actstats.data import NO_LABEL, Source
 from actstats.device import in_eval_mode
 from actstats.errors import ActstatsError
@@ -66,16 +63,8 @@ def entry_level() -> Readout:
 
 
 def class_names(loaded: Loaded) -> tuple[str, ...] | None:
-    """Return the names of a network's outputs, where its weights file brings them, or None.
-
-    They are a JSON list under `classes` in the metadata of a safetensors file.
-    """
+    """Return the names of a network's outputs in order, where its weights brought them (`identity`), or None."""
     known = loaded.identity.get("classes")
-    record = loaded.identity.get("weights", {})
-    file = record.get("resolved") or record.get("path")
-    if known is None and file is not None and Path(file).suffix == ".safetensors" and Path(file).exists():
-        note = read_checkpoint(Path(file)).notes.get("classes")
-        known = None if note is None else json.loads(note)
     return None if known is None else tuple(str(name) for name in known)
 
 

@@ -21,8 +21,8 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import stats
 
+from actstats.analysis.proportions import proportion_interval
 from actstats.errors import ActstatsError
 
 ALL: Final = "all"
@@ -138,15 +138,3 @@ def bias_interval(
     ratios = by_shape[by_either > 0] / by_either[by_either > 0]
     low, high = np.percentile(ratios, [tail, 100 - tail])
     return float(low), float(high)
-
-
-def proportion_interval(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Return Wilson's score interval of a proportion; NaN, NaN of no trial.
-
-    >>> [round(end, 3) for end in proportion_interval(8, 10)]
-    [0.49, 0.943]
-    """
-    if trials == 0:
-        return np.nan, np.nan
-    interval = stats.binomtest(successes, trials).proportion_ci(confidence, method="wilson")
-    return float(interval.low), float(interval.high)
