@@ -38,7 +38,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def swept(images: Path, store: Path, seed: int, **options: object) -> Path:
     """The store of a sweep of a few layers of SqueezeNet with small images."""
-    preprocessing = actstats.Preprocessing.imagenet(size=64, resize=72)
+    preprocessing = actstats.Preprocessing.imagenet(size=40, resize=48)
     options = {
         "weights": "none",
         "layers": LAYERS,

@@ -100,7 +100,7 @@ def test_receptive_fields_are_shares_of_the_input(parts):
         for layer in layers
     ]
     assert sizes == sorted(sizes)
-    assert sizes[0] == pytest.approx(3 / 64, abs=1e-3)  # a 3 x 3 kernel on 64 pixels
+    assert sizes[0] == pytest.approx(3 / 40, abs=1e-3)  # a 3 x 3 kernel on 40 pixels
 
 
 class Tags(HTMLParser):

@@ -67,9 +67,9 @@ let chosen = 0;
 
 function matches(query) {
   const words = query.trim().toLowerCase();
-  const [, name, channel] = /^(.*?)(?:[/\s]+(\d+))?$/.exec(words);
+  const [, name, channel] = /^(.*?)(?:[/\s]+(\d*))?$/.exec(words);
   const layers = report.layers.map((layer, index) => ({ layer, index })).filter(({ layer }) => layer.name.toLowerCase().includes(name));
-  if (channel !== undefined) {
+  if (channel) {
     return layers.filter(({ layer }) => Number(channel) < layer.units)
       .map(({ layer }) => [`${layer.name}/${Number(channel)}`, `#/unit/${layer.start + Number(channel)}`]);
   }
@@ -80,7 +80,7 @@ function search() {
   const found = matches(box.value).slice(0, 40);
   chosen = Math.max(0, Math.min(chosen, found.length - 1));
   results.replaceChildren(...found.map(([name, address, note], index) =>
-    h("li", { role: "option", id: `result-${index}`, "aria-selected": index === chosen, onclick: () => (searching.close(), go(address)) },
+    h("li", { role: "option", id: `result-${index}`, "aria-selected": String(index === chosen), onclick: () => (searching.close(), go(address)) },
       h("span", null, name), h("small", null, note))));
   if (!found.length) results.append(h("li", { class: "none" }, "No layer of that name. A unit is LAYER/CHANNEL."));
   box.setAttribute("aria-activedescendant", found.length ? `result-${chosen}` : "");
@@ -102,6 +102,10 @@ box.addEventListener("keydown", (event) => {
     event.preventDefault();
     chosen += event.key === "ArrowDown" ? 1 : -1;
     search();
+  } else if (event.key === "Escape") {
+    event.preventDefault(); // a search field would only be emptied
+    event.stopPropagation();
+    searching.close();
   } else if (event.key === "Enter") {
     event.preventDefault();
     const found = search()[chosen];
