@@ -73,6 +73,7 @@ class _Bounded:
         self._end = end
         self.seek = file.seek
         self.tell = file.tell
+        self.seekable = file.seekable
 
     def read(self, size: int = -1) -> bytes:
         left = max(0, self._end - self._file.tell())
