@@ -32,7 +32,9 @@ def named(maker: Any) -> str:
 
 def is_known(name: Name) -> bool:
     """Return whether PyTorch's own files need that name."""
-    return str(name) in _KNOWN or dtype_named(name) is not None
+    # Old files note beside each tensor that it was, say, a torch.FloatTensor.
+    tensor = name.module in ("torch", "torch.cuda") and name.name.endswith("Tensor")
+    return tensor or str(name) in _KNOWN or dtype_named(name) is not None
 
 
 def pairs(items: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
