@@ -34,7 +34,8 @@ _CLAIMS: Final = {
     "centroid": "R's maps are of lower frequency",
     "top_classes": "R's units answer to fewer kinds of image",
     "top_entropy": "R's top images are less mixed",
-    "relative_change": "Noise changes R's units less",
+    "change": "Noise adds less total variation to R's units",
+    "relative_change": "Noise adds less to R's units, relative to what they have",
 }
 """What the paper found by each measure: always that R's is the lower."""
 _RESAMPLES: Final = 400

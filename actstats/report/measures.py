@@ -91,10 +91,17 @@ MEASURES: Final = (
     Measure("quantiles", "sparsity", "sparsity", "1", "Share of activations that are zero."),
     Measure(
         "noise",
-        "relative_change",
+        "change",
         "change by noise",
+        "activation",
+        "Change of total variation when noise is added to the images.",
+    ),
+    Measure(
+        "noise",
+        "relative_change",
+        "relative change by noise",
         "1",
-        "Relative change of total variation when noise is added to the images.",
+        "The same over the total variation without noise.",
     ),
 )
 """In the order in which the report offers them; each only if a store has what it is computed from."""

@@ -67,6 +67,11 @@ class Pictures:
     members: list[tuple[int, int]]
     sources: list[Shown | None]
 
+    @property
+    def at_hand(self) -> int:
+        """How many there may be thumbnails of."""
+        return sum(self.sources[number] is not None for number, _ in self.members)
+
     def thumbnails(self) -> Iterator[bytes | None]:
         """Yield each picture as the network sees it, a JPEG of SIDE x SIDE; None if it cannot be had any more."""
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as executor:
@@ -121,7 +126,8 @@ class Collection:
                 self._sources.append(Shown.of(manifest, data))
             except ActstatsError as error:
                 self._sources.append(None)
-                self.notes.append(f"Images are not shown: {error}")
+                note = f"Images are not shown: {error}"
+                self.notes += [note] if note not in self.notes else []
         at = self._known[mark]
         distinct = np.unique(images[images >= 0])
         known = self._numbers[at]

@@ -141,9 +141,7 @@ def write_report(
         "stores": [{"name": n, "facts": _facts(m)} for n, m in zip(compared.names, manifests, strict=True)],
         "notes": notes,
         "findings": compared.findings,
-        "source": f"{PAPER}. S: {compared.names[0]}, R: {compared.names[1]}."
-        if two
-        else "Medians over all units.",
+        "source": f"{PAPER}. {_sides(compared.names)}" if two else "Medians over all units.",
         "rule": RULE if two else "",
         "elsewhere": ELSEWHERE if two else (),
         "version": versions().get("actstats", ""),
@@ -154,7 +152,7 @@ def write_report(
             title, compared.names, first, compared.measures, compared.measured, fields, pictures, kept
         )
 
-    large = sum(map(len, layers.values())) + len(pictures.members) * _A_THUMBNAIL > largest_page
+    large = sum(map(len, layers.values())) + pictures.at_hand * _A_THUMBNAIL > largest_page
     write = write_with_folder if large else write_single
     try:
         page.parent.mkdir(parents=True, exist_ok=True)
@@ -173,6 +171,11 @@ def _names(stores: Sequence[str | Path], names: Sequence[str]) -> list[str]:
             raise ActstatsError(f"both stores are called {found[0]}; give two names")
         found = [f"{name} ({letter})" for name, letter in zip(found, "SR", strict=False)]
     return found
+
+
+def _sides(names: Sequence[str]) -> str:
+    """Return which store is S and which R, unless their names say so."""
+    return "" if list(names) == ["S", "R"] else f"S is {names[0]}, R is {names[1]}."
 
 
 def _open(store: str | Path) -> xr.Dataset:

@@ -212,7 +212,7 @@ def test_two_networks_that_differ_by_a_known_smoothing_agree_with_the_paper(host
 def test_noisy_sweeps_bring_the_change_by_noise(hostile, stores, tmp_path):
     noisy = [swept(hostile, tmp_path / f"noisy{seed}.zarr", seed, distort=["noise:0.2"]) for seed in (0, 1)]
     findings = {finding.claim: finding for finding in compare(stores, noisy=noisy).findings}
-    assert "Noise changes R's units less" in findings
+    assert "Noise adds less total variation to R's units" in findings
     with pytest.raises(ActstatsError, match=r"two networks: weights\.sha256"):
         compare(stores, noisy=noisy[::-1])
 

@@ -41,13 +41,19 @@ function measureChoice(changed) {
 
 // Images with their receptive fields.
 
+/** Whether a position's receptive field is the whole image. */
+function seesAll(layer, row, column) {
+  const { top, bottom, left, right } = layer.field;
+  return bottom[row] - top[row] > 0.999 && right[column] - left[column] > 0.999;
+}
+
 /** The mark of where in the image a position of a layer's map looks: what it sees, and its centre. */
 function fieldMark(layer, position) {
   const row = Math.floor(position / layer.width), column = position % layer.width;
   const percent = (value) => `${(100 * value).toFixed(2)}%`;
   const marks = [h("b", { class: "centre", style: {
     left: percent((column + 0.5) / layer.width), top: percent((row + 0.5) / layer.height) } })];
-  if (layer.field) {
+  if (layer.field && !seesAll(layer, row, column)) {
     const { top, bottom, left, right } = layer.field;
     marks.unshift(h("b", { class: "field", style: {
       left: percent(left[column]), width: percent(right[column] - left[column]),
@@ -198,7 +204,7 @@ function fieldSize(layer) {
   if (!layer.field) return "";
   const row = layer.height >> 1, column = layer.width >> 1, { top, bottom, left, right } = layer.field;
   const [height, width] = [bottom[row] - top[row], right[column] - left[column]];
-  if (height > 0.999 && width > 0.999) return ", each position sees the whole image";
+  if (seesAll(layer, row, column)) return ", each position sees the whole image";
   const [rows, columns] = [height, width].map((share) => Math.round(share * report.crop));
   return `, a position in the middle sees about ${rows} × ${columns} of ${report.crop} pixels`;
 }
