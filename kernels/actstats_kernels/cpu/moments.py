@@ -26,6 +26,7 @@ from actstats_kernels.cpu.simd import (
     load_integers,
     move,
     move_half,
+    prefetch,
     select,
     single,
     splat,
@@ -131,7 +132,7 @@ def read_map(  # type: ignore[no-untyped-def]
     zero, one = splat(np.float32(0.0)), splat(np.float32(1.0))
     nothing = splat(np.float64(0.0))
     top, place = splat(np.float32(-np.inf)), splat(np.int32(0))
-    active = flaw = pivot = zero
+    active = flaw = pivot = mean = zero
     sums = squares = variation = nothing
     across = splat(np.float32(width))
     for i in range(height):
@@ -142,33 +143,35 @@ def read_map(  # type: ignore[no-untyped-def]
         if not measure:
             continue
         above = row if i == 0 else plane + ((i - 1) % depth) * pitch
-        total = changes = zero
+        if i == 0:
+            total = zero
+            for j in range(width):
+                total += load(row + j * LINE)
+            pivot = mean = total / across
+        # Deviations from the mean of the row above lose no digits, and need no second look at the row.
+        changes = rest = square = zero
         left = load(row)
+        below = start + (i + 1) * source.stride_h
         for j in range(width):
             value = load(row + j * LINE)
-            total += value
-            changes += abs(value - load(above + j * LINE))
-            changes += abs(value - left)
+            # 16 channels of many lie apart in memory, too far for the machine to look ahead by itself.
+            prefetch(below + j * source.stride_w)
+            deviation = value - mean
+            rest += deviation
+            square = fma(deviation, deviation, square)
+            changes += abs(value - load(above + j * LINE)) + abs(value - left)
             active += select(value > zero, one, zero)
             flaw = fma(value, zero, flaw)
             greater = value > top
             top = select(greater, value, top)
             place = select(greater, splat(np.int32(i * width + j)), place)
             left = value
-        # Deviations from the row's own mean lose no digits; what the mean's rounding leaves is kept in `rest`.
-        mean = total / across
-        square = rest = zero
-        for j in range(width):
-            deviation = load(row + j * LINE) - mean
-            rest += deviation
-            square = fma(deviation, deviation, square)
-        if i == 0:
-            pivot = mean
         shift = double(mean) - double(pivot)
         n = splat(np.float64(width))
         sums += double(rest) + n * shift
         squares += double(square) + shift * (double(rest) + double(rest) + n * shift)
         variation += double(changes)
+        mean += rest / across
     size = splat(np.float64(height * width))
     offset = sums / size
     spread = squares / size - offset * offset

@@ -113,6 +113,10 @@ def move_half(source: Any, target: Any) -> Any:
     """Copy an unsigned 16-bit integer to a 32-bit one."""
 
 
+def prefetch(address: Any) -> Any:
+    """Ask for the cache line at `address`, which may lie anywhere."""
+
+
 def fetch_add(address: Any, number: Any) -> Any:
     """Add to the int64 at `address`, atomically; return what it was."""
 
@@ -232,6 +236,14 @@ define(move_half, types.none, WORD, WORD)(
     lambda b, s, t: write_to(b, b.zext(read_from(b, s, _I16, 2), _I32), t, 4)
 )
 define(fetch_add, WORD, WORD, WORD)(lambda b, a, n: b.atomic_rmw("add", _pointer(b, a, _I64), n, "monotonic"))
+
+
+@define(prefetch, types.none, WORD)
+def _(b: ir.IRBuilder, address: ir.Value) -> None:
+    pointer = _pointer(b, address, ir.IntType(8))
+    kind = ir.FunctionType(ir.VoidType(), [pointer.type, _I32, _I32, _I32])
+    function = get_or_insert_function(b.module, kind, "llvm.prefetch.p0")
+    b.call(function, [pointer, *(ir.Constant(_I32, flag) for flag in (0, 3, 1))])
 
 
 @define(increment, types.none, WORD)
