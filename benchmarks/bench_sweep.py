@@ -59,6 +59,7 @@ def measure(
         benchmark.pedantic(variant, setup=forward, rounds=ROUNDS)  # type: ignore[attr-defined]
     ratio = benchmark.stats.stats.median / statistics.median(bare)  # type: ignore[attr-defined]
     benchmark.extra_info.update(  # type: ignore[attr-defined]
+        what=name,
         network=loaded.identity["arch"],
         batch=BATCH,
         threads=torch.get_num_threads(),

@@ -1,0 +1,69 @@
+"""The fused kernel against plain torch operations and against the float64 reference, by shape of the maps.
+
+    pytest benchmarks/bench_kernels.py -o addopts= --benchmark-only
+
+Every way computes the same statistics of the same channels_last maps, as a network leaves them. The rows of one group
+compare; `--benchmark-json` keeps them, and `tables.py` makes the documentation's tables of that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from plain_torch import plain_histogram, plain_moments, plain_power
+from torch import Tensor
+
+from actstats_kernels import ops, reference
+from actstats_kernels.bins import FREQUENCY_BINS, HISTOGRAM_BINS
+
+BATCH = 32
+SHAPES = [(64, 112), (64, 56), (192, 56), (128, 28), (208, 14), (384, 7), (1000, 1), (64, 55), (32, 149)]
+STATISTICS = ["moments", "histogram", "spectrum", "everything"]
+
+
+def fused(x: Tensor, what: str) -> Callable[[], None]:
+    images, channels = x.shape[:2]
+    wanted = {what} if what != "everything" else set(STATISTICS)
+    buffers = (
+        torch.empty(5, images, channels) if "moments" in wanted else None,
+        torch.empty(images, channels, dtype=torch.int32) if "moments" in wanted else None,
+        torch.zeros(channels, HISTOGRAM_BINS, dtype=torch.int32) if "histogram" in wanted else None,
+        torch.zeros(channels, FREQUENCY_BINS, dtype=torch.float64) if "spectrum" in wanted else None,
+    )
+    return lambda: ops.accumulate(x, *buffers)
+
+
+def plain(x: Tensor, what: str) -> Callable[[], None]:
+    parts = {"moments": plain_moments, "histogram": plain_histogram, "spectrum": plain_power}
+    chosen = [part for name, part in parts.items() if what in (name, "everything")]
+
+    def run() -> None:
+        for part in chosen:
+            part(x)
+
+    return run
+
+
+def float64(x: Tensor, what: str) -> Callable[[], None]:
+    parts = {"moments": reference.moments, "histogram": reference.histogram, "spectrum": reference.power}
+    return lambda: [part(x) for name, part in parts.items() if what in (name, "everything")] and None
+
+
+WAYS = {"fused": fused, "plain torch": plain, "float64 reference": float64}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("what", STATISTICS)
+@pytest.mark.parametrize(("channels", "size"), SHAPES, ids=[f"{c}x{s}x{s}" for c, s in SHAPES])
+def test_kernel(benchmark, channels, size, what, way):
+    """One call on a batch of rectified normal maps."""
+    benchmark.group = f"{what}, {channels} x {size} x {size}"
+    rng = torch.Generator().manual_seed(0)
+    x = torch.randn(BATCH, channels, size, size, generator=rng).relu_()
+    x = x.contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        rounds = 2 if way == "float64 reference" else 9
+        benchmark.pedantic(WAYS[way](x, what), rounds=rounds, warmup_rounds=rounds // 9)
+    benchmark.extra_info.update(shape=f"{channels} x {size} x {size}", what=what, way=way)
