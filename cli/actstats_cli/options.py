@@ -11,7 +11,7 @@ import click
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 
-def _split(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+def split(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
     """Return the parts of an option that may be repeated, and hold several values with commas between them."""
     parts = tuple(part for value in values for part in (piece.strip() for piece in value.split(",")) if part)
     if values and not parts:
@@ -74,17 +74,26 @@ layers = click.option(
     multiple=True,
     default=("conv",),
     show_default="conv",
-    callback=_split,
+    callback=split,
+    metavar="NAMES",
+    help=_LAYERS,
+)
+layers_of_the_paper = click.option(
+    "--layers",
+    multiple=True,
+    default=("paper",),
+    show_default="paper",
+    callback=split,
     metavar="NAMES",
     help=_LAYERS,
 )
 layers_or_all = click.option(
-    "--layers", multiple=True, callback=_split, metavar="NAMES", help=f"Only these. {_LAYERS}"
+    "--layers", multiple=True, callback=split, metavar="NAMES", help=f"Only these. {_LAYERS}"
 )
 metrics = click.option(
     "--metrics",
     multiple=True,
-    callback=_split,
+    callback=split,
     metavar="NAMES",
     help="What to compute, with commas between: mean, variance, maximum, active_fraction, total_variation, "
     "power_spectrum, histogram, top, and installed metrics. Default: all built-in ones.",

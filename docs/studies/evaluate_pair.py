@@ -1,0 +1,91 @@
+"""Measure the pair of GoogLeNets on the validation images: clean, and attacked within two l2 radii.
+
+    python docs/studies/evaluate_pair.py --data tiny-imagenet-11.tar --out pair.json
+
+Takes the pair inside actstats, or the files of `train_pair.py` given by `--weights S R`. The attack is l2 PGD of
+20 steps of 2.5 epsilon / 20 from a random start, in f32, away from the true category; an image counts as
+right only if the last step's is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from train_pair import Images, read_images
+
+from actstats import Loaded, load_model
+from actstats.distort.pgd import pgd_l2, random_offset
+
+STEPS = 20
+BATCH = 50
+
+
+def main() -> None:
+    """Measure both networks, print a table and write the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--data", required=True, help="the tar that train_pair.py read")
+    parser.add_argument(
+        "--weights", nargs=2, type=Path, metavar=("S", "R"), help="files, else the embedded pair"
+    )
+    parser.add_argument("--epsilon", type=float, default=0.5, help="radius of the training of R")
+    parser.add_argument("--limit", type=int, help="only every so many-th image, to try it")
+    parser.add_argument("--out", type=Path, help="where the figures go, as JSON")
+    given = parser.parse_args()
+    images = read_images(given.data, "val")
+    if given.limit:
+        images = Images(images.pixels[:: given.limit], images.labels[:: given.limit], images.classes)
+    pair = (
+        [load_model("googlenet", path) for path in given.weights]
+        if given.weights
+        else [load_model("googlenet", "demo", robust=robust) for robust in (False, True)]
+    )
+    radii = (0.0, given.epsilon, 2 * given.epsilon)
+    figures: dict[str, Any] = {"images": len(images.labels), "steps": STEPS}
+    for name, loaded in zip("SR", pair, strict=True):
+        started = time.perf_counter()
+        figures[name] = {
+            "sha256": loaded.identity["weights"]["file_sha256"],
+            "accuracy": {f"{radius:g}": accuracy(loaded, images, radius) for radius in radii},
+            "seconds": round(time.perf_counter() - started),
+        }
+    print(table(figures, radii))
+    if given.out:
+        given.out.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+def accuracy(loaded: Loaded, images: Images, epsilon: float) -> float:
+    """Return the share of images named rightly under an attack of this radius; 0: of the clean images."""
+    model = loaded.model.to(memory_format=torch.channels_last)
+
+    def predict(x: Tensor) -> Tensor:
+        scores: Tensor = model(loaded.preprocessing.normalize(x.permute(0, 2, 3, 1)))
+        return scores
+
+    right = 0
+    random = torch.Generator().manual_seed(0)
+    for pixels, labels in zip(images.pixels.split(BATCH), images.labels.split(BATCH), strict=True):
+        seen = pixels.float() / 255
+        if epsilon:
+            start = random_offset(torch.randn(seen.shape, generator=random), epsilon)
+            seen = pgd_l2(predict, seen, labels, epsilon, STEPS, start=start)
+        with torch.inference_mode():
+            right += int((predict(seen).argmax(1) == labels).sum())
+    return right / len(images.labels)
+
+
+def table(figures: dict[str, Any], radii: tuple[float, ...]) -> str:
+    """Return the figures as a Markdown table, in per cent."""
+    heads = ["network", "clean", *(f"PGD-{STEPS}, ε = {radius:g}" for radius in radii[1:])]
+    rows = [[name, *(f"{100 * a:.1f}" for a in figures[name]["accuracy"].values())] for name in "SR"]
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+if __name__ == "__main__":
+    main()
