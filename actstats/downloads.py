@@ -124,10 +124,8 @@ def _download(url: str, part: Path, note: Path, advice: str) -> None:
             tries = _TRIES if part.stat().st_size > before else tries - 1
             if tries > 0:
                 continue
-            kept = (
-                "; what came is kept, run the same command to go on" if part.stat().st_size else f"; {advice}"
-            )
-            raise ActstatsError(f"download of {url} failed: {stop}{kept if advice else ''}") from None
+            advice = "what came is kept, run the same command to go on" if part.stat().st_size else advice
+            raise ActstatsError(_failed(url, str(stop), advice)) from None
         except HTTPError as error:
             reason = f"the server answers {error.code} {error.reason}"
             raise ActstatsError(_failed(url, reason, advice)) from None
@@ -213,6 +211,7 @@ def _accept(url: str, part: Path, file: Path, sha256: str | None) -> None:
     ):
         if expected and not found.startswith(expected.lower()):
             part.unlink()
+            _beside(file, ".part.json").unlink(missing_ok=True)
             raise ActstatsError(
                 f"{url} is not the file {what}: its SHA-256 is {found}, not {expected}; the download was removed"
             )
@@ -227,9 +226,11 @@ def _alone(path: Path) -> Iterator[Path]:
     with path.open("ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         path.touch()  # the one that was waited for may have renamed it
-        yield path
-        if path.exists() and not path.stat().st_size:
-            path.unlink()
+        try:
+            yield path
+        finally:
+            if path.exists() and not path.stat().st_size:
+                path.unlink()
 
 
 def _beside(file: Path, ending: str) -> Path:
