@@ -10,12 +10,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import xarray as xr
+from torch import nn
 
 from actstats import merge
 from actstats.analysis import class_means, selectivity, smoothness, spectrum
 from actstats.errors import ActstatsError
 from actstats.report import compare, write_report
+from actstats.report.findings import findings
+from actstats.report.measures import shown
 from actstats.report.parts import pack, shortened, unpack
 from actstats_kernels.bins import BIN_ZERO
 from tests.cli.conftest import actstats, output_of
@@ -161,15 +165,13 @@ def test_a_folder_holds_the_same_parts(parts, page_with_folder):
         assert (folder / "pictures" / f"{index}.jpg").read_bytes() == images[start:end]
 
 
-def test_the_same_stores_give_the_same_bytes_and_replace_what_was_there(
-    stores, page, page_with_folder, tmp_path
-):
-    again = tmp_path / "report.html"
-    write_report(stores, again, names=NAMES)
-    assert again.read_bytes() == page.read_bytes()
+def test_the_same_stores_give_the_same_bytes_and_replace_what_was_there(stores, page_with_folder):
     folder = page_with_folder.with_name(f"{page_with_folder.stem}_files")
+    files = sorted(path for path in (page_with_folder, *folder.rglob("*")) if path.is_file())
+    before = {path: path.read_bytes() for path in files}
     (folder / "pictures" / "999.jpg").write_bytes(b"of an earlier report")
     write_report(stores, page_with_folder, names=NAMES, largest_page=0)
+    assert {path: path.read_bytes() for path in files} == before
     assert not (folder / "pictures" / "999.jpg").exists()
     assert sorted(p.name for p in page_with_folder.parent.iterdir()) == sorted(
         [page_with_folder.name, folder.name]
@@ -196,23 +198,48 @@ def test_images_that_are_gone_leave_a_note_and_placeholders(stores, hostile, tmp
     assert all(parts_of(found.page)["overview"][0]["pictures"]["kept"])
 
 
-def test_two_networks_that_differ_by_a_known_smoothing_agree_with_the_paper(hostile, stores, tmp_path):
-    # The same network on the same images, blurred: its maps are smoother, in every layer, by construction.
-    blurred = swept(hostile, tmp_path / "blurred.zarr", 0, distort=["lowpass:2"])
-    found = {finding.claim: finding for finding in compare([stores[0], blurred]).findings}
-    assert found["R's activation maps are smoother"].verdict == "agrees"
-    assert found["R's activation maps are smoother"].layers == (len(LAYERS), 0, 0)
-    turned = {finding.claim: finding for finding in compare([blurred, stores[0]]).findings}
-    assert turned["R's activation maps are smoother"].verdict == "differs"
-    # The kernels are the same ones.
-    assert found["R's kernels are smoother, in all layers"].verdict == "open"
-    assert found["R's kernels are smoother, in all layers"].layers[::2] == (0, 0)
+def units_with(shifts: list[float], seed: int) -> xr.Dataset:
+    """The measure `roughness` of 40 units in each of some layers, normal around `shifts`."""
+    values = np.random.default_rng(seed).normal(np.repeat(shifts, 40), 1.0)
+    layers = np.repeat([f"layer{number}" for number in range(len(shifts))], 40)
+    coordinates = {"layer": ("unit", layers), "channel": ("unit", np.tile(np.arange(40), len(shifts)))}
+    return xr.Dataset({"roughness": ("unit", values)}, coords=coordinates)
+
+
+@pytest.mark.parametrize(
+    ("shifts", "verdict", "layers"),
+    [
+        ([-3, -3, -3, 0, 3], "agrees", (3, 1, 1)),
+        ([3, 3, 3, 0, -3], "differs", (1, 1, 3)),
+        ([-3, -3, 0, 0, 3], "open", (2, 2, 1)),
+    ],
+)
+def test_a_finding_counts_the_layers_that_lie_beyond_chance(shifts, verdict, layers):
+    measured = [units_with([0.0] * len(shifts), 0), units_with(shifts, 1)]
+    first, *_ = findings(measured, shown(measured), ["no weights", "no weights"])
+    assert (first.claim, first.verdict, first.layers) == ("R's activation maps are smoother", verdict, layers)
+
+
+def test_kernels_are_compared_in_the_first_layer_and_in_all():
+    torch.manual_seed(0)
+    standard, robust = (nn.Sequential(nn.Conv2d(3, 30, 5), nn.Conv2d(30, 30, 3)) for _ in "sr")
+    ramp = torch.linspace(-1, 1, 5)
+    with torch.no_grad():  # of the robust network the first kernels are smooth
+        robust[0].weight[:] = ramp + 0.1 * robust[0].weight
+    measured = [units_with([0.0], 0), units_with([0.0], 1)]
+    _, first, all_layers, *_ = findings(measured, shown(measured), [standard, robust])
+    assert first.claim == "R's first kernels are smoother (0)"
+    assert first.verdict == "agrees"
+    assert all_layers.layers == (1, 1, 0)
+    *_, missing = findings(measured, shown(measured), [standard, "the weights are gone"])
+    assert missing.words == "not measured"
+    assert "the weights are gone" in missing.difference
 
 
 def test_noisy_sweeps_bring_the_change_by_noise(hostile, stores, tmp_path):
     noisy = [swept(hostile, tmp_path / f"noisy{seed}.zarr", seed, distort=["noise:0.2"]) for seed in (0, 1)]
-    findings = {finding.claim: finding for finding in compare(stores, noisy=noisy).findings}
-    assert "Noise adds less total variation to R's units" in findings
+    claims = {finding.claim for finding in compare(stores, noisy=noisy).findings}
+    assert "Noise adds less total variation to R's units" in claims
     with pytest.raises(ActstatsError, match=r"two networks: weights\.sha256"):
         compare(stores, noisy=noisy[::-1])
 
@@ -256,8 +283,8 @@ def test_the_command_prints_the_findings_and_where_the_page_is(stores, tmp_path)
     assert text.splitlines()[0].split() == ["finding", "s", "r", "difference"]
     assert "R's activation maps are smoother" in text
     assert f"wrote {page}, " in text
-    found = json.loads(output_of(f"compare {stores[0]} {stores[1]} --json"))
-    assert found["names"] == ["s", "r"]
+    found = json.loads(output_of(f"compare {stores[0]} --name one --json"))
+    assert found["names"] == ["one"]
     assert {"claim", "values", "verdict", "layers"} <= set(found["findings"][0])
 
 
