@@ -70,7 +70,8 @@ def decide(
 
     Returns:
         A row for each stimulus that could be read: `observer`, `response`, `shape`, `texture`, `imagename`, fit for
-        `shape_bias` and `write_decisions`.
+        `shape_bias` and `write_decisions`. Its `attrs` count the `stimuli`, those of `unknown` categories, which were
+        left out, and those `unreadable`.
 
     Raises:
         ActstatsError: no stimuli, or a network that knows fewer than two of their categories.
@@ -79,12 +80,12 @@ def decide(
     target = prepared(loaded, device)
     readout = stimuli_readout(loaded, output_count(loaded, target), shown, classes)
     known = shown["shape"].isin(readout.names) & shown["texture"].isin(readout.names)
+    counts = {"stimuli": len(shown), "unknown": int((~known).sum())}
     shown = shown[known].reset_index(drop=True)
     chosen = Subset(source, shown["image"].tolist())
     read, outputs = logits(loaded, chosen, target, batch_size=batch_size, workers=workers, advance=advance)
     said = pd.Series([readout.names[i] for i in readout.decide(outputs)], index=read, name="response")
-    table = shown.join(said, how="inner")
-    observer = name or str(loaded.identity["arch"])
-    return table.assign(observer=observer)[
-        ["observer", "response", "shape", "texture", "imagename"]
-    ].reset_index(drop=True)
+    table = shown.join(said, how="inner").assign(observer=name or str(loaded.identity["arch"]))
+    table = table[["observer", "response", "shape", "texture", "imagename"]].reset_index(drop=True)
+    table.attrs = {**counts, "unreadable": len(shown) - len(read)}
+    return table

@@ -12,11 +12,12 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from actstats.errors import ActstatsError
+from actstats.errors import ActstatsError, nearest
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
+    from actstats.layers import Layer
     from actstats.models import Loaded
 
 _SPEC: Final = re.compile(r"(?P<arch>[^=+]+)(=(?P<weights>.+?))?(?P<robust>\+robust(=(?P<kind>.+))?)?")
@@ -67,3 +68,34 @@ def from_attributes(attributes: Mapping[str, Any]) -> Loaded:
         name: attributes[name] for name in ("arch", "num_classes", "weights", "classes") if name in attributes
     }
     return Loaded(model, preprocessing, kept)
+
+
+def swept_layers(
+    attributes: Mapping[str, Any], loaded: Loaded, selectors: Sequence[str] = ()
+) -> tuple[list[Layer], list[slice]]:
+    """Return the layers of a sweep, or those that `selectors` name, and where the units of each are in its store.
+
+    Raises:
+        ActstatsError: a selector names a layer that was not swept, or the network has not what the store says.
+    """
+    import torch
+
+    from actstats.layers import select_layers
+
+    places, end = {}, 0
+    for record in attributes["layers"]:
+        places[record["name"]] = slice(end, end + record["units"])
+        end += record["units"]
+    example = torch.zeros(2, *loaded.preprocessing.shape, device=next(loaded.model.parameters()).device)
+    layers = select_layers(loaded.model, example, list(selectors or places))
+    for layer in layers:
+        if layer.name not in places:
+            raise ActstatsError(
+                f"layer {layer.name} was not swept into this store{nearest(layer.name, places)}"
+            )
+        place = places[layer.name]
+        if place.stop - place.start != layer.units:
+            raise ActstatsError(
+                f"layer {layer.name} has {layer.units} units, but {place.stop - place.start} were swept"
+            )
+    return layers, [places[layer.name] for layer in layers]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from actstats.errors import ActstatsError, nearest
@@ -124,6 +125,29 @@ def check_units(sets: Sequence[UnitSet], layers: Sequence[Layer]) -> None:
                 raise ActstatsError(
                     f"{chosen.name}: {layer} has {units[layer]} units, counted from 0, but no {max(channels)}"
                 )
+
+
+def read_units(path: Path) -> pd.DataFrame:
+    """Return a table of units that `write_table` wrote: .csv, .parquet or .json, with `layer` and `channel`.
+
+    Raises:
+        ActstatsError: it cannot be read, or has no such columns.
+    """
+    import pandas as pd
+
+    readers = {".csv": pd.read_csv, ".parquet": pd.read_parquet, ".json": pd.read_json}
+    if path.suffix not in readers:
+        raise ActstatsError(f"a table of units is read from {', '.join(readers)}, not from {path.name}")
+    try:
+        table: pd.DataFrame = readers[path.suffix](path)
+    except FileNotFoundError:
+        raise ActstatsError(f"no such table of units: {path}") from None
+    except (OSError, ValueError, ImportError) as error:
+        reason = " ".join(str(error).split())
+        raise ActstatsError(f"cannot read {path}: {reason}") from None
+    _require(table)
+    # Names of layers may look like numbers.
+    return table.assign(layer=table["layer"].astype(str))
 
 
 def _require(table: pd.DataFrame, *columns: str) -> None:

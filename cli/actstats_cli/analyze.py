@@ -15,6 +15,10 @@ ANALYSES: Final = {
     "spectrum": "actstats_cli.analyses.spectrum",
     "selectivity": "actstats_cli.analyses.selectivity",
     "quantiles": "actstats_cli.analyses.quantiles",
+    "shape-bias": "actstats_cli.analyses.shape_bias",
+    "cues": "actstats_cli.analyses.cues",
+    "dissect": "actstats_cli.analyses.dissect",
+    "ablate": "actstats_cli.analyses.ablate",
 }
 """Each analysis's name, in the order of `actstats analyze --help`, and the module that has it under this name."""
 

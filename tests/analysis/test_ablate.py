@@ -12,50 +12,18 @@ import torchvision
 from PIL import Image
 from torch import Tensor, nn
 
-from actstats import ActstatsError, Loaded, Preprocessing, open_source, select_layers
+from actstats import ActstatsError, Loaded, open_source, select_layers
 from actstats.analysis.ablate import Passes, ablate_accuracy, ablate_decisions
 from actstats.analysis.resume import Resumed, Whole, ablated
 from actstats.analysis.unit_sets import UnitSet, by_category, by_rank, complement, each_unit, units_named
+from tests.analysis.probed import COLOURS, PLAIN, ShapeUnit, write_stimuli
 from tests.conftest import SmallNet
 from tests.layers.networks import Branches, Reused, Tokens
-
-COLOURS = {"bear": (1, 0, 0), "bird": (0, 1, 0), "dog": (0, 0, 1)}
-PLAIN = Preprocessing(resize=None, crop=30, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-
-
-class ShapeUnit(nn.Module):
-    """Units 0 to 2 are the colours, the textures here; unit 3 is the brightness, whose place is the shape.
-
-    Shape weighs more: without unit 3 texture decides, without the other three nothing changes.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Identity()
-        self.features = nn.Conv2d(3, 4, 1, bias=False)
-        with torch.no_grad():
-            weights = torch.cat([torch.eye(3), torch.ones(1, 3)])
-            self.features.weight.copy_(weights[..., None, None])
-        self.relu = nn.ReLU(inplace=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        maps = self.relu(self.features(self.stem(x)))
-        texture = maps[:, :3].mean((2, 3))
-        shape = maps[:, 3].mean(1).unflatten(1, (3, 10)).mean(2)
-        return texture + 100 * shape
 
 
 @pytest.fixture(scope="module")
 def stimuli(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The shape is a bright third of the image, the texture its colour."""
-    folder = tmp_path_factory.mktemp("stimuli")
-    for at, shape in enumerate(COLOURS):
-        (folder / shape).mkdir()
-        for texture, colour in COLOURS.items():
-            pixels = np.full((30, 30, 3), 100, dtype=np.uint8) * np.array(colour, dtype=np.uint8)
-            pixels[:, 10 * at : 10 * at + 10] *= 2
-            Image.fromarray(pixels).save(folder / shape / f"{shape}1-{texture}1.png")
-    return folder
+    return write_stimuli(tmp_path_factory.mktemp("stimuli"))
 
 
 @pytest.fixture

@@ -4,40 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
-from actstats import Loaded, Preprocessing, open_source
+from actstats import Loaded, open_source
 from actstats.analysis.cue_conflict import decide
 from actstats.analysis.imagenet import CATEGORIES
 from actstats.analysis.readout import Readout, forced_choice, output_count, readout_for
 from actstats.analysis.shape_bias import shape_bias
 from actstats.errors import ActstatsError
-
-TEXTURES = {"bear": (255, 0, 0), "bird": (0, 255, 0), "dog": (0, 0, 255)}
-"""Made stimuli: the texture is a colour, the shape a bright third of the image, from the left."""
-PLAIN = Preprocessing(resize=None, crop=30, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-
-
-def made(shape: str, texture: str) -> Image.Image:
-    pixels = np.zeros((30, 30, 3), dtype=np.uint8)
-    pixels[:] = np.array(TEXTURES[texture]) * 0.5
-    at = 10 * list(TEXTURES).index(shape)
-    pixels[:, at : at + 10] = TEXTURES[texture]
-    return Image.fromarray(pixels)
+from tests.analysis.probed import COLOURS, PLAIN, ByColour, ByPlace, stimulus, write_stimuli
 
 
 @pytest.fixture(scope="module")
 def stimuli(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("stimuli")
-    for shape in TEXTURES:
-        (folder / shape).mkdir()
-        for texture in TEXTURES:
-            made(shape, texture).save(folder / shape / f"{shape}1-{texture}2.png")
-    return folder
+    return write_stimuli(tmp_path_factory.mktemp("stimuli"))
 
 
 class Goes(nn.Module):
@@ -45,13 +27,12 @@ class Goes(nn.Module):
 
     def __init__(self, by: str, outputs: list[int], count: int) -> None:
         super().__init__()
-        self.by, self.outputs, self.count = by, outputs, count
-        self.scale = nn.Parameter(torch.tensor(20.0))
+        self.inner = ByPlace() if by == "shape" else ByColour()
+        self.outputs, self.count = outputs, count
 
     def forward(self, x: Tensor) -> Tensor:
-        evidence = x.mean((2, 3)) if self.by == "texture" else x.sum((1, 2)).unflatten(1, (3, 10)).mean(2)
         logits = torch.zeros(len(x), self.count)
-        logits[:, self.outputs] = self.scale * evidence
+        logits[:, self.outputs] = self.inner(x)
         return logits
 
 
@@ -59,7 +40,7 @@ class Goes(nn.Module):
 @pytest.mark.parametrize(
     ("outputs", "count", "classes"),
     [([0, 1, 2], 3, ["bear", "bird", "dog"]), ([1, 2, 0], 4, ["dog", "bear", "bird", "ship"]),
-     ([CATEGORIES[name][0] for name in TEXTURES], 1000, None), ([0, 1, 2], 3, None)],
+     ([CATEGORIES[name][0] for name in COLOURS], 1000, None), ([0, 1, 2], 3, None)],
     ids=["own classes", "more classes", "ImageNet", "by position"],
 )  # fmt: skip
 def test_a_network_that_goes_by_one_cue_has_the_bias_for_it(stimuli, by, outputs, count, classes):
@@ -81,23 +62,23 @@ def test_only_stimuli_of_known_categories_are_shown(stimuli, tmp_path):
         decide(loaded, open_source(stimuli), classes=["bear", "car", "ship"], device="cpu")
     with pytest.raises(ActstatsError, match="2 class names were given, but the network has 3 outputs"):
         decide(loaded, open_source(stimuli), classes=["bear", "car"], device="cpu")
-    made("bear", "dog").save(tmp_path / "photograph.png")
+    stimulus("bear", COLOURS["dog"]).save(tmp_path / "photograph.png")
     with pytest.raises(ActstatsError, match=r"no image of .* is named as a cue-conflict stimulus"):
         decide(loaded, open_source(tmp_path), device="cpu")
 
 
 def test_unreadable_stimuli_are_left_out_of_the_decisions(stimuli, tmp_path):
     (tmp_path / "bear1-dog1.png").write_bytes(b"no image")
-    made("dog", "bear").save(tmp_path / "dog1-bear1.png")
+    stimulus("dog", COLOURS["bear"]).save(tmp_path / "dog1-bear1.png")
     loaded = Loaded.of(Goes("shape", [0, 1, 2], 3), PLAIN)
     source = open_source(tmp_path)
-    table = decide(loaded, source, classes=list(TEXTURES), device="cpu")
+    table = decide(loaded, source, classes=list(COLOURS), device="cpu")
     assert table["imagename"].tolist() == ["dog1-bear1.png"]
     (tmp_path / "dog1-bear1.png").write_bytes(b"no image")
     with pytest.raises(
         ActstatsError, match=r"none of the 2 images .* can be read; bear1-dog1.png: not an image"
     ):
-        decide(loaded, source, classes=list(TEXTURES), device="cpu")
+        decide(loaded, source, classes=list(COLOURS), device="cpu")
 
 
 def test_categories_are_compared_by_their_mean_probability():

@@ -6,51 +6,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from PIL import Image
-from torch import Tensor, nn
 
-from actstats import ActstatsError, Loaded, Preprocessing, open_source
+from actstats import ActstatsError, Loaded, open_source
 from actstats.analysis.cues import Version, cue_accuracy
 from actstats.analysis.networks import open_network, parse_network
 from actstats.distort import parse
-
-COLOURS = {"bear": (1, 0, 0), "bird": (0, 1, 0), "dog": (0, 0, 1)}
-PLAIN = Preprocessing(resize=None, crop=30, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-
-
-class ByColour(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.tensor(1.0))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.scale * x.mean((2, 3))
-
-
-class ByPlace(ByColour):
-    """Which third of the image is brightest."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.scale * x.sum((1, 2)).unflatten(1, (3, 10)).mean(2)
-
-
-def picture(colour: tuple[int, ...], third: int, seed: int) -> Image.Image:
-    pixels = np.random.default_rng(seed).integers(60, 70, (30, 30, 1)) * np.array(colour)
-    pixels[:, 10 * third : 10 * third + 10] *= 3
-    return Image.fromarray(pixels.astype(np.uint8))
+from tests.analysis.probed import COLOURS, PLAIN, ByColour, ByPlace, stimulus
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Colour and place both tell the class; and a second folder, where only the place does."""
     root = tmp_path_factory.mktemp("cues")
-    for at, (name, colour) in enumerate(COLOURS.items()):
+    for name, colour in COLOURS.items():
         for number in range(6):
             for folder, shown, ending in (("clean", colour, "png"), ("styled", (1, 1, 1), "jpg")):
                 path = root / folder / name / f"{number}.{ending}"
                 path.parent.mkdir(parents=True, exist_ok=True)
-                picture(shown, at, number).save(path)
+                stimulus(name, shown, number).save(path)
     return root
 
 
@@ -95,12 +68,12 @@ def test_only_images_that_all_get_right_count(images, networks, tmp_path):
     for folder in ("clean", "styled"):
         (tmp_path / folder / "bear").mkdir(parents=True)
         for number in range(7):
-            picture(COLOURS["dog"] if number else COLOURS["bear"], 0, number).save(
+            stimulus("bear", COLOURS["dog" if number else "bear"], number).save(
                 tmp_path / folder / f"bear/{number}.png"
             )
         (tmp_path / folder / "dog").mkdir()
         (tmp_path / folder / "bird").mkdir()
-        picture(COLOURS["dog"], 2, 9).save(tmp_path / folder / "dog" / "9.png")
+        stimulus("dog", COLOURS["dog"], 9).save(tmp_path / folder / "dog" / "9.png")
         (tmp_path / folder / "bird" / "8.png").write_bytes(b"none")
     source = open_source(tmp_path / "clean")
     styled = Version("styled", source=open_source(tmp_path / "styled"))

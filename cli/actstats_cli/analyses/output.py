@@ -131,6 +131,8 @@ def put(
     plot: Path | None = None,
 ) -> None:
     """Write the whole table to `out`, and print it as JSON, or `printed` as text; notes go to stderr."""
+    import pandas as pd
+
     from actstats.analysis.tables import to_json, write_table
 
     if out is not None:
@@ -142,7 +144,8 @@ def put(
             [str(name) for name in printed],
             *([_cell(x) for x in row] for row in printed.itertuples(index=False)),
         ]
-        for line in text_table(rows, "".join("<" if name in _NAMES else ">" for name in printed)):
+        texts = [not pd.api.types.is_numeric_dtype(printed[name]) for name in printed]
+        for line in text_table(rows, "".join("<" if text else ">" for text in texts)):
             click.echo(line)
     for note in notes:
         click.echo(f"note: {note}", err=True)

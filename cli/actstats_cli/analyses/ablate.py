@@ -1,0 +1,156 @@
+"""`actstats analyze ablate`: what a network still tells when units are set to zero."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from actstats.errors import ActstatsError
+from actstats_cli import options
+from actstats_cli.analyses import output, passing
+
+if TYPE_CHECKING:
+    from actstats.analysis.unit_sets import UnitSet
+    from actstats.layers import Layer
+
+SHOWN = 20
+"""Rows that are printed: the network as it is, and the ablations that change most."""
+
+
+@click.command()
+@click.argument("network")
+@click.option("--data", metavar="IMAGES", help="Measure the accuracy on these images in class folders.")
+@click.option("--stimuli", metavar="IMAGES", help="Or measure shape and texture decisions on these.")
+@options.layers_or_all
+@click.option(
+    "--unit",
+    "units",
+    multiple=True,
+    metavar="UNITS",
+    help="A set of units, LAYER/CHANNEL with commas between, at zero together; repeatable.",
+)
+@click.option(
+    "--concepts",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="The units of each layer that detect each category, from `analyze dissect --by unit --out FILE`.",
+)
+@click.option(
+    "--rank",
+    metavar="FILE:COLUMN",
+    help="The units of each layer with the lowest and with the highest values, from a table by unit: "
+    "`analyze smoothness --by unit --out FILE`, roughness.",
+)
+@click.option(
+    "--share",
+    "shares",
+    multiple=True,
+    type=float,
+    metavar="SHARE",
+    help="Of a layer's units in each set of --rank, repeatable. Default: 0.25.",
+)
+@click.option("--keep", is_flag=True, help="Keep only the set: the other units of its layers are at zero.")
+@passing.classes
+@passing.limit
+@click.option(
+    "--at-once",
+    type=click.IntRange(min=1),
+    metavar="N",
+    default=8,
+    show_default=True,
+    help="Ablations in one pass, each of a batch of images.",
+)
+@passing.passes
+@options.offline
+@output.out
+@options.as_json
+def ablate(
+    network: str,
+    data: str | None,
+    stimuli: str | None,
+    layers: tuple[str, ...],
+    units: tuple[str, ...],
+    concepts: Path | None,
+    rank: str | None,
+    shares: tuple[float, ...],
+    keep: bool,
+    classes: tuple[str, ...],
+    limit: int | None,
+    at_once: int,
+    batch_size: int,
+    device: str,
+    workers: int | None,
+    offline: bool,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """What a network still tells with units at zero, and so which of them carry shape, or a class.
+
+    Without a set, each unit of --layers by itself. Prints what changes most first; --out and --json have every
+    set, in order. The network runs up to a layer once for all ablations of it. NETWORK is ARCH or ARCH=WEIGHTS,
+    ARCH+robust or ARCH+robust=l2:3, as sweep's --arch, --weights and --robust, or a sweep's store.
+
+    \b
+        actstats analyze ablate alexnet --layers features.11 --stimuli stimuli/
+        actstats analyze ablate alexnet --data val/ --unit features.1/3,features.1/7
+        actstats analyze ablate alexnet.zarr --data val/ --concepts units.csv --keep
+        actstats analyze ablate alexnet.zarr --stimuli stimuli/ --rank smooth.csv:roughness --share 0.1
+    """
+    import torch
+
+    from actstats.analysis.ablate import Passes, ablate_accuracy, ablate_decisions
+    from actstats.analysis.networks import open_network
+    from actstats.analysis.unit_sets import check_units, complement, each_unit
+    from actstats.data import open_source
+    from actstats.layers import select_layers
+
+    if (data is None) == (stimuli is None):
+        raise ActstatsError("give either --data, to measure accuracy, or --stimuli, for shape and texture")
+    sets = _sets(units, concepts, rank, shares or (0.25,))
+    names = layers or tuple(dict.fromkeys(layer for chosen in sets for layer in chosen.units))
+    if not names:
+        raise ActstatsError(
+            "give --layers, whose units are ablated one by one, or sets: --unit, --concepts, --rank"
+        )
+    loaded = open_network(network, offline=offline)
+    found_layers: list[Layer] = select_layers(
+        loaded.model, torch.zeros(2, *loaded.preprocessing.shape), names
+    )
+    sets = sets or each_unit(found_layers)
+    check_units(sets, found_layers)
+    if keep:
+        sets = [complement(chosen, found_layers) for chosen in sets]
+    source = open_source(stimuli or data or "", limit=limit)
+    with passing.counting("ablated images") as advance:
+        measure = ablate_decisions if stimuli else ablate_accuracy
+        table = measure(
+            loaded,
+            source,
+            found_layers,
+            sets,
+            classes=classes or None,
+            passes=Passes(batch_size, at_once, device, workers, advance),
+        )
+    change = "shape_change" if stimuli else "change"
+    order = table[change].abs().fillna(0).iloc[1:].sort_values(ascending=False, kind="stable").index
+    printed = table.loc[[0, *order[:SHOWN]]].drop(columns="layers")
+    notes = [] if len(order) <= SHOWN else [f"{SHOWN} of {len(order):,} ablations are shown; --out has all"]
+    output.put(table, printed, notes, out=out, as_json=as_json)
+
+
+def _sets(
+    units: tuple[str, ...], concepts: Path | None, rank: str | None, shares: tuple[float, ...]
+) -> list[UnitSet]:
+    from actstats.analysis.unit_sets import by_category, by_rank, read_units, units_named
+
+    sets = [units_named([name.strip() for name in group.split(",") if name.strip()]) for group in units]
+    if concepts is not None:
+        sets += by_category(read_units(concepts))
+    if rank is not None:
+        file, colon, column = rank.rpartition(":")
+        if not (file and colon and column):
+            raise ActstatsError(f"--rank is FILE:COLUMN, smoothness.csv:roughness say, not {rank!r}")
+        sets += by_rank(read_units(Path(file)), column, shares)
+    return sets

@@ -1,0 +1,91 @@
+"""`actstats analyze cues`: how accurate networks are on images stripped of shape or of texture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from actstats.errors import ActstatsError
+from actstats_cli import options
+from actstats_cli.analyses import output, passing
+
+
+@click.command()
+@click.argument("networks", metavar="NETWORK...", nargs=-1, required=True)
+@click.option("--data", required=True, metavar="IMAGES", help="Images in class folders: a folder or a .tar.")
+@click.option(
+    "--distort",
+    multiple=True,
+    metavar="SPECS",
+    help="One version of the images, repeatable: scramble:4, contour, noise:0.1, silhouette:FOLDER, "
+    "lowpass:8+greyscale. Those of sweep.",
+)
+@click.option(
+    "--images",
+    "others",
+    multiple=True,
+    metavar="NAME=IMAGES",
+    help="A version that is there already, repeatable: stylised=stylised/, with the same class folders.",
+)
+@click.option("--correct-only", is_flag=True, help="Only images that all the networks get right when clean.")
+@passing.classes
+@passing.limit
+@passing.passes
+@options.offline
+@output.out
+@options.as_json
+def cues(
+    networks: tuple[str, ...],
+    data: str,
+    distort: tuple[str, ...],
+    others: tuple[str, ...],
+    correct_only: bool,
+    classes: tuple[str, ...],
+    limit: int | None,
+    batch_size: int,
+    device: str,
+    workers: int | None,
+    offline: bool,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """How accurate networks are once shape, or texture, is gone from the images.
+
+    A row for each version of the images, the clean one first, and network. change is against the clean images;
+    difference and p (McNemar, exact) are against the first network. A network is ARCH or ARCH=WEIGHTS, ARCH+robust or
+    ARCH+robust=l2:3, as sweep's --arch, --weights and --robust, or a sweep's store. A class is a folder's name: a
+    synset (n02123045) or one of the 16 entry-level categories for ImageNet's classifiers, or a network's own class.
+
+    \b
+        actstats analyze cues resnet50 resnet50+robust --data val/ --distort scramble:4 --distort contour
+        actstats analyze cues s.zarr r.zarr --data val/ --images stylised=stylised-val/ --correct-only
+    """
+    from actstats.analysis.cues import Version, cue_accuracy
+    from actstats.analysis.networks import open_network
+    from actstats.data import open_source
+    from actstats.distort import parse
+
+    if len(set(networks)) < len(networks):
+        raise ActstatsError("a network is given twice")
+    versions = [Version(spec, chain=parse([spec])) for spec in distort]
+    for other in others:
+        name, equals, images = other.partition("=")
+        if not (name and equals and images):
+            raise ActstatsError(f"--images is NAME=IMAGES, stylised=folder/ say, not {other!r}")
+        versions.append(Version(name, source=open_source(images, limit=limit)))
+    source = open_source(data, limit=limit)
+    loaded = {name: open_network(name, offline=offline) for name in networks}
+    with passing.counting() as advance:
+        found = cue_accuracy(
+            loaded,
+            source,
+            versions,
+            classes=classes or None,
+            correct_only=correct_only,
+            batch_size=batch_size,
+            device=device,
+            workers=workers,
+            advance=advance,
+        )
+    output.put(found, found, [], out=out, as_json=as_json)

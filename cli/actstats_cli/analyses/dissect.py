@@ -1,0 +1,112 @@
+"""`actstats analyze dissect`: which concepts the units of a swept network detect."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from actstats_cli import options
+from actstats_cli.analyses import output, passing
+
+
+@click.command()
+@click.argument("store", type=click.Path(path_type=Path))
+@click.option(
+    "--data", metavar="FOLDER", help="Broden, or images/ with masks/. Default: where the swept images lay."
+)
+@options.layers_or_all
+@click.option(
+    "--categories",
+    multiple=True,
+    callback=options.split,
+    metavar="NAMES",
+    help="Only these categories of concepts.",
+)
+@click.option(
+    "--top",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    metavar="SHARE",
+    default=0.005,
+    show_default=True,
+    help="The share of a unit's activations that is above its threshold.",
+)
+@click.option(
+    "--iou",
+    type=click.FloatRange(0, 1, min_open=True),
+    metavar="IOU",
+    default=0.04,
+    show_default=True,
+    help="From which overlap on a unit counts as a detector.",
+)
+@click.option(
+    "--resolution",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Rows and columns of the grid on which overlaps are counted. Default: 112, or the input's if smaller.",
+)
+@passing.limit
+@passing.passes
+@output.by
+@output.out
+@options.as_json
+def dissect(
+    store: Path,
+    data: str | None,
+    layers: tuple[str, ...],
+    categories: tuple[str, ...],
+    top: float,
+    iou: float,
+    resolution: int | None,
+    limit: int | None,
+    batch_size: int,
+    device: str,
+    workers: int | None,
+    by: str,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Which concepts the units detect: colours, textures, materials, parts, objects, scenes.
+
+    Network dissection (Bau et al. 2017). STORE is a sweep with the metric histogram, best of the same images: it has
+    the thresholds, and says which network this is. A second pass over the images counts where each unit is above its
+    threshold and what is labelled there. Prints the detectors of each layer by category, or the concept of each unit
+    (--by unit), with its IoU.
+
+    \b
+        actstats sweep --arch alexnet --data broden/ --metrics histogram --no-per-image --out alexnet.zarr
+        actstats analyze dissect alexnet.zarr --data broden/
+        actstats analyze dissect alexnet.zarr --data broden/ --layers features.11 --by unit --out units.csv
+    """
+    from actstats.analysis import notes, unit_table
+    from actstats.analysis.concepts import open_segmented
+    from actstats.analysis.detectors import detectors, dissection
+    from actstats.analysis.dissect import overlaps, thresholds
+    from actstats.analysis.networks import from_attributes, swept_layers
+
+    dataset = output.opened(store)
+    segmented = open_segmented(data or dataset.attrs["data"]["spec"], categories, limit)
+    limits = thresholds(dataset, top)
+    loaded = from_attributes(dataset.attrs)
+    chosen, places = swept_layers(dataset.attrs, loaded, layers)
+    said = []
+    if limit is None and segmented.source.fingerprint != dataset.attrs["data"]["fingerprint"]:
+        said.append(f"the thresholds are those of other images: {dataset.attrs['data']['spec']}")
+    with passing.counting() as advance:
+        counts = overlaps(
+            loaded,
+            segmented,
+            chosen,
+            limits[[unit for place in places for unit in range(place.start, place.stop)]],
+            resolution=resolution,
+            batch_size=batch_size,
+            device=device,
+            workers=workers,
+            advance=advance,
+        )
+    found = dissection(counts, iou)
+    table = unit_table(found) if by == "unit" else detectors(found)
+    printed = (
+        table[["layer", "channel", "concept_name", "concept_category", "iou"]] if by == "unit" else table
+    )
+    output.put(table, printed, [*said, *notes(found)], out=out, as_json=as_json)

@@ -1,0 +1,73 @@
+"""What the analyses share that run a network: the options of a pass, and how far it is."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+from actstats_cli import options
+from actstats_cli.progress import EVERY
+
+classes = click.option(
+    "--classes",
+    multiple=True,
+    callback=options.split,
+    metavar="NAMES",
+    help="Names of the network's outputs in order, with commas between. Default: as its weights have them, or "
+    "ImageNet's.",
+)
+passes = options.together(
+    click.option(
+        "--batch-size",
+        type=click.IntRange(min=1),
+        metavar="N",
+        default=32,
+        show_default=True,
+        help="Images a forward pass.",
+    ),
+    click.option(
+        "--device", default="auto", show_default=True, help="cpu, cuda, cuda:N, or auto: a GPU if any."
+    ),
+    click.option(
+        "--workers",
+        type=click.IntRange(min=0),
+        metavar="N",
+        help="Threads that decode images. Default: one for each core, at most 8.",
+    ),
+)
+"""How the network runs: --batch-size, --device, --workers."""
+limit = click.option(
+    "--limit", type=click.IntRange(min=1), metavar="N", help="Only the first so many images."
+)
+
+
+@contextmanager
+def counting(noun: str = "images") -> Iterator[Callable[[int, int], None]]:
+    """Give a function that shows on stderr how many of how many are done; close before anything is printed."""
+    bar: Any = None
+    last, begun = time.monotonic(), time.monotonic()
+
+    def advance(done: int, total: int) -> None:
+        nonlocal bar, last, begun
+        if sys.stderr.isatty():
+            if bar is None or bar.total != total or done < bar.n:
+                if bar is not None:
+                    bar.close()
+                from tqdm import tqdm
+
+                bar = tqdm(total=total, unit=f" {noun}", dynamic_ncols=True, leave=False)
+            bar.update(done - bar.n)
+        elif time.monotonic() - last >= EVERY:
+            last = time.monotonic()
+            click.echo(f"{done:,} of {total:,} {noun} ({done / total:.0%}), {last - begun:.0f} s", err=True)
+
+    try:
+        yield advance
+    finally:
+        if bar is not None:
+            bar.close()

@@ -1,0 +1,160 @@
+"""`actstats analyze shape-bias`: how often observers, people and networks, go by shape where texture says other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from actstats.errors import ActstatsError
+from actstats_cli import options
+from actstats_cli.analyses import output, passing
+from actstats_cli.printing import count
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@click.command("shape-bias")
+@click.argument("files", nargs=-1, metavar="[FILE]...")
+@click.option(
+    "--decisions",
+    multiple=True,
+    metavar="FILE...",
+    help="Recorded decisions: .csv files, folders or tar files of them, of people and of networks.",
+)
+@click.option(
+    "--stimuli",
+    metavar="IMAGES",
+    help="Cue-conflict images to show to networks, <shape>/<shape><n>-<texture><n>.png: a folder or a .tar.",
+)
+@click.option(
+    "--network", "networks", multiple=True, metavar="NETWORK", help="Which to show them to, repeatable."
+)
+@passing.classes
+@click.option(
+    "--save-decisions",
+    metavar="FILE",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write what the networks said, as .csv of the same format.",
+)
+@click.option(
+    "--by",
+    type=click.Choice(["observer", "category"]),
+    default="observer",
+    show_default=True,
+    help="Print a row for each observer, or for each of its shape categories too. --out and --json have all.",
+)
+@click.option(
+    "--confidence",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    metavar="C",
+    default=0.95,
+    show_default=True,
+    help="Of the intervals.",
+)
+@passing.passes
+@options.offline
+@output.out
+@options.as_json
+def shape_bias(
+    files: tuple[str, ...],
+    decisions: tuple[str, ...],
+    stimuli: str | None,
+    networks: tuple[str, ...],
+    classes: tuple[str, ...],
+    save_decisions: Path | None,
+    by: str,
+    confidence: float,
+    batch_size: int,
+    device: str,
+    workers: int | None,
+    offline: bool,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """How often observers go by shape where an image's texture is another thing's.
+
+    Shape bias is shape / (shape + texture) decisions on cue-conflict images (Geirhos et al. 2019). Decisions are read
+    from the CSV files of the texture-vs-shape and model-vs-human projects, or made by networks that are shown the
+    stimuli: with ImageNet's 1,000 outputs as the 16 categories of the test, else among the network's own classes.
+    People (subject-01 ...) are pooled as "humans" too. A network is ARCH or ARCH=WEIGHTS, ARCH+robust or
+    ARCH+robust=l2:3, as sweep's --arch, --weights and --robust, or a sweep's store.
+
+    \b
+        actstats analyze shape-bias --decisions subject-01.csv resnet50.csv --json
+        actstats analyze shape-bias --decisions raw-data/ --by category --out bias.csv
+        actstats analyze shape-bias --stimuli stimuli/ --network resnet50 --network resnet50+robust \\
+            --decisions humans.tar.gz --save-decisions networks.csv
+    """
+    import pandas as pd
+
+    from actstats.analysis.decisions import read_decisions
+    from actstats.analysis.shape_bias import ALL
+    from actstats.analysis.shape_bias import shape_bias as analysis
+
+    recorded = [*decisions, *files]
+    if bool(stimuli) != bool(networks):
+        raise ActstatsError("--stimuli and --network go together: the images, and who is to see them")
+    if not recorded and not networks:
+        raise ActstatsError("give --decisions FILE..., or --stimuli IMAGES with --network NETWORK")
+    tables = [read_decisions(recorded)] if recorded else []
+    notes: list[str] = []
+    if stimuli:
+        shown = _shown(
+            stimuli, networks, classes, offline, notes, batch_size=batch_size, device=device, workers=workers
+        )
+        if save_decisions is not None:
+            from actstats.analysis.decisions import write_decisions
+
+            write_decisions(shown, save_decisions)
+            notes.append(f"wrote {count(len(shown), 'decision')} to {save_decisions}")
+        tables.append(shown)
+    found = analysis(pd.concat(tables, ignore_index=True), confidence=confidence)
+    printed = found if by == "category" else found[found["category"] == ALL].drop(columns="category")
+    output.put(found, printed, notes, out=out, as_json=as_json)
+
+
+def _shown(
+    stimuli: str,
+    networks: tuple[str, ...],
+    classes: tuple[str, ...],
+    offline: bool,
+    notes: list[str],
+    *,
+    batch_size: int,
+    device: str,
+    workers: int | None,
+) -> pd.DataFrame:
+    """Return the networks' decisions on the stimuli; what was left out goes into `notes`."""
+    import pandas as pd
+
+    from actstats.analysis.cue_conflict import decide
+    from actstats.analysis.networks import open_network
+    from actstats.data import open_source
+
+    source = open_source(stimuli)
+    tables = []
+    for network in networks:
+        with passing.counting() as advance:
+            table = decide(
+                open_network(network, offline=offline),
+                source,
+                name=network,
+                classes=classes or None,
+                batch_size=batch_size,
+                device=device,
+                workers=workers,
+                advance=advance,
+            )
+        left = table.attrs
+        if left["unknown"]:
+            notes.append(
+                f"{left['unknown']:,} of {left['stimuli']:,} stimuli show a category that "
+                f"{network} does not know, and are left out"
+            )
+        if left["unreadable"]:
+            notes.append(f"{left['unreadable']:,} stimuli could not be read and are left out")
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)
