@@ -96,7 +96,8 @@ def accumulate_kernel(
         mean_square = tl.zeros([UNITS], tl.float32)
         if SPECTRUM != "mean":
             energy = tl.zeros([U * UNITS, V], tl.float32)
-    if (moments is not None) or (argmax is not None) or (scratch is not None):
+    # In pairs: not every version takes a chain of `or`.
+    if ((moments is not None) or (argmax is not None)) or (scratch is not None):
         for r in range(rounds):
             image = (block * rounds + r) * IMAGES + unit // CHANNELS
             present = image < images

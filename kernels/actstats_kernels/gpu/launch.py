@@ -70,12 +70,12 @@ def power_of_two(n: int) -> int:
 
 
 def channel_block(channels: int, most: int) -> int:
-    """Return how many channels a program takes: a power of two, that divides them if it need not be small for it."""
+    """Return how many channels a program takes: a power of two, one that divides them if that costs no more than half."""
     block = min(most, power_of_two(channels))
     even = block
     while channels % even:
         even //= 2
-    return even if 4 * even >= block else block
+    return even if 2 * even >= block else block
 
 
 @lru_cache(maxsize=4096)
