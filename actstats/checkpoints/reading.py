@@ -60,18 +60,23 @@ class Checkpoint:
             raise ActstatsError(f"{self.path} has no JSON under {name!r} in its metadata") from None
 
 
-def read_checkpoint(path: Path, part: str | None = None) -> Checkpoint:
+def read_checkpoint(path: Path, part: str | None = None, sha256: str | None = None) -> Checkpoint:
     """Read the weights in a `.safetensors` file, or in one that `torch.save` or a pickle wrote.
 
     They may lie under a key such as `state_dict` or `model` (`layouts.PARTS`; or `part` says which); what
-    data-parallel training puts before the names is taken off. Nothing in the file is ever run, and no more memory
-    is taken than the file has bytes: foreign objects become placeholders, and are named in `foreign`.
+    data-parallel training puts before the names is taken off. `sha256` is what the file's must begin with, in hex.
+    Nothing in the file is ever run, and no more memory is taken than the file has bytes: foreign objects become
+    placeholders, and are named in `foreign`.
 
     Raises `ActstatsError`.
     """
     try:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
+            if sha256 and not digest.startswith(sha256.lower()):
+                raise ActstatsError(
+                    f"{path} is not the file that it should be: its SHA-256 is {digest}, not {sha256}"
+                )
             file.seek(0)
             if _is_safetensors(path, file):
                 return _read_safetensors(path, digest)
