@@ -1,0 +1,56 @@
+"""Time and peak memory of analyses of a large store, each in a process of its own.
+
+    python benchmarks/make_store.py /tmp/s.zarr && python benchmarks/make_store.py /tmp/r.zarr --roughness 0.7
+    --seed 1 python benchmarks/analyses.py /tmp/s.zarr /tmp/r.zarr
+
+Runs the real commands and prints a line of JSON for each: seconds from start to exit, and the peak of the resident
+set as the kernel reports it. `--drop-cache` reads every byte from the disk (it asks the kernel to forget the
+store's files).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+from memory import measure
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("standard", type=Path)
+    parser.add_argument("robust", type=Path)
+    parser.add_argument("--only", nargs="*", help="names of commands as printed")
+    parser.add_argument("--drop-cache", action="store_true")
+    arguments = parser.parse_args()
+    s, r = str(arguments.standard), str(arguments.robust)
+    commands = {
+        **{name: ["analyze", name, s] for name in ("smoothness", "spectrum", "selectivity", "quantiles")},
+        "smoothness, two stores": ["analyze", "smoothness", s, r],
+        "selectivity, two stores": ["analyze", "selectivity", s, r],
+        "compare": ["compare", s, r],
+    }
+    for name, command in commands.items():
+        if arguments.only and name not in arguments.only:
+            continue
+        if arguments.drop_cache:
+            forget(arguments.standard, arguments.robust)
+        seconds, peak = measure(["actstats", *command, "--json"])
+        found = {"analysis": name, "seconds": round(seconds, 1), "peak_mib": round(peak / 2**20)}
+        print(json.dumps(found), flush=True)
+
+
+def forget(*stores: Path) -> None:
+    """Ask the kernel to drop the stores' files from its cache."""
+    for path in (path for store in stores for path in store.rglob("*") if path.is_file()):
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+if __name__ == "__main__":
+    main()
