@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -63,8 +63,8 @@ def find_part(content: Any, key: str | None = None) -> Part:
     raise Refused(f"it holds no state dict, {asked}")
 
 
-def renamed(names: Iterable[str]) -> dict[str, str]:
-    """Return the name that each has today.
+def renamed(names: Iterable[str], wanted: Collection[str] = ()) -> dict[str, str]:
+    """Return the name that each has today; those that end in a `wanted` one have it already.
 
     >>> renamed(["module.model.inception3a.branch4_conv.bn.bias"])
     {'module.model.inception3a.branch4_conv.bn.bias': 'module.model.inception3a.branch4.1.bn.bias'}
@@ -72,13 +72,14 @@ def renamed(names: Iterable[str]) -> dict[str, str]:
     found = {}
     for old in names:
         new = old
-        for pattern, replacement in _RENAMED:
-            new = pattern.sub(replacement, new)
+        if not any(rest in wanted for _, rest in _splits(old)):
+            for pattern, replacement in _RENAMED:
+                new = pattern.sub(replacement, new)
         found[old] = new
     return found
 
 
-def find_prefix(names: Iterable[str], wanted: Iterable[str]) -> str:
+def find_prefix(names: Iterable[str], wanted: Collection[str]) -> str:
     """Return what wrappers (DataParallel, an attacker, a normaliser in front) put before the network's own names.
 
     It is the prefix under which most of the `wanted` names are there; of several that have as many, the shortest.
@@ -86,18 +87,20 @@ def find_prefix(names: Iterable[str], wanted: Iterable[str]) -> str:
     >>> find_prefix(["module.model.fc.bias", "module.attacker.model.fc.bias"], ["fc.bias", "fc.weight"])
     'module.model.'
     """
-    targets = set(wanted)
-    counts: Counter[str] = Counter()
-    for name in names:
-        parts = name.split(".")
-        counts.update(
-            "".join(f"{part}." for part in parts[:start])
-            for start in range(len(parts))
-            if ".".join(parts[start:]) in targets
-        )
+    counts = Counter(prefix for name in names for prefix, rest in _splits(name) if rest in wanted)
     if not counts:
         return ""
     return min(counts, key=lambda prefix: (-counts[prefix], len(prefix), prefix))
+
+
+def _splits(name: str) -> Iterator[tuple[str, str]]:
+    """Yield what is before each dot, with it, and what is after; the whole name first."""
+    start = 0
+    while True:
+        yield name[:start], name[start:]
+        start = name.find(".", start) + 1
+        if not start:
+            return
 
 
 def common_wrapper(names: Iterable[str]) -> str:

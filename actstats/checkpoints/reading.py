@@ -97,7 +97,7 @@ def unwrap(checkpoint: Checkpoint, wanted: Collection[str]) -> Checkpoint:
 
     Raises `ActstatsError` where there are two normalisers that differ.
     """
-    new = renamed(checkpoint.state)
+    new = renamed(checkpoint.state, wanted)
     prefix = find_prefix(new.values(), wanted)
     inner = {
         name: tensor for old, tensor in checkpoint.state.items() if (name := new[old]).startswith(prefix)
@@ -163,6 +163,6 @@ def _read_torch(path: Path, file: IO[bytes], digest: str, key: str | None) -> Ch
 
 def _unwrapped(checkpoint: Checkpoint) -> Checkpoint:
     prefix = common_wrapper(checkpoint.state)
-    if not prefix:
-        return checkpoint
-    return unwrap(checkpoint, [name.removeprefix(prefix) for name in checkpoint.state])
+    return (
+        unwrap(checkpoint, {name.removeprefix(prefix) for name in checkpoint.state}) if prefix else checkpoint
+    )
