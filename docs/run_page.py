@@ -59,8 +59,9 @@ def run(page: str, names: dict[str, Any] | None = None) -> dict[str, Any]:
 
 def run_command(command: str) -> str:
     """Run a command line that begins with `actstats` in this process; return what it prints."""
-    from actstats_cli.main import main
     from click.testing import CliRunner
+
+    from actstats_cli.main import main
 
     result = CliRunner().invoke(main, shlex.split(command)[1:])
     if result.exit_code:
