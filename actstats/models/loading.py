@@ -161,6 +161,10 @@ def _classes(builder: Builder, checkpoint: Checkpoint) -> int | None:
     """Return the number of classes of a file, None where it does not tell."""
     weight = checkpoint.state.get(builder.class_layer())
     noted = checkpoint.note("num_classes")
+    if noted is not None and type(noted) is not int:
+        raise ActstatsError(
+            f"{checkpoint.path} has a num_classes in its metadata that is no number: {noted!r}"
+        )
     if weight is not None and noted is not None and len(weight) != noted:
         raise ActstatsError(f"{checkpoint.path} has {len(weight)} classes, and {noted!r} by its metadata")
     return noted if weight is None else len(weight)
