@@ -21,6 +21,8 @@ _MAGIC: Final = 0x1950A86A20F9469CFC6C
 """The first object of a stream."""
 _STREAM_VERSION: Final = 1001
 _MOST_AXES: Final = 64
+_MOST_DIRECTORY: Final = 32 << 20
+"""Bytes of a zip's directory: some 400,000 members, where a large optimiser's state has 10,000."""
 _TAR_MEMBERS: Final = ("storages", "tensors", "pickle")
 
 
@@ -148,6 +150,8 @@ class _Zip:
 
 
 def _read_zip(file: IO[bytes], end: int) -> tuple[Any, Machine]:
+    if _directory_size(file, end) > _MOST_DIRECTORY:
+        raise Refused("it has a directory of far too many members")
     archive = zipfile.ZipFile(file)
     members = archive.infolist()
     _check_names(info.filename for info in members)
@@ -171,6 +175,17 @@ def _read_zip(file: IO[bytes], end: int) -> tuple[Any, Machine]:
         raise Refused(f"its pickle is larger than {MOST_BYTES:,} bytes")
     machine = Machine(_Zip(archive, root), unpack=_read_nested)
     return machine.read(io.BytesIO(archive.read(f"{root}data.pkl"))), machine
+
+
+def _directory_size(file: IO[bytes], end: int) -> int:
+    """Return how long a zip's directory is, which `zipfile` reads at once; PyTorch writes no comment behind it."""
+    file.seek(max(0, end - 98))
+    tail = file.read()
+    if tail[-22:-18] != b"PK\x05\x06":
+        raise zipfile.BadZipFile("no directory at the end")
+    is_large = tail[-42:-38] == b"PK\x06\x07"
+    size: int = struct.unpack("<Q", tail[-58:-50])[0] if is_large else struct.unpack("<I", tail[-10:-6])[0]
+    return size
 
 
 def _read_tar(file: IO[bytes], end: int) -> tuple[Any, Machine]:

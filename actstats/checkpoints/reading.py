@@ -65,7 +65,7 @@ def read_checkpoint(path: Path, part: str | None = None, sha256: str | None = No
 
     They may lie under a key such as `state_dict` or `model` (`layouts.PARTS`; or `part` says which); what
     data-parallel training puts before the names is taken off. `sha256` is what the file's must begin with, in hex.
-    Nothing in the file is ever run, and no more memory is taken than the file has bytes: foreign objects become
+    Nothing in the file is ever run, and little more memory is taken than the file has bytes: foreign objects become
     placeholders, and are named in `foreign`.
 
     Raises `ActstatsError`.

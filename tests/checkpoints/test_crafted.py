@@ -221,6 +221,13 @@ def test_zip_bombs(tmp_path: Path) -> None:
     count, size = 2, 2 * len(entry)
     end = end[:8] + struct.pack("<HHII", count, count, size, start) + end[20:]
     assert "claim more bytes" in read(tmp_path / "b.pt", bytes(data[:start]) + entry + renamed + end)
+    for large in (False, True):
+        data = bytearray(crafted.zip_of({"archive/data.pkl": b"N."}))
+        data[-10:-6] = struct.pack("<I", 1 << 30)
+        if large:  # as zip64 has it: a longer record, and where that is
+            record = b"PK\x06\x06" + struct.pack("<QHHIIQQQQ", 44, 45, 45, 0, 0, 1, 1, 1 << 40, 0)
+            data[-22:-22] = record + b"PK\x06\x07" + bytes(16)
+        assert "far too many members" in read(tmp_path / "e.pt", bytes(data))
     assert "something else" in read(tmp_path / "c.pt", crafted.zip_of({"a/b": b""}))
     program = zipped(b"N.", **{"constants.pkl": b"N."})
     assert "TorchScript" in read(tmp_path / "d.pt", program)
