@@ -52,8 +52,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("page", type=Path)
-    parser.add_argument("--unit", type=int, default=2000)
-    parser.add_argument("--layer", type=int, default=6)
+    parser.add_argument("--unit", type=int, default=360)
+    parser.add_argument("--layer", type=int, default=3)
     arguments = parser.parse_args()
     with sync_playwright() as driver:
         browser = driver.chromium.launch(

@@ -71,7 +71,7 @@ MEASURES: Final = (
         "selectivity",
         "top_classes",
         "classes among the top images",
-        "classes",
+        "1",
         "How many classes the images that excite the unit most belong to.",
     ),
     Measure(

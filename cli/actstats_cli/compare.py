@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from actstats_cli import options
+from actstats_cli.analyses.output import computing, one_or_two, scheduler
 from actstats_cli.printing import print_json, size, table
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("stores", metavar="STORE [STORE]", nargs=-1, required=True, type=click.Path(path_type=Path))
+@one_or_two
 @click.option(
     "--report",
     "page",
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     metavar="MB",
     help="The page is one file up to this size, beyond it a page and a folder.",
 )
+@scheduler
 @options.as_json
 def compare(
     stores: Sequence[Path],
@@ -63,6 +65,7 @@ def compare(
     data: str | None,
     top: int,
     largest_page: float,
+    scheduler: str | None,
     as_json: bool,
 ) -> None:
     """Set a standard and a robust network side by side: S.zarr R.zarr.
@@ -78,16 +81,19 @@ def compare(
     """
     import actstats.report
 
-    if page is None:
-        compared = actstats.report.compare(stores, names=names, noisy=noisy)
-        called, findings, notes = compared.names, compared.findings, compared.notes
-        written = {}
-    else:
-        report = actstats.report.write_report(
-            stores, page, names=names, noisy=noisy, data=data, top=top, largest_page=round(largest_page * 1e6)
-        )
-        called, findings, notes = report.names, report.findings, report.notes
-        written = {"report": str(page), "bytes": report.bytes, "folder": report.folder and str(report.folder)}
+    written = {}
+    with computing(scheduler):
+        if page is None:
+            compared = actstats.report.compare(stores, names=names, noisy=noisy)
+            called, findings, notes = compared.names, compared.findings, compared.notes
+        else:
+            limit = round(largest_page * 1e6)
+            report = actstats.report.write_report(
+                stores, page, names=names, noisy=noisy, data=data, top=top, largest_page=limit
+            )
+            called, findings, notes = report.names, report.findings, report.notes
+            folder = report.folder and str(report.folder)
+            written = {"report": str(page), "bytes": report.bytes, "folder": folder}
     if as_json:
         found = {"stores": [str(store) for store in stores], "names": called, "notes": notes}
         print_json({**found, "findings": [finding.as_dict() for finding in findings], **written})
