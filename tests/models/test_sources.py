@@ -222,14 +222,18 @@ def test_timm(tmp_path: Path) -> None:
     assert "timm's sets are part of the name" in error("timm/resnet10t", "a1_in1k")
 
 
-def test_the_hub(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, network: nn.Module) -> None:
-    hub = pytest.importorskip("huggingface_hub")
-    # As if downloaded before: the hub's own cache holds the file.
-    folder = cache / "hub" / "models--owner--name"
+def into_hub(cache: Path, repository: str, model: nn.Module) -> None:
+    """Put a file into the hub's own cache, as if it was downloaded before."""
+    folder = cache / "hub" / f"models--{repository.replace('/', '--')}"
     (folder / "snapshots" / "abc").mkdir(parents=True)
     (folder / "refs").mkdir()
     (folder / "refs" / "main").write_text("abc")
-    save_file(network.state_dict(), folder / "snapshots" / "abc" / "model.safetensors")
+    save_file(model.state_dict(), folder / "snapshots" / "abc" / "model.safetensors")
+
+
+def test_the_hub(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, network: nn.Module) -> None:
+    hub = pytest.importorskip("huggingface_hub")
+    into_hub(cache, "owner/name", network)
     assert hub.try_to_load_from_cache("owner/name", "model.safetensors", cache_dir=cache / "hub")
     loaded = load_model(ARCH, "hf://owner/name/model.safetensors", offline=True)
     assert loaded.identity["weights"]["source"] == "hf://owner/name/model.safetensors"
@@ -244,11 +248,7 @@ def test_timms_published_weights_come_from_the_hub(cache: Path) -> None:
     timm = pytest.importorskip("timm")
     torch.manual_seed(2)
     model = timm.create_model("resnet10t")
-    folder = cache / "hub" / "models--timm--resnet10t.c3_in1k"
-    (folder / "snapshots" / "abc").mkdir(parents=True)
-    (folder / "refs").mkdir()
-    (folder / "refs" / "main").write_text("abc")
-    save_file(model.state_dict(), folder / "snapshots" / "abc" / "model.safetensors")
+    into_hub(cache, "timm/resnet10t.c3_in1k", model)
     loaded = load_model("timm/resnet10t", offline=True)
     assert loaded.identity["weights"]["source"] == "timm:resnet10t"
     assert torch.equal(loaded.model.fc.weight, model.fc.weight)
