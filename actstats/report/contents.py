@@ -21,6 +21,7 @@ def overview_part(
     title: str,
     names: Sequence[str],
     manifest: dict[str, Any],
+    classes: Sequence[str],
     measures: Sequence[Measure],
     measured: Sequence[xr.Dataset],
     fields: dict[str, ReceptiveField],
@@ -44,7 +45,7 @@ def overview_part(
             {"key": measure.key, "name": measure.name, "unit": measure.unit, "about": measure.about}
             for measure in measures
         ],
-        "classes": manifest["data"]["classes"],
+        "classes": list(classes),
         "frequency": frequencies().tolist(),
         "histogram": histogram_edges_shown().tolist(),
         "pictures": {"paths": pictures.paths, "kept": [int(has) for has in kept]},

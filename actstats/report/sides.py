@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -32,6 +33,30 @@ _CLASSES: Final = 10
 
 
 @dataclass(frozen=True)
+class Classes:
+    """The classes of all stores, each once, and for each store the class's number here by its label there.
+
+    `tables` are i4 [labels + 1], with -1 at the end for images without a label.
+    """
+
+    names: list[str]
+    tables: list[NDArray[np.int32]]
+
+
+def class_names(datasets: Sequence[xr.Dataset]) -> Classes:
+    """Return the classes of stores, by name, since their labels may be of different sources."""
+    numbers: dict[str, int] = {}
+    tables = []
+    for dataset in datasets:
+        known = dataset.attrs["data"]["classes"]
+        highest = int(dataset["label"].max())
+        names = [known[n] if n < len(known) else f"class {n}" for n in range(max(highest + 1, len(known)))]
+        found = [numbers.setdefault(name, len(numbers)) for name in names]
+        tables.append(np.array([*found, -1], dtype=np.int32))
+    return Classes(list(numbers), tables)
+
+
+@dataclass(frozen=True)
 class Profile:
     """Mean activation by class: the greatest `label` i4 and `mean` f4 [unit, shown], and the mean of the `others`."""
 
@@ -57,8 +82,11 @@ class Side:
     profile: Profile | None
 
 
-def read_side(dataset: xr.Dataset, ranks: int) -> Side:
-    """Read from a store what is shown of each unit, `ranks` top images of it. One variable at a time is in memory."""
+def read_side(dataset: xr.Dataset, ranks: int, classes: NDArray[np.int32]) -> Side:
+    """Read from a store what is shown of each unit, `ranks` top images of it; one variable at a time is in memory.
+
+    `classes` is the store's table of `Classes`.
+    """
     top = None
     if all(name in dataset for name in _TOP):
         lists = merge(usable(dataset, "the report", *_TOP)).isel(rank=slice(0, ranks)).compute()
@@ -71,7 +99,7 @@ def read_side(dataset: xr.Dataset, ranks: int) -> Side:
     shares = None
     if "histogram" in dataset:
         shares = _histogram(usable(dataset, "the report", "histogram"))
-    return Side(top, power, coefficients, shares, _profile(dataset))
+    return Side(top, power, coefficients, shares, _profile(dataset, classes))
 
 
 def histogram_edges_shown() -> NDArray[np.float64]:
@@ -122,12 +150,12 @@ def _shares(counts: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
     return np.asarray(summed / np.maximum(summed.sum(-1, keepdims=True), 1), dtype=np.float32)
 
 
-def _profile(dataset: xr.Dataset) -> Profile | None:
+def _profile(dataset: xr.Dataset, classes: NDArray[np.int32]) -> Profile | None:
     try:
         means = class_means(dataset).transpose("unit", "label").compute()
     except ActstatsError:  # No labels, or no variable `mean`; what else there is can be shown without.
         return None
-    values, label = means.values.astype(np.float32), means["label"].values.astype(np.int32)
+    values, label = means.values.astype(np.float32), classes[means["label"].values]
     order = np.argsort(-np.nan_to_num(values, nan=-np.inf), axis=1, kind="stable")
     first, others = order[:, :_CLASSES], order[:, _CLASSES:]
     rest = np.full(len(values), np.nan, dtype=np.float32)

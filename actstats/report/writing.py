@@ -22,7 +22,7 @@ from actstats.report.measures import Measure, measure_units, shown
 from actstats.report.networks import rebuild, swept_fields
 from actstats.report.page import folder_of, write_single, write_with_folder
 from actstats.report.pictures import Collection
-from actstats.report.sides import Side, read_side
+from actstats.report.sides import Side, class_names, read_side
 from actstats.store import Store
 
 LARGEST_PAGE: Final = 32_000_000
@@ -125,11 +125,17 @@ def write_report(
     page = Path(page)
     if page.suffix.lower() not in (".html", ".htm"):
         raise ActstatsError(f"the report is a web page: give a name that ends in .html, not {page.name}")
+    _require_same_sizes([_open(store) for store in stores])
     compared = compare(stores, names=names, noisy=noisy)
     first, *_ = manifests = compared.manifests
-    sides = [read_side(dataset, top) for dataset in compared.datasets]
+    classes, sides = class_names(compared.datasets), []
+    for dataset, table in zip(compared.datasets, classes.tables, strict=True):
+        sides.append(read_side(dataset, top, table))
     collection = Collection()
-    numbers = [_numbered(collection, *both, data) for both in zip(compared.datasets, sides, strict=True)]
+    numbers = [
+        _numbered(collection, *each, data)
+        for each in zip(compared.datasets, sides, classes.tables, strict=True)
+    ]
     pictures = collection.pictures()
     layers = dict(layer_parts(first, sides, numbers))
     fields = swept_fields(first, compared.networks[0])
@@ -149,7 +155,15 @@ def write_report(
 
     def overview(kept: Sequence[bool]) -> str:
         return overview_part(
-            title, compared.names, first, compared.measures, compared.measured, fields, pictures, kept
+            title,
+            compared.names,
+            first,
+            classes.names,
+            compared.measures,
+            compared.measured,
+            fields,
+            pictures,
+            kept,
         )
 
     large = sum(map(len, layers.values())) + pictures.at_hand * _A_THUMBNAIL > largest_page
@@ -184,12 +198,24 @@ def _open(store: str | Path) -> xr.Dataset:
 
 
 def _numbered(
-    collection: Collection, dataset: xr.Dataset, side: Side, data: str | None
+    collection: Collection, dataset: xr.Dataset, side: Side, classes: NDArray[np.int32], data: str | None
 ) -> NDArray[np.int32] | None:
     if side.top is None:
         return None
-    paths, labels = (dataset[name].values for name in ("path", "label"))
-    return collection.number(dataset.attrs, paths, labels, side.top[1], data)
+    labels = classes[dataset["label"].values]
+    return collection.number(dataset.attrs, dataset["path"].values, labels, side.top[1], data)
+
+
+def _require_same_sizes(datasets: Sequence[xr.Dataset]) -> None:
+    """Raise an `ActstatsError` that names a layer whose maps have not one size: a page has one place for each."""
+    first, last = datasets[0].attrs["layers"], datasets[-1].attrs["layers"]
+    for one, other in zip(first, last, strict=False):
+        sizes = [f"{entry['height']} x {entry['width']}" for entry in (one, other)]
+        if one["name"] == other["name"] and sizes[0] != sizes[1]:
+            raise ActstatsError(
+                f"layer {one['name']} has maps of {sizes[0]} in the first store and {sizes[1]} in the second: sweep "
+                "both with one size of input, or compare without --report"
+            )
 
 
 def _facts(manifest: dict[str, Any]) -> list[tuple[str, str]]:

@@ -38,15 +38,9 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def swept(images: Path, store: Path, seed: int, **options: object) -> Path:
     """The store of a sweep of a few layers of SqueezeNet with small images."""
-    preprocessing = actstats.Preprocessing.imagenet(size=40, resize=48)
-    options = {
-        "weights": "none",
-        "layers": LAYERS,
-        "partition_size": 4,
-        "batch_size": 4,
-        "device": "cpu",
-    } | options
-    actstats.sweep("squeezenet1_1", images, store, seed=seed, preprocessing=preprocessing, **options)  # type: ignore[arg-type]
+    usual = {"weights": "none", "layers": LAYERS, "partition_size": 4, "batch_size": 4, "device": "cpu"}
+    usual |= {"preprocessing": actstats.Preprocessing.imagenet(size=40, resize=48)}
+    actstats.sweep("squeezenet1_1", images, store, seed=seed, **usual | options)  # type: ignore[arg-type]
     return store
 
 

@@ -14,6 +14,7 @@ import torch
 import xarray as xr
 from torch import nn
 
+import actstats as actstats_package
 from actstats import merge
 from actstats.analysis import class_means, selectivity, smoothness, spectrum
 from actstats.errors import ActstatsError
@@ -21,6 +22,7 @@ from actstats.report import compare, write_report
 from actstats.report.findings import findings
 from actstats.report.measures import shown
 from actstats.report.parts import pack, shortened, unpack
+from actstats.report.sides import class_names
 from actstats_kernels.bins import BIN_ZERO
 from tests.cli.conftest import actstats, output_of
 from tests.report.conftest import HOSTILE, LAYERS, NAMES, swept
@@ -262,6 +264,10 @@ def test_a_store_without_images_of_its_own_metrics_shows_what_it_has(hostile, tm
         ("{s} {r} --name one --name one", "both stores are called one"),
         ("{s} {r} --noisy {s}", "give a noisy sweep for each of the 2 stores, not 1"),
         ("{s} {other}", "the stores have other layers"),
+        (
+            "{s} {small} --report report.html",
+            "layer features.1 has maps of 19 x 19 in the first store and 15 x 15",
+        ),
         ("{s} --report {taken}/report.html --largest-page 0", "is in the way of the report's files"),
     ],
 )
@@ -269,8 +275,11 @@ def test_what_cannot_be_compared_is_said_in_one_line(arguments, line, stores, ho
     other = (
         swept(hostile, tmp_path / "other.zarr", 0, layers=("features.1",)) if "{other}" in arguments else ""
     )
+    size = actstats_package.Preprocessing.imagenet(size=32, resize=36)
+    small = swept(hostile, tmp_path / "small.zarr", 0, preprocessing=size) if "{small}" in arguments else ""
     (tmp_path / "report_files").mkdir()
-    result = actstats("compare " + arguments.format(s=stores[0], r=stores[1], other=other, taken=tmp_path))
+    given = {"s": stores[0], "r": stores[1], "other": other, "small": small, "taken": tmp_path}
+    result = actstats("compare " + arguments.format(**given))
     assert result.exit_code == 1
     assert result.stderr.startswith("actstats: error: ")
     assert line in result.stderr
@@ -286,6 +295,20 @@ def test_the_command_prints_the_findings_and_where_the_page_is(stores, tmp_path)
     found = json.loads(output_of(f"compare {stores[0]} --name one --json"))
     assert found["names"] == ["one"]
     assert {"claim", "values", "verdict", "layers"} <= set(found["findings"][0])
+
+
+def test_classes_of_two_sources_are_told_by_name():
+    stores = [
+        xr.Dataset(coords={"label": ("image", np.array(labels))}, attrs={"data": {"classes": classes}})
+        for labels, classes in (([0, 1, -1], ["cat", "dog"]), ([0, 1, 1], ["ant", "cat"]), ([2, -1, 0], []))
+    ]
+    found = class_names(stores)
+    assert found.names == ["cat", "dog", "ant", "class 0", "class 1", "class 2"]
+    named = [
+        [found.names[n] if n >= 0 else None for n in table[store["label"].values]]
+        for store, table in zip(stores, found.tables, strict=True)
+    ]
+    assert named == [["cat", "dog", None], ["ant", "cat", "cat"], ["class 2", None, "class 0"]]
 
 
 def test_a_part_comes_back_as_it_was():
