@@ -56,7 +56,7 @@ def opened(browser: playwright.Browser):
         context = browser.new_context(**{"viewport": {"width": 1200, "height": 900}} | options)
         contexts.append(context)
         found = Opened(context.new_page())
-        found.page.set_default_timeout(20_000)
+        found.page.set_default_timeout(60_000)
         found.page.on("console", lambda message: found.complaints.append(message.text))
         found.page.on("pageerror", lambda error: found.complaints.append(str(error)))
         found.page.on("dialog", lambda dialog: (found.complaints.append(dialog.message), dialog.dismiss()))
