@@ -87,8 +87,8 @@ def noise_by_layer(found: xr.Dataset, *, input_increase: float | None = None) ->
     - `blocked` = 1 - increase / increase of the input: 0 where the layer is as much rougher as the noisy images
       are, 1 where nothing of the noise is left, negative where it is amplified.
 
-    The input's is `input_increase`, mean total variation of the noisy images / that of the clean ones - 1; None:
-    that of the first layer, which so has 0.
+    The input's is `input_increase`, what the function of that name measures; None: that of the first layer, which so
+    has 0.
 
     Returns:
         A row for each layer in the order of execution: `layer`, `units`, `clean`, `noisy`, `increase`, `blocked`,

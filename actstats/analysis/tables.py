@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -80,8 +81,18 @@ def write_table(table: pd.DataFrame, path: str | Path) -> None:
 
 
 def to_json(table: pd.DataFrame) -> str:
-    """Return a table as a JSON list of rows, NaN and infinities as null; floats with all their digits."""
-    return str(table.to_json(orient="records", double_precision=15, indent=1))
+    """Return a table as a JSON list of rows; NaN and infinities are null, as JSON has none.
+
+    >>> print(to_json(pd.DataFrame({"layer": ["conv1"], "step": [float("nan")]})))
+    [
+     {
+      "layer": "conv1",
+      "step": null
+     }
+    ]
+    """
+    known = table.replace([np.inf, -np.inf], np.nan).astype(object)
+    return json.dumps(known.where(known.notna(), None).to_dict("records"), indent=1, allow_nan=False)
 
 
 def _columns(found: xr.Dataset) -> Iterator[tuple[str, Any]]:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import click
 
-from actstats.errors import ActstatsError
 from actstats_cli import options
 from actstats_cli.analyses import output
 
@@ -30,11 +29,13 @@ _HEADLINE = ["layer", "units", "clean", "noisy", "increase", "blocked", "outlier
     help="A unit is an outlier if its change reaches this share of its layer's mean total variation.",
 )
 @click.option(
-    "--input-increase",
-    type=float,
-    metavar="X",
-    help="Relative increase of the images' own total variation, of which layers block a share. "
-    "Default: that of the first layer.",
+    "--of-input",
+    is_flag=True,
+    help="Say what is blocked of the increase of the images' own total variation, not of the first layer's: "
+    "reads up to 256 images again.",
+)
+@click.option(
+    "--data", metavar="IMAGES", help="Where the images lie now, for --of-input. Default: where they were."
 )
 @output.by
 @output.out
@@ -46,7 +47,8 @@ def noise(
     noisy: Path,
     reference: Path | None,
     share: float,
-    input_increase: float | None,
+    of_input: bool,
+    data: str | None,
     by: str,
     out: Path | None,
     plot: Path | None,
@@ -56,27 +58,25 @@ def noise(
     """What noise in the images does to the units' total variation.
 
     CLEAN and NOISY are sweeps of one network on the same images. increase is the relative change of a layer's mean
-    total variation, blocked the share of the first layer's increase (or of the input's, --input-increase) that is
+    total variation, blocked the share of the first layer's increase (of the images' own: --of-input) that is
     gone. --plot draws noisy against clean, a point a unit.
 
     \b
         actstats analyze noise clean.zarr noisy.zarr --plot noise.svg
         actstats analyze noise r.zarr r-noisy.zarr --reference s.zarr --by unit --out units.csv
     """
+    from actstats.analysis import input_increase, noise_by_layer, notes, plotting, unit_table
     from actstats.analysis import noise as analysis
-    from actstats.analysis import noise_by_layer, notes, plotting, unit_table
 
-    if input_increase is not None and input_increase <= 0:
-        raise ActstatsError(
-            f"--input-increase is {input_increase:g}; noise raises total variation, so it is above 0"
-        )
+    sweeps = [output.opened(store) for store in (clean, noisy)]
     standard = None if reference is None else output.opened(reference)
     with output.computing(scheduler):
-        found = analysis(output.opened(clean), output.opened(noisy), reference=standard, share=share).load()
+        found = analysis(*sweeps, reference=standard, share=share).load()
+    increase = input_increase(*sweeps, data=data) if of_input else None
     if by == "unit":
         table = printed = unit_table(found)
     else:
-        table = noise_by_layer(found, input_increase=input_increase)
+        table = noise_by_layer(found, input_increase=increase)
         printed = table[_HEADLINE]
     if plot is not None:
         plotting.draw_noise(found, plot)

@@ -177,14 +177,17 @@ def computing(scheduler: str | None) -> Iterator[None]:
     if scheduler is None:
         yield
         return
+    import dask
+
     from actstats.analysis.coverage import require_extra
 
     distributed = require_extra("distributed", "distributed", "--scheduler")
     try:
-        client = distributed.Client(scheduler, timeout=10)
+        # One that never connects would else stay the default, and what is computed later wait for it.
+        client = distributed.Client(scheduler, timeout=10, set_as_default=False)
     except (OSError, ValueError) as error:
         raise ActstatsError(f"no dask scheduler answers at {scheduler}: {error}") from error
-    with client:
+    with client, dask.config.set(scheduler=client):
         yield
 
 
