@@ -74,17 +74,16 @@ def read_decisions(paths: Iterable[str | Path]) -> pd.DataFrame:
 def write_decisions(decisions: pd.DataFrame, path: str | Path) -> None:
     """Write decisions as one CSV file of the projects' format.
 
-    `decisions` has at least `observer`, `response`, `shape` and `imagename`. Trials are numbered in order, `rt` is
-    NaN where the table has none, as the projects do it for networks.
+    `decisions` has at least `observer`, `response`, `shape` and `imagename`. Each observer's trials are numbered in
+    order; `rt` is NaN where the table has none, as the projects do it for networks.
 
     Raises:
         ActstatsError: the file cannot be written.
     """
-    count = len(decisions)
     made: dict[str, Any] = {
         "subj": decisions["observer"],
         "session": 1,
-        "trial": range(1, count + 1),
+        "trial": decisions.groupby("observer").cumcount() + 1,
         "rt": "NaN",
         "object_response": decisions["response"],
         "category": decisions["shape"],
