@@ -35,7 +35,9 @@ def test_the_tutorial_leaves_its_store_and_plots(folder):
     assert {path.name for path in folder.iterdir()} >= {"demo.zarr", "roughness.svg", "spectrum.svg"}
 
 
-@pytest.mark.parametrize("page", ["store", "data", "models", "distortions", "layers", "metrics", "report"])
+@pytest.mark.parametrize(
+    "page", ["store", "data", "models", "distortions", "layers", "metrics", "analysis", "report"]
+)
 def test_the_code_of_a_page_runs(folder, page):
     assert run_page.run(page)
 
