@@ -59,7 +59,8 @@ def _facts(description: Description) -> Iterator[tuple[str, str]]:
     done = sum(description.completed)
     yield "store", str(description.path)
     yield "network", f"{manifest['arch']}, weights {_weights(weights)}"
-    yield "input", f"resize {how['resize']}, crop {how['crop']}, {how['interpolation']}"
+    distorted = f", distorted: {' + '.join(manifest['distort'])}" if manifest.get("distort") else ""
+    yield "input", f"resize {how['resize']}, crop {how['crop']}, {how['interpolation']}{distorted}"
     yield "images", f"{data['images']:,} of {data['spec']} ({data['kind']}): {_statuses(description)}"
     yield (
         "layers",

@@ -98,10 +98,12 @@ def test_info_as_json_has_manifest_and_sizes(store):
 
 def test_info_of_a_sweep_that_is_not_complete(images, tmp_path):
     output_of(
-        f"{SWEEP} --data {images} --out {tmp_path / 's.zarr'} --metrics mean --partition-size 4 --part 1/3"
+        f"{SWEEP} --data {images} --out {tmp_path / 's.zarr'} --metrics mean --partition-size 4 --part 1/3 "
+        "--distort greyscale+scramble:4"
     )
     text = output_of(f"info {tmp_path / 's.zarr'}")
     assert "5 pending, 3 read, 1 unreadable" in text
+    assert "resize 256, crop 224, bilinear, distorted: greyscale + scramble:4" in text
     assert "1 of 3 of 4 images, not complete: run the same sweep again to go on" in text
 
 
