@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from actstats.errors import ActstatsError
 
@@ -30,6 +30,28 @@ def find_device(name: str) -> torch.device:
             f"device {name!r} is not there: torch sees {torch.cuda.device_count()} CUDA devices; use --device cpu"
         )
     return device
+
+
+def uploader(device: torch.device) -> Callable[[Tensor], Tensor]:
+    """Return how a batch gets to `device`.
+
+    To a GPU it goes on a stream of its own: the copy of one batch, from pinned memory, overlaps the computing of the
+    batch before, which the host does not wait for.
+    """
+    if device.type != "cuda":
+        return lambda pixels: pixels.to(device)
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def upload(pixels: Tensor) -> Tensor:
+        with torch.cuda.stream(stream):
+            moved = pixels.to(device, non_blocking=True)
+        computing = torch.cuda.current_stream(device)
+        computing.wait_stream(stream)
+        # The memory was taken on one stream and is read on the other: it is free only when both are done.
+        moved.record_stream(computing)
+        return moved
+
+    return upload
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from actstats import manifest as manifests
 from actstats.data import Batch, ImageError, Source, batches, open_source
-from actstats.device import find_device, in_eval_mode, out_of_memory_explained
+from actstats.device import find_device, in_eval_mode, out_of_memory_explained, uploader
 from actstats.distort import Chain, Distorter, parse
 from actstats.errors import ActstatsError
 from actstats.layers import Layer, select_layers, watch
@@ -203,6 +203,7 @@ class _Run:
         autocast: AbstractContextManager[Any] = (
             torch.autocast(device.type, dtype=amp) if amp is not None else nullcontext()
         )
+        upload = uploader(device)
         partition: Partition | None = None
 
         def update(layer: int, maps: Tensor) -> None:
@@ -222,7 +223,7 @@ class _Run:
                 readable = batch.position + batch.start
                 if len(readable):
                     partition.begin_batch(readable)
-                    pixels = batch.pixels.to(device, non_blocking=True)
+                    pixels = upload(batch.pixels)
                     if distorter is not None:
                         attacking = True
                         pixels = distorter.batch(pixels, readable.tolist())

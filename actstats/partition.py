@@ -176,7 +176,7 @@ class Partition:
         if self.plan.device.type == "cuda":
             found = {name: _to_pinned(values) for name, values in found.items()}
             event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            event.record()
+            event.record(torch.cuda.current_stream(self.plan.device))  # which may not be the current device
         readable = np.concatenate([np.empty(0, dtype=np.int64), *self._readable])
         return Finished(self.plan, self.index, self.start, self.status, readable, found, event)
 

@@ -23,7 +23,7 @@ from actstats_kernels.reference import MOMENTS
 __all__ = ["accumulate", "set_precision", "top_k"]
 
 _BACKEND: Final = "hip" if torch.version.hip else "cuda"
-_precision = compat.PRECISIONS[_BACKEND][0]
+_precision: str = compat.PRECISIONS[_BACKEND][0]
 
 
 def set_precision(precision: str | None = None) -> str:
