@@ -18,5 +18,8 @@ slots of a block of channels that is far dearer than one relaxed atomic a value 
 _THREEFOLD: Final = ("tf32x3",) if VERSION >= (3, 3) else ()
 """The compiler of 3.2 fails on a threefold product whose operand is another product, transposed."""
 
-PRECISIONS: Final[dict[str, tuple[str, ...]]] = {"cuda": (*_THREEFOLD, "ieee", "tf32"), "hip": ("ieee", "tf32")}
+PRECISIONS: Final[dict[str, tuple[str, ...]]] = {
+    "cuda": (*_THREEFOLD, "ieee", "tf32"),
+    "hip": ("ieee", "tf32"),
+}
 """The precisions of `tl.dot` on f32 that each backend has, the default first: the fastest that is as good as f32."""

@@ -70,7 +70,7 @@ def power_of_two(n: int) -> int:
 
 
 def channel_block(channels: int, most: int) -> int:
-    """Return how many channels a program takes: a power of two, one that divides them if that costs no more than half."""
+    """Return how many channels a program takes: a power of two, one that divides them if it can be half as great."""
     block = min(most, power_of_two(channels))
     even = block
     while channels % even:
