@@ -8,7 +8,6 @@ from docs import run_page
 def test_the_code_of_the_page_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = run_page.run("probing")
-    assert (tmp_path / "detectors.csv").exists()
     assert names["table"]["images"].tolist() == [16] * 3
     assert set(names["found"]["concept_name"].values.tolist()) <= {*names["names"], ""}
     assert names["found"]["iou"].max() > 0
