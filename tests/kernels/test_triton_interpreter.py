@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 
 from actstats_kernels import reference
+from docs import run_page
 from tests.kernels.strategies import draw_values
 
 pytest.importorskip("triton", reason="Triton has no build for this system")
@@ -48,3 +49,11 @@ def test_ranking_equals_the_reference(rows, units, k, seed, ties):
         top_k(maximum, position, k), reference.top_k(maximum, position, k), strict=True
     ):
         torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+
+
+def test_the_code_of_the_page_runs_and_leaves_the_precision_as_it_was():
+    from actstats_kernels import gpu
+
+    assert run_page.run("gpu")["before"] == gpu.set_precision()
+    with pytest.raises(ValueError, match="precision is 'f8'"):
+        gpu.set_precision("f8")
