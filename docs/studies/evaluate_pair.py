@@ -1,10 +1,10 @@
 """Measure the pair of GoogLeNets on the validation images: clean, and attacked within two l2 radii.
 
-    python docs/studies/evaluate_pair.py --data tiny-imagenet-11.tar --out pair.json
+    python docs/studies/evaluate_pair.py --data tiny-imagenet-11.tar --table docs/studies/pair.figures
 
 Takes the pair inside actstats, or the files of `train_pair.py` given by `--weights S R`. The attack is l2 PGD of
-20 steps of 2.5 epsilon / 20 from a random start, in f32, away from the true category; an image counts as
-right only if the last step's is.
+20 steps of 2.5 epsilon / 20 from a random start, in f32, away from the true category. An image counts as right
+at a radius if the network is right on it clean and after the attack of this and every smaller radius.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,13 @@ def main() -> None:
         "--weights", nargs=2, type=Path, metavar=("S", "R"), help="files, else the embedded pair"
     )
     parser.add_argument("--epsilon", type=float, default=0.5, help="radius of the training of R")
-    parser.add_argument("--limit", type=int, help="only every so many-th image, to try it")
+    parser.add_argument("--every", type=int, help="only every so many-th image, to try it")
     parser.add_argument("--out", type=Path, help="where the figures go, as JSON")
+    parser.add_argument("--table", type=Path, help="where they go as the table of the model card")
     given = parser.parse_args()
     images = read_images(given.data, "val")
-    if given.limit:
-        images = Images(images.pixels[:: given.limit], images.labels[:: given.limit], images.classes)
+    if given.every:
+        images = Images(images.pixels[:: given.every], images.labels[:: given.every], images.classes)
     pair = (
         [load_model("googlenet", path) for path in given.weights]
         if given.weights
@@ -51,32 +53,43 @@ def main() -> None:
         started = time.perf_counter()
         figures[name] = {
             "sha256": loaded.identity["weights"]["file_sha256"],
-            "accuracy": {f"{radius:g}": accuracy(loaded, images, radius) for radius in radii},
+            "accuracy": {
+                f"{radius:g}": share
+                for radius, share in zip(radii, accuracies(loaded, images, radii), strict=True)
+            },
             "seconds": round(time.perf_counter() - started),
         }
-    print(table(figures, radii))
+    lines = table(figures, radii)
+    print(lines)
     if given.out:
         given.out.write_text(json.dumps(figures, indent=1) + "\n")
+    if given.table:
+        given.table.write_text(f"{lines}\n\nPer cent of {figures['images']} validation images.\n")
 
 
-def accuracy(loaded: Loaded, images: Images, epsilon: float) -> float:
-    """Return the share of images named rightly under an attack of this radius; 0: of the clean images."""
+def accuracies(loaded: Loaded, images: Images, radii: Sequence[float]) -> list[float]:
+    """Return the share of images named rightly under an attack of each radius, ascending; 0: the clean images."""
     model = loaded.model.to(memory_format=torch.channels_last)
 
     def predict(x: Tensor) -> Tensor:
         scores: Tensor = model(loaded.preprocessing.normalize(x.permute(0, 2, 3, 1)))
         return scores
 
-    right = 0
     random = torch.Generator().manual_seed(0)
-    for pixels, labels in zip(images.pixels.split(BATCH), images.labels.split(BATCH), strict=True):
-        seen = pixels.float() / 255
-        if epsilon:
-            start = random_offset(torch.randn(seen.shape, generator=random), epsilon)
-            seen = pgd_l2(predict, seen, labels, epsilon, STEPS, start=start)
-        with torch.inference_mode():
-            right += int((predict(seen).argmax(1) == labels).sum())
-    return right / len(images.labels)
+    left = torch.arange(len(images.labels))
+    shares = []
+    for radius in radii:
+        kept = []
+        for chosen in left.split(BATCH):
+            seen, labels = images.pixels[chosen].float() / 255, images.labels[chosen]
+            if radius:
+                start = random_offset(torch.randn(seen.shape, generator=random), radius)
+                seen = pgd_l2(predict, seen, labels, radius, STEPS, start=start)
+            with torch.inference_mode():
+                kept.append(chosen[predict(seen).argmax(1) == labels])
+        left = torch.cat(kept)
+        shares.append(len(left) / len(images.labels))
+    return shares
 
 
 def table(figures: dict[str, Any], radii: tuple[float, ...]) -> str:

@@ -1,6 +1,6 @@
 """Train the pair of GoogLeNets that actstats ships: S as usual, R on adversarial examples, all else equal.
 
-    python docs/studies/train_pair.py --data tiny-imagenet-11.tar --out pair --epochs 12
+    python docs/studies/train_pair.py --data tiny-imagenet-11.tar --out pair
 
 The tar holds 64x64 photographs as `.../train/<category>/<file>` and `.../val/<category>/<file>`. Each epoch
 is appended to `OUT/googlenet-{s,r}.jsonl` and ends with a state from which the same command goes on. The
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -34,15 +35,15 @@ PREPROCESSING = Preprocessing(resize=SIZE, crop=SIZE, mean=(0.5, 0.5, 0.5), std=
 class Recipe:
     """All that decides the weights, but the data. S and R differ in `epsilon` alone: S has 0.
 
-    `growth` has, from each share of the epochs on, the side of the images and the steps of the attack. The radius
-    shrinks with the side, so that the change of a pixel is the same.
+    `cycles` has epochs and greatest learning rate of each cycle: up from a 25th of it within `warm_up` of the
+    cycle and down to 0, along cosines. `growth` has, from each epoch on, the side of the images and the steps of
+    the attack; the radius shrinks with the side, so that the change of a pixel is the same.
     """
 
-    epochs: int
     epsilon: float
+    cycles: tuple[tuple[int, float], ...] = ((12, 0.04), (18, 0.04), (12, 0.04))
     attack_reach: float = 1.5  # length of all steps together, in units of epsilon
     batch_size: int = 64
-    learning_rate: float = 0.04
     warm_up: float = 0.25
     greatest_gradient: float = 10.0
     momentum: float = 0.9
@@ -51,12 +52,23 @@ class Recipe:
     average_decay: float = 0.99
     least_scale: float = 0.7
     colour: float = 0.2
-    growth: tuple[tuple[float, int, int], ...] = ((0, 48, 1), (0.2, 56, 1), (0.6, SIZE, 1))
+    growth: tuple[tuple[int, int, int], ...] = ((0, 48, 1), (3, 56, 1), (8, SIZE, 1))
     seed: int = 0
 
     def stage(self, epoch: int) -> tuple[int, int]:
         """Return the side of the images and the steps of the attack in an epoch, counted from 0."""
-        return [(side, steps) for share, side, steps in self.growth if epoch / self.epochs >= share][-1]
+        return [(side, steps) for first, side, steps in self.growth if epoch >= first][-1]
+
+    def learning_rate(self, progress: float) -> float:
+        """Return the learning rate after `progress` epochs."""
+        for epochs, greatest in self.cycles:
+            if progress < epochs:
+                done = progress / epochs
+                if done < self.warm_up:
+                    return greatest * (1 - 0.96 * (1 + math.cos(math.pi * done / self.warm_up)) / 2)
+                return greatest * (1 + math.cos(math.pi * (done - self.warm_up) / (1 - self.warm_up))) / 2
+            progress -= epochs
+        return 0.0
 
 
 @dataclass(frozen=True)
@@ -75,7 +87,6 @@ def main() -> None:
         "--data", required=True, help="tar of train/ and val/ with a folder for each category"
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for logs, states and weights")
-    parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--epsilon", type=float, default=0.5, help="of R: l2 radius, pixels in [0, 1]")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=("s", "r"), help="train one of the two")
@@ -86,7 +97,7 @@ def main() -> None:
     train, val = read_images(given.data, "train"), read_images(given.data, "val")
     for name, epsilon in (("s", 0.0), ("r", given.epsilon)):
         if given.only in (None, name):
-            recipe = Recipe(given.epochs, epsilon, seed=given.seed)
+            recipe = Recipe(epsilon, seed=given.seed)
             fit(given.out / f"googlenet-{name}", recipe, train, val)
 
 
@@ -117,30 +128,21 @@ def fit(stem: Path, recipe: Recipe, train: Images, val: Images) -> None:
     model, average = (network(len(train.classes), recipe.seed) for _ in range(2))
     optimizer = torch.optim.SGD(
         model.parameters(),
-        lr=recipe.learning_rate,
+        lr=recipe.learning_rate(0),
         momentum=recipe.momentum,
         nesterov=True,
         weight_decay=recipe.weight_decay,
     )
-    steps = len(train.labels) // recipe.batch_size
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer,
-        recipe.learning_rate,
-        total_steps=recipe.epochs * steps,
-        pct_start=recipe.warm_up,
-        cycle_momentum=False,
-        final_div_factor=1e3,
-    )
-    parts = {"model": model, "average": average, "optimizer": optimizer, "schedule": schedule}
+    parts = {"model": model, "average": average, "optimizer": optimizer}
     begin = 0
     if saved.exists():
         state = torch.load(saved, weights_only=True)
         begin = state.pop("epoch")
         for name, part in parts.items():
             part.load_state_dict(state[name])
-    for epoch in range(begin, recipe.epochs):
+    for epoch in range(begin, sum(epochs for epochs, _ in recipe.cycles)):
         started = time.perf_counter()
-        loss = one_epoch(model, average, optimizer, schedule, recipe, train, epoch)
+        loss = one_epoch(model, average, optimizer, recipe, train, epoch)
         record = {
             "epoch": epoch + 1,
             "side": recipe.stage(epoch)[0],
@@ -162,7 +164,6 @@ def one_epoch(
     model: nn.Module,
     average: nn.Module,
     optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
     recipe: Recipe,
     train: Images,
     epoch: int,
@@ -196,8 +197,9 @@ def one_epoch(
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), recipe.greatest_gradient)
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.learning_rate(epoch + step / steps)
         optimizer.step()
-        schedule.step()
         total += loss.item()
         # Early on the mean of all steps so far, so that the first weights do not linger.
         done = epoch * steps + step
