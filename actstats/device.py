@@ -67,9 +67,7 @@ def in_eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def out_of_memory_explained(
-    batch_size: int, also: str = "; completed partitions are kept"
-) -> Iterator[None]:
+def out_of_memory_explained(batch_size: int, also: str = "; completed partitions are kept") -> Iterator[None]:
     """Say in one line that memory ran out, and what to change."""
     advice = f"out of memory with --batch-size {batch_size}{also}: try a smaller one"
     try:

@@ -19,7 +19,7 @@ from actstats_kernels import ops, reference
 from actstats_kernels.bins import FREQUENCY_BINS, HISTOGRAM_BINS
 
 BATCH = 32
-SHAPES = [(64, 112), (64, 56), (192, 56), (128, 28), (208, 14), (384, 7), (1000, 1), (64, 55), (32, 149)]
+SHAPES = [(64, 112), (192, 56), (128, 28), (208, 14), (384, 7), (1000, 1), (32, 149)]
 STATISTICS = ["moments", "histogram", "spectrum", "everything"]
 
 
@@ -64,6 +64,6 @@ def test_kernel(benchmark, channels, size, what, way):
     x = torch.randn(BATCH, channels, size, size, generator=rng).relu_()
     x = x.contiguous(memory_format=torch.channels_last)
     with torch.inference_mode():
-        rounds = 2 if way == "float64 reference" else 9
+        rounds = 1 if way == "float64 reference" else 9
         benchmark.pedantic(WAYS[way](x, what), rounds=rounds, warmup_rounds=rounds // 9)
     benchmark.extra_info.update(shape=f"{channels} x {size} x {size}", what=what, way=way)

@@ -114,7 +114,7 @@ def top_k(maximum: Tensor, position: Tensor, k: int) -> tuple[Tensor, Tensor, Te
     and position i32 [U, k], greatest value first, of equal values the lowest row first; NaN, -1, -1 where fewer
     than k rows take part.
     """
-    rows, units = maximum.shape
+    units = maximum.shape[1]
     value = torch.full((units, k), torch.nan)
     row = torch.full((units, k), -1, dtype=torch.int64)
     where = torch.full((units, k), -1, dtype=torch.int32)
