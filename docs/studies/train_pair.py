@@ -50,6 +50,9 @@ class Recipe:
     weight_decay: float = 5e-4
     label_smoothing: float = 0.1
     average_decay: float = 0.99
+    settled: int = (
+        6  # the weights that are kept are the mean of the averages after each of so many last epochs
+    )
     least_scale: float = 0.7
     colour: float = 0.2
     growth: tuple[tuple[int, int, int], ...] = ((0, 48, 1), (3, 56, 1), (8, SIZE, 1))
@@ -125,7 +128,7 @@ def network(classes: int, seed: int) -> nn.Module:
 def fit(stem: Path, recipe: Recipe, train: Images, val: Images) -> None:
     """Train one network, going on from its state if there is one, and write its weights."""
     log, saved = stem.with_suffix(".jsonl"), stem.with_suffix(".state")
-    model, average = (network(len(train.classes), recipe.seed) for _ in range(2))
+    model, average, settled = (network(len(train.classes), recipe.seed) for _ in range(3))
     optimizer = torch.optim.SGD(
         model.parameters(),
         lr=recipe.learning_rate(0),
@@ -133,16 +136,20 @@ def fit(stem: Path, recipe: Recipe, train: Images, val: Images) -> None:
         nesterov=True,
         weight_decay=recipe.weight_decay,
     )
-    parts = {"model": model, "average": average, "optimizer": optimizer}
+    parts = {"model": model, "average": average, "settled": settled, "optimizer": optimizer}
     begin = 0
     if saved.exists():
         state = torch.load(saved, weights_only=True)
         begin = state.pop("epoch")
         for name, part in parts.items():
             part.load_state_dict(state[name])
-    for epoch in range(begin, sum(epochs for epochs, _ in recipe.cycles)):
+    epochs = sum(epochs for epochs, _ in recipe.cycles)
+    for epoch in range(begin, epochs):
         started = time.perf_counter()
         loss = one_epoch(model, average, optimizer, recipe, train, epoch)
+        first = epochs - recipe.settled
+        if epoch >= first:
+            follow(settled, average, 1 - 1 / (epoch - first + 1))
         record = {
             "epoch": epoch + 1,
             "side": recipe.stage(epoch)[0],
@@ -157,7 +164,7 @@ def fit(stem: Path, recipe: Recipe, train: Images, val: Images) -> None:
         with log.open("a") as file:
             print(json.dumps(record), file=file)
         print(stem.name, record, flush=True)
-    write_weights(stem.with_suffix(".safetensors"), average, recipe, train.classes)
+    write_weights(stem.with_suffix(".safetensors"), settled, recipe, train.classes)
 
 
 def one_epoch(
