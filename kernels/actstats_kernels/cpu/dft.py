@@ -8,7 +8,7 @@ frequency; Cooley and Tukey 1965, Gentleman and Sande 1966) leave the coefficien
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from math import cos, pi, sin
 from typing import Any, Final, NamedTuple
 
@@ -35,7 +35,8 @@ from actstats_kernels.cpu.simd import (
     write_to,
 )
 
-RADICES: Final = (16, 8, 4, 2, 9, 3, 5, 7, 11, 13)
+RADICES: Final = (2, 3, 4, 5, 7, 8, 9, 11, 13, 16)
+_GREATEST_RADIX: Final = max(RADICES)
 
 Complex = tuple[ir.Value, ir.Value]
 
@@ -76,21 +77,20 @@ def radices(length: int) -> list[int]:
     return found
 
 
-@lru_cache(maxsize=256)
+@cache
 def plan(length: int) -> Plan:
-    """Return the plan of a length, which must be kept as long as compiled code reads it."""
-    words, tables, order, left = [], [], np.zeros(1, dtype=np.int64), length
+    """Return the plan of a length. It is kept for good: compiled code reads its tables by address."""
+    words: list[int] = []
+    tables: list[NDArray[np.float32]] = []
+    order, left = np.zeros(1, dtype=np.int64), length
     stages = radices(length)
     for radix in stages:
         step = left // radix
-        phase = 2 * np.pi * np.outer(np.arange(step), np.arange(1, radix)) / left
-        if radix in RADICES:
-            tables.append(np.stack([np.cos(phase), -np.sin(phase)], -1).astype(np.float32))
-        else:
-            angle = 2 * np.pi * np.arange(radix) / radix
-            roots = np.stack([np.cos(angle), np.sin(angle)], -1).astype(np.float32)
-            twiddles = np.stack([np.cos(phase), -np.sin(phase)], -1).astype(np.float32)
-            tables.append(np.concatenate([roots.ravel(), twiddles.ravel()]))
+        twiddles = np.exp(-2j * np.pi * np.outer(np.arange(step), np.arange(1, radix)) / left).ravel()
+        if radix not in RADICES:
+            roots = np.exp(2j * np.pi * np.arange(radix) / radix)
+            twiddles = np.concatenate([roots, twiddles])
+        tables.append(twiddles.astype(np.complex64).view(np.float32))
         words += [radix, length // left, step, tables[-1].ctypes.data]
         left = step
     for radix in reversed(stages):
@@ -194,34 +194,33 @@ def _word(value: int) -> ir.Constant:
     return ir.Constant(ir.IntType(64), value)
 
 
-def _make_stage(radix: int) -> Any:
-    """Make the compiled-code function that does one stage in place, its loops included.
+def _stage(radix: Any, address: Any, gap: Any, stride: Any, blocks: Any, step: Any, twiddles: Any) -> Any:
+    """Do one stage of a radix of `RADICES` in place.
 
-    `(address, gap, stride, blocks, step, twiddles)`: in each of `blocks` runs of `radix * step` elements, butterfly j
-    of `step` takes every `step`-th element from the j-th on.
+    In each of `blocks` runs of `radix * step` elements, butterfly j of `step` takes every `step`-th element from the
+    j-th on. Exists in compiled code only.
     """
 
-    def stage(address: Any, gap: Any, stride: Any, blocks: Any, step: Any, twiddles: Any) -> Any:
-        """Exist in compiled code only."""
 
-    @define(stage, types.none, *[WORD] * 6)
-    def emit(
-        b: ir.IRBuilder, address: Any, gap: Any, stride: Any, blocks: Any, step: Any, twiddles: Any
-    ) -> None:
-        leg = b.mul(step, stride)
+@define(_stage, types.none, *[WORD] * 7)
+def _(
+    b: ir.IRBuilder, radix: Any, address: Any, gap: Any, stride: Any, blocks: Any, step: Any, twiddles: Any
+) -> None:
+    leg = b.mul(step, stride)
+    done = b.append_basic_block("done")
+    switch = b.switch(radix, done)
+    for r in RADICES:
+        case = b.append_basic_block(f"radix{r}")
+        switch.add_case(_word(r), case)
+        b.position_at_end(case)
         with for_range(b, blocks) as block:
-            first = b.add(address, b.mul(block.index, b.mul(leg, _word(radix))))
-            _emit_butterfly(b, radix, first, gap, leg, None)
+            first = b.add(address, b.mul(block.index, b.mul(leg, _word(r))))
+            _emit_butterfly(b, r, first, gap, leg, None)
             with for_range_slice(b, _word(1), step, _word(1)) as (j, _):
-                table = b.add(twiddles, b.mul(j, _word(8 * (radix - 1))))
-                _emit_butterfly(b, radix, b.add(first, b.mul(j, stride)), gap, leg, table)
-
-    return stage
-
-
-_stage2, _stage3, _stage4, _stage5 = (_make_stage(r) for r in (2, 3, 4, 5))
-_stage7, _stage8, _stage9, _stage11 = (_make_stage(r) for r in (7, 8, 9, 11))
-_stage13, _stage16 = (_make_stage(r) for r in (13, 16))
+                table = b.add(twiddles, b.mul(j, _word(8 * (r - 1))))
+                _emit_butterfly(b, r, b.add(first, b.mul(j, stride)), gap, leg, table)
+        b.branch(done)
+    b.position_at_end(done)
 
 
 @njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
@@ -292,25 +291,7 @@ def transform(address: int, gap: int, stride: int, stages: int, work: int) -> No
     for s in range(read(stages)):
         entry = stages + 8 * (1 + 4 * s)
         radix, blocks, step, table = read(entry), read(entry + 8), read(entry + 16), read(entry + 24)
-        if radix == 2:
-            _stage2(address, gap, stride, blocks, step, table)
-        elif radix == 3:
-            _stage3(address, gap, stride, blocks, step, table)
-        elif radix == 4:
-            _stage4(address, gap, stride, blocks, step, table)
-        elif radix == 5:
-            _stage5(address, gap, stride, blocks, step, table)
-        elif radix == 7:
-            _stage7(address, gap, stride, blocks, step, table)
-        elif radix == 8:
-            _stage8(address, gap, stride, blocks, step, table)
-        elif radix == 9:
-            _stage9(address, gap, stride, blocks, step, table)
-        elif radix == 11:
-            _stage11(address, gap, stride, blocks, step, table)
-        elif radix == 13:
-            _stage13(address, gap, stride, blocks, step, table)
-        elif radix == 16:
-            _stage16(address, gap, stride, blocks, step, table)
+        if radix <= _GREATEST_RADIX:
+            _stage(radix, address, gap, stride, blocks, step, table)
         else:
             _prime(radix, address, gap, stride, blocks, step, table, work)

@@ -104,11 +104,12 @@ def _task(a, task, slot):  # type: ignore[no-untyped-def]
     work = found + a.pitch
     measure = a.moments != 0 or a.argmax != 0 or a.power != 0
     zero, nan = splat(np.float32(0.0)), splat(np.float32(np.nan))
-    nothing = splat(np.float64(0.0))
-    for place in range(power, power + _POWER_BYTES, 2 * LINE):
-        store(nothing, place)
-    for place in range(counts, counts + _COUNTS_BYTES, LINE):
-        store(splat(np.int32(0)), place)
+    if a.power != 0:
+        for place in range(power, power + _POWER_BYTES, 2 * LINE):
+            store(splat(np.float64(0.0)), place)
+    if a.histogram != 0:
+        for place in range(counts, counts + _COUNTS_BYTES, LINE):
+            store(splat(np.int32(0)), place)
     for n in range(start, stop):
         odd = (n - start) & 1
         own = plane + odd * a.plane_bytes

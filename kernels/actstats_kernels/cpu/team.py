@@ -32,10 +32,8 @@ def _openmp() -> Callable[..., Any] | None:
     ]
     for name in [*bundled, "libgomp.so.1", "libiomp5.so", "libomp.so"]:
         try:
-            library = ctypes.CDLL(
-                name, mode=ctypes.DEFAULT_MODE | os.RTLD_NOLOAD
-            )  # only what torch has loaded
-            parallel = library.GOMP_parallel
+            # Not loaded if it is not there: only what torch runs on is of use.
+            parallel = ctypes.CDLL(name, mode=ctypes.DEFAULT_MODE | os.RTLD_NOLOAD).GOMP_parallel
         except (OSError, AttributeError):
             continue
         parallel.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
