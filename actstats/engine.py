@@ -7,7 +7,6 @@ images -> loader threads -> batch -> normalise on the device -> forward pass
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from actstats import manifest as manifests
 from actstats.data import Batch, ImageError, Source, batches, open_source
+from actstats.data.loader import split
 from actstats.device import find_device, in_eval_mode, out_of_memory_explained, uploader
 from actstats.distort import Chain, Distorter, parse
 from actstats.errors import ActstatsError
@@ -153,7 +153,7 @@ def sweep(
             started(opened, schema, total)
         distorter = Distorter(chain, source.paths, network, loaded.preprocessing) if chain else None
         run = _Run(loaded, source, opened, Plan(schema, chosen, target, bitround), hooked, distorter, total)
-        run.over(todo, batch_size, _workers(workers), AMP[amp], strict, progress)
+        run.over(todo, batch_size, workers, AMP[amp], strict, progress)
     return Summary(
         store=opened.path,
         images=len(source),
@@ -188,13 +188,13 @@ class _Run:
         self,
         todo: Sequence[int],
         batch_size: int,
-        workers: int,
+        workers: int | None,
         amp: torch.dtype | None,
         strict: bool,
         report: Callable[[Progress], None] | None,
     ) -> None:
         device, model = self.plan.device, self.loaded.model
-        ranges = [r for p in todo for r in _split(*self.store.bounds(p), batch_size)]
+        ranges = [r for p in todo for r in split(*self.store.bounds(p), batch_size)]
         distorter, pin = self.distorter, device.type == "cuda"
         distort = distorter.image if distorter is not None else None
         loader = batches(
@@ -304,11 +304,6 @@ def _describe(layer: Layer) -> dict[str, Any]:
     return {name: getattr(layer, name) for name in names}
 
 
-def _split(start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:
-    for first in range(start, stop, size):
-        yield first, min(first + size, stop)
-
-
 def _timed(loader: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
     """Yield each batch with the seconds that it was waited for."""
     while True:
@@ -317,7 +312,3 @@ def _timed(loader: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
         if batch is None:
             return
         yield batch, time.perf_counter() - asked
-
-
-def _workers(workers: int | None) -> int:
-    return min(8, os.cpu_count() or 1) if workers is None else workers

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from actstats.errors import ActstatsError
 from actstats.metrics.builtin import BUILTINS
+from actstats.store import Store
 
 _METRICS = {output.name: metric for metric, outputs in BUILTINS.items() for output in outputs}
 _OF_UNITS: Final = ("layer", "channel", "height", "width")
@@ -99,14 +100,11 @@ def notes(found: xr.Dataset) -> list[str]:
     ]
 
 
-def require_extra(module: str, extra: str, purpose: str) -> Any:
-    """Import and return an optional library.
+def open_dataset(store: str | Path) -> xr.Dataset:
+    """Return a store's dataset, lazily.
 
     Raises:
-        ActstatsError: it is not installed; the text names the extra that brings it.
+        ActstatsError: nothing is there, or something that no sweep wrote.
     """
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        library = module.partition(".")[0]
-        raise ActstatsError(f"{purpose} needs {library}: pip install 'actstats[{extra}]'") from error
+    dataset: xr.Dataset = xr.open_zarr(Store.open(store).path)
+    return dataset

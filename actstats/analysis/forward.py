@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 
@@ -13,7 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from actstats.data import Batch, Source, batches
-from actstats.device import find_device, in_eval_mode, out_of_memory_explained
+from actstats.data.loader import split
+from actstats.device import find_device, in_eval_mode, out_of_memory_explained, uploader
 from actstats.distort import Chain, Distorter
 from actstats.errors import ActstatsError
 from actstats.models import Loaded
@@ -80,18 +80,17 @@ def inputs(
     Raises:
         ActstatsError: no image that can be read.
     """
-    threads = min(8, os.cpu_count() or 1) if workers is None else workers
     total = len(source)
-    ranges = [(start, min(start + batch_size, total)) for start in range(0, total, batch_size)]
     distorter = Distorter(chain, source.paths, loaded.model, loaded.preprocessing) if chain else None
     loader = batches(
         source,
         loaded.preprocessing,
-        ranges,
-        workers=threads,
+        split(0, total, batch_size),
+        workers=workers,
         pin=device.type == "cuda",
         distort=None if distorter is None else distorter.image,
     )
+    upload = uploader(device)
     first: str | None = None
     read = 0
     with closing(loader):
@@ -99,7 +98,7 @@ def inputs(
             read += len(batch.position)
             first = first or next((f"{source.paths[i]}: {text}" for i, text in batch.messages.items()), None)
             if len(batch.position):
-                pixels = batch.pixels.to(device, non_blocking=True)
+                pixels = upload(batch.pixels)
                 if distorter is not None:
                     with torch.inference_mode(False):  # an attack needs gradients
                         pixels = distorter.batch(pixels, (batch.position + batch.start).tolist())

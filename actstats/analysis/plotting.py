@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import xarray as xr
 
-from actstats.analysis.coverage import require_extra
 from actstats.analysis.tables import by_layer, columns_of
 from actstats.errors import ActstatsError
+from actstats.extras import require_extra
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,8 +9,9 @@ import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
 
-from actstats.analysis.coverage import require_extra, result, usable
+from actstats.analysis.coverage import result, usable
 from actstats.errors import ActstatsError
+from actstats.extras import require_extra
 from actstats.merging import merge
 
 _RANKED = ("top_value", "top_image", "top_position")

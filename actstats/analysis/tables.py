@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from actstats.analysis.coverage import require_extra
 from actstats.errors import ActstatsError
+from actstats.extras import require_extra
 
 FORMATS: Final = (".csv", ".parquet", ".json")
 _KEYS: Final = ("layer", "channel")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -47,17 +48,19 @@ def batches(
     preprocessing: Preprocessing,
     ranges: Iterable[tuple[int, int]],
     *,
-    workers: int,
+    workers: int | None,
     pin: bool = False,
     distort: Distort | None = None,
 ) -> Generator[Batch, None, None]:
     """Yield one `Batch` for each (start, stop) of `ranges`, in order.
 
-    `workers` threads decode up to two batches ahead, and more only where that many would leave threads
-    idle; with 0 the caller's thread does it. `pin` puts the pixels into page-locked memory. `distort` is
-    applied to each image on the same threads, and may raise `ImageError`. Closing the iterator stops the
+    `workers` threads (None: `default_workers`) decode up to two batches ahead, and more only where that many
+    would leave threads idle; with 0 the caller's thread does it. `pin` puts the pixels into page-locked memory.
+    `distort` is applied to each image on the same threads, and may raise `ImageError`. Closing the iterator stops the
     threads. An exception other than `ImageError` in a thread is raised here.
     """
+    if workers is None:
+        workers = default_workers()
     if workers < 0:
         raise ActstatsError(f"the number of workers must be 0 or more, not {workers}")
     # Not a generator itself, so that the arguments are checked at the call.
@@ -65,6 +68,21 @@ def batches(
     if workers == 0:
         return _decoded_here(assemble, ranges)
     return _decoded_ahead(assemble, ranges, workers)
+
+
+def default_workers() -> int:
+    """Return how many threads decode unless another number is asked for: one for each core, at most 8."""
+    return min(8, os.cpu_count() or 1)
+
+
+def split(start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:
+    """Yield [start, stop) in consecutive ranges of `size`, the last of what is left.
+
+    >>> list(split(0, 5, 2))
+    [(0, 2), (2, 4), (4, 5)]
+    """
+    for first in range(start, stop, size):
+        yield first, min(first + size, stop)
 
 
 class _Assembly:

@@ -12,9 +12,9 @@ from typing import Final
 
 import numpy as np
 
-from actstats.distort.extras import needs
 from actstats.distort.step import Image, Place
 from actstats.errors import ActstatsError
+from actstats.extras import needs
 
 _HALF: Final = math.sqrt(math.log(2) / 2) / math.pi
 """sigma * f where exp(-2 pi^2 sigma^2 f^2), the transfer function of a Gaussian, is 1/2."""
@@ -25,7 +25,7 @@ def smooth(image: Image, cycles: float) -> Image:
 
     A frequency of `cycles` cycles a side keeps half its amplitude, twice that a sixteenth.
     """
-    with needs("scipy", "lowpass and highpass"):
+    with needs("scipy", "lowpass and highpass", "distort"):
         from scipy.ndimage import gaussian_filter
 
     sigma = _HALF * image.shape[0] / cycles

@@ -12,10 +12,10 @@ import numpy as np
 from PIL import Image as Pictures
 
 from actstats.data.image import MISSING, UNREADABLE, ImageError, is_image_name
-from actstats.distort.extras import needs
 from actstats.distort.pixels import grey
 from actstats.distort.step import Image, Place
 from actstats.errors import ActstatsError
+from actstats.extras import needs
 
 # Those of Chen, Agarwal & Nguyen 2020, "The shape and simplicity biases of adversarially robust CNNs".
 _SIGMA: Final = 0.4
@@ -31,7 +31,7 @@ class Contour:
 
     def __call__(self, image: Image, place: Place) -> Image:
         """Return the drawing, of 0 and 1."""
-        with needs("skimage", "contour"):
+        with needs("skimage", "contour", "distort"):
             from skimage.feature import canny
 
         edges = canny(grey(image), sigma=_SIGMA, low_threshold=_LOW, high_threshold=_HIGH)

@@ -11,6 +11,7 @@ from typing import Final
 
 from actstats.downloads import cache_folder
 from actstats.errors import ActstatsError
+from actstats.extras import needs
 
 _ADDRESS: Final = re.compile(
     r"hf://(?P<repository>[\w.-]+/[\w.-]+)/(?P<file>[^@#]+)(?:@(?P<revision>[\w./-]+))?"
@@ -40,13 +41,9 @@ def hub_file(repository: str, file: str, revision: str | None = None, *, offline
 
     Raises `ActstatsError` where there is no such file, no network, or `offline` forbids it.
     """
-    try:
+    with needs("huggingface_hub", "a file of the Hugging Face hub", "hub"):
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import LocalEntryNotFoundError
-    except ImportError:
-        raise ActstatsError(
-            "files of the Hugging Face hub need a package: pip install 'actstats[hub]'"
-        ) from None
     folder = cache_folder() / "hub" if os.environ.get("ACTSTATS_CACHE") else None
     address = f"hf://{repository}/{file}"
     if not offline:

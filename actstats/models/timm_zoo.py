@@ -15,6 +15,7 @@ from actstats import zoo
 from actstats.checkpoints import Checkpoint
 from actstats.downloads import fetch
 from actstats.errors import ActstatsError, nearest
+from actstats.extras import require_extra
 from actstats.models.builders import Builder, Published
 from actstats.models.hub import hub_file
 from actstats.preprocess import Preprocessing
@@ -102,9 +103,5 @@ class Timm(Builder):
 
 
 def _timm() -> ModuleType:
-    try:
-        import timm
-    except ImportError:
-        raise ActstatsError("timm/... needs timm: pip install 'actstats[timm]'") from None
-    module: ModuleType = timm
+    module: ModuleType = require_extra("timm", "timm", "timm/...")
     return module

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from PIL import Image
 
 from actstats.contact_sheet import swept_images
 from actstats.data import ImageError, Source
+from actstats.data.loader import default_workers
 from actstats.distort import Chain, Place, parse
 from actstats.errors import ActstatsError
 from actstats.preprocess import Preprocessing
@@ -74,7 +74,7 @@ class Pictures:
 
     def thumbnails(self) -> Iterator[bytes | None]:
         """Yield each picture as the network sees it, a JPEG of SIDE x SIDE; None if it cannot be had any more."""
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as executor:
+        with ThreadPoolExecutor(default_workers()) as executor:
             for start in range(0, len(self.members), _AT_ONCE):  # so that few wait in memory
                 yield from executor.map(self._thumbnail, self.members[start : start + _AT_ONCE])
 

@@ -12,7 +12,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from actstats.analysis.coverage import notes as coverage_notes
-from actstats.analysis.coverage import usable
+from actstats.analysis.coverage import open_dataset, usable
 from actstats.analysis.pairing import require_same_units
 from actstats.errors import ActstatsError
 from actstats.manifest import versions
@@ -23,7 +23,6 @@ from actstats.report.networks import rebuild, swept_fields
 from actstats.report.page import folder_of, write_single, write_with_folder
 from actstats.report.pictures import Collection
 from actstats.report.sides import Side, class_names, read_side
-from actstats.store import Store
 
 LARGEST_PAGE: Final = 32_000_000
 """Bytes up to which a report is one file."""
@@ -79,10 +78,10 @@ def compare(
     if noisy and len(noisy) != len(stores):
         raise ActstatsError(f"give a noisy sweep for each of the {len(stores)} stores, not {len(noisy)}")
     called = _names(stores, names)
-    datasets = [_open(store) for store in stores]
+    datasets = [open_dataset(store) for store in stores]
     if len(datasets) == 2:
         require_same_units(*datasets)
-    against = [_open(store) for store in noisy] if noisy else [None] * len(datasets)
+    against = [open_dataset(store) for store in noisy] if noisy else [None] * len(datasets)
     measured, notes = [], []
     for name, dataset, other in zip(called, datasets, against, strict=True):
         units, problems = measure_units(dataset, other)
@@ -125,7 +124,7 @@ def write_report(
     page = Path(page)
     if page.suffix.lower() not in (".html", ".htm"):
         raise ActstatsError(f"the report is a web page: give a name that ends in .html, not {page.name}")
-    _require_same_sizes([_open(store) for store in stores])
+    _require_same_sizes([open_dataset(store) for store in stores])
     compared = compare(stores, names=names, noisy=noisy)
     first, *_ = manifests = compared.manifests
     classes, sides = class_names(compared.datasets), []
@@ -190,11 +189,6 @@ def _names(stores: Sequence[str | Path], names: Sequence[str]) -> list[str]:
 def _sides(names: Sequence[str]) -> str:
     """Return which store is S and which R, unless their names say so."""
     return "" if list(names) == ["S", "R"] else f"S is {names[0]}, R is {names[1]}."
-
-
-def _open(store: str | Path) -> xr.Dataset:
-    opened: xr.Dataset = xr.open_zarr(Store.open(store).path)
-    return opened
 
 
 def _numbered(

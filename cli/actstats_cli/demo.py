@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     "--limit", type=click.IntRange(min=2), metavar="N", help="Only the first so many of 256 photographs."
 )
 @options.layers_of_the_paper
-@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:N, or auto: a GPU if any.")
+@options.device
 @click.option("--overwrite", is_flag=True, help="Replace the stores of another demonstration.")
 @options.as_json
 def demo(

@@ -69,24 +69,22 @@ _LAYERS = (
     "Presets (conv, block, all, paper), module names and patterns such as '*.branch1', with commas between; "
     "repeatable."
 )
-layers = click.option(
-    "--layers",
-    multiple=True,
-    default=("conv",),
-    show_default="conv",
-    callback=split,
-    metavar="NAMES",
-    help=_LAYERS,
-)
-layers_of_the_paper = click.option(
-    "--layers",
-    multiple=True,
-    default=("paper",),
-    show_default="paper",
-    callback=split,
-    metavar="NAMES",
-    help=_LAYERS,
-)
+
+
+def _layers(preset: str) -> Callable[[Decorated], Decorated]:
+    return click.option(
+        "--layers",
+        multiple=True,
+        default=(preset,),
+        show_default=preset,
+        callback=split,
+        metavar="NAMES",
+        help=_LAYERS,
+    )
+
+
+layers = _layers("conv")
+layers_of_the_paper = _layers("paper")
 layers_or_all = click.option(
     "--layers", multiple=True, callback=split, metavar="NAMES", help=f"Only these. {_LAYERS}"
 )
@@ -126,6 +124,26 @@ partition_size = click.option(
     default=1024,
     show_default=True,
     help="Images a partition, the block that is stored as a whole: what a stop can cost at most.",
+)
+limit = click.option(
+    "--limit", type=click.IntRange(min=1), metavar="N", help="Only the first so many images."
+)
+batch_size = click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    metavar="N",
+    default=32,
+    show_default=True,
+    help="Images a forward pass.",
+)
+device = click.option(
+    "--device", default="auto", show_default=True, help="cpu, cuda, cuda:N, or auto: a GPU if any."
+)
+workers = click.option(
+    "--workers",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Threads that decode images. Default: one for each core, at most 8.",
 )
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 

@@ -47,16 +47,9 @@ class Part(click.ParamType[tuple[int, int]]):
 @options.distort
 @options.layers
 @options.stored
-@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first so many images.")
-@click.option(
-    "--batch-size",
-    type=click.IntRange(min=1),
-    metavar="N",
-    default=32,
-    show_default=True,
-    help="Images a forward pass.",
-)
-@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:N, or auto: a GPU if any.")
+@options.limit
+@options.batch_size
+@options.device
 @click.option(
     "--amp",
     type=click.Choice(["off", "bf16", "fp16"]),
@@ -64,12 +57,7 @@ class Part(click.ParamType[tuple[int, int]]):
     show_default=True,
     help="Run the forward pass under autocast in this dtype.",
 )
-@click.option(
-    "--workers",
-    type=click.IntRange(min=0),
-    metavar="N",
-    help="Threads that decode images. Default: one for each core, at most 8.",
-)
+@options.workers
 @click.option(
     "--bitround",
     type=click.IntRange(1, 23),

@@ -53,7 +53,7 @@ SHOWN = 20
 )
 @click.option("--keep", is_flag=True, help="Keep only the set: the other units of its layers are at zero.")
 @passing.classes
-@passing.limit
+@options.limit
 @click.option(
     "--at-once",
     type=click.IntRange(min=1),

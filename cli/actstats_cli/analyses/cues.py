@@ -30,7 +30,7 @@ from actstats_cli.analyses import output, passing
 )
 @click.option("--correct-only", is_flag=True, help="Only images that all the networks get right when clean.")
 @passing.classes
-@passing.limit
+@options.limit
 @passing.passes
 @options.offline
 @output.out

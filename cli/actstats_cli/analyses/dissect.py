@@ -45,7 +45,7 @@ from actstats_cli.analyses import output, passing
     metavar="N",
     help="Rows and columns of the grid on which overlaps are counted. Default: 112, or the input's if smaller.",
 )
-@passing.limit
+@options.limit
 @passing.passes
 @output.by
 @output.out
@@ -80,11 +80,12 @@ def dissect(
     """
     from actstats.analysis import notes, unit_table
     from actstats.analysis.concepts import open_segmented
+    from actstats.analysis.coverage import open_dataset
     from actstats.analysis.detectors import detectors, dissection
     from actstats.analysis.dissect import overlaps, thresholds
     from actstats.analysis.networks import from_attributes, swept_layers
 
-    dataset = output.opened(store)
+    dataset = open_dataset(store)
     segmented = open_segmented(data or dataset.attrs["data"]["spec"], categories, limit)
     limits = thresholds(dataset, top)
     loaded = from_attributes(dataset.attrs)

@@ -67,9 +67,10 @@ def noise(
     """
     from actstats.analysis import input_increase, noise_by_layer, notes, plotting, unit_table
     from actstats.analysis import noise as analysis
+    from actstats.analysis.coverage import open_dataset
 
-    sweeps = [output.opened(store) for store in (clean, noisy)]
-    standard = None if reference is None else output.opened(reference)
+    sweeps = [open_dataset(store) for store in (clean, noisy)]
+    standard = None if reference is None else open_dataset(reference)
     with output.computing(scheduler):
         found = analysis(*sweeps, reference=standard, share=share).load()
     increase = input_increase(*sweeps, data=data) if of_input else None

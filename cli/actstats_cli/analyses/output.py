@@ -94,6 +94,7 @@ def run(
     `headline` names the numbers that are printed and drawn without `--show`; `draw` draws them, by default by layer.
     """
     from actstats.analysis import by_layer, compare_units, notes, plotting, unit_table
+    from actstats.analysis.coverage import open_dataset
     from actstats.analysis.tables import columns_of
 
     if len(stores) > 2:
@@ -104,7 +105,9 @@ def run(
         str(store) if len({store.name for store in stores}) < len(stores) else store.name for store in stores
     ]
     with computing(scheduler):
-        found = {name: analysis(opened(store)).load() for name, store in zip(names, stores, strict=True)}
+        found = {
+            name: analysis(open_dataset(store)).load() for name, store in zip(names, stores, strict=True)
+        }
     numbers = _known(show, found[names[0]]) or list(headline)
     if len(stores) == 2:
         table = compare_units(found[names[0]], found[names[1]])
@@ -153,20 +156,6 @@ def put(
         click.echo(f"wrote {path}", err=True)
 
 
-def opened(store: Path) -> xr.Dataset:
-    """Return a store's dataset, lazily.
-
-    Raises:
-        ActstatsError: nothing is there, or something that no sweep wrote.
-    """
-    import xarray as xr
-
-    from actstats.store import Store
-
-    dataset: xr.Dataset = xr.open_zarr(Store.open(store).path)
-    return dataset
-
-
 @contextmanager
 def computing(scheduler: str | None) -> Iterator[None]:
     """Compute what dask computes inside on the cluster at this address; None: on this machine's cores.
@@ -179,7 +168,7 @@ def computing(scheduler: str | None) -> Iterator[None]:
         return
     import dask
 
-    from actstats.analysis.coverage import require_extra
+    from actstats.extras import require_extra
 
     distributed = require_extra("distributed", "distributed", "--scheduler")
     try:

@@ -21,29 +21,8 @@ classes = click.option(
     help="Names of the network's outputs in order, with commas between. Default: as its weights have them, or "
     "ImageNet's.",
 )
-passes = options.together(
-    click.option(
-        "--batch-size",
-        type=click.IntRange(min=1),
-        metavar="N",
-        default=32,
-        show_default=True,
-        help="Images a forward pass.",
-    ),
-    click.option(
-        "--device", default="auto", show_default=True, help="cpu, cuda, cuda:N, or auto: a GPU if any."
-    ),
-    click.option(
-        "--workers",
-        type=click.IntRange(min=0),
-        metavar="N",
-        help="Threads that decode images. Default: one for each core, at most 8.",
-    ),
-)
+passes = options.together(options.batch_size, options.device, options.workers)
 """How the network runs: --batch-size, --device, --workers."""
-limit = click.option(
-    "--limit", type=click.IntRange(min=1), metavar="N", help="Only the first so many images."
-)
 
 
 @contextmanager
