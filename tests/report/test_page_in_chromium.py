@@ -44,6 +44,10 @@ class Opened:
     def heading(self) -> str:
         return self.page.locator("#view h1").inner_text()
 
+    def arrive(self, where: str) -> None:
+        """Wait until the page shows this address: a click changes the address first, and the view in a later turn."""
+        self.page.wait_for_function("where => document.documentElement.dataset.shown === where", arg=where)
+
     def focused(self) -> str:
         return self.page.evaluate("document.activeElement.dataset.unit ?? document.activeElement.id")
 
@@ -86,12 +90,14 @@ def test_a_reader_clicks_a_layer_and_a_unit_and_goes_back(opened, page):
     assert report.locator(".plot .box").count() == 2 * len(LAYERS)
 
     report.locator(".plot a[href='#/layer/1']").click()
+    report.arrive("#/layer/1")
     assert report.heading() == LAYERS[1]
     assert report.locator(".cards .card").count() == 16
     report.locator(".cards .card img").first.wait_for()
     assert report.locator("#view figure").count() == 3
 
     report.locator(".card[data-unit='67']").click()
+    report.arrive("#/unit/67")
     assert report.heading() == f"{LAYERS[1]} / 3"
     report.wait_for_function(
         "[...document.querySelectorAll('.images img')].every(i => i.complete && i.naturalWidth === 128)"
@@ -135,15 +141,15 @@ def test_everything_goes_by_keyboard(opened, page):
     press("Enter")
     report.wait_for_selector(".sides")
     press("ArrowRight")
-    report.wait_for_function("location.hash === '#/unit/65'")
+    report.arrive("#/unit/65")
     press("ArrowLeft")
     press("ArrowLeft")  # over the layer's edge
-    report.wait_for_function("location.hash === '#/unit/63'")
+    report.arrive("#/unit/63")
     press("r")
     assert not report.locator("#marks").is_checked()
     assert report.locator(".images .field").first.is_hidden()
     press("Escape")
-    report.wait_for_function("location.hash === '#/layer/0'")
+    report.arrive("#/layer/0")
     press("Escape")
     report.wait_for_selector("#findings")
 
@@ -154,7 +160,7 @@ def test_everything_goes_by_keyboard(opened, page):
     report.keyboard.type("/5")
     assert report.locator("#results [aria-selected=true]").inner_text().startswith(f"{LAYERS[2]}/5")
     press("Enter")
-    report.wait_for_function(f"location.hash === '{unit_address(2, 5)}'")
+    report.arrive(unit_address(2, 5))
     press("/")
     report.keyboard.type("nothing like it")
     assert report.locator("#results [role=option]").count() == 0
@@ -169,6 +175,9 @@ def test_measure_and_order_change_what_is_shown(opened, page):
     first = report.locator(".card").first
     assert first.get_attribute("data-unit") == "64"
     report.locator("#sort").select_option(index=1)
+    report.wait_for_function(
+        "[...document.querySelectorAll('.cards .values span:first-child')].every(value => value.textContent)"
+    )
     values = report.locator(".cards .values span:first-child").all_inner_texts()
     numbers = [float(value) for value in values if value[0].isdigit()]
     assert numbers == sorted(numbers, reverse=True)

@@ -12,7 +12,11 @@ function complain(error) {
   alarm.textContent = `This page cannot show its data: ${error.message}`;
 }
 
-const go = (address) => (location.hash = address);
+/** Go there and show it at once: of two quick keys the second must find what the first led to. */
+function go(address) {
+  location.hash = address;
+  showWhereItIs();
+}
 
 /** Where the page is: {kind: "overview" | "layer" | "unit", index}. */
 function place() {
@@ -49,6 +53,7 @@ function show() {
     }
   }
   before = { kind, index };
+  document.documentElement.dataset.shown = location.hash;
 }
 
 /** One step up: from a unit to its layer, from a layer to the overview. */
@@ -123,7 +128,10 @@ for (const dialog of [searching, help]) {
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || searching.open || help.open) return;
   if (/^(input|select|textarea)$/i.test(event.target.tagName) && event.key !== "Escape" && event.target.type !== "checkbox") return;
-  const turn = (which) => main.querySelector(`.around a[rel=${which}]`)?.click();
+  const turn = (which) => {
+    const link = main.querySelector(`.around a[rel=${which}]`);
+    if (link) go(link.hash);
+  };
   const action = {
     "/": openSearch,
     "?": () => help.showModal(),
@@ -145,7 +153,11 @@ themes.addEventListener("change", () => {
   document.documentElement.style.colorScheme = { light: "light", dark: "dark" }[themes.value] ?? "light dark";
 });
 
-addEventListener("hashchange", show);
+function showWhereItIs() {
+  if (document.documentElement.dataset.shown !== location.hash) show();
+}
+
+addEventListener("hashchange", showWhereItIs);
 document.body.append(tip);
 part("overview").then((read) => {
   report = read;
