@@ -43,6 +43,8 @@ def uploader(device: torch.device) -> Callable[[Tensor], Tensor]:
     stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def upload(pixels: Tensor) -> Tensor:
+        if pixels.device.type == device.type:  # It was decoded there.
+            return pixels
         with torch.cuda.stream(stream):
             moved = pixels.to(device, non_blocking=True)
         computing = torch.cuda.current_stream(device)

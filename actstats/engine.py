@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from actstats import manifest as manifests
 from actstats.data import Batch, ImageError, Source, batches, open_source
 from actstats.data.loader import split
+from actstats.data.on_device import DeviceDecoder
 from actstats.device import find_device, in_eval_mode, out_of_memory_explained, uploader
 from actstats.distort import Chain, Distorter, parse
 from actstats.errors import ActstatsError
@@ -32,6 +33,7 @@ from actstats.store import Schema, Store, parse_compression
 from actstats.writer import Writer
 
 AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+DECODERS = ("pillow", "device")
 
 
 def sweep(
@@ -57,6 +59,7 @@ def sweep(
     device: str = "auto",
     amp: str = "off",
     workers: int | None = None,
+    decode: str = "pillow",
     bitround: int | None = None,
     compression: str = "zstd:1",
     strict: bool = False,
@@ -91,6 +94,8 @@ def sweep(
         device: "cpu", "cuda", "cuda:1", or "auto": a GPU if there is one.
         amp: "bf16" or "fp16" to run the forward pass under autocast, or "off".
         workers: threads that decode images; None: one for each core but at most 8, 0: none.
+        decode: "device" to decode, resize and crop JPEGs on `device`, by nvJPEG on a GPU; the pixels differ a little
+            from those of "pillow", which the weights' authors used.
         bitround: mantissa bits (1 to 23) kept of per-image floats, so that they compress better.
         compression: "zstd:LEVEL" or "none".
         strict: stop at the first unreadable image instead of recording it.
@@ -105,7 +110,7 @@ def sweep(
         ActstatsError: anything that the user can mend, in one line. Completed partitions are kept.
         KeyboardInterrupt: on Ctrl-C, after the partition that is being written is complete.
     """
-    _check_numbers(batch_size, partition_size, top_k, part, amp, bitround, workers)
+    _check_settings(batch_size, partition_size, top_k, part, amp, decode, bitround, workers)
     parse_compression(compression)
     target = find_device(device)
     chosen = choose(metrics, custom)
@@ -115,7 +120,10 @@ def sweep(
         model = load_model(model, weights, robust=robust, seed=seed, offline=offline)
     loaded = _with_preprocessing(model, preprocessing)
     chain.check(loaded.preprocessing)
+    if chain and decode == "device":
+        raise ActstatsError("images are distorted on the CPU: leave --decode device away, or --distort")
     _refuse_unreadable(source)
+    decoder = DeviceDecoder(source, loaded.preprocessing, target) if decode == "device" else None
     with in_eval_mode(loaded.model), out_of_memory_explained(batch_size):
         network = loaded.model.to(target).to(memory_format=torch.channels_last)
         example = torch.zeros(2, *loaded.preprocessing.shape, device=target)
@@ -141,6 +149,7 @@ def sweep(
             },
             device=target.type,
             amp=amp,
+            decode=decode,
             bitround=bitround,
             compression=compression,
         )
@@ -152,7 +161,8 @@ def sweep(
         if started is not None:
             started(opened, schema, total)
         distorter = Distorter(chain, source.paths, network, loaded.preprocessing) if chain else None
-        run = _Run(loaded, source, opened, Plan(schema, chosen, target, bitround), hooked, distorter, total)
+        plan = Plan(schema, chosen, target, bitround)
+        run = _Run(loaded, source, opened, plan, hooked, distorter, decoder, total)
         run.over(todo, batch_size, workers, AMP[amp], strict, progress)
     return Summary(
         store=opened.path,
@@ -177,10 +187,11 @@ class _Run:
         plan: Plan,
         layers: Sequence[Layer],
         distorter: Distorter | None,
+        decoder: DeviceDecoder | None,
         total: int,
     ) -> None:
         self.loaded, self.source, self.store, self.plan, self.layers = loaded, source, store, plan, layers
-        self.distorter = distorter
+        self.distorter, self.decoder = distorter, decoder
         self.failures: dict[str, str] = {}
         self.progress = Progress(0, total, 0, 0.0, 0.0)
 
@@ -198,7 +209,13 @@ class _Run:
         distorter, pin = self.distorter, device.type == "cuda"
         distort = distorter.image if distorter is not None else None
         loader = batches(
-            self.source, self.loaded.preprocessing, ranges, workers=workers, pin=pin, distort=distort
+            self.source,
+            self.loaded.preprocessing,
+            ranges,
+            workers=workers,
+            pin=pin,
+            distort=distort,
+            decoder=self.decoder,
         )
         autocast: AbstractContextManager[Any] = (
             torch.autocast(device.type, dtype=amp) if amp is not None else nullcontext()
@@ -252,12 +269,13 @@ class _Run:
             self.failures[path] = message
 
 
-def _check_numbers(
+def _check_settings(
     batch_size: int,
     partition_size: int,
     top_k: int,
     part: tuple[int, int],
     amp: str,
+    decode: str,
     bitround: int | None,
     workers: int | None,
 ) -> None:
@@ -270,6 +288,8 @@ def _check_numbers(
         raise ActstatsError(f"part is {part[0]}/{part[1]}; it must be I/N with 0 <= I < N")
     if amp not in AMP:
         raise ActstatsError(f"amp is {amp!r}; give {', '.join(AMP)}")
+    if decode not in DECODERS:
+        raise ActstatsError(f"decode is {decode!r}; give {', '.join(DECODERS)}")
     if bitround is not None and not 1 <= bitround <= 23:
         raise ActstatsError(f"bitround is {bitround}; a float32 keeps 1 to 23 mantissa bits")
 

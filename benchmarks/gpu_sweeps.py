@@ -114,13 +114,17 @@ def end_to_end(b: Bench) -> dict[str, Any]:
         files.mkdir()
         for i in range(number):
             pictures[i % len(pictures)].save(files / f"{i:05}.jpg", quality=90)
-        for data, source in (("images in memory", Held(pictures, number)), ("JPEG files", str(files))):
+        for data, source, decode in (
+            ("images in memory", Held(pictures, number), "pillow"),
+            ("JPEG files", str(files), "pillow"),
+            ("JPEG files, decoded on the device", str(files), "device"),
+        ):
             for amp in ("off", "bf16"):
                 begun = time.perf_counter()
                 done = actstats.sweep(
                     model, source, Path(folder) / f"{data}-{amp}.zarr", weights="none", preprocessing=preprocessing,
                     batch_size=b.batch, partition_size=4 if b.dry else 1024, device=b.device.type, amp=amp,
-                    workers=os.cpu_count(),
+                    workers=os.cpu_count(), decode=decode,
                 )  # fmt: skip
                 seconds = time.perf_counter() - begun
                 found[f"{data}, amp {amp}"] = {

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from actstats.data.image import OK, ImageError, refuse_large
+from actstats.data.on_device import DeviceDecoder
 from actstats.data.source import Source
 from actstats.errors import ActstatsError
 from actstats.preprocess import Preprocessing
@@ -30,9 +31,10 @@ Distort = Callable[[NDArray[np.uint8], int, tuple[int, int]], NDArray[np.float32
 class Batch:
     """Images [start, stop) of a source, those that could be read.
 
-    `pixels` is uint8 [n_ok, H, W, 3], or f32 in [0, 1] where images are distorted; `position`, int64 [n_ok],
-    says which of the stop - start images they are; `status`, int8 [stop - start], is OK, MISSING, UNREADABLE or
-    REFUSED for each; `messages` has one line for each image that is not OK, by its index in the source.
+    `pixels` is uint8 [n_ok, H, W, 3], or f32 in [0, 1] where images are distorted, on the CPU or on the decoder's
+    device; `position`, int64 [n_ok], says which of the stop - start images they are; `status`, int8 [stop - start],
+    is OK, MISSING, UNREADABLE or REFUSED for each; `messages` has one line for each image that is not OK, by its
+    index in the source.
     """
 
     start: int
@@ -51,20 +53,23 @@ def batches(
     workers: int | None,
     pin: bool = False,
     distort: Distort | None = None,
+    decoder: DeviceDecoder | None = None,
 ) -> Generator[Batch, None, None]:
     """Yield one `Batch` for each (start, stop) of `ranges`, in order.
 
     `workers` threads (None: `default_workers`) decode up to two batches ahead, and more only where that many
     would leave threads idle; with 0 the caller's thread does it. `pin` puts the pixels into page-locked memory.
-    `distort` is applied to each image on the same threads, and may raise `ImageError`. Closing the iterator stops the
-    threads. An exception other than `ImageError` in a thread is raised here.
+    `distort` is applied to each image on the same threads, and may raise `ImageError`. With a `decoder`, which does
+    not go with `distort`, the threads only read the images that it takes; it decodes them when their batch is asked
+    for. Closing the iterator stops the threads. An exception other than `ImageError` in a thread is raised here.
     """
     if workers is None:
         workers = default_workers()
     if workers < 0:
         raise ActstatsError(f"the number of workers must be 0 or more, not {workers}")
+    assert distort is None or decoder is None
     # Not a generator itself, so that the arguments are checked at the call.
-    assemble = partial(_Assembly, source, preprocessing, pin, distort)
+    assemble = partial(_Assembly, source, preprocessing, pin, distort, decoder)
     if workers == 0:
         return _decoded_here(assemble, ranges)
     return _decoded_ahead(assemble, ranges, workers)
@@ -94,40 +99,76 @@ class _Assembly:
         preprocessing: Preprocessing,
         pin: bool,
         distort: Distort | None,
+        decoder: DeviceDecoder | None,
         start: int,
         stop: int,
     ) -> None:
         _, height, width = preprocessing.shape
-        self._source, self._preprocessing, self._distort = source, preprocessing, distort
+        self._source, self._preprocessing = source, preprocessing
+        self._distort, self._decoder = distort, decoder
         self.start, self.stop = start, stop
         dtype = torch.uint8 if distort is None else torch.float32
         self._pixels = torch.empty(stop - start, height, width, 3, dtype=dtype, pin_memory=pin)
         self._rows = self._pixels.numpy()
         self._status = np.full(stop - start, OK, dtype=np.int8)
         self._messages: dict[int, str] = {}
+        self._encoded: dict[int, Tensor] = {}
 
     def fill(self, index: int) -> None:
-        """Decode image `index` into its place; threads may fill several at once."""
+        """Decode image `index` into its place, or read it for the decoder; threads may fill several at once."""
         try:
-            image = self._source.image(index)
-            refuse_large(*self._preprocessing.resized(image.size), what="long, thin image, once resized,")
-            pixels = self._preprocessing.pixels(image)
-            self._rows[index - self.start] = (
-                pixels if self._distort is None else self._distort(pixels, index, image.size)
-            )
+            encoded = self._decoder.take(index) if self._decoder is not None else None
+            if encoded is None:
+                self._decode(index)
+            else:
+                self._encoded[index - self.start] = encoded
         except ImageError as error:
-            self._status[index - self.start] = error.status
-            self._messages[index] = error.message
+            self._fail(index, error)
 
     def finish(self) -> Batch:
         """Return the batch, its readable images moved together."""
+        decoded = self._decode_on_device()
         position = np.flatnonzero(self._status == OK)
-        for place, row in enumerate(position):
+        rows = position.tolist()
+        for place, row in enumerate(rows):
             if place != row:
                 self._rows[place] = self._rows[row]
-        messages = dict(sorted(self._messages.items()))
         pixels = self._pixels[: len(position)]
+        if self._decoder is not None:
+            pixels = pixels.to(self._decoder.device, non_blocking=True)
+            for place, row in enumerate(rows):
+                if row in decoded:
+                    pixels[place] = decoded[row]
+        messages = dict(sorted(self._messages.items()))
         return Batch(self.start, self.stop, pixels, position, self._status, messages)
+
+    def _decode(self, index: int) -> None:
+        image = self._source.image(index)
+        refuse_large(*self._preprocessing.resized(image.size), what="long, thin image, once resized,")
+        pixels = self._preprocessing.pixels(image)
+        if self._distort is not None:
+            self._rows[index - self.start] = self._distort(pixels, index, image.size)
+        else:
+            self._rows[index - self.start] = pixels
+
+    def _decode_on_device(self) -> dict[int, Tensor]:
+        """Return the pixels of the images that were left to the decoder; Pillow has the last word on damaged ones."""
+        decoded: dict[int, Tensor] = {}
+        if self._decoder is not None and self._encoded:
+            found = self._decoder.decode(list(self._encoded.values()))
+            for place, pixels in zip(self._encoded, found, strict=True):
+                if pixels is not None:
+                    decoded[place] = pixels
+                    continue
+                try:
+                    self._decode(self.start + place)
+                except ImageError as error:
+                    self._fail(self.start + place, error)
+        return decoded
+
+    def _fail(self, index: int, error: ImageError) -> None:
+        self._status[index - self.start] = error.status
+        self._messages[index] = error.message
 
 
 def _decoded_here(

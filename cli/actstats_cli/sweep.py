@@ -59,6 +59,13 @@ class Part(click.ParamType[tuple[int, int]]):
 )
 @options.workers
 @click.option(
+    "--decode",
+    type=click.Choice(["pillow", "device"]),
+    default="pillow",
+    show_default=True,
+    help="device: decode JPEGs on the GPU; faster, but not the same pixels to the last bit.",
+)
+@click.option(
     "--bitround",
     type=click.IntRange(1, 23),
     metavar="N",

@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument(
         "--weights", nargs=2, type=Path, metavar=("S", "R"), help="files, else the embedded pair"
     )
-    parser.add_argument("--epsilon", type=float, default=0.5, help="radius of the training of R")
+    parser.add_argument("--epsilon", type=float, default=1.0, help="radius of the training of R")
     parser.add_argument("--every", type=int, help="only every so many-th image, to try it")
     parser.add_argument("--out", type=Path, help="where the figures go, as JSON")
     parser.add_argument("--table", type=Path, help="where they go as the table of the model card")

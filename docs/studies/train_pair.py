@@ -55,7 +55,7 @@ class Recipe:
     )
     least_scale: float = 0.7
     colour: float = 0.2
-    growth: tuple[tuple[int, int, int], ...] = ((0, 48, 1), (3, 56, 1), (8, SIZE, 1))
+    growth: tuple[tuple[int, int, int], ...] = ((0, 48, 1), (3, 56, 1), (8, SIZE, 1), (30, SIZE, 2))
     seed: int = 0
 
     def stage(self, epoch: int) -> tuple[int, int]:
@@ -90,7 +90,7 @@ def main() -> None:
         "--data", required=True, help="tar of train/ and val/ with a folder for each category"
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for logs, states and weights")
-    parser.add_argument("--epsilon", type=float, default=0.5, help="of R: l2 radius, pixels in [0, 1]")
+    parser.add_argument("--epsilon", type=float, default=1.0, help="of R: l2 radius, pixels in [0, 1]")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=("s", "r"), help="train one of the two")
     parser.add_argument("--threads", type=int, default=2)

@@ -9,9 +9,13 @@ import xarray
 from hypothesis import given, settings
 
 from actstats import Preprocessing, sweep
+from actstats.data import batches, open_source
+from actstats.data.on_device import DeviceDecoder
+from actstats.errors import ActstatsError
 from actstats.layers import select_layers, watch
 from actstats_kernels import ops, reference
-from tests.conftest import SmallNet
+from tests.conftest import SmallNet, photograph
+from tests.data.images import encoded, write_folder
 from tests.kernels.strategies import DTYPES, activations, draw_values, lay_out
 
 pytestmark = [
@@ -101,3 +105,18 @@ def test_a_sweep_on_the_gpu_equals_one_on_the_cpu(photographs, tmp_path):
     for name in ("mean", "maximum", "total_variation", "power_spectrum"):
         np.testing.assert_allclose(cuda[name], cpu[name], rtol=2e-3, atol=2e-3)
     np.testing.assert_array_equal(cuda.histogram.sum("bin"), cpu.histogram.sum("bin"))
+
+
+def test_jpegs_decoded_by_the_gpu_are_within_two_levels_of_pillow_on_average(tmp_path):
+    files = {f"{n}.jpg": encoded(photograph(n).resize((500, 375)), "JPEG", quality=90) for n in range(8)}
+    source = open_source(write_folder(tmp_path, files | {"8.png": encoded(photograph(8))}))
+    preprocessing = Preprocessing.imagenet()
+    try:
+        decoder = DeviceDecoder(source, preprocessing, torch.device("cuda"))
+    except ActstatsError as error:
+        pytest.skip(str(error))
+    [batch] = batches(source, preprocessing, [(0, 9)], workers=2, pin=True, decoder=decoder)
+    assert batch.pixels.is_cuda
+    for index, pixels in enumerate(batch.pixels.cpu().int()):
+        wanted = torch.from_numpy(preprocessing.pixels(source.image(index)).copy()).int()
+        assert (pixels - wanted).abs().float().mean() <= 2
