@@ -21,8 +21,15 @@ def merge(dataset: xr.Dataset) -> xr.Dataset:
     Partitions that are not complete count for nothing.
 
     Raises:
-        ActstatsError: a variable that no sweep wrote.
+        ActstatsError: a variable that no sweep wrote, or no partition that is complete.
     """
+    if "completed" in dataset.coords:
+        # One that was being written when its sweep was killed holds something, but not all.
+        done = dataset["completed"].values.astype(bool)
+        if not done.any():
+            raise ActstatsError("no partition of this store is complete: go on with its sweep")
+        if not done.all():
+            dataset = dataset.isel(partition=np.flatnonzero(done))
     merged: dict[str, xr.DataArray] = {}
     for name, variable in dataset.data_vars.items():
         rule = variable.attrs.get("merge")

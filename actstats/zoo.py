@@ -109,8 +109,13 @@ def build(arch: str, arguments: Mapping[str, Any], seed: int | None = None) -> n
 
 
 def class_layer(model: nn.Module) -> str:
-    """Return the name of the weight whose rows are the classes: the last linear layer or convolution."""
+    """Return the name of the weight whose rows are the classes: the last linear layer or convolution.
+
+    Raises `ActstatsError` where there is neither.
+    """
     names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    if not names:
+        raise ActstatsError(f"{type(model).__name__} has no linear layer or convolution to tell its classes")
     return f"{names[-1]}.weight"
 
 

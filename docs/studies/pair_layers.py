@@ -1,0 +1,135 @@
+"""The pair layer by layer: tables and figures of everything that a unit's statistics tell."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from markdown_table import table
+
+from actstats.analysis import (
+    compare_units,
+    input_increase,
+    noise,
+    noise_by_layer,
+    quantiles,
+    selectivity,
+    spectrum,
+)
+from actstats.models import Loaded
+from actstats.pair.comparison import Row, compare_layers, compare_pair, kernels_of
+from actstats.pair.pictures import draw_layers, kernel_sheet
+from actstats.pair.sweeping import Stores
+
+BY_LAYER = {
+    "total_variation": "Total variation of the activations, clean",
+    "noisy_total_variation": "Total variation of the activations, with noise",
+    "relative_change": "Rise of total variation by noise",
+    "roughness": "Roughness of the activations, clean",
+    "noisy_roughness": "Roughness of the activations, with noise",
+    "centroid": "Spectral centroid, clean, cycles/pixel",
+}
+MORE = {
+    "selectivity": "class selectivity index",
+    "top_entropy": "entropy of the classes of the top images, bit",
+    "high_share": "share of the power above half Nyquist",
+    "slope": "slope of the power spectrum",
+    "sparsity": "share of activations at zero",
+}
+
+
+def write(stores: Stores, pair: Mapping[str, Loaded], into: Path) -> None:
+    """Write `pair.tables`, `pair-layers.png` and `pair-kernels.png`."""
+    models = [loaded.model.cpu() for loaded in pair.values()]
+    rows, layers = compare_pair(stores, *models)
+    kernels = compare_layers(*(kernels_of(model) for model in models))
+    images = stores.opened()[0].sizes["image"]
+    lines = [*_lines(images, rows, layers, kernels), *_more(stores), *_noise(stores)]
+    (into / "pair.tables").write_text("\n".join(lines) + "\n")
+    draw_layers(layers, into / "pair-layers.png")
+    kernel_sheet(*models).save(into / "pair-kernels.png")
+
+
+def _more(stores: Stores) -> Iterator[str]:
+    """Yield what is measured of units beside total variation and its kin."""
+    found = []
+    for dataset in stores.opened():
+        parts = (spectrum(dataset), selectivity(dataset), quantiles(dataset, 0.995))
+        merged = {name: part[name] for name in MORE for part in parts if name in part}
+        dead = int(parts[2]["dead"].sum())
+        found.append((xr.Dataset(merged).astype(float).compute(), dead))
+    (standard, dead_s), (robust, dead_r) = found
+    compared = compare_units(standard, robust, resamples=400)
+    rows: list[tuple[object, ...]] = []
+    for name, title in MORE.items():
+        here = compared[compared["variable"] == name]
+        layers = int(here["delta_low"].notnull().sum())
+        lower, higher = int((here["delta_high"] < 0).sum()), int((here["delta_low"] > 0).sum())
+        medians = [float(np.nanmedian(part[name])) for part in (standard, robust)]
+        rows.append((title, *medians, f"{lower} of {layers}", f"{higher} of {layers}"))
+    rows.append(("units that are dead, a count", dead_s, dead_r, "", ""))
+    yield from table(
+        "**More of the units**: medians; layers in which the interval of Cliff's delta of R against S leaves out 0.",
+        ("measure", "S", "R", "R lower in", "R higher in"),
+        rows,
+    )
+
+
+def _noise(stores: Stores) -> Iterator[str]:
+    """Yield the paper's outlier rule, and the share of the noise that each layer blocks."""
+    tables = []
+    (standard, _), pairs = stores.opened(), zip(stores.opened(), stores.opened(noisy=True), strict=True)
+    for clean, noisy in pairs:
+        found = noise(clean, noisy, reference=standard)
+        tables.append(noise_by_layer(found, input_increase=input_increase(clean, noisy)))
+    yield from table(
+        "**Noise**: outliers, the units whose total variation changes by a fifth of the layer's mean in S or more; "
+        "and the share of the images' own rise of total variation that does not arrive.",
+        ("layer", "units", "outliers S", "R", "blocked S", "R"),
+        (
+            (s.layer, s.units, s.outliers, r.outliers, s.blocked, r.blocked)
+            for s, r in zip(*(found.itertuples() for found in tables), strict=True)
+        ),
+    )
+
+
+def _lines(images: int, rows: list[Row], layers: pd.DataFrame, kernels: pd.DataFrame) -> Iterator[str]:
+    yield from table(
+        f"**All layers together**, {images} images: medians over units; Cliff's delta of R against S.",
+        ("measure", "S", "R", "delta, 95 % interval", "R lower in", "R higher in"),
+        (
+            (
+                row.measure,
+                row.standard,
+                row.robust,
+                f"{row.delta:+.2f} ({row.low:+.2f} to {row.high:+.2f})",
+                f"{row.lower} of {row.layers}",
+                f"{row.higher} of {row.layers}",
+            )
+            for row in rows
+        ),
+    )
+    for name, title in BY_LAYER.items():
+        yield from _by_layer(title, layers[layers["variable"] == name])
+    for name, title in (
+        ("kernels_tv", "Total variation of the kernels"),
+        ("kernels", "Roughness of the kernels"),
+    ):
+        found = kernels[kernels["variable"] == name]
+        yield from _by_layer(f"{title}, every convolution larger than 1 x 1", found)
+
+
+def _by_layer(title: str, found: pd.DataFrame) -> Iterator[str]:
+    rows = []
+    for row in found.itertuples():
+        difference = f"{row.difference:+.3g} ({row.difference_low:+.3g} to {row.difference_high:+.3g})"
+        delta = f"{row.cliffs_delta:+.2f} ({row.delta_low:+.2f} to {row.delta_high:+.2f})"
+        decided = "**" if np.sign(row.delta_low) == np.sign(row.delta_high) else ""
+        rows.append(
+            (row.layer, row.units_s, row.mean_s, row.mean_r, difference, f"{decided}{delta}{decided}")
+        )
+    columns = ("layer", "units", "S", "R", "R - S, 95 % interval", "delta, 95 % interval")
+    yield from table(f"**{title}**: means over units.", columns, rows)
