@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from actstats import manifest as manifests
+from actstats.arguments import one_or_more
 from actstats.data import Batch, ImageError, Source, batches, open_source
 from actstats.data.loader import split
 from actstats.data.on_device import DeviceDecoder
@@ -46,10 +47,10 @@ def sweep(
     seed: int = 0,
     offline: bool = False,
     preprocessing: Preprocessing | None = None,
-    distort: Sequence[str] | Chain = (),
-    layers: Sequence[str] = ("conv",),
-    metrics: Sequence[str] = DEFAULT,
-    custom: Sequence[str | Metric | type[Metric]] = (),
+    distort: str | Sequence[str] | Chain = (),
+    layers: str | Sequence[str] = ("conv",),
+    metrics: str | Sequence[str] = DEFAULT,
+    custom: str | Metric | type[Metric] | Sequence[str | Metric | type[Metric]] = (),
     top_k: int = 16,
     per_image: bool = True,
     batch_size: int = 32,
@@ -134,7 +135,7 @@ def sweep(
             preprocessing=loaded.preprocessing.to_dict(),
             **chain.record(),
             layers=[_describe(layer) for layer in hooked],
-            selectors=list(layers),
+            selectors=one_or_more(layers),
             metrics=[*chosen.builtin, *chosen.custom],
             outputs=[output.name for output in schema.outputs],
             top_k=top_k,

@@ -431,3 +431,12 @@ def test_load_from_manifest_rebuilds_what_was_swept(photographs, tmp_path):
         rtol=1e-4,
         atol=1e-6,
     )
+
+
+def test_one_name_by_itself_is_taken_for_a_list_of_one(photographs, tmp_path):
+    one = {"layers": "first", "metrics": "mean", "distort": "greyscale"}
+    one["custom"] = "actstats.metrics.examples:Kurtosis"
+    for name, settings in (("one", one), ("list", {key: [value] for key, value in one.items()})):
+        sweep_small(photographs, tmp_path / f"{name}.zarr", **settings)
+    assert files_of(tmp_path / "one.zarr") == files_of(tmp_path / "list.zarr")
+    assert set(xr.open_zarr(tmp_path / "one.zarr")["layer"].values) == {"first"}

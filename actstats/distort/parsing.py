@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
+from actstats.arguments import one_or_more
 from actstats.distort.adversarial import Adversarial
 from actstats.distort.chain import Chain
 from actstats.distort.frequencies import HighPass, LowPass
@@ -37,7 +38,7 @@ KINDS: Final = tuple(_KINDS)
 """The names that a spec can begin with."""
 
 
-def parse(specs: Iterable[str]) -> Chain:
+def parse(specs: str | Iterable[str]) -> Chain:
     """Return the chain of the distortions in `specs`, from first to last; each spec may join several by `+`.
 
     Raises `ActstatsError` for what is no distortion.
@@ -45,7 +46,7 @@ def parse(specs: Iterable[str]) -> Chain:
     >>> parse(["greyscale", "scramble:4+noise:0.10"]).specs
     ['greyscale', 'scramble:4', 'noise:0.1']
     """
-    return Chain(tuple(_step(part) for spec in specs for part in spec.split("+")))
+    return Chain(tuple(_step(part) for spec in one_or_more(specs) for part in spec.split("+")))
 
 
 def _step(spec: str) -> Step | Adversarial:

@@ -8,6 +8,7 @@ from typing import Final
 
 from torch import Tensor, nn
 
+from actstats.arguments import one_or_more
 from actstats.errors import ActstatsError, nearest
 from actstats.layers.layer import Layer
 from actstats.layers.presets import PAPER
@@ -16,7 +17,9 @@ from actstats.layers.probe import Candidate, Probe, probe
 PRESETS: Final = ("conv", "block", "all", "paper")
 
 
-def select_layers(model: nn.Module, example: Tensor, selectors: Sequence[str] = ("conv",)) -> list[Layer]:
+def select_layers(
+    model: nn.Module, example: Tensor, selectors: str | Sequence[str] = ("conv",)
+) -> list[Layer]:
     """Return the layers that any of `selectors` names, in the order of execution.
 
     A selector is one of
@@ -38,11 +41,11 @@ def select_layers(model: nn.Module, example: Tensor, selectors: Sequence[str] = 
     return select(probe(model, example), selectors)
 
 
-def select(probed: Probe, selectors: Sequence[str]) -> list[Layer]:
+def select(probed: Probe, selectors: str | Sequence[str]) -> list[Layer]:
     """Return the layers of a probed network that any of `selectors` names; see `select_layers`."""
     if not selectors:
         raise ActstatsError("no layers were asked for: give a preset, a module's name or a pattern")
-    chosen = {layer.name for selector in selectors for layer in _matches(probed, selector)}
+    chosen = {layer.name for selector in one_or_more(selectors) for layer in _matches(probed, selector)}
     return [c.layer for c in probed.candidates if c.layer.name in chosen]
 
 

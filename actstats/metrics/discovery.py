@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 
+from actstats.arguments import one_or_more
 from actstats.errors import ActstatsError, nearest
 from actstats.imports import named_object
 from actstats.metrics.builtin import BUILTINS, DEFAULT
@@ -28,7 +29,10 @@ class Chosen:
         return found + [output for metric in self.custom.values() for output in metric.outputs]
 
 
-def choose(names: Sequence[str] = DEFAULT, custom: Sequence[str | Metric | type[Metric]] = ()) -> Chosen:
+def choose(
+    names: str | Sequence[str] = DEFAULT,
+    custom: str | Metric | type[Metric] | Sequence[str | Metric | type[Metric]] = (),
+) -> Chosen:
     """Find the metrics that a sweep computes.
 
     Args:
@@ -41,6 +45,7 @@ def choose(names: Sequence[str] = DEFAULT, custom: Sequence[str | Metric | type[
     """
     installed = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
     found: dict[str, Metric] = {}
+    names = one_or_more(names)
     for name in names:
         if name in BUILTINS:
             continue
@@ -51,7 +56,7 @@ def choose(names: Sequence[str] = DEFAULT, custom: Sequence[str | Metric | type[
                 f"no metric is named {name!r}{offer} (a class of your own: --metric package.module:Class)"
             )
         found[name] = _instantiate(installed[name].value)
-    for item in custom:
+    for item in custom if isinstance(custom, Sequence) and not isinstance(custom, str) else [custom]:
         metric = _instantiate(item)
         kind = type(metric)
         found[item if isinstance(item, str) else f"{kind.__module__}:{kind.__qualname__}"] = metric
