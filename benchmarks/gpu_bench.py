@@ -77,6 +77,8 @@ class Bench:
         print(f"[{spent:5.0f} s] {name}", flush=True)
         try:
             self.report[name] = work(self)
+        except ModuleNotFoundError as error:
+            self.report[name] = {"skipped": f"{error.name} is not installed"}
         except Exception as error:
             if self.dry:
                 raise

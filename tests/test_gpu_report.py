@@ -40,6 +40,18 @@ def test_a_dry_run_fills_every_section(tmp_path):
     assert out.with_suffix(".md").read_text().count("\n## ") == len(report)
 
 
+def test_a_section_is_skipped_where_a_library_is_missing(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    from gpu_bench import Bench
+
+    def work(_: Bench) -> None:
+        import a_library_that_nobody_has  # noqa: F401
+
+    bench = Bench(True, 400)
+    bench.section("end to end", work)
+    assert bench.report["end to end"] == {"skipped": "a_library_that_nobody_has is not installed"}
+
+
 def test_without_a_gpu_it_says_so(tmp_path):
     import torch
 

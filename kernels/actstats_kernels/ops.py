@@ -19,12 +19,14 @@ from actstats_kernels.reference import MOMENTS
 )
 def accumulate(
     x: Tensor,
-    moments: Tensor | None = None,
-    argmax: Tensor | None = None,
-    histogram: Tensor | None = None,
-    power: Tensor | None = None,
+    moments: Tensor | None,
+    argmax: Tensor | None,
+    histogram: Tensor | None,
+    power: Tensor | None,
 ) -> None:
-    """Read maps `x` [N, C, H, W] (f32, f16 or bf16; any strides) once and write what is asked for.
+    """Read maps `x` [N, C, H, W] (f32, f16 or bf16; any strides) once and write what is asked for, None for the rest.
+
+    No argument has a default: torch 2.6 drops those at the end of a call, and then looks for the buffers by position.
 
     Args:
         x: activation maps.
@@ -45,10 +47,10 @@ def accumulate(
 @accumulate.register_fake
 def _(
     x: Tensor,
-    moments: Tensor | None = None,
-    argmax: Tensor | None = None,
-    histogram: Tensor | None = None,
-    power: Tensor | None = None,
+    moments: Tensor | None,
+    argmax: Tensor | None,
+    histogram: Tensor | None,
+    power: Tensor | None,
 ) -> None:
     return None
 
@@ -56,10 +58,10 @@ def _(
 @accumulate.register_kernel("cuda")
 def _(
     x: Tensor,
-    moments: Tensor | None = None,
-    argmax: Tensor | None = None,
-    histogram: Tensor | None = None,
-    power: Tensor | None = None,
+    moments: Tensor | None,
+    argmax: Tensor | None,
+    histogram: Tensor | None,
+    power: Tensor | None,
 ) -> None:
     from actstats_kernels import gpu
 

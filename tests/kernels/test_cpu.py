@@ -76,7 +76,7 @@ def test_every_half_is_read_exactly():
             assert torch.equal(found["histogram"], reference.histogram(x))
             singles = x.reshape(1, -1, 1, 1)
             moments = torch.empty(5, 1, singles.shape[1])
-            ops.accumulate(lay_out(singles, layout), moments)
+            ops.accumulate(lay_out(singles, layout), moments, None, None, None)
             finite = singles.isfinite().flatten()
             assert torch.equal(moments[2, 0][finite], singles.float().flatten()[finite])
             assert moments[2, 0][~finite].isnan().all()
@@ -132,7 +132,7 @@ def test_each_output_alone_is_what_it_is_with_the_others():
     x = draw_values("non_finite", (4, 18, 11, 6), 6)
     together = ops.statistics(x)
     moments = torch.empty(5, 4, 18)
-    ops.accumulate(x, moments)
+    ops.accumulate(x, moments, None, None, None)
     torch.testing.assert_close(
         moments, torch.stack([together[n] for n in reference.MOMENTS]), rtol=0, atol=0, equal_nan=True
     )
@@ -140,7 +140,7 @@ def test_each_output_alone_is_what_it_is_with_the_others():
     ops.accumulate(x, None, None, None, power)
     assert torch.equal(power, together["power_spectrum"])
     histogram = torch.zeros(18, bins.HISTOGRAM_BINS, dtype=torch.int64)
-    ops.accumulate(x, None, None, histogram)
+    ops.accumulate(x, None, None, histogram, None)
     assert torch.equal(histogram, together["histogram"])
 
 
