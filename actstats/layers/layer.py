@@ -79,6 +79,6 @@ def returned_tensor(output: object) -> Tensor | None:
     That is the output itself or, of a tuple or a list, its first element (of an attention module's
     `(output, weights)`, the output).
     """
-    if isinstance(output, tuple | list) and output:
+    if isinstance(output, (tuple, list)) and output:  # torch 2.6 cannot trace `tuple | list`
         output = output[0]
     return output if isinstance(output, Tensor) else None
