@@ -27,7 +27,7 @@ from actstats.errors import ActstatsError
 from actstats.layers import Layer, select_layers, watch
 from actstats.metrics import DEFAULT, Metric, choose
 from actstats.models import Loaded, load_model
-from actstats.partition import Partition, Plan, schema_of
+from actstats.partition import Buffers, Partition, Plan, schema_of
 from actstats.preprocess import Preprocessing
 from actstats.progress import Progress, Summary
 from actstats.store import Schema, Store, parse_compression
@@ -222,6 +222,8 @@ class _Run:
             torch.autocast(device.type, dtype=amp) if amp is not None else nullcontext()
         )
         upload = uploader(device)
+        # One set is filled while the writer has the other; it gives that back before the one after next begins.
+        buffers = [Buffers(self.plan) for _ in todo[:2]]
         partition: Partition | None = None
 
         def update(layer: int, maps: Tensor) -> None:
@@ -235,7 +237,8 @@ class _Run:
                 waited += seconds
                 if partition is None:
                     index = batch.start // self.store.partition_size
-                    partition = Partition(self.plan, index, *self.store.bounds(index))
+                    buffers.reverse()
+                    partition = Partition(self.plan, buffers[0], index, *self.store.bounds(index))
                 self._note_failures(batch, strict)
                 partition.status[batch.start - partition.start : batch.stop - partition.start] = batch.status
                 readable = batch.position + batch.start

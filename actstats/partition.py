@@ -69,42 +69,56 @@ def _with_wide_counts(schema: Schema) -> Schema:
     return replace(schema, outputs=wide)
 
 
+class Buffers:
+    """What one partition is computed into, on the device: made once, then used by partition after partition.
+
+    Two serve a whole sweep in turn, as one is filled while the other is written. Taken and given back with every
+    partition, memory of this size leaves gaps that nothing else fits, and a long sweep needs more than a short one.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        schema, device, wanted = plan.schema, plan.device, set(plan.chosen.builtin)
+        images, units = schema.partition_size, schema.units
+        needs_maximum = bool(wanted & {"maximum", "top"})
+        self.moments = self.argmax = self.histogram = self.power = None
+        self._sums: list[tuple[Tensor, float]] = []
+        if needs_maximum or any(name in wanted for name in MOMENTS):
+            self.moments = torch.empty(len(MOMENTS), images, units, device=device)
+        if needs_maximum:
+            self.argmax = torch.empty(images, units, dtype=torch.int32, device=device)
+        if "histogram" in wanted:
+            self.histogram = torch.empty(units, HISTOGRAM_BINS, dtype=histogram_dtype(schema), device=device)
+            self._sums.append((self.histogram, 0))
+        if "power_spectrum" in wanted:
+            self.power = torch.empty(units, FREQUENCY_BINS, dtype=torch.float64, device=device)
+            self._sums.append((self.power, 0))
+        self.custom: dict[str, Tensor] = {}
+        for metric in plan.chosen.custom.values():
+            for output in metric.outputs:
+                lengths = [images if dim == "image" else schema.lengths[dim] for dim in dims_held(output)]
+                self.custom[output.name] = torch.empty(lengths, dtype=computing_dtype(output), device=device)
+                if not output.per_image:
+                    self._sums.append((self.custom[output.name], output.neutral))
+
+    def begin(self) -> None:
+        """Forget the partition before: set what is summed to where it starts. Rows by image are written over."""
+        for total, start in self._sums:
+            total.fill_(start)
+
+
 class Partition:
     """One partition in the making. Rows are readable images, packed; unreadable ones appear in `finish`."""
 
-    def __init__(self, plan: Plan, index: int, start: int, stop: int) -> None:
+    def __init__(self, plan: Plan, buffers: Buffers, index: int, start: int, stop: int) -> None:
+        """Begin partition `index` of images [start, stop) in `buffers`, which nothing else may use any more."""
         self.plan, self.index, self.start, self.stop = plan, index, start, stop
         self.status = np.zeros(stop - start, dtype=np.int8)
         self._readable: list[NDArray[np.int64]] = []
         self._rows = slice(0, 0)
         self._slices = plan.slices
-        images, units = stop - start, plan.schema.units
-        wanted, device = set(plan.chosen.builtin), plan.device
-
-        def empty(*shape: int, dtype: torch.dtype) -> Tensor:
-            return torch.empty(shape, dtype=dtype, device=device)
-
-        needs_maximum = bool(wanted & {"maximum", "top"})
-        moments = needs_maximum or any(name in wanted for name in MOMENTS)
-        self._moments = empty(len(MOMENTS), images, units, dtype=torch.float32) if moments else None
-        self._argmax = empty(images, units, dtype=torch.int32) if needs_maximum else None
-        self._histogram = self._power = None
-        if "histogram" in wanted:
-            self._histogram = torch.zeros(
-                units, HISTOGRAM_BINS, dtype=histogram_dtype(plan.schema), device=device
-            )
-        if "power_spectrum" in wanted:
-            self._power = torch.zeros(units, FREQUENCY_BINS, dtype=torch.float64, device=device)
-        self._custom = {
-            output.name: torch.full(
-                tuple(images if dim == "image" else plan.schema.lengths[dim] for dim in dims_held(output)),
-                output.missing if output.per_image else output.neutral,
-                dtype=computing_dtype(output),
-                device=device,
-            )
-            for metric in plan.chosen.custom.values()
-            for output in metric.outputs
-        }
+        buffers.begin()
+        self._moments, self._argmax = buffers.moments, buffers.argmax
+        self._histogram, self._power, self._custom = buffers.histogram, buffers.power, buffers.custom
         self._states = [
             [
                 State(layer, {o.name: self._custom[o.name][place] for o in metric.outputs if not o.per_image})

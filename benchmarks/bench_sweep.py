@@ -20,7 +20,7 @@ from torch import Tensor
 from actstats.layers import Layer, select_layers, watch
 from actstats.metrics import choose
 from actstats.models import Loaded, load_model
-from actstats.partition import Partition, Plan
+from actstats.partition import Buffers, Partition, Plan
 from actstats.store import Schema
 
 BATCH = 32
@@ -75,12 +75,13 @@ def test_sweep(benchmark, network, name):
     chosen = choose(CHOICES[name])
     schema = Schema(tuple(chosen.outputs), tuple(layers), BATCH, BATCH, 16, {})
     plan = Plan(schema, chosen, torch.device("cpu"))
-    partition = Partition(plan, 0, 0, BATCH)
+    buffers = Buffers(plan)
+    partition = Partition(plan, buffers, 0, 0, BATCH)
     rows = torch.arange(BATCH).numpy()
 
     def variant() -> None:
         nonlocal partition
-        partition = Partition(plan, 0, 0, BATCH)
+        partition = Partition(plan, buffers, 0, 0, BATCH)
         partition.begin_batch(rows)
         with watch(loaded.model, layers, lambda layer, maps: partition.update(layer, maps)):
             loaded.model(images)

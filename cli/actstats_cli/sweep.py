@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from actstats_cli import options
-from actstats_cli.heap import share_heap
 from actstats_cli.printing import count, duration, print_json
 from actstats_cli.progress import Reporter
 
@@ -104,7 +103,6 @@ def sweep(arch: str, data: str, out: Path, metrics: tuple[str, ...], as_json: bo
         actstats sweep --arch alexnet --data photographs/ --out own.zarr --metric my_metrics:Kurtosis
         actstats sweep --arch alexnet --data photographs/ --out noisy.zarr --distort scramble:4+noise:0.1
     """
-    share_heap()  # before there are threads
     import actstats
 
     if metrics:
