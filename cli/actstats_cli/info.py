@@ -72,7 +72,8 @@ def _facts(description: Description) -> Iterator[tuple[str, str]]:
         "partitions",
         f"{done} of {len(description.completed)} of {manifest['partition_size']:,} images, {state}",
     )
-    yield "run", f"batch size {manifest['batch_size']}, {manifest['device']}, amp {manifest['amp']}"
+    decoded = ", JPEGs decoded by the device" if manifest.get("decode") == "device" else ""
+    yield "run", f"batch size {manifest['batch_size']}, {manifest['device']}, amp {manifest['amp']}{decoded}"
     yield "made", f"{manifest['created']}, actstats {manifest['versions'].get('actstats', '?')}"
 
 

@@ -35,15 +35,32 @@ class Part(click.ParamType[tuple[int, int]]):
         return int(first), int(second)
 
 
+class Images(click.types.StringParamType):
+    """A source of images."""
+
+    def get_missing_message(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
+        """Return what to give."""
+        return "Give a folder of images, a .tar, or demo: photographs that come with actstats."
+
+
+class NewStore(click.Path):
+    """A store to fill."""
+
+    def get_missing_message(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
+        """Return what to give."""
+        return "Give a folder for the results, googlenet.zarr say."
+
+
 @click.command()
 @options.network
 @click.option(
     "--data",
     required=True,
+    type=Images(),
     metavar="IMAGES",
     help="A folder, a .tar, a folder of tars, 'shard-{000..009}.tar', or demo.",
 )
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="The store to fill, a folder.")
+@click.option("--out", required=True, type=NewStore(path_type=Path), help="The store to fill, a folder.")
 @options.distort
 @options.layers
 @options.stored

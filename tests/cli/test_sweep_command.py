@@ -198,3 +198,10 @@ def test_strict_stops_at_the_first_unreadable_image(images, tmp_path):
     result = actstats(f"{SWEEP} --data {images} --out {tmp_path / 's.zarr'} --metrics mean --strict")
     assert result.exit_code == 1
     assert "cat/1.png: not an image of a known format" in result.stderr.splitlines()[-1]
+
+
+def test_a_sweep_whose_images_the_device_decodes_says_so(tmp_path):
+    files = {f"{index}.jpg": encoded(photograph(index), "JPEG") for index in range(3)}
+    folder, store = write_folder(tmp_path / "some", files), tmp_path / "s.zarr"
+    output_of(f"{SWEEP} --data {folder} --out {store} --metrics mean --decode device")
+    assert "JPEGs decoded by the device" in output_of(f"info {store}")
