@@ -1,0 +1,124 @@
+"""The studies of the embedded pair run, end to end, on a few photographs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import actstats
+from tests.data.images import encoded, write_folder, write_tar
+
+STUDIES = Path(__file__).parents[2] / "docs" / "studies"
+
+
+def run(script: str, *arguments: object) -> str:
+    """What a script of the studies prints."""
+    command = [sys.executable, str(STUDIES / script), *map(str, arguments)]
+    ran = subprocess.run(command, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    return ran.stdout
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    """A tar of a split with crops on whose category both networks agree, at most three of each."""
+    pair = [actstats.load_model("googlenet", "demo", robust=robust) for robust in (False, True)]
+    crops = actstats.open_source("demo", limit=256)
+    # The other split has all categories, so that their numbers are the networks'.
+    classes = pair[0].identity["classes"]
+    files = {f"made/train/{category}/0.png": encoded(crops.image(0)) for category in classes}
+    for index in range(0, len(crops), 3):
+        image = crops.image(index).resize((64, 64))
+        with torch.inference_mode():
+            said = {int(loaded.model(loaded.preprocessing(image)[None]).argmax()) for loaded in pair}
+        category = classes[min(said)]
+        if len(said) == 1 and sum(f"val/{category}/" in name for name in files) < 3:
+            files[f"made/val/{category}/{index}.png"] = encoded(image)
+    assert len({name.split("/")[2] for name in files if "/val/" in name}) > 1
+    return write_tar(tmp_path_factory.mktemp("photographs") / "made.tar", files)
+
+
+def test_the_study_writes_all_its_tables_and_figures(photographs, tmp_path):
+    names = ["cat/cat1-dog1.png", "dog/dog1-car2.png", "car/car3-bear1.png", "bear/bear1-bear2.png"]
+    image = encoded(Image.effect_noise((64, 64), 60).convert("RGB"))
+    stimuli = write_folder(tmp_path / "stimuli", dict.fromkeys(names, image))
+    (tmp_path / "out").mkdir()
+    run(
+        *("study_pair.py", "--data", photographs, "--stimuli", stimuli),
+        *("--work", tmp_path / "work", "--into", tmp_path / "out"),
+    )
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        *("pair-kernels.png", "pair-layers.png", "pair-probes.png", "pair.tables", "probes.tables")
+    ]
+    layers, probes = ((tmp_path / "out" / f"{name}.tables").read_text() for name in ("pair", "probes"))
+    assert layers.count("| inception5b | ") == 7
+    assert "| S | 3 |" in probes  # the fourth has no conflict
+    assert "| clean | " in probes
+    assert probes.count("smoothest") == 13  # a row for each layer, and the title
+    assert probes.count("| R | conv1/") == 6
+
+
+def test_the_pair_is_measured_by_one_command(photographs, tmp_path):
+    run("evaluate_pair.py", "--data", photographs, "--every", 4, "--out", tmp_path / "figures.json")
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    for network in "SR":
+        clean, near, far = figures[network]["accuracy"].values()
+        assert clean == 1 >= near >= far
+
+
+def test_concepts_are_read_off_the_pixels(monkeypatch):
+    monkeypatch.syspath_prepend(STUDIES)
+    from pair_photographs import colours, edges, textures
+
+    red = np.zeros((16, 16, 3), np.uint8)
+    red[:, 8:] = 250, 20, 20
+    assert np.unique(colours(Image.fromarray(red))[:, 8:]).tolist() == [1]
+    assert np.unique(colours(Image.fromarray(red))[:, :8]).tolist() == [0]
+    step = np.zeros((16, 16), np.uint8)
+    step[:, 8:] = 255
+    for turned, number in ((step, 1), (step.T, 3)):
+        found = edges(Image.fromarray(turned).convert("RGB"))
+        assert np.unique(found).tolist() == [0, number]
+    flat = Image.new("RGB", (16, 16), "grey")
+    checks = Image.fromarray((np.indices((16, 16)).sum(0) % 2 * 255).astype(np.uint8)).convert("RGB")
+    assert np.unique(textures(flat)).tolist() == [1]
+    assert np.unique(textures(checks)).tolist() == [3]
+
+
+def test_training_goes_on_from_its_state_to_the_same_weights(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(STUDIES)
+    from train_pair import Images, Recipe, fit
+
+    pixels = torch.randint(0, 256, (8, 3, 64, 64), dtype=torch.uint8)
+    images = Images(pixels.contiguous(memory_format=torch.channels_last), torch.arange(8) % 2, ["a", "b"])
+    recipe = Recipe(1.0, cycles=((2, 0.01),), settled=1, batch_size=4, growth=((0, 48, 1), (1, 64, 2)))
+    fit(tmp_path / "once", recipe, images, images)
+
+    class StoppedError(Exception):
+        pass
+
+    def stop(*_: object) -> float:
+        raise StoppedError
+
+    import train_pair
+
+    whole = train_pair.one_epoch
+    monkeypatch.setattr(train_pair, "one_epoch", lambda *given: stop() if given[-1] == 1 else whole(*given))
+    with pytest.raises(StoppedError):
+        fit(tmp_path / "twice", recipe, images, images)
+    monkeypatch.setattr(train_pair, "one_epoch", whole)
+    fit(tmp_path / "twice", recipe, images, images)
+    assert len((tmp_path / "twice.jsonl").read_text().splitlines()) == 2
+    models = [
+        actstats.load_model("googlenet", tmp_path / f"{name}.safetensors") for name in ("once", "twice")
+    ]
+    first, second = (loaded.model.state_dict() for loaded in models)
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    assert models[0].identity["num_classes"] == 2
