@@ -1,4 +1,4 @@
-"""The buffers of one partition: hooks write into them on the device, a writer takes them to the store.
+"""Partitions and the buffers they are computed into: hooks fill them on the device, a writer empties them.
 
 On a GPU no method here waits for the device: results are copied to pinned memory behind the kernels, and only
 `Finished.arrays`, called by the writer's thread, waits for that copy.

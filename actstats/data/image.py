@@ -79,6 +79,11 @@ def refuse_large(width: int, height: int, what: str = "image") -> None:
         raise ImageError(REFUSED, message)
 
 
+def refuse_large_resized(width: int, height: int) -> None:
+    """Raise `ImageError` if an image would be more than MAX_PIXELS once it is resized to `width` x `height`."""
+    refuse_large(width, height, what="long, thin image, once resized,")
+
+
 def decode(data: bytes) -> Image.Image:
     """Return the image in an encoded file's bytes, in mode RGB and loaded.
 

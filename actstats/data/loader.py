@@ -13,9 +13,10 @@ from typing import Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
-from actstats.data.image import OK, ImageError, refuse_large
+from actstats.data.image import OK, ImageError, refuse_large_resized
 from actstats.data.on_device import DeviceDecoder
 from actstats.data.source import Source
 from actstats.errors import ActstatsError
@@ -117,11 +118,11 @@ class _Assembly:
     def fill(self, index: int) -> None:
         """Decode image `index` into its place, or read it for the decoder; threads may fill several at once."""
         try:
-            encoded = self._decoder.take(index) if self._decoder is not None else None
-            if encoded is None:
-                self._decode(index)
+            found = self._source.image(index) if self._decoder is None else self._decoder.take(index)
+            if isinstance(found, Tensor):
+                self._encoded[index - self.start] = found
             else:
-                self._encoded[index - self.start] = encoded
+                self._put(index, found)
         except ImageError as error:
             self._fail(index, error)
 
@@ -130,21 +131,20 @@ class _Assembly:
         decoded = self._decode_on_device()
         position = np.flatnonzero(self._status == OK)
         rows = position.tolist()
-        for place, row in enumerate(rows):
-            if place != row:
-                self._rows[place] = self._rows[row]
-        pixels = self._pixels[: len(position)]
-        if self._decoder is not None:
-            pixels = pixels.to(self._decoder.device, non_blocking=True)
+        if self._decoder is None:
             for place, row in enumerate(rows):
-                if row in decoded:
-                    pixels[place] = decoded[row]
+                if place != row:
+                    self._rows[place] = self._rows[row]
+            pixels = self._pixels[: len(rows)]
+        else:
+            pixels = torch.empty_like(self._pixels[: len(rows)], device=self._decoder.device)
+            for place, row in enumerate(rows):
+                pixels[place].copy_(decoded.get(row, self._pixels[row]), non_blocking=True)
         messages = dict(sorted(self._messages.items()))
         return Batch(self.start, self.stop, pixels, position, self._status, messages)
 
-    def _decode(self, index: int) -> None:
-        image = self._source.image(index)
-        refuse_large(*self._preprocessing.resized(image.size), what="long, thin image, once resized,")
+    def _put(self, index: int, image: Image.Image) -> None:
+        refuse_large_resized(*self._preprocessing.resized(image.size))
         pixels = self._preprocessing.pixels(image)
         if self._distort is not None:
             self._rows[index - self.start] = self._distort(pixels, index, image.size)
@@ -153,17 +153,19 @@ class _Assembly:
 
     def _decode_on_device(self) -> dict[int, Tensor]:
         """Return the pixels of the images that were left to the decoder; Pillow has the last word on damaged ones."""
+        if self._decoder is None or not self._encoded:
+            return {}
         decoded: dict[int, Tensor] = {}
-        if self._decoder is not None and self._encoded:
-            found = self._decoder.decode(list(self._encoded.values()))
-            for place, pixels in zip(self._encoded, found, strict=True):
-                if pixels is not None:
-                    decoded[place] = pixels
-                    continue
-                try:
-                    self._decode(self.start + place)
-                except ImageError as error:
-                    self._fail(self.start + place, error)
+        found = self._decoder.decode(list(self._encoded.values()))
+        for place, pixels in zip(self._encoded, found, strict=True):
+            if pixels is not None:
+                decoded[place] = pixels
+                continue
+            index = self.start + place
+            try:
+                self._put(index, self._source.image(index))
+            except ImageError as error:
+                self._fail(index, error)
         return decoded
 
     def _fail(self, index: int, error: ImageError) -> None:

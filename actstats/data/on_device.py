@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
-from actstats.data.image import refuse_large
+from actstats.data.image import decode, refuse_large, refuse_large_resized
 from actstats.data.source import EncodedSource, Source
 from actstats.errors import ActstatsError
 from actstats.preprocess import Preprocessing
@@ -41,27 +41,27 @@ class DeviceDecoder:
         try:
             self._decoded([_tensor(file.getvalue())])
         except (ImportError, RuntimeError, ValueError) as error:
-            reason = str(error).splitlines()[0]
+            reason = str(error).partition("\n")[0]
             raise ActstatsError(
                 f"this torchvision decodes no JPEGs on {device} ({reason}); leave --decode device away"
             ) from None
 
-    def take(self, index: int) -> Tensor | None:
-        """Return the bytes of image `index`, uint8 [n], or None if it is not one for this decoder but for Pillow.
+    def take(self, index: int) -> Tensor | Image.Image:
+        """Return the bytes of image `index`, uint8 [n], or the image itself if it is none for this decoder.
 
         Thread-safe; raises `ImageError`, also for an image that is too large.
         """
         data = self.source.read(index)
         if not data.startswith(_BEGIN) or _END not in data[-_TAIL:]:
-            return None
+            return decode(data)
         try:
             header = Image.open(io.BytesIO(data), formats=("JPEG",))
-        except Exception:  # Whatever PIL's parser meets; Pillow's turn will name it.
-            return None
+        except Exception:  # Whatever PIL's parser meets; `decode` names it.
+            return decode(data)
         if header.mode not in ("RGB", "L"):
-            return None
+            return decode(data)
         refuse_large(*header.size)
-        refuse_large(*self.preprocessing.resized(header.size), what="long, thin image, once resized,")
+        refuse_large_resized(*self.preprocessing.resized(header.size))
         return _tensor(data)
 
     def decode(self, encoded: list[Tensor]) -> list[Tensor | None]:

@@ -28,9 +28,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Folder for the stores, the pictures and the report.",
 )
-@click.option(
-    "--limit", type=click.IntRange(min=2), metavar="N", help="Only the first so many of 256 photographs."
-)
+@options.number("--limit", "Only the first so many of 256 crops of photographs.", least=2)
 @options.layers_of_the_paper
 @options.device
 @click.option("--overwrite", is_flag=True, help="Replace the stores of another demonstration.")

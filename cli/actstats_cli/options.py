@@ -24,6 +24,20 @@ def together(*options: Callable[[Decorated], Decorated]) -> Callable[[Decorated]
     return lambda command: functools.reduce(lambda made, option: option(made), reversed(options), command)
 
 
+def number(
+    name: str, text: str, *, default: int | None = None, least: int = 1
+) -> Callable[[Decorated], Decorated]:
+    """Return an option of a whole number, `least` or more."""
+    return click.option(
+        name,
+        type=click.IntRange(min=least),
+        metavar="N",
+        default=default,
+        show_default=default is not None,
+        help=text,
+    )
+
+
 arch = click.option(
     "--arch",
     required=True,
@@ -109,42 +123,18 @@ per_image = click.option(
     show_default=True,
     help="Store the variables that have a value for each image, or only what is summed by partition.",
 )
-top_k = click.option(
-    "--top-k",
-    type=click.IntRange(min=1),
-    metavar="N",
-    default=16,
-    show_default=True,
-    help="Images kept for each unit, those with its greatest activations.",
-)
-partition_size = click.option(
+top_k = number("--top-k", "Images kept for each unit, those with its greatest activations.", default=16)
+partition_size = number(
     "--partition-size",
-    type=click.IntRange(min=1),
-    metavar="N",
+    "Images a partition, the block that is stored as a whole: what a stop can cost at most.",
     default=1024,
-    show_default=True,
-    help="Images a partition, the block that is stored as a whole: what a stop can cost at most.",
 )
-limit = click.option(
-    "--limit", type=click.IntRange(min=1), metavar="N", help="Only the first so many images."
-)
-batch_size = click.option(
-    "--batch-size",
-    type=click.IntRange(min=1),
-    metavar="N",
-    default=32,
-    show_default=True,
-    help="Images a forward pass.",
-)
+limit = number("--limit", "Only the first so many images.")
+batch_size = number("--batch-size", "Images a forward pass.", default=32)
 device = click.option(
     "--device", default="auto", show_default=True, help="cpu, cuda, cuda:N, or auto: a GPU if any."
 )
-workers = click.option(
-    "--workers",
-    type=click.IntRange(min=0),
-    metavar="N",
-    help="Threads that decode images. Default: one for each core, at most 8.",
-)
+workers = number("--workers", "Threads that decode images. Default: one for each core, at most 8.", least=0)
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 
 network = together(arch, weights, robust, seed, offline)

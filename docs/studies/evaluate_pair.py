@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from markdown_table import lines
 from torch import Tensor
 from train_pair import Images, read_images
 
@@ -59,12 +60,12 @@ def main() -> None:
             },
             "seconds": round(time.perf_counter() - started),
         }
-    lines = table(figures, radii)
-    print(lines)
+    shown = table(figures, radii)
+    print(shown)
     if given.out:
         given.out.write_text(json.dumps(figures, indent=1) + "\n")
     if given.table:
-        given.table.write_text(f"{lines}\n\nPer cent of {figures['images']} validation images.\n")
+        given.table.write_text(f"{shown}\n\nPer cent of {figures['images']} validation images.\n")
 
 
 def accuracies(loaded: Loaded, images: Images, radii: Sequence[float]) -> list[float]:
@@ -96,8 +97,7 @@ def table(figures: dict[str, Any], radii: tuple[float, ...]) -> str:
     """Return the figures as a Markdown table, in per cent."""
     heads = ["network", "clean", *(f"PGD-{STEPS}, ε = {radius:g}" for radius in radii[1:])]
     rows = [[name, *(f"{100 * a:.1f}" for a in figures[name]["accuracy"].values())] for name in "SR"]
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join(lines(heads, rows))
 
 
 if __name__ == "__main__":

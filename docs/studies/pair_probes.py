@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import xarray as xr
 from markdown_table import table
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -49,8 +50,9 @@ def write(
     biases = _biases(pair, shown, decisions)
     cues = cue_accuracy(pair, images, [Version(name, parse(name)) for name in VERSIONS], correct_only=True)
     lines = [*_bias_lines(biases), *_cue_lines(cues)]
-    units = _dissected(stores, pair, photographs)
-    lines += [*_detector_lines(units), *_ablation_lines(stores, pair, units, images, shown)]
+    dissected = _dissected(stores, pair, photographs)
+    units = {name: unit_table(found) for name, found in dissected.items()}
+    lines += [*_detector_lines(dissected), *_ablation_lines(stores, pair, units, images, shown)]
     (into / "probes.tables").write_text("\n".join(lines) + "\n")
     draw(biases, cues, into / "pair-probes.png")
 
@@ -115,22 +117,18 @@ def _cue_lines(cues: pd.DataFrame) -> Iterator[str]:
     )
 
 
-def _dissected(stores: Stores, pair: Pair, photographs: Path) -> dict[str, pd.DataFrame]:
-    """Return for each network a row a unit: the concept that it overlaps most."""
+def _dissected(stores: Stores, pair: Pair, photographs: Path) -> dict[str, xr.Dataset]:
+    """Return for each network the concept that each unit overlaps most."""
     found = {}
     for (name, loaded), dataset in zip(pair.items(), stores.opened(), strict=True):
         layers, _ = swept_layers(dataset.attrs, loaded)
-        counts = overlaps(loaded, open_segmented(photographs), layers, thresholds(dataset))
-        found[name] = unit_table(dissection(counts))
-        found[name].attrs["detectors"] = detectors(dissection(counts))
+        found[name] = dissection(overlaps(loaded, open_segmented(photographs), layers, thresholds(dataset)))
     return found
 
 
-def _detector_lines(units: Mapping[str, pd.DataFrame]) -> Iterator[str]:
-    tables = {
-        name: found.attrs["detectors"].set_index(["layer", "category"]) for name, found in units.items()
-    }
-    layers = list(dict.fromkeys(units["S"]["layer"]))
+def _detector_lines(dissected: Mapping[str, xr.Dataset]) -> Iterator[str]:
+    tables = {name: detectors(found).set_index(["layer", "category"]) for name, found in dissected.items()}
+    layers = list(dict.fromkeys(tables["S"].index.get_level_values("layer")))
     categories = [
         name for name in dict.fromkeys(tables["S"].index.get_level_values("category")) if name != "all"
     ]
@@ -145,7 +143,7 @@ def _detector_lines(units: Mapping[str, pd.DataFrame]) -> Iterator[str]:
         " : ".join(str(tables[n].xs(c, level="category")["detectors"].sum()) for n in "SR")
         for c in ("all", *categories)
     ]
-    rows.append(("all layers", len(units["S"]), *totals))
+    rows.append(("all layers", dissected["S"].sizes["unit"], *totals))
     yield from table(
         "**Concepts**: units that detect one (IoU of 0.04 or more), S : R.",
         ("layer", "units", "all", *categories),

@@ -4,7 +4,7 @@
         --decisions cue-conflict-decisions.tar.gz --work pair
 
 The photographs are those of the validation split of `--data`, which neither network was trained on; they go, with the
-masks that are made from them, and with the sweeps, into `--work`. What is there already is not computed again.
+masks that are made from them, and with the sweeps, into `--work`. Sweeps that are there already go on, or are used.
 """
 
 from __future__ import annotations

@@ -54,14 +54,7 @@ SHOWN = 20
 @click.option("--keep", is_flag=True, help="Keep only the set: the other units of its layers are at zero.")
 @passing.classes
 @options.limit
-@click.option(
-    "--at-once",
-    type=click.IntRange(min=1),
-    metavar="N",
-    default=8,
-    show_default=True,
-    help="Ablations in one pass, each of a batch of images.",
-)
+@options.number("--at-once", "Ablations in one pass, each of a batch of images.", default=8)
 @passing.passes
 @options.offline
 @output.out
