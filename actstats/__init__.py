@@ -20,13 +20,13 @@ from actstats.errors import ActstatsError
 
 if TYPE_CHECKING:
     from actstats.data import open_source
-    from actstats.engine import sweep
+    from actstats.data.preprocessing import Preprocessing
     from actstats.layers import select_layers
-    from actstats.merging import merge
     from actstats.metrics import Metric, Output
     from actstats.models import Loaded, load_from_manifest, load_model
-    from actstats.preprocess import Preprocessing
-    from actstats.progress import Summary
+    from actstats.store.merging import merge
+    from actstats.sweeping.progress import Summary
+    from actstats.sweeping.run import sweep
 
 __all__ = [
     "ActstatsError",
@@ -48,14 +48,14 @@ _HOMES = {
     "Loaded": "models",
     "Metric": "metrics",
     "Output": "metrics",
-    "Preprocessing": "preprocess",
-    "Summary": "progress",
+    "Preprocessing": "data.preprocessing",
+    "Summary": "sweeping.progress",
     "load_from_manifest": "models",
     "load_model": "models",
-    "merge": "merging",
+    "merge": "store.merging",
     "open_source": "data",
     "select_layers": "layers",
-    "sweep": "engine",
+    "sweep": "sweeping.run",
 }
 
 

@@ -20,8 +20,8 @@ from torch import Tensor
 from actstats.layers import Layer, select_layers, watch
 from actstats.metrics import choose
 from actstats.models import Loaded, load_model
-from actstats.partition import Buffers, Partition, Plan
 from actstats.store import Schema
+from actstats.sweeping.buffers import Buffers, Partition, Plan
 
 BATCH = 32
 ROUNDS = 7

@@ -20,9 +20,9 @@ import torch
 from numpy.typing import NDArray
 
 import actstats
-from actstats import manifest as manifests
 from actstats.metrics import DEFAULT, choose
 from actstats.store import Schema, Store
+from actstats.store import manifest as manifests
 from actstats_kernels.bins import (
     BIN_NAN,
     BIN_POSITIVE_UNDERFLOW,

@@ -14,7 +14,6 @@ says which images took no part.
 
 from actstats.analysis.comparing import cliffs_delta, compare_units
 from actstats.analysis.coverage import notes
-from actstats.analysis.inputs import input_increase
 from actstats.analysis.noise import noise, noise_by_layer
 from actstats.analysis.quantiles import quantiles
 from actstats.analysis.selectivity import class_means, selectivity, variety
@@ -27,7 +26,6 @@ __all__ = [
     "class_means",
     "cliffs_delta",
     "compare_units",
-    "input_increase",
     "kernel_smoothness",
     "noise",
     "noise_by_layer",

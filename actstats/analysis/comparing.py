@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from actstats.analysis.pairing import require_same_units
 from actstats.errors import ActstatsError, nearest
-from actstats.extras import require_extra
+from actstats.support import require_extra
 
 _AT_ONCE = 1 << 21
 """Values resampled at once."""

@@ -11,7 +11,7 @@ import xarray as xr
 
 from actstats.analysis.tables import by_layer, columns_of
 from actstats.errors import ActstatsError
-from actstats.extras import require_extra
+from actstats.support import require_extra
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from actstats.analysis.coverage import result, usable
 from actstats.errors import ActstatsError
-from actstats.merging import merge
+from actstats.store.merging import merge
 from actstats_kernels.bins import (
     BIN_NAN,
     BIN_NEGATIVE_INFINITY,

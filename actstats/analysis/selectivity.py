@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from actstats.analysis.coverage import result, usable
 from actstats.errors import ActstatsError
-from actstats.extras import require_extra
-from actstats.merging import merge
+from actstats.store.merging import merge
+from actstats.support import require_extra
 
 _RANKED = ("top_value", "top_image", "top_position")
 _DESCRIBED = {

@@ -9,7 +9,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from actstats.analysis.coverage import result, usable
-from actstats.merging import merge
+from actstats.store.merging import merge
 from actstats_kernels.bins import FREQUENCY_BINS, RINGS, radial_bins
 
 HALF_NYQUIST: Final = 0.25

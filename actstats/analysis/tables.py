@@ -12,7 +12,7 @@ import pandas as pd
 import xarray as xr
 
 from actstats.errors import ActstatsError
-from actstats.extras import require_extra
+from actstats.support import require_extra
 
 FORMATS: Final = (".csv", ".parquet", ".json")
 _KEYS: Final = ("layer", "channel")

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from actstats.data.image import OK, ImageError, refuse_large_resized
 from actstats.data.on_device import DeviceDecoder
+from actstats.data.preprocessing import Preprocessing
 from actstats.data.source import Source
 from actstats.errors import ActstatsError
-from actstats.preprocess import Preprocessing
 
 _BATCHES_AHEAD: Final = 2
 

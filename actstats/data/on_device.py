@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
 from actstats.data.image import decode, refuse_large, refuse_large_resized
+from actstats.data.preprocessing import Preprocessing
 from actstats.data.source import EncodedSource, Source
 from actstats.errors import ActstatsError
-from actstats.preprocess import Preprocessing
 
 _BEGIN: Final = b"\xff\xd8\xff"
 _END: Final = b"\xff\xd9"

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from actstats.data.preprocessing import Preprocessing
 from actstats.distort.pgd import pgd_l2
 from actstats.errors import ActstatsError
-from actstats.preprocess import Preprocessing
 
 
 @dataclass(frozen=True)

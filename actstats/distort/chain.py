@@ -18,12 +18,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from actstats.data.preprocessing import Preprocessing
 from actstats.distort.adversarial import Adversarial
 from actstats.distort.outlines import Silhouette
 from actstats.distort.pixels import Scramble
 from actstats.distort.step import Image, Place, Step
 from actstats.errors import ActstatsError
-from actstats.preprocess import Preprocessing
 
 
 @dataclass(frozen=True)

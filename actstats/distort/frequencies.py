@@ -14,7 +14,7 @@ import numpy as np
 
 from actstats.distort.step import Image, Place
 from actstats.errors import ActstatsError
-from actstats.extras import needs
+from actstats.support import needs
 
 _HALF: Final = math.sqrt(math.log(2) / 2) / math.pi
 """sigma * f where exp(-2 pi^2 sigma^2 f^2), the transfer function of a Gaussian, is 1/2."""

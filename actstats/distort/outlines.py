@@ -15,7 +15,7 @@ from actstats.data.image import MISSING, UNREADABLE, ImageError, is_image_name
 from actstats.distort.pixels import grey
 from actstats.distort.step import Image, Place
 from actstats.errors import ActstatsError
-from actstats.extras import needs
+from actstats.support import needs
 
 # Those of Chen, Agarwal & Nguyen 2020, "The shape and simplicity biases of adversarially robust CNNs".
 _SIGMA: Final = 0.4

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
-from actstats.arguments import one_or_more
 from actstats.distort.adversarial import Adversarial
 from actstats.distort.chain import Chain
 from actstats.distort.frequencies import HighPass, LowPass
@@ -14,6 +13,7 @@ from actstats.distort.outlines import Contour, Silhouette
 from actstats.distort.pixels import Greyscale, Noise, Scramble
 from actstats.distort.step import Step
 from actstats.errors import ActstatsError, nearest
+from actstats.support import one_or_more
 
 _Builder = Callable[..., Step | Adversarial]
 

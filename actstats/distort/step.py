@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from actstats.preprocess import Preprocessing
+from actstats.data.preprocessing import Preprocessing
 
 Image = NDArray[np.float32]
 """An image in [0, 1], f32 [H, W, 3], resized and cropped but not normalised."""

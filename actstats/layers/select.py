@@ -8,11 +8,11 @@ from typing import Final
 
 from torch import Tensor, nn
 
-from actstats.arguments import one_or_more
 from actstats.errors import ActstatsError, nearest
 from actstats.layers.layer import Layer
 from actstats.layers.presets import PAPER
 from actstats.layers.probe import Candidate, Probe, probe
+from actstats.support import one_or_more
 
 PRESETS: Final = ("conv", "block", "all", "paper")
 

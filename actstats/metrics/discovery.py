@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 
-from actstats.arguments import one_or_more
 from actstats.errors import ActstatsError, nearest
-from actstats.imports import named_object
 from actstats.metrics.builtin import BUILTINS, DEFAULT
 from actstats.metrics.protocol import Metric, Output
+from actstats.support import named_object, one_or_more
 
 ENTRY_POINTS = "actstats.metrics"
 

@@ -2,6 +2,6 @@
 
 from actstats.models.loaded import Loaded
 from actstats.models.loading import load_from_manifest, load_model
-from actstats.zoo import architectures
+from actstats.models.torchvision_zoo import architectures
 
 __all__ = ["Loaded", "architectures", "load_from_manifest", "load_model"]

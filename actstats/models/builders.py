@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from actstats import zoo
-from actstats.checkpoints import Checkpoint, fit
+from actstats.data.preprocessing import Preprocessing
 from actstats.errors import ActstatsError, nearest
-from actstats.imports import named_object
-from actstats.preprocess import Preprocessing
+from actstats.models import torchvision_zoo as zoo
+from actstats.models.checkpoints import Checkpoint, fit
+from actstats.support import named_object
 
 
 class Published(NamedTuple):

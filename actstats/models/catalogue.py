@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from actstats import zoo
-from actstats.downloads import cached_file
+from actstats.models import torchvision_zoo as zoo
+from actstats.models.downloads import cached_file
 from actstats.models.robust import RobustCheckpoint, registry
 from actstats.models.sources import DEMO_ARCH, demo_file
 

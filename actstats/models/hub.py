@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from actstats.downloads import cache_folder
 from actstats.errors import ActstatsError
-from actstats.extras import needs
+from actstats.models.downloads import cache_folder
+from actstats.support import needs
 
 _ADDRESS: Final = re.compile(
     r"hf://(?P<repository>[\w.-]+/[\w.-]+)/(?P<file>[^@#]+)(?:@(?P<revision>[\w./-]+))?"

@@ -7,8 +7,8 @@ from typing import Any, Self
 
 from torch import nn
 
-from actstats.checkpoints import state_sha256
-from actstats.preprocess import Preprocessing
+from actstats.data.preprocessing import Preprocessing
+from actstats.models.checkpoints import state_sha256
 
 
 @dataclass(frozen=True)

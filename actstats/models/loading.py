@@ -14,13 +14,13 @@ from typing import Any, Final
 
 from torch import nn
 
-from actstats import zoo
-from actstats.checkpoints import Checkpoint, read_checkpoint, state_sha256, unwrap
+from actstats.data.preprocessing import Preprocessing
 from actstats.errors import ActstatsError
+from actstats.models import torchvision_zoo as zoo
 from actstats.models.builders import Builder, Own, builder_of
+from actstats.models.checkpoints import Checkpoint, read_checkpoint, state_sha256, unwrap
 from actstats.models.loaded import Loaded
 from actstats.models.sources import Located, locate, relocate
-from actstats.preprocess import Preprocessing
 
 _IDENTITY: Final = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 """Mean and standard deviation that leave an image as it is."""

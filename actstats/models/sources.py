@@ -10,13 +10,13 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final
 
-from actstats import zoo
-from actstats.downloads import fetch
+from actstats.data.preprocessing import Preprocessing
 from actstats.errors import ActstatsError
 from actstats.models import robust
+from actstats.models import torchvision_zoo as zoo
 from actstats.models.builders import Builder
+from actstats.models.downloads import fetch
 from actstats.models.hub import hub_file, parse_address
-from actstats.preprocess import Preprocessing
 
 _FILE_ENDINGS: Final = frozenset({".pth", ".pt", ".ckpt", ".bin", ".safetensors", ".tar", ".pkl", ".pickle"})
 _SHA256: Final = re.compile(r"sha256=([0-9a-fA-F]{8,64})")
@@ -105,7 +105,7 @@ def _robust(row: robust.RobustCheckpoint, *, offline: bool) -> Located:
 
 def demo_file(which: str) -> Path:
     """Return where the embedded weights lie; `which` is s or r."""
-    return Path(str(files("actstats") / "weights" / f"{DEMO_ARCH}-{which}.safetensors"))
+    return Path(str(files("actstats") / "demo" / "weights" / f"{DEMO_ARCH}-{which}.safetensors"))
 
 
 def _demo(arch: str, which: str) -> Located:

@@ -11,14 +11,14 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from actstats import zoo
-from actstats.checkpoints import Checkpoint
-from actstats.downloads import fetch
+from actstats.data.preprocessing import Preprocessing
 from actstats.errors import ActstatsError, nearest
-from actstats.extras import require_extra
+from actstats.models import torchvision_zoo as zoo
 from actstats.models.builders import Builder, Published
+from actstats.models.checkpoints import Checkpoint
+from actstats.models.downloads import fetch
 from actstats.models.hub import hub_file
-from actstats.preprocess import Preprocessing
+from actstats.support import require_extra
 
 
 class Timm(Builder):

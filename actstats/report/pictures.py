@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from actstats.contact_sheet import swept_images
 from actstats.data import ImageError, Source
 from actstats.data.loader import default_workers
+from actstats.data.preprocessing import Preprocessing
 from actstats.distort import Chain, Place, parse
 from actstats.errors import ActstatsError
-from actstats.preprocess import Preprocessing
+from actstats.report.contact_sheet import swept_images
 
 SIDE: Final = 128
 """Pixels of a thumbnail's side: four in a row of a phone at twice the density, or of a desktop's half."""

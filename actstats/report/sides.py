@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from actstats.analysis import class_means, spectrum
 from actstats.analysis.coverage import usable
 from actstats.errors import ActstatsError
-from actstats.merging import merge
+from actstats.store.merging import merge
 from actstats_kernels.bins import (
     BIN_NEGATIVE_OVERFLOW,
     BIN_NEGATIVE_UNDERFLOW,

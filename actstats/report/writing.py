@@ -15,7 +15,6 @@ from actstats.analysis.coverage import notes as coverage_notes
 from actstats.analysis.coverage import open_dataset, usable
 from actstats.analysis.pairing import require_same_units
 from actstats.errors import ActstatsError
-from actstats.manifest import versions
 from actstats.report.contents import layer_parts, overview_part
 from actstats.report.findings import ELSEWHERE, PAPER, RULE, Finding, findings
 from actstats.report.measures import Measure, measure_units, shown
@@ -23,6 +22,7 @@ from actstats.report.networks import rebuild, swept_fields
 from actstats.report.page import folder_of, write_single, write_with_folder
 from actstats.report.pictures import Collection
 from actstats.report.sides import Side, class_names, read_side
+from actstats.store.manifest import versions
 
 LARGEST_PAGE: Final = 32_000_000
 """Bytes up to which a report is one file."""

@@ -16,7 +16,7 @@ from actstats_cli.printing import print_json, table
 from actstats_cli.progress import Reporter
 
 if TYPE_CHECKING:
-    from actstats.pair.comparison import Row
+    from actstats.demo.comparison import Row
     from actstats.store import Schema, Store
 
 
@@ -46,7 +46,7 @@ def demo(
         actstats demo --out /tmp/demo --limit 64
         actstats compare actstats-demo/s.zarr actstats-demo/r.zarr
     """
-    from actstats.pair.demonstration import demo as run
+    from actstats.demo.demonstration import demo as run
 
     with ExitStack() as stack:
         reporter = Reporter()

@@ -12,7 +12,7 @@ from actstats_cli import options
 from actstats_cli.printing import count, print_json, size, table
 
 if TYPE_CHECKING:
-    from actstats.description import Description, Variable
+    from actstats.store.description import Description, Variable
 
 SHOWN: Final = 10
 """Images that were not read which are named."""
@@ -30,7 +30,7 @@ def info(store: str, as_json: bool) -> None:
         actstats info googlenet.zarr
         actstats info googlenet.zarr --json | jq .manifest.weights
     """
-    from actstats.description import describe
+    from actstats.store.description import describe
 
     description = describe(store)
     if as_json:

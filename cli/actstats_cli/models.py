@@ -34,8 +34,8 @@ def models(arch: str | None, robust_only: bool, threat: str | None, cached: bool
         actstats models --arch 'resnet*' --threat linf
         actstats models --cached --json
     """
-    from actstats.downloads import cache_folder
     from actstats.models.catalogue import entries
+    from actstats.models.downloads import cache_folder
 
     found = [
         entry

@@ -14,8 +14,8 @@ import click
 from actstats_cli.printing import count, duration
 
 if TYPE_CHECKING:
-    from actstats.progress import Progress
     from actstats.store import Schema, Store
+    from actstats.sweeping.progress import Progress
 
 EVERY = 10.0
 """Seconds between two plain lines."""

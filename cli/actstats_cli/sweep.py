@@ -12,7 +12,7 @@ from actstats_cli.printing import count, duration, print_json
 from actstats_cli.progress import Reporter
 
 if TYPE_CHECKING:
-    from actstats.progress import Summary
+    from actstats.sweeping.progress import Summary
 
 SHOWN = 5
 """Images that could not be read which are named in the summary."""

@@ -13,7 +13,7 @@ from actstats_cli import options
 from actstats_cli.printing import print_json, table
 
 if TYPE_CHECKING:
-    from actstats.top_images import Hit
+    from actstats.store.top import Hit
 
 
 @click.command()
@@ -38,8 +38,8 @@ def top(store: Path, unit: str, out: Path | None, data: str | None, as_json: boo
         actstats top googlenet.zarr conv1/0 --out sheet.png
         actstats top googlenet.zarr conv1/0 --out sheet.png --data /moved/photographs
     """
-    from actstats.contact_sheet import save_contact_sheet
-    from actstats.top_images import top_images
+    from actstats.report.contact_sheet import save_contact_sheet
+    from actstats.store.top import top_images
 
     hits = top_images(store, unit)
     if out is not None:

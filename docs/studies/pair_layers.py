@@ -12,17 +12,17 @@ from markdown_table import table
 
 from actstats.analysis import (
     compare_units,
-    input_increase,
     noise,
     noise_by_layer,
     quantiles,
     selectivity,
     spectrum,
 )
+from actstats.demo.comparison import Row, compare_layers, compare_pair, kernels_of
+from actstats.demo.pictures import draw_layers, kernel_sheet
+from actstats.demo.sweeping import Stores
 from actstats.models import Loaded
-from actstats.pair.comparison import Row, compare_layers, compare_pair, kernels_of
-from actstats.pair.pictures import draw_layers, kernel_sheet
-from actstats.pair.sweeping import Stores
+from actstats.probing.inputs import input_increase
 
 BY_LAYER = {
     "total_variation": "Total variation of the activations, clean",

@@ -14,20 +14,20 @@ from matplotlib.figure import Figure
 
 from actstats import open_source
 from actstats.analysis import smoothness, unit_table
-from actstats.analysis.ablate import INTACT, ablate_accuracy, ablate_decisions
-from actstats.analysis.concepts import open_segmented
-from actstats.analysis.cue_conflict import decide
-from actstats.analysis.cues import Version, cue_accuracy
 from actstats.analysis.decisions import read_decisions
-from actstats.analysis.detectors import detectors, dissection
-from actstats.analysis.dissect import overlaps, thresholds
-from actstats.analysis.networks import swept_layers
 from actstats.analysis.shape_bias import HUMANS, shape_bias
-from actstats.analysis.unit_sets import by_category, by_rank, each_unit
 from actstats.data import Source
+from actstats.demo.sweeping import Stores
 from actstats.distort import parse
 from actstats.models import Loaded
-from actstats.pair.sweeping import Stores
+from actstats.probing.ablate import INTACT, ablate_accuracy, ablate_decisions
+from actstats.probing.concepts import open_segmented
+from actstats.probing.cue_conflict import decide
+from actstats.probing.cues import Version, cue_accuracy
+from actstats.probing.detectors import detectors, dissection
+from actstats.probing.dissect import overlaps, thresholds
+from actstats.probing.networks import swept_layers
+from actstats.probing.unit_sets import by_category, by_rank, each_unit
 
 VERSIONS = (
     *("scramble:2", "scramble:4", "scramble:8"),

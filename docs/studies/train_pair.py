@@ -24,8 +24,8 @@ from torch.nn.functional import affine_grid, cross_entropy, grid_sample
 from torchvision.models import googlenet
 
 from actstats.data import open_source
+from actstats.data.preprocessing import Preprocessing
 from actstats.distort.pgd import pgd_l2, random_offset
-from actstats.preprocess import Preprocessing
 
 SIZE = 64
 PREPROCESSING = Preprocessing(resize=SIZE, crop=SIZE, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 import xarray as xr
 
-from actstats import manifest as manifests
 from actstats.layers import Layer
 from actstats.metrics import DEFAULT, choose
 from actstats.store import Schema, Store
+from actstats.store import manifest as manifests
 from actstats_kernels import reference
 from actstats_kernels.bins import resolved
 

@@ -137,8 +137,8 @@ def test_noise_of_real_sweeps(sweeps, tmp_path):
 def test_the_input_is_as_much_rougher_as_pixels_say(photographs, sweeps):
     from PIL import Image
 
-    from actstats.analysis import input_increase
     from actstats.distort import Place, parse
+    from actstats.probing.inputs import input_increase
 
     preprocessing, chain = actstats.Preprocessing.imagenet(size=48, resize=56), parse(["noise:0.1"])
     totals = np.zeros(2)

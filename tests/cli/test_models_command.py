@@ -7,8 +7,8 @@ import json
 import pytest
 import xarray as xr
 
-from actstats.downloads import cached_file
 from actstats.models import robust
+from actstats.models.downloads import cached_file
 from actstats.models.sources import demo_file
 from tests.cli.conftest import actstats, output_of
 

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from actstats.data import MISSING, OK, REFUSED, Batch, ImageError, batches
+from actstats.data.preprocessing import Preprocessing
 from actstats.errors import ActstatsError
-from actstats.preprocess import Preprocessing
 from tests.data.images import picture
 
 SMALL = Preprocessing(resize=20, crop=16)

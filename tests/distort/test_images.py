@@ -10,9 +10,9 @@ from hypothesis.extra import numpy as arrays
 from PIL import Image
 
 from actstats.data import MISSING, UNREADABLE, ImageError
+from actstats.data.preprocessing import Preprocessing
 from actstats.distort import Place, parse
 from actstats.errors import ActstatsError
-from actstats.preprocess import Preprocessing
 from tests.conftest import photograph
 
 

@@ -12,9 +12,9 @@ from PIL import Image
 from torch.nn.functional import cross_entropy
 
 import actstats
+from actstats.data.preprocessing import Preprocessing
 from actstats.distort import Place, parse, pgd_l2
 from actstats.errors import ActstatsError, ManifestMismatchError
-from actstats.preprocess import Preprocessing
 from tests.conftest import SmallNet, files_of
 
 SMALL = Preprocessing.imagenet(size=32, resize=36)

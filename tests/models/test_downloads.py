@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from actstats.downloads import Fetched, cache_folder, cached_file, fetch, is_cached
 from actstats.errors import ActstatsError
+from actstats.models.downloads import Fetched, cache_folder, cached_file, fetch, is_cached
 from tests.models.server import Server
 
 DATA = bytes(range(256)) * 20_000

@@ -13,11 +13,11 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from actstats.checkpoints import read_checkpoint, unwrap
-from actstats.checkpoints.layouts import renamed
+from actstats.data.preprocessing import Preprocessing
 from actstats.errors import ActstatsError
 from actstats.models import load_from_manifest, load_model
-from actstats.preprocess import Preprocessing
+from actstats.models.checkpoints import read_checkpoint, unwrap
+from actstats.models.checkpoints.layouts import renamed
 from tests.conftest import photograph
 from tests.models.layouts import MEAN, PLAIN, ROBUST, STD, attacked, normaliser, prefixed
 

@@ -13,10 +13,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 import actstats
-from actstats.downloads import cached_file
 from actstats.errors import ActstatsError
 from actstats.models import Loaded, load_from_manifest, load_model, robust
 from actstats.models.builders import Torchvision
+from actstats.models.downloads import cached_file
 from actstats.models.sources import demo_file
 from tests.models.layouts import attacked
 from tests.models.server import Server

@@ -11,11 +11,11 @@ import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
-from actstats import zoo
-from actstats.checkpoints import read_checkpoint, state_sha256
+from actstats.data.preprocessing import Preprocessing
 from actstats.errors import ActstatsError
 from actstats.models import Loaded, architectures, load_from_manifest, load_model
-from actstats.preprocess import Preprocessing
+from actstats.models import torchvision_zoo as zoo
+from actstats.models.checkpoints import read_checkpoint, state_sha256
 
 
 def _manifest(loaded: Loaded) -> dict[str, Any]:

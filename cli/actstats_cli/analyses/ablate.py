@@ -12,8 +12,8 @@ from actstats_cli import options
 from actstats_cli.analyses import output, passing
 
 if TYPE_CHECKING:
-    from actstats.analysis.unit_sets import UnitSet
     from actstats.layers import Layer
+    from actstats.probing.unit_sets import UnitSet
 
 SHOWN = 20
 """Rows that are printed: the network as it is, and the ablations that change most."""
@@ -93,11 +93,11 @@ def ablate(
     """
     import torch
 
-    from actstats.analysis.ablate import Passes, ablate_accuracy, ablate_decisions
-    from actstats.analysis.networks import open_network
-    from actstats.analysis.unit_sets import check_units, complement, each_unit
     from actstats.data import open_source
     from actstats.layers import select_layers
+    from actstats.probing.ablate import Passes, ablate_accuracy, ablate_decisions
+    from actstats.probing.networks import open_network
+    from actstats.probing.unit_sets import check_units, complement, each_unit
 
     if (data is None) == (stimuli is None):
         raise ActstatsError("give either --data, to measure accuracy, or --stimuli, for shape and texture")
@@ -136,7 +136,7 @@ def ablate(
 def _sets(
     units: tuple[str, ...], concepts: Path | None, rank: str | None, shares: tuple[float, ...]
 ) -> list[UnitSet]:
-    from actstats.analysis.unit_sets import by_category, by_rank, read_units, units_named
+    from actstats.probing.unit_sets import by_category, by_rank, read_units, units_named
 
     sets = [units_named([name.strip() for name in group.split(",") if name.strip()]) for group in units]
     if concepts is not None:

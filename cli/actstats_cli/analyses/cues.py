@@ -61,10 +61,10 @@ def cues(
         actstats analyze cues resnet50 resnet50+robust --data val/ --distort scramble:4 --distort contour
         actstats analyze cues s.zarr r.zarr --data val/ --images stylised=stylised-val/ --correct-only
     """
-    from actstats.analysis.cues import Version, cue_accuracy
-    from actstats.analysis.networks import open_network
     from actstats.data import open_source
     from actstats.distort import parse
+    from actstats.probing.cues import Version, cue_accuracy
+    from actstats.probing.networks import open_network
 
     if len(set(networks)) < len(networks):
         raise ActstatsError("a network is given twice")

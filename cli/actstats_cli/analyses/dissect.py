@@ -79,11 +79,11 @@ def dissect(
         actstats analyze dissect alexnet.zarr --data broden/ --layers features.11 --by unit --out units.csv
     """
     from actstats.analysis import notes, unit_table
-    from actstats.analysis.concepts import open_segmented
     from actstats.analysis.coverage import open_dataset
-    from actstats.analysis.detectors import detectors, dissection
-    from actstats.analysis.dissect import overlaps, thresholds
-    from actstats.analysis.networks import from_attributes, swept_layers
+    from actstats.probing.concepts import open_segmented
+    from actstats.probing.detectors import detectors, dissection
+    from actstats.probing.dissect import overlaps, thresholds
+    from actstats.probing.networks import from_attributes, swept_layers
 
     dataset = open_dataset(store)
     segmented = open_segmented(data or dataset.attrs["data"]["spec"], categories, limit)

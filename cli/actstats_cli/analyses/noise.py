@@ -65,9 +65,10 @@ def noise(
         actstats analyze noise clean.zarr noisy.zarr --plot noise.svg
         actstats analyze noise r.zarr r-noisy.zarr --reference s.zarr --by unit --out units.csv
     """
-    from actstats.analysis import input_increase, noise_by_layer, notes, plotting, unit_table
     from actstats.analysis import noise as analysis
+    from actstats.analysis import noise_by_layer, notes, plotting, unit_table
     from actstats.analysis.coverage import open_dataset
+    from actstats.probing.inputs import input_increase
 
     sweeps = [open_dataset(store) for store in (clean, noisy)]
     standard = None if reference is None else open_dataset(reference)

@@ -168,7 +168,7 @@ def computing(scheduler: str | None) -> Iterator[None]:
         return
     import dask
 
-    from actstats.extras import require_extra
+    from actstats.support import require_extra
 
     distributed = require_extra("distributed", "distributed", "--scheduler")
     try:

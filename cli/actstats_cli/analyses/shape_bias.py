@@ -130,9 +130,9 @@ def _shown(
     """Return the networks' decisions on the stimuli; what was left out goes into `notes`."""
     import pandas as pd
 
-    from actstats.analysis.cue_conflict import decide
-    from actstats.analysis.networks import open_network
     from actstats.data import open_source
+    from actstats.probing.cue_conflict import decide
+    from actstats.probing.networks import open_network
 
     source = open_source(stimuli)
     tables = []

@@ -1,0 +1,85 @@
+"""The demonstration: the embedded pair over the demo photographs, clean and with noise, measured and drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from actstats.analysis import write_table
+from actstats.demo.comparison import Row, compare_pair
+from actstats.demo.pictures import draw_layers, kernel_sheet
+from actstats.demo.sweeping import Stores, sweep_pair
+from actstats.errors import ActstatsError
+from actstats.models import load_model
+from actstats.report import write_report
+from actstats.store import Schema, Store
+from actstats.sweeping.progress import Progress
+
+NOISE: Final = 0.1
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What was made: the stores, the table, and the files beside them."""
+
+    stores: Stores
+    rows: list[Row]
+    files: list[Path]
+
+
+def demo(
+    out: str | Path,
+    *,
+    layers: Sequence[str] = ("paper",),
+    limit: int | None = None,
+    device: str = "auto",
+    overwrite: bool = False,
+    progress: Callable[[Progress], None] | None = None,
+    started: Callable[[Store, Schema, int], None] | None = None,
+) -> Demo:
+    """Sweep S and R, the networks inside actstats, over the demo photographs, and set them side by side.
+
+    Writes into the folder `out`: four stores, `comparison.csv` (every measure in every layer), `kernels.png`,
+    `layers.png` and `report.html`. Nothing is downloaded.
+
+    Args:
+        out: a folder, made where it is missing.
+        layers: which to sweep, as for `sweep`; the first convolution's kernels are compared in any case.
+        limit: only the first so many photographs.
+        device: as for `sweep`.
+        overwrite: replace the stores of another demonstration.
+        progress: called after each batch of each sweep.
+        started: called when each sweep begins.
+
+    Raises:
+        ActstatsError: a folder that cannot be written, or that holds sweeps of something else.
+    """
+    folder = Path(out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ActstatsError(f"cannot make the folder {folder}: {error.strerror or error}") from error
+    standard, robust = (load_model("googlenet", "demo", robust=which) for which in (False, True))
+    stores, _ = sweep_pair(
+        standard,
+        robust,
+        "demo",
+        folder,
+        noise=NOISE,
+        layers=layers,
+        limit=limit,
+        device=device,
+        overwrite=overwrite,
+        progress=progress,
+        started=started,
+    )
+    models = standard.model.cpu(), robust.model.cpu()
+    rows, layers = compare_pair(stores, *models)
+    files = [folder / name for name in ("comparison.csv", "kernels.png", "layers.png", "report.html")]
+    write_table(layers, files[0])
+    kernel_sheet(*models).save(files[1])
+    draw_layers(layers, files[2])
+    write_report(stores.clean, files[3], names=("S", "R"), noisy=stores.noisy)
+    return Demo(stores, rows, files)

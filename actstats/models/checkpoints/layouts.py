@@ -1,0 +1,164 @@
+"""How training programs lay out checkpoints: where weights lie, under which names, behind which normaliser."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+from torch import Tensor
+
+from actstats.models.checkpoints.records import Foreign, Refused, TensorRecord
+
+AVERAGES: Final = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
+"""Keys of averaged copies of the weights: these are what a training program that keeps them evaluates."""
+PARTS: Final = (*AVERAGES, "state_dict", "model", "model_state_dict", "net", "network", "weights")
+"""Keys under which training programs keep weights among other things; the first that is there is taken."""
+_MEANS: Final = {"new_mean": "new_std", "mean": "std", "_mean": "_std", "mu": "sigma"}
+"""What normalisers call their mean, and then their standard deviation."""
+_RENAMED: Final = (
+    # `robustness` splits AlexNet's last layer off; its GoogLeNet of 2019 names a branch's convolution.
+    (re.compile(r"(^|\.)last_layer\."), r"\1classifier.6."),
+    (re.compile(r"(^|\.)branch4_conv\."), r"\1branch4.1."),
+    # DenseNet's published files say `denselayer1.norm.1` for what is now `denselayer1.norm1`.
+    (re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\."), r"\1\2."),
+)
+
+
+class Part(NamedTuple):
+    """Weights as they lie in a checkpoint: the key they were under, and what PyTorch noted of modules' versions."""
+
+    key: str
+    state: dict[str, Tensor | TensorRecord]
+    layout: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Normaliser:
+    """A normalisation of the input that a checkpoint brings: (x - mean) / std on images in [0, 1]."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+def find_part(content: Any, key: str | None = None) -> Part:
+    """Return the weights in a checkpoint's content: those under `key`, or under the first of `PARTS`, or all.
+
+    Raises `Refused`, which says what there is, where none are found.
+    """
+    choices = {"": content}
+    if isinstance(content, Mapping):
+        choices |= {name: value for name, value in content.items() if isinstance(name, str)}
+    # A plain state dict has a tensor under each key, so one that is there and has more inside is a part.
+    for name in (*PARTS, "") if key is None else (key,):
+        state, layout = _state_of(choices.get(name))
+        if state:
+            return Part(name, state, layout)
+    there = [name for name, value in choices.items() if name and _state_of(value)[0]]
+    if there:
+        raise Refused(f"its weights lie under {', '.join(there[:6])}; choose with FILE#{there[0]}")
+    asked = f"under {key!r}" if key else "neither alone nor under state_dict, model or the like"
+    raise Refused(f"it holds no state dict, {asked}")
+
+
+def renamed(names: Iterable[str], wanted: Collection[str] = ()) -> dict[str, str]:
+    """Return the name that each has today; those that end in a `wanted` one have it already.
+
+    >>> renamed(["module.model.inception3a.branch4_conv.bn.bias"])
+    {'module.model.inception3a.branch4_conv.bn.bias': 'module.model.inception3a.branch4.1.bn.bias'}
+    """
+    found = {}
+    for old in names:
+        new = old
+        if not any(rest in wanted for _, rest in _splits(old)):
+            for pattern, replacement in _RENAMED:
+                new = pattern.sub(replacement, new)
+        found[old] = new
+    return found
+
+
+def find_prefix(names: Iterable[str], wanted: Collection[str]) -> str:
+    """Return what wrappers (DataParallel, an attacker, a normaliser in front) put before the network's own names.
+
+    It is the prefix under which most of the `wanted` names are there; of several that have as many, the shortest.
+
+    >>> find_prefix(["module.model.fc.bias", "module.attacker.model.fc.bias"], ["fc.bias", "fc.weight"])
+    'module.model.'
+    """
+    counts = Counter(prefix for name in names for prefix, rest in _splits(name) if rest in wanted)
+    if not counts:
+        return ""
+    return min(counts, key=lambda prefix: (-counts[prefix], len(prefix), prefix))
+
+
+def _splits(name: str) -> Iterator[tuple[str, str]]:
+    """Yield what is before each dot, with it, and what is after; the whole name first."""
+    start = 0
+    while True:
+        yield name[:start], name[start:]
+        start = name.find(".", start) + 1
+        if not start:
+            return
+
+
+def common_wrapper(names: Iterable[str]) -> str:
+    """Return the `module.` that data-parallel training leaves before all names, or nothing."""
+    return "module." if all(name.startswith("module.") for name in names) else ""
+
+
+def find_normaliser(state: Mapping[str, Tensor]) -> tuple[Normaliser | None, set[str]]:
+    """Return the normaliser among tensors, and the names that are its; several must agree.
+
+    Raises `Refused` for two that differ.
+    """
+    found: dict[Normaliser, str] = {}
+    names: set[str] = set()
+    for name in state:
+        parent, dot, last = name.rpartition(".")
+        twin = f"{parent}{dot}{_MEANS.get(last)}"
+        if last in _MEANS and twin in state and state[name].numel() == state[twin].numel() == 3:
+            mean, std = (tuple(state[each].flatten().float().tolist()) for each in (name, twin))
+            if min(std) <= 0:
+                raise Refused(
+                    f"its normaliser {parent or name} has a standard deviation that is not positive"
+                )
+            found[Normaliser(mean, std)] = name
+            names |= {name, twin}
+    if len(found) > 1:
+        told = " and ".join(f"{name} {list(each.mean)}" for each, name in list(found.items())[:2])
+        raise Refused(f"it has two normalisers that differ, {told}")
+    return next(iter(found), None), names
+
+
+def _state_of(value: Any) -> tuple[dict[str, Tensor | TensorRecord], Mapping[str, Any]]:
+    if isinstance(value, Foreign):
+        return _state_of_module(value, "", set()), {}
+    if not isinstance(value, Mapping):
+        return {}, {}
+    state = {name: entry for name, entry in value.items() if isinstance(entry, Tensor | TensorRecord)}
+    if not all(isinstance(name, str) for name in state):
+        return {}, {}
+    layout = getattr(value, "_metadata", None)
+    return state, layout if isinstance(layout, Mapping) else {}
+
+
+def _state_of_module(module: Foreign, prefix: str, seen: set[int]) -> dict[str, Tensor | TensorRecord]:
+    """Return the weights in a placeholder of a whole module, as its `state_dict()` would name them."""
+    fields = module.state
+    if id(module) in seen or not isinstance(fields, Mapping):
+        return {}
+    seen.add(id(module))
+    kept = {name: fields.get(name) for name in ("_parameters", "_buffers", "_modules")}
+    parameters, buffers, children = (value if isinstance(value, Mapping) else {} for value in kept.values())
+    forgotten = fields.get("_non_persistent_buffers_set")
+    state: dict[str, Tensor | TensorRecord] = {
+        f"{prefix}{name}": entry
+        for name, entry in (*parameters.items(), *buffers.items())
+        if isinstance(entry, TensorRecord) and not (isinstance(forgotten, set) and name in forgotten)
+    }
+    for name, child in children.items():
+        if isinstance(child, Foreign) and len(seen) < 10_000:
+            state |= _state_of_module(child, f"{prefix}{name}.", seen)
+    return state

@@ -1,0 +1,215 @@
+r"""A pickle read as plain data: tensors are noted, all else that it names stays an inert placeholder.
+
+Python's own unpickler imports what a pickle names, and calls it. This one has no way to do either: it handles
+numbers, texts, bytes, lists, tuples, sets and dicts, does by name the few functions that PyTorch rebuilds tensors
+with (`makers`), and puts a `Foreign` in the place of everything else. `pickletools` splits the bytes into opcodes;
+its readers run nothing.
+
+>>> import io, pickle
+>>> Machine(NO_TENSORS).read(io.BytesIO(pickle.dumps({"lr": [0.1, 3]})))
+{'lr': [0.1, 3]}
+>>> machine = Machine(NO_TENSORS)
+>>> machine.read(io.BytesIO(b"cos\nsystem\n(S'touch here'\ntR.")).arguments, machine.foreign
+(('touch here',), {'os.system'})
+"""
+
+from __future__ import annotations
+
+import pickletools
+from collections.abc import Callable, Iterator
+from typing import Any, Final, Protocol
+
+from actstats.models.checkpoints.makers import extend, fill, is_known, key, make, named, pairs, set_state
+from actstats.models.checkpoints.records import Archive, Foreign, Name, Refused, Storage, dtype_named
+
+MOST_BYTES: Final = 256 << 20
+"""Bytes of pickle, tensors apart, beyond which a file is refused; an optimiser's state takes a few million."""
+MOST_OPCODES: Final = 2_000_000
+"""Opcodes beyond which a file is refused: some seconds of reading. A large optimiser's state takes 200,000."""
+_LATEST: Final = 5
+
+_CONSTANTS: Final[dict[str, Callable[[Any], Any]]] = {
+    "NONE": lambda _: None,
+    "NEWTRUE": lambda _: True,
+    "NEWFALSE": lambda _: False,
+    "EMPTY_LIST": lambda _: [],
+    "EMPTY_TUPLE": lambda _: (),
+    "EMPTY_DICT": lambda _: {},
+    "EMPTY_SET": lambda _: set(),
+    "BYTEARRAY8": bytes,
+    **dict.fromkeys(("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4"), lambda number: number),
+    **dict.fromkeys(("FLOAT", "BINFLOAT"), lambda number: number),
+    **dict.fromkeys(("STRING", "BINSTRING", "SHORT_BINSTRING"), lambda text: text),
+    **dict.fromkeys(("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"), lambda text: text),
+    **dict.fromkeys(("BINBYTES", "SHORT_BINBYTES", "BINBYTES8"), lambda data: data),
+}
+_SINCE_MARK: Final = frozenset(
+    {"LIST", "TUPLE", "DICT", "FROZENSET", "APPENDS", "SETITEMS", "ADDITEMS", "INST", "OBJ", "POP_MARK"}
+)
+
+
+class Readable(Protocol):
+    """What `pickletools` reads from."""
+
+    def read(self, size: int = -1, /) -> bytes:
+        """Return so many bytes, fewer at the end."""
+        ...
+
+    def readline(self) -> bytes:
+        """Return the bytes to the end of the line."""
+        ...
+
+
+class _NoTensors:
+    def data(self, key: str, size: int) -> bytearray:
+        """Raise `Refused`."""
+        raise Refused("it refers to tensors that it does not hold")
+
+
+NO_TENSORS: Final = _NoTensors()
+"""The archive of a pickle that is alone."""
+
+
+class Machine:
+    """Reads pickles that belong together, within one budget of opcodes.
+
+    `foreign` collects the names that tensors do not need, `storages` the storages that were named, by key. `find`
+    says what a persistent id stands for, `unpack` what a file of PyTorch's within the pickle holds.
+    """
+
+    def __init__(
+        self,
+        archive: Archive,
+        find: Callable[[Any], Any] | None = None,
+        unpack: Callable[[bytes, Machine], Any] | None = None,
+    ) -> None:
+        self.archive = archive
+        self.foreign: set[str] = set()
+        self.storages: dict[str, Storage] = {}
+        self.budget = MOST_OPCODES
+        self._find = find or self._storage
+        self._unpack = unpack
+
+    def read(self, file: Readable) -> Any:
+        """Return what the pickle that begins here holds; the file is left behind its end.
+
+        Raises `Refused`; and ValueError, IndexError, KeyError, TypeError or the like where it is damaged.
+        """
+        stack: list[Any] = []
+        frames: list[list[Any]] = []
+        memo: dict[int, Any] = {}
+        opcodes: Iterator[Any] = pickletools.genops(file)  # type: ignore[arg-type]
+        for opcode, argument, _ in opcodes:
+            self.budget -= 1
+            if self.budget < 0:
+                raise Refused(f"its pickle has more than {MOST_OPCODES:,} opcodes")
+            name = opcode.name
+            if name in _CONSTANTS:
+                stack.append(_CONSTANTS[name](argument))
+            elif name in ("BINPUT", "LONG_BINPUT", "PUT"):
+                memo[argument] = stack[-1]
+            elif name in ("BINGET", "LONG_BINGET", "GET"):
+                stack.append(memo[argument])
+            elif name == "MEMOIZE":
+                memo[len(memo)] = stack[-1]
+            elif name == "MARK":
+                frames.append(stack)
+                stack = []
+            elif name in _SINCE_MARK or (name == "POP" and not stack):
+                items, stack = stack, frames.pop()
+                self._gather(name, argument, items, stack)
+            elif name == "STOP":
+                return stack.pop()
+            elif name not in ("PROTO", "FRAME"):
+                self._step(name, argument, stack)
+            elif name == "PROTO" and argument > _LATEST:
+                raise Refused(f"its pickle has protocol {argument}, which is not known")
+        raise ValueError("the pickle has no end")
+
+    def nested(self, data: Any) -> Any:
+        """Return what a file of PyTorch's within the pickle holds."""
+        if self._unpack is None or not isinstance(data, bytes):
+            raise Refused("it nests files in files")
+        return self._unpack(data, self)
+
+    def _gather(self, name: str, argument: Any, items: list[Any], stack: list[Any]) -> None:
+        """Do an opcode that takes all since the last mark."""
+        match name:
+            case "LIST":
+                stack.append(items)
+            case "TUPLE":
+                stack.append(tuple(items))
+            case "DICT":
+                stack.append(fill({}, pairs(items)))
+            case "FROZENSET":
+                stack.append(frozenset(map(key, items)))
+            case "APPENDS" | "ADDITEMS":
+                extend(stack[-1], items)
+            case "SETITEMS":
+                fill(stack[-1], pairs(items))
+            case "INST":
+                stack.append(make(self, self._named(*argument.split(" ", 1)), tuple(items)))
+            case "OBJ":
+                stack.append(make(self, items[0], tuple(items[1:])))
+
+    def _step(self, name: str, argument: Any, stack: list[Any]) -> None:
+        """Do one of the other opcodes."""
+        match name:
+            case "APPEND":
+                item = stack.pop()
+                extend(stack[-1], [item])
+            case "SETITEM":
+                value, entry = stack.pop(), stack.pop()
+                fill(stack[-1], [(entry, value)])
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                first = len(stack) - int(name[-1])
+                if first < 0:
+                    raise IndexError("the stack is empty")
+                stack[first:] = [tuple(stack[first:])]
+            case "POP":
+                stack.pop()
+            case "DUP":
+                stack.append(stack[-1])
+            case "GLOBAL":
+                stack.append(self._named(*argument.split(" ", 1)))
+            case "STACK_GLOBAL":
+                attribute, module = stack.pop(), stack.pop()
+                stack.append(self._named(module, attribute))
+            case "REDUCE" | "NEWOBJ":
+                arguments, maker = stack.pop(), stack.pop()
+                stack.append(make(self, maker, arguments))
+            case "NEWOBJ_EX":
+                keywords, arguments, maker = stack.pop(), stack.pop(), stack.pop()
+                stack.append(Foreign(named(maker), (arguments, keywords)))
+            case "BUILD":
+                state = stack.pop()
+                set_state(stack[-1], state)
+            case "PERSID":
+                stack.append(self._find(argument))
+            case "BINPERSID":
+                stack.append(self._find(stack.pop()))
+            case _:  # EXT1 to EXT4 stand for what a program registered with copyreg; buffers lie outside the pickle.
+                raise Refused(f"its pickle has the opcode {name}, which no weights need")
+
+    def _named(self, module: Any, name: Any) -> Name:
+        if not isinstance(module, str) or not isinstance(name, str):
+            raise TypeError("a name that is no text")
+        found = Name(module, name)
+        if not is_known(found):
+            self.foreign.add(str(found))
+        return found
+
+    def _storage(self, identifier: Any) -> Any:
+        if not isinstance(identifier, tuple) or len(identifier) < 2:
+            raise Refused("it refers to objects outside of it")
+        if identifier[0] == "module":  # a class, followed by its source code
+            return identifier[1]
+        kind, cls, name, _, numel, *view = identifier
+        dtype = dtype_named(cls)
+        if kind != "storage" or dtype is None or type(numel) is not int or numel < 0:
+            raise Refused(f"it has a storage of an unknown kind, {named(cls)}")
+        whole = self.storages.setdefault(str(name), Storage(self.archive, str(name), dtype, numel))
+        if view and view[0] is not None:
+            _, start, length = view[0]
+            return Storage(self.archive, whole.key, dtype, int(length), int(start))
+        return whole

@@ -1,0 +1,241 @@
+"""Ablation: what a network still tells when units are set to zero, and so which units carry what.
+
+Chen, Agarwal and Nguyen 2020 (arXiv 2006.09373) zero one unit, or the units that detect one category of concepts,
+and look at the accuracy. The sets are those of `unit_sets`; `complement` makes of each what keeps only the set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from actstats.analysis.proportions import mcnemar
+from actstats.analysis.shape_bias import bias_interval
+from actstats.data import NO_LABEL, Source
+from actstats.errors import ActstatsError
+from actstats.layers import Layer
+from actstats.models import Loaded
+from actstats.probing.cue_conflict import stimuli, stimuli_readout
+from actstats.probing.forward import Advance, Subset, inputs, prepared, running
+from actstats.probing.readout import Readout, class_names, labelled_readout, output_count
+from actstats.probing.resume import Ablated, ablated
+from actstats.probing.unit_sets import UnitSet, check_units
+
+INTACT = "intact"
+"""The name of the row for the network as it is."""
+
+Decisions = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Passes:
+    """How the passes are made: `at_once` ablations of `batch_size` images in one, `workers` threads that decode.
+
+    `device` is "cpu", "cuda", or "auto"; `advance` is called with what is done and the total, in images times sets.
+    """
+
+    batch_size: int = 32
+    at_once: int = 8
+    device: str = "auto"
+    workers: int | None = None
+    advance: Advance | None = None
+
+
+def ablate_accuracy(
+    loaded: Loaded,
+    source: Source,
+    layers: Sequence[Layer],
+    sets: Sequence[UnitSet],
+    *,
+    classes: Sequence[str] | None = None,
+    passes: Passes | None = None,
+) -> pd.DataFrame:
+    """Return the accuracy on labelled images with each set of units at zero.
+
+    Args:
+        loaded: the network with its preprocessing.
+        source: images with classes that the network can say (`labelled_readout`); those without one are left out.
+        layers: where the units are (`select_layers`).
+        sets: units to be set to zero together.
+        classes: names of the network's outputs in order; None: as its weights file has them, or ImageNet's.
+        passes: batch sizes, device, progress.
+
+    Returns:
+        A row for the network `intact` and one for each set: `ablation`, `layers`, `units` (at zero), `images`,
+        `correct`, `accuracy`, `change` (of the accuracy), `lost` (images no longer right), `gained`, and `p` of the
+        exact McNemar test that as many are lost as gained.
+
+    Raises:
+        ActstatsError: units that the layers lack, images without classes, or classes that the network cannot say.
+    """
+    passes = passes or Passes()
+    target = _checked(loaded, layers, sets, passes)
+    names = class_names(loaded) if classes is None else classes
+    readout, truth = labelled_readout(output_count(loaded, target), source, names)
+    shown = np.flatnonzero(truth != NO_LABEL)
+    counts = np.zeros((len(sets) + 1, 4), dtype=np.int64)
+    for at, rows, intact, decided in _decisions(
+        loaded, Subset(source, shown.tolist()), layers, sets, readout, target, passes
+    ):
+        right, before = decided == truth[shown[rows]], intact == truth[shown[rows]]
+        counts[at] += len(rows), right.sum(), (before & ~right).sum(), (right & ~before).sum()
+    images, correct, lost, gained = counts.T
+    accuracy = correct / images
+    return pd.DataFrame(
+        {
+            **_described(sets),
+            "images": images,
+            "correct": correct,
+            "accuracy": accuracy,
+            "change": accuracy - accuracy[0],
+            "lost": lost,
+            "gained": gained,
+            "p": list(map(mcnemar, lost.tolist(), gained.tolist())),
+        }
+    )
+
+
+def ablate_decisions(
+    loaded: Loaded,
+    source: Source,
+    layers: Sequence[Layer],
+    sets: Sequence[UnitSet],
+    *,
+    classes: Sequence[str] | None = None,
+    passes: Passes | None = None,
+) -> pd.DataFrame:
+    """Return how a network decides cue-conflict stimuli, by shape or by texture, with each set of units at zero.
+
+    The arguments are those of `ablate_accuracy`; `source` has stimuli named `<shape><n>-<texture><n>.png`, of which
+    those with a conflict between categories that the network knows are shown.
+
+    Returns:
+        A row for the network `intact` and one for each set: `ablation`, `layers`, `units`, `trials`, the decisions
+        for `shape`, `texture`, `other`, `shape_bias` with its interval `low`, `high`; the changes against the intact
+        network of the share of trials decided by shape, by texture, and of the bias: `shape_change`,
+        `texture_change`, `bias_change`; and `p`, of McNemar's exact test that the shape loses as many trials as it
+        gains.
+
+    Raises:
+        ActstatsError: units that the layers lack, no stimuli, or a network that knows fewer than two categories.
+    """
+    passes = passes or Passes()
+    target = _checked(loaded, layers, sets, passes)
+    shown = stimuli(source)
+    readout = stimuli_readout(loaded, output_count(loaded, target), shown, classes)
+    known = shown["shape"].isin(readout.names) & shown["texture"].isin(readout.names)
+    shown = shown[known & (shown["shape"] != shown["texture"])].reset_index(drop=True)
+    if shown.empty:
+        raise ActstatsError(
+            f"no stimulus of {source.spec} has a conflict between categories that the network knows"
+        )
+    cues = {
+        cue: shown[cue].map({n: i for i, n in enumerate(readout.names)}).to_numpy()
+        for cue in ("shape", "texture")
+    }
+    counts = np.zeros((len(sets) + 1, 5), dtype=np.int64)
+    chosen = Subset(source, shown["image"].tolist())
+    for at, rows, intact, decided in _decisions(loaded, chosen, layers, sets, readout, target, passes):
+        shape, texture = (decided == cues[cue][rows] for cue in ("shape", "texture"))
+        before = intact == cues["shape"][rows]
+        counts[at] += len(rows), shape.sum(), texture.sum(), (before & ~shape).sum(), (shape & ~before).sum()
+    trials, shape, texture, lost, gained = counts.T
+    with np.errstate(invalid="ignore"):
+        bias = shape / (shape + texture)
+    intervals = [bias_interval(counts[i : i + 1, 1], counts[i : i + 1, 2]) for i in range(len(counts))]
+    return pd.DataFrame(
+        {
+            **_described(sets),
+            "trials": trials,
+            "shape": shape,
+            "texture": texture,
+            "other": trials - shape - texture,
+            "shape_bias": bias,
+            "low": [low for low, _ in intervals],
+            "high": [high for _, high in intervals],
+            "shape_change": shape / trials - shape[0] / trials[0],
+            "texture_change": texture / trials - texture[0] / trials[0],
+            "bias_change": bias - bias[0],
+            "p": list(map(mcnemar, lost.tolist(), gained.tolist())),
+        }
+    )
+
+
+def _checked(
+    loaded: Loaded, layers: Sequence[Layer], sets: Sequence[UnitSet], passes: Passes
+) -> torch.device:
+    if not sets:
+        raise ActstatsError("no set of units was given to be ablated")
+    if passes.at_once < 1:
+        raise ActstatsError(f"the ablations in one pass are {passes.at_once}; they must be at least 1")
+    check_units(sets, layers)
+    return prepared(loaded, passes.device)
+
+
+def _decisions(
+    loaded: Loaded,
+    source: Source,
+    layers: Sequence[Layer],
+    sets: Sequence[UnitSet],
+    readout: Readout,
+    device: torch.device,
+    passes: Passes,
+) -> Iterator[tuple[int, NDArray[np.int64], Decisions, Decisions]]:
+    """Yield, for each batch, (0, rows, intact, intact), then (1 + set, rows, intact, decided) for every set."""
+    by_name = {layer.name: layer for layer in layers}
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for index, chosen in enumerate(sets):
+        groups.setdefault(tuple(sorted(chosen.units)), []).append(index)
+    ways: dict[tuple[str, ...], Ablated] = {}
+    done, total = 0, len(source) * len(sets)
+    batches = inputs(loaded, source, device, batch_size=passes.batch_size, workers=passes.workers)
+    with closing(batches):
+        while True:
+            # Inference mode is left before each `yield`, so that it never holds in the caller's code.
+            with running(loaded, passes.batch_size, f" and --at-once {passes.at_once}"):
+                found = next(batches, None)
+                if found is None:
+                    return
+                batch, images = found
+                rows = batch.position + batch.start
+                intact = readout.decide(loaded.model(images))
+                results = [(0, rows, intact, intact)]
+                for names, members in groups.items():
+                    if names not in ways:
+                        ways[names] = ablated(loaded.model, [by_name[name] for name in names], images)
+                    ways[names].record(images)
+                    for start in range(0, len(members), passes.at_once):
+                        part = members[start : start + passes.at_once]
+                        masks = {
+                            name: _mask([sets[i] for i in part], by_name[name]).to(device) for name in names
+                        }
+                        outputs = ways[names].outputs(masks)
+                        decided = readout.decide(outputs.flatten(0, 1)).reshape(len(part), len(rows))
+                        results += [(1 + i, rows, intact, row) for i, row in zip(part, decided, strict=True)]
+                        done += len(part) * (batch.stop - batch.start)
+                        if passes.advance is not None:
+                            passes.advance(done, total)
+            yield from results
+
+
+def _mask(sets: Sequence[UnitSet], layer: Layer) -> torch.Tensor:
+    """Return which of the layer's units each set has, bool [sets, units]."""
+    mask = torch.zeros(len(sets), layer.units, dtype=torch.bool)
+    for row, chosen in zip(mask, sets, strict=True):
+        row[list(chosen.units[layer.name])] = True
+    return mask
+
+
+def _described(sets: Sequence[UnitSet]) -> dict[str, list[Any]]:
+    return {
+        "ablation": [INTACT, *(chosen.name for chosen in sets)],
+        "layers": ["", *(" ".join(chosen.units) for chosen in sets)],
+        "units": [0, *(len(chosen) for chosen in sets)],
+    }

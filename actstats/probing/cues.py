@@ -1,0 +1,156 @@
+"""How accurate networks are once a cue is gone: shape by scrambling, texture by silhouettes, contours or a style.
+
+Chen, Agarwal and Nguyen 2020 (arXiv 2006.09373) compare a standard network with an adversarially trained one on
+such versions of the images that both classify correctly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from actstats.analysis.proportions import mcnemar, proportion_interval
+from actstats.data import NO_LABEL, Source
+from actstats.distort import Chain
+from actstats.errors import ActstatsError
+from actstats.models import Loaded
+from actstats.probing.forward import Advance, logits, prepared
+from actstats.probing.readout import class_names, labelled_readout, output_count
+
+CLEAN = "clean"
+"""The name of the version that nothing was done to."""
+
+
+@dataclass(frozen=True)
+class Version:
+    """One version of the images: `chain` distorts those of `source` (None: the clean ones)."""
+
+    name: str
+    chain: Chain | None = None
+    source: Source | None = None
+
+
+def cue_accuracy(
+    networks: Mapping[str, Loaded],
+    source: Source,
+    versions: Sequence[Version],
+    *,
+    classes: Sequence[str] | None = None,
+    correct_only: bool = False,
+    batch_size: int = 32,
+    device: str = "auto",
+    workers: int | None = None,
+    advance: Advance | None = None,
+) -> pd.DataFrame:
+    """Return each network's accuracy on the clean images and on each version of them.
+
+    Args:
+        networks: by name, in the order of the table; two or more are set against the first.
+        source: the clean images, with classes that the networks can say (`labelled_readout`).
+        versions: what is done to them, or other sources of the same classes (stylised images, say).
+        classes: names of the networks' outputs in order; None: as their weights have them, or ImageNet's.
+        correct_only: count only the images whose clean version all the networks get right ("ImageNet-CL" in the
+            paper); another source's images belong to the clean ones of the same path, endings aside.
+        batch_size: images a forward pass.
+        device: "cpu", "cuda", or "auto".
+        workers: threads that decode; None: one for each core but at most 8.
+        advance: called after each batch, with the images done of this version and network.
+
+    Returns:
+        A row for each version, `clean` first, and network: `version`, `network`, `images`, `correct`, `accuracy`,
+        with Wilson's 95 % interval `low`, `high`; `change`, against the clean images; and against the first network
+        on the same images, `difference` of the accuracies and `p` of McNemar's exact test (NaN for itself). Images
+        that any network could not read take no part.
+
+    Raises:
+        ActstatsError: no network, two versions of one name, images without classes, classes that a network cannot
+            say, nothing left to count, a distortion that does not fit the images.
+    """
+    if not networks:
+        raise ActstatsError("no network was given")
+    named = [Version(CLEAN), *versions]
+    again = [version.name for version in named if sum(other.name == version.name for other in named) > 1]
+    if again:
+        raise ActstatsError(f"two versions of the images have the name {again[0]!r}")
+    right: dict[str, dict[str, NDArray[np.int8]]] = {version.name: {} for version in named}
+    for network, loaded in networks.items():
+        target = prepared(loaded, device)
+        outputs = output_count(loaded, target)
+        names = class_names(loaded) if classes is None else classes
+        for version in named:
+            if version.chain is not None:
+                version.chain.check(loaded.preprocessing)
+            images = version.source or source
+            readout, truth = labelled_readout(outputs, images, names)
+            rows, found = logits(
+                loaded,
+                images,
+                target,
+                batch_size=batch_size,
+                workers=workers,
+                chain=version.chain,
+                advance=advance,
+            )
+            said = np.full(len(images), -1, dtype=np.int8)
+            said[rows] = readout.decide(found) == truth[rows]
+            said[truth == NO_LABEL] = -1
+            right[version.name][network] = said
+    clean = right[CLEAN]
+    kept = np.all([said == 1 if correct_only else said >= 0 for said in clean.values()], axis=0)
+    table = []
+    for version in named:
+        chosen = kept
+        if version.source is not None:
+            chosen = (
+                _of_paths(version.source, source, kept)
+                if correct_only
+                else np.ones(len(version.source), bool)
+            )
+        table += _rows(version.name, right[version.name], chosen)
+    return _with_change(pd.DataFrame(table))
+
+
+def _rows(
+    version: str, right: Mapping[str, NDArray[np.int8]], kept: NDArray[np.bool_]
+) -> list[dict[str, object]]:
+    """Return the rows of one version: right is 1, wrong 0, and unread -1, i8 [images] for each network."""
+    kept = kept & np.all([said >= 0 for said in right.values()], axis=0)
+    if not kept.any():
+        raise ActstatsError(f"no image of the version {version!r} is left to count")
+    first: NDArray[np.bool_] | None = None
+    rows = []
+    for network, said in right.items():
+        good = said[kept] == 1
+        images, correct = len(good), int(good.sum())
+        low, high = proportion_interval(correct, images)
+        against = good if first is None else first
+        rows.append({
+            "version": version, "network": network, "images": images, "correct": correct,
+            "accuracy": correct / images, "low": low, "high": high,
+            "difference": np.nan if first is None else float(good.mean() - against.mean()),
+            "p": np.nan if first is None else mcnemar(int((against & ~good).sum()), int((good & ~against).sum())),
+        })  # fmt: skip
+        first = against
+    return rows
+
+
+def _with_change(table: pd.DataFrame) -> pd.DataFrame:
+    """Add how far each accuracy is from that on the clean images."""
+    clean = table[table["version"] == CLEAN].set_index("network")["accuracy"]
+    table.insert(7, "change", table["accuracy"] - table["network"].map(clean))
+    return table
+
+
+def _of_paths(source: Source, clean: Source, kept: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return which images of a source are versions of the clean ones kept, by their paths without endings."""
+    wanted = {_stem(path) for path, keep in zip(clean.paths, kept, strict=True) if keep}
+    return np.array([_stem(path) in wanted for path in source.paths])
+
+
+def _stem(path: str) -> str:
+    folder, slash, name = path.rpartition("/")
+    return f"{folder}{slash}{name.partition('.')[0]}"

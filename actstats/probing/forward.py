@@ -1,0 +1,131 @@
+"""A network over a source of images, batch by batch: the loop that analyses share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from actstats.data import Batch, Source, batches
+from actstats.data.loader import split
+from actstats.distort import Chain, Distorter
+from actstats.errors import ActstatsError
+from actstats.models import Loaded
+from actstats.sweeping.device import find_device, in_eval_mode, out_of_memory_explained, uploader
+
+Advance = Callable[[int, int], None]
+"""Called after each batch with the images that are done, and their total."""
+
+
+class Subset:
+    """The images of a source at `indices`, in that order; its classes stay those of the whole source."""
+
+    def __init__(self, source: Source, indices: Sequence[int]) -> None:
+        self._source, self._indices = source, list(indices)
+        self.kind, self.spec, self.classes = source.kind, source.spec, source.classes
+        self.paths = [source.paths[index] for index in self._indices]
+        self.labels = source.labels[self._indices]
+        self.fingerprint = source.fingerprint
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def image(self, index: int) -> Image.Image:
+        """Return image `index` of the subset, decoded, in mode RGB; raises `ImageError`; thread-safe."""
+        return self._source.image(self._indices[index])
+
+
+def prepared(loaded: Loaded, device: str) -> torch.device:
+    """Put the network on the device of that name, in channels_last memory format, and return the device."""
+    target = find_device(device)
+    loaded.model.to(target).to(memory_format=torch.channels_last)
+    return target
+
+
+@contextmanager
+def running(loaded: Loaded, batch_size: int, also: str = "") -> Iterator[None]:
+    """Have the network in eval mode and torch in inference mode, and explain a lack of memory.
+
+    `also` names, after the batch size, what else could be smaller.
+
+    Raises:
+        ActstatsError: a batch size below 1, or memory that does not suffice.
+    """
+    if batch_size < 1:
+        raise ActstatsError(f"the batch size is {batch_size}; it must be at least 1")
+    with out_of_memory_explained(batch_size, also), in_eval_mode(loaded.model), torch.inference_mode():
+        yield
+
+
+def inputs(
+    loaded: Loaded,
+    source: Source,
+    device: torch.device,
+    *,
+    batch_size: int = 32,
+    workers: int | None = None,
+    chain: Chain | None = None,
+    advance: Advance | None = None,
+) -> Generator[tuple[Batch, Tensor], None, None]:
+    """Yield each batch with a readable image, and the network's input for it, f32 [n, 3, H, W] on `device`.
+
+    Run it inside `running`, and close it. `chain` distorts each cropped image (`actstats.distort`); `advance` counts
+    every image, those that cannot be read too.
+
+    Raises:
+        ActstatsError: no image that can be read.
+    """
+    total = len(source)
+    distorter = Distorter(chain, source.paths, loaded.model, loaded.preprocessing) if chain else None
+    loader = batches(
+        source,
+        loaded.preprocessing,
+        split(0, total, batch_size),
+        workers=workers,
+        pin=device.type == "cuda",
+        distort=None if distorter is None else distorter.image,
+    )
+    upload = uploader(device)
+    first: str | None = None
+    read = 0
+    with closing(loader):
+        for batch in loader:
+            read += len(batch.position)
+            first = first or next((f"{source.paths[i]}: {text}" for i, text in batch.messages.items()), None)
+            if len(batch.position):
+                pixels = upload(batch.pixels)
+                if distorter is not None:
+                    with torch.inference_mode(False):  # an attack needs gradients
+                        pixels = distorter.batch(pixels, (batch.position + batch.start).tolist())
+                yield batch, loaded.preprocessing.normalize(pixels)
+            if advance is not None:
+                advance(batch.stop, total)
+    if not read:
+        raise ActstatsError(f"none of the {total} images of {source.spec} can be read; {first}")
+
+
+def logits(
+    loaded: Loaded,
+    source: Source,
+    device: torch.device,
+    *,
+    batch_size: int = 32,
+    workers: int | None = None,
+    chain: Chain | None = None,
+    advance: Advance | None = None,
+) -> tuple[NDArray[np.int64], Tensor]:
+    """Return which images could be read, i64 [n], and the network's outputs for them, f32 [n, outputs] on the CPU."""
+    rows, found = [], []
+    passes = inputs(
+        loaded, source, device, batch_size=batch_size, workers=workers, chain=chain, advance=advance
+    )
+    with running(loaded, batch_size), closing(passes):
+        for batch, images in passes:
+            rows.append(batch.position + batch.start)
+            found.append(loaded.model(images).float().cpu())
+    return np.concatenate(rows), torch.cat(found)

@@ -1,0 +1,160 @@
+"""From a network's outputs to named decisions: its own classes, ImageNet's, or entry-level categories.
+
+>>> import torch
+>>> readout = Readout(("cat", "dog"), ((0, 1), (2,)))
+>>> [readout.names[i] for i in readout.decide(torch.tensor([[2.0, 0.0, 1.9], [2.0, 2.0, 1.9]]))]
+['dog', 'cat']
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from actstats.data import NO_LABEL, Source
+from actstats.errors import ActstatsError
+from actstats.models import Loaded
+from actstats.probing.imagenet import CATEGORIES, SYNSETS
+from actstats.sweeping.device import in_eval_mode
+
+
+@dataclass(frozen=True)
+class Readout:
+    """What a network can say: `names`, and the outputs that stand for each (`groups`)."""
+
+    names: tuple[str, ...]
+    groups: tuple[tuple[int, ...], ...]
+
+    def decide(self, logits: Tensor) -> NDArray[np.int64]:
+        """Return the decision for each image, i64 [N], as an index into `names`; the lowest on ties.
+
+        `logits` is [N, outputs]. Where a name has several outputs it is the name whose outputs have the greatest mean
+        probability (softmax over all outputs, f64), as Geirhos et al. 2019 decide; else simply the greatest output.
+        """
+        values = logits.double()
+        if all(len(group) == 1 for group in self.groups):
+            values = values[:, [group[0] for group in self.groups]]
+        else:
+            probabilities = values.softmax(1)
+            values = torch.stack([probabilities[:, list(group)].mean(1) for group in self.groups], 1)
+        # NumPy's argmax is the first of equal values; torch's may be any.
+        chosen: NDArray[np.int64] = values.cpu().numpy().argmax(1)
+        return chosen
+
+    def restricted(self, names: Sequence[str]) -> Readout:
+        """Return the forced choice among those of `names` that can be said, in this readout's order."""
+        kept = [index for index, name in enumerate(self.names) if name in set(names)]
+        return Readout(tuple(self.names[i] for i in kept), tuple(self.groups[i] for i in kept))
+
+
+def singly(names: Sequence[str]) -> Readout:
+    """Return the readout of one output for each name, in order."""
+    return Readout(tuple(names), tuple((index,) for index in range(len(names))))
+
+
+def entry_level() -> Readout:
+    """Return the readout of an ImageNet classifier's 1,000 outputs as 16 entry-level categories."""
+    return Readout(tuple(CATEGORIES), tuple(CATEGORIES.values()))
+
+
+def class_names(loaded: Loaded) -> tuple[str, ...] | None:
+    """Return the names of a network's outputs in order, where its weights brought them (`identity`), or None."""
+    known = loaded.identity.get("classes")
+    return None if known is None else tuple(str(name) for name in known)
+
+
+def output_count(loaded: Loaded, device: torch.device) -> int:
+    """Return how many outputs the network has, from one blank image, on `device`, where it must be.
+
+    Raises:
+        ActstatsError: it returns something else than a row of outputs for each image.
+    """
+    with in_eval_mode(loaded.model), torch.inference_mode():
+        found = loaded.model(torch.zeros(1, *loaded.preprocessing.shape, device=device))
+    if not isinstance(found, Tensor) or found.ndim != 2:
+        what = list(found.shape) if isinstance(found, Tensor) else f"a {type(found).__name__}"
+        raise ActstatsError(f"the network is no classifier: it returns {what} for an image, not [1, classes]")
+    return int(found.shape[1])
+
+
+def readout_for(outputs: int, wanted: Sequence[str], classes: Sequence[str] | None = None) -> Readout:
+    """Return the readout of a network with so many `outputs` that can say all names in `wanted`.
+
+    The first of: the network's own `classes`; the synsets (`n02123045`) or the 16 entry-level categories, with
+    ImageNet's 1,000 outputs; the names themselves in sorted order, if there are as many as outputs.
+
+    Raises:
+        ActstatsError: none of them can.
+    """
+    if classes is not None and len(classes) != outputs:
+        raise ActstatsError(f"{len(classes)} class names were given, but the network has {outputs} outputs")
+    if classes is not None and set(wanted) <= set(classes):
+        return singly(classes)
+    if outputs == len(SYNSETS):
+        for readout in (singly(SYNSETS), entry_level()):
+            if set(wanted) <= set(readout.names):
+                return readout
+    if classes is None and len(set(wanted)) == outputs:
+        return singly(sorted(set(wanted)))
+    known = set(classes or ()) | (set(SYNSETS) | set(CATEGORIES) if outputs == len(SYNSETS) else set())
+    odd = [name for name in wanted if name not in known]
+    raise ActstatsError(
+        f"the network's {outputs} outputs cannot be matched with the images' {len(set(wanted))} classes "
+        f"({', '.join(odd[:3])}{', ...' if len(odd) > 3 else ''}): name its outputs in order with --classes"
+    )
+
+
+def forced_choice(outputs: int, wanted: Sequence[str], classes: Sequence[str] | None = None) -> Readout:
+    """Return the readout that chooses among those names in `wanted` that the network knows.
+
+    Those are its own `classes`, or, with ImageNet's 1,000 outputs, all 16 entry-level categories.
+
+    Raises:
+        ActstatsError: it knows fewer than two of them.
+    """
+    if classes is not None:
+        readout = readout_for(outputs, classes, classes).restricted(wanted)
+    elif outputs == len(SYNSETS):
+        readout = entry_level()
+    else:
+        readout = readout_for(outputs, wanted)
+    if len(set(readout.names) & set(wanted)) < 2:
+        raise ActstatsError(
+            f"the network's classes have {len(set(readout.names) & set(wanted))} of the stimuli's categories "
+            f"({', '.join(sorted(set(wanted))[:4])}, ...) among them; the test needs at least two"
+        )
+    return readout
+
+
+def labelled_readout(
+    outputs: int, source: Source, classes: Sequence[str] | None = None
+) -> tuple[Readout, NDArray[np.int64]]:
+    """Return the readout that can say the classes of a source's images, and what it should say of each.
+
+    The second is i64 [images], an index into the readout's names, `NO_LABEL` where an image has no class. Where the
+    source's labels are bare numbers they are those of the outputs. `classes` names the network's outputs.
+
+    Raises:
+        ActstatsError: no image has a class, or the network cannot say them.
+    """
+    labels = source.labels
+    if not (labels != NO_LABEL).any():
+        raise ActstatsError(f"no image of {source.spec} has a class: accuracy needs a folder for each class")
+    if not source.classes:
+        if labels.max() >= outputs:
+            raise ActstatsError(
+                f"{source.spec} has the class number {labels.max()}, but the network {outputs} outputs"
+            )
+        return singly([str(index) for index in range(outputs)]), labels
+    used = [source.classes[label] for label in np.unique(labels[labels != NO_LABEL])]
+    whole = len(source.classes) == outputs
+    readout = readout_for(outputs, source.classes if whole else used, classes)
+    names = {name: index for index, name in enumerate(readout.names)}
+    # Past the last class stands for no label, which indexes it as -1.
+    said = np.array([*(names.get(name, NO_LABEL) for name in source.classes), NO_LABEL], dtype=np.int64)
+    return readout, said[labels]

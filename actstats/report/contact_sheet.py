@@ -1,0 +1,154 @@
+"""A picture of the images that excite a unit most, with the place of the maximum marked in each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from PIL import Image, ImageDraw, ImageFont
+
+from actstats.data import ImageError, Source, open_source
+from actstats.data.preprocessing import Preprocessing
+from actstats.errors import ActstatsError
+from actstats.store import Store
+from actstats.store.top import Hit, Unit, find_unit, top_images
+
+Box = tuple[float, float, float, float]
+"""Left, top, right, bottom, in pixels."""
+
+TILE: Final = 220
+"""Longest side of an image on the sheet."""
+_GAP, _LINE, _COLUMNS = 12, 18, 4
+_PAPER, _INK, _FAINT, _MARK = "#ffffff", "#1a1a1a", "#6b6b6b", "#ffd400"
+_LEAST = 10
+"""Side of the smallest mark, so that it is seen."""
+
+
+def place_in_image(
+    preprocessing: Preprocessing, size: tuple[int, int], row: int, column: int, map_size: tuple[int, int]
+) -> Box:
+    """Return the part of an image, of `size` (width, height), that lies where one position of a map does.
+
+    The map, of `map_size` (height, width), is laid over the network's input, and the input over the image as the
+    preprocessing cut it out. It is where the position looks at the centre of its receptive field, not all that it
+    sees. What lies in black that was added reaches beyond the image.
+
+    >>> place_in_image(Preprocessing.imagenet(224, 256), (512, 512), 0, 1, (7, 7))
+    (96.0, 32.0, 160.0, 96.0)
+    """
+    resized = preprocessing.resized(size)
+    corner = preprocessing.corner(resized)
+    height, width = map_size
+    edges = []
+    for steps in (0, 1):
+        x = (column + steps) * preprocessing.crop / width + corner[0]
+        y = (row + steps) * preprocessing.crop / height + corner[1]
+        edges += [x * size[0] / resized[0], y * size[1] / resized[1]]
+    return edges[0], edges[1], edges[2], edges[3]
+
+
+def save_contact_sheet(store: str | Path, unit: str, file: str | Path, *, data: str | None = None) -> None:
+    """Draw the top images of `unit`, LAYER/CHANNEL, into the picture `file`.
+
+    `data` says where the images lie now, if they were moved since they were swept.
+
+    Raises:
+        ActstatsError: no such store, unit or images, other images than were swept, or a file of no picture's ending.
+    """
+    file = Path(file)
+    if Image.registered_extensions().get(file.suffix.lower()) not in Image.SAVE:
+        raise ActstatsError(f"cannot draw to {file}: {file.suffix or 'no ending'} is no picture's; use .png")
+    manifest = Store.open(store).manifest
+    found = find_unit(manifest, unit)
+    hits = top_images(store, found)
+    source = swept_images(manifest["data"], data)
+    network = f"{manifest['arch']}, weights {manifest['weights']['source']}"
+    title = f"{found} of {network}, maps of {found.height} x {found.width}"
+    contact_sheet(found, hits, source, Preprocessing.from_dict(manifest["preprocessing"]), title).save(file)
+
+
+def swept_images(record: Mapping[str, Any], data: str | None) -> Source:
+    """Open the images of a sweep again, where they were or where `data` says."""
+    try:
+        source = open_source(data or record["spec"], limit=record["images"])
+    except ActstatsError as error:
+        if data is not None:
+            raise
+        raise ActstatsError(f"{error}; if the images were moved, say with --data where they are") from error
+    if source.fingerprint != record["fingerprint"]:
+        raise ActstatsError(
+            f"the images of {source.spec} are not those that were swept: other names or sizes; "
+            "say with --data where those are"
+        )
+    return source
+
+
+def contact_sheet(
+    unit: Unit, hits: Sequence[Hit], source: Source, preprocessing: Preprocessing, title: str
+) -> Image.Image:
+    """Return the sheet: RGB, the images in rows of four by rank, each with its value and path.
+
+    The yellow square is the place of the maximum (`place_in_image`); what the network did not see of an image is
+    dimmed. An image that cannot be read any more has the reason in its place.
+    """
+    rows = max(1, math.ceil(len(hits) / _COLUMNS))
+    step = TILE + _GAP, TILE + 2 * _LINE + _GAP
+    head = 2 * _LINE + _GAP
+    sheet = Image.new("RGB", (_COLUMNS * step[0] + _GAP, head + rows * step[1] + _GAP), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    large, small = ImageFont.load_default(16), ImageFont.load_default(12)
+    draw.text((_GAP, _GAP), _fitted(title, large, sheet.width - 2 * _GAP), _INK, large)
+    for place, hit in enumerate(hits):
+        left, top = _GAP + place % _COLUMNS * step[0], head + place // _COLUMNS * step[1]
+        try:
+            tile = _tile(source.image(hit.image), unit, hit, preprocessing)
+            sheet.paste(tile, (left + (TILE - tile.width) // 2, top + (TILE - tile.height) // 2))
+        except ImageError as error:
+            draw.rectangle((left, top, left + TILE - 1, top + TILE - 1), outline=_FAINT)
+            draw.text(
+                (left + _GAP, top + TILE // 2), _fitted(str(error), small, TILE - 2 * _GAP), _INK, small
+            )
+        draw.text((left, top + TILE + 3), f"{hit.rank}:  {hit.value:.4g}", _INK, small)
+        draw.text((left, top + TILE + 3 + _LINE - 2), _fitted(hit.path, small, TILE), _FAINT, small)
+    return sheet
+
+
+def _tile(image: Image.Image, unit: Unit, hit: Hit, preprocessing: Preprocessing) -> Image.Image:
+    """Return the image at the sheet's size, what was not seen dimmed, the place of the maximum marked."""
+    scale = TILE / max(image.size)
+    tile = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
+    seen = _scaled(place_in_image(preprocessing, image.size, 0, 0, (1, 1)), scale)
+    dimmed = Image.blend(tile, Image.new("RGB", tile.size, _PAPER), 0.6)
+    inside = Image.new("L", tile.size, 0)
+    ImageDraw.Draw(inside).rectangle(
+        (round(seen[0]), round(seen[1]), round(seen[2]) - 1, round(seen[3]) - 1), 255
+    )
+    tile = Image.composite(tile, dimmed, inside)
+    where = place_in_image(preprocessing, image.size, hit.row, hit.column, (unit.height, unit.width))
+    draw = ImageDraw.Draw(tile)
+    box = _at_least(_scaled(where, scale), _LEAST)
+    for grow, colour in ((1, _INK), (0, _MARK), (-1, _MARK), (-2, _INK)):
+        draw.rectangle((box[0] - grow, box[1] - grow, box[2] + grow, box[3] + grow), outline=colour)
+    return tile
+
+
+def _scaled(box: Box, scale: float) -> Box:
+    return box[0] * scale, box[1] * scale, box[2] * scale, box[3] * scale
+
+
+def _at_least(box: Box, side: float) -> Box:
+    """Return the box, made so large around its centre that neither side is shorter than `side`."""
+    x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+    across, down = max(box[2] - box[0], side) / 2, max(box[3] - box[1], side) / 2
+    return x - across, y - down, x + across, y + down
+
+
+def _fitted(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+    """Return the text, cut at its beginning where it is too long for `width` pixels: a path's end tells more."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(f"...{text}") > width:
+        text = text[1:]
+    return f"...{text}"

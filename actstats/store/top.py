@@ -1,0 +1,100 @@
+"""The images that excite one unit most, read from a store."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+
+from actstats.errors import ActstatsError, nearest
+from actstats.store import Store
+from actstats.store.merging import merge
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One channel of one layer of a sweep, and its place on the axis `unit`."""
+
+    layer: str
+    channel: int
+    index: int
+    height: int
+    """Rows of its maps."""
+    width: int
+    """Columns of its maps."""
+
+    def __str__(self) -> str:
+        return f"{self.layer}/{self.channel}"
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One image among a unit's greatest, and where in the map its maximum is."""
+
+    rank: int
+    """Counted from 1."""
+    value: float
+    image: int
+    """Its index on the axis `image`."""
+    path: str
+    label: int
+    row: int
+    column: int
+
+
+def find_unit(manifest: Mapping[str, Any], name: str) -> Unit:
+    """Return the unit LAYER/CHANNEL of the sweep that `manifest`, a dataset's attributes, describes.
+
+    >>> manifest = {"layers": [{"name": "conv1", "units": 8, "height": 5, "width": 6}]}
+    >>> find_unit(manifest, "conv1/3").index
+    3
+
+    Raises:
+        ActstatsError: the name has another form, or the sweep has no such layer or channel.
+    """
+    layer, slash, channel = name.rpartition("/")
+    if not slash or not channel.isdecimal():
+        example = f"{manifest['layers'][0]['name']}/0"
+        raise ActstatsError(f"unit {name!r} is not of the form LAYER/CHANNEL, such as {example}")
+    first = 0
+    for entry in manifest["layers"]:
+        if entry["name"] == layer:
+            if int(channel) >= entry["units"]:
+                raise ActstatsError(
+                    f"layer {layer} has channels 0 to {entry['units'] - 1}, there is no {channel}"
+                )
+            return Unit(layer, int(channel), first + int(channel), entry["height"], entry["width"])
+        first += entry["units"]
+    names = [entry["name"] for entry in manifest["layers"]]
+    hint = nearest(layer, names) or "; list them with: actstats info STORE --json"
+    raise ActstatsError(f"no layer {layer!r} was swept{hint}")
+
+
+def top_images(store: str | Path, unit: str | Unit) -> list[Hit]:
+    """Return the images in which `unit` has its greatest activations, of all complete partitions, greatest first.
+
+    Raises:
+        ActstatsError: there is no store, the unit is not in it, or it was swept without the metric `top`.
+    """
+    opened = Store.open(store)
+    if isinstance(unit, str):
+        unit = find_unit(opened.manifest, unit)
+    if "top_image" not in opened.group:
+        raise ActstatsError(f"{store} was swept without the metric top, so it does not know the top images")
+    dataset = xr.open_zarr(opened.path)
+    if not dataset["completed"].any():
+        raise ActstatsError(f"no partition of {store} is complete yet; run its sweep again to go on")
+    lists = dataset[["top_value", "top_image", "top_position"]]
+    merged = merge(lists.isel(unit=[unit.index])).isel(unit=0).load()
+    paths, labels = (dataset[name].values for name in ("path", "label"))
+    found = []
+    for rank, image in enumerate(merged["top_image"].values.tolist()):
+        if image < 0:  # Fewer images than ranks.
+            break
+        row, column = divmod(int(merged["top_position"].values[rank]), unit.width)
+        value = float(merged["top_value"].values[rank])
+        found.append(Hit(rank + 1, value, image, str(paths[image]), int(labels[image]), row, column))
+    return found

@@ -1,0 +1,67 @@
+"""Small helpers that every room may use: arguments as users write them, optional libraries, objects by name."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from actstats.errors import ActstatsError
+
+
+def one_or_more(given: str | Iterable[str]) -> list[str]:
+    """Return a list of names, of one name by itself or of several.
+
+    >>> one_or_more("conv"), one_or_more(("conv", "block"))
+    (['conv'], ['conv', 'block'])
+    """
+    return [given] if isinstance(given, str) else list(given)
+
+
+@contextmanager
+def needs(package: str, what: str, extra: str) -> Iterator[None]:
+    """Turn a missing `package` into the line that says how to install it.
+
+    Raises:
+        ActstatsError: an import inside did not find it; the text names the extra that brings it.
+    """
+    try:
+        yield
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] != package:
+            raise
+        raise ActstatsError(f"{what} needs {package}; pip install 'actstats[{extra}]'") from None
+
+
+def require_extra(module: str, extra: str, purpose: str) -> Any:
+    """Import and return an optional library; raises as `needs`."""
+    with needs(module.partition(".")[0], purpose, extra):
+        return import_module(module)
+
+
+def named_object(reference: str, role: str, form: str) -> object:
+    """Return the object that `package.module:name` names; modules in the working directory are found too.
+
+    >>> named_object("math:tau", "metric", "Class") > 6
+    True
+
+    Raises `ActstatsError`, which calls it a `role` and its second part a `form`, where there is none.
+    """
+    module_name, _, attribute = reference.partition(":")
+    if not module_name or not attribute:
+        raise ActstatsError(f"{role} {reference!r} is not of the form package.module:{form}")
+    if (here := str(Path.cwd())) not in sys.path:
+        # `python -m` and pytest put the working directory there; a console script does not.
+        sys.path.append(here)
+    try:
+        found: object = import_module(module_name)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except (ImportError, ValueError) as error:
+        raise ActstatsError(f"{role} {reference!r}: cannot import {module_name}: {error}") from error
+    except AttributeError as error:
+        raise ActstatsError(f"{role} {reference!r}: {error}") from error
+    return found

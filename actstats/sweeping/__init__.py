@@ -1,0 +1,1 @@
+"""A sweep: from images and a network to a store."""

@@ -1,0 +1,172 @@
+"""The pair: four sweeps, the table of what differs, and the demonstration with the embedded weights."""
+
+from __future__ import annotations
+
+import builtins
+import json
+from importlib.resources import files
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from click.testing import CliRunner
+from PIL import Image
+from safetensors import safe_open
+from torch import nn
+
+from actstats.analysis import kernel_smoothness, smoothness
+from actstats.data.preprocessing import Preprocessing
+from actstats.demo.comparison import MEASURES, Row, compare_pair
+from actstats.demo.pictures import kernel_sheet
+from actstats.demo.sweeping import sweep_pair
+from actstats.distort import Place, parse
+from actstats.errors import ActstatsError
+from actstats.models import Loaded, load_model
+from actstats_cli.demo import _rows
+from actstats_cli.main import main
+from tests.conftest import SmallNet
+
+SMALL = Preprocessing.imagenet(size=32, resize=36)
+
+
+def smoothed(model: nn.Module) -> nn.Module:
+    """The network with its first kernels blurred."""
+    with torch.no_grad():
+        kernels = model.first[0].weight
+        kernels.copy_(nn.functional.avg_pool2d(kernels, 3, 1, 1))
+    return model
+
+
+@pytest.fixture(scope="module")
+def pair(photographs, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pair")
+    models = SmallNet().eval(), smoothed(SmallNet()).eval()
+    loaded = [Loaded.of(model, SMALL) for model in models]
+    stores, summaries = sweep_pair(
+        *loaded, photographs, folder, noise=0.2, layers=("first", "second"), device="cpu"
+    )
+    assert all(summary.complete for summary in summaries)
+    return stores, models
+
+
+def test_the_four_sweeps_are_clean_and_noisy_of_both(pair):
+    stores, _ = pair
+    distorted = [dataset.attrs.get("distort") for noisy in (False, True) for dataset in stores.opened(noisy)]
+    assert distorted == [None, None, ["noise:0.2"], ["noise:0.2"]]
+    marks = [
+        dataset.attrs["weights"]["sha256"] for noisy in (False, True) for dataset in stores.opened(noisy)
+    ]
+    assert marks[:2] == marks[2:]
+    assert marks[0] != marks[1]
+
+
+def test_the_table_has_every_measure_from_the_analyses(pair):
+    stores, models = pair
+    rows, layers = compare_pair(stores, *models)
+    assert [row.measure for row in rows] == list(MEASURES.values())
+    found = {row.measure: row for row in rows}
+    kernels = found[MEASURES["kernels"]]
+    expected = [kernel_smoothness(model)["roughness"].values[:5] for model in models]
+    assert (kernels.standard, kernels.robust) == pytest.approx([np.median(values) for values in expected])
+    assert kernels.robust < kernels.standard
+    assert kernels.delta == -1
+    assert (kernels.lower, kernels.layers) == (1, 1)
+    rough = found[MEASURES["noisy_roughness"]]
+    medians = [float(smoothness(xr.open_zarr(path))["roughness"].compute().median()) for path in stores.noisy]
+    assert (rough.standard, rough.robust) == pytest.approx(medians, rel=1e-5)
+    assert set(layers["layer"]) == {"first.0", "first", "second"}
+    assert set(layers["variable"]) == set(MEASURES)
+    assert (layers["difference_low"] <= layers["difference_high"]).all()
+
+
+def test_the_kernels_are_drawn_side_by_side():
+    white, black = SmallNet(), SmallNet()
+    with torch.no_grad():
+        white.first[0].weight.fill_(1.0)
+        black.first[0].weight.fill_(-0.1)
+    sheet = np.asarray(kernel_sheet(white, black))
+    row = sheet[40]
+    assert (row == 255).all(1).sum() > (row == 0).all(1).sum() > 0
+    assert (row[: len(row) // 2] != 0).any(1).all()
+
+
+@pytest.fixture(scope="module")
+def demonstrated(tmp_path_factory):
+    out = tmp_path_factory.mktemp("demo") / "new"
+    options = [
+        "--out",
+        str(out),
+        "--limit",
+        "16",
+        "--layers",
+        "conv1,inception3a",
+        "--device",
+        "cpu",
+        "--json",
+    ]
+    result = CliRunner().invoke(main, ["demo", *options])
+    assert result.exit_code == 0, result.output
+    return out, json.loads(result.stdout)
+
+
+def test_the_demonstration_makes_stores_table_pictures_and_report(demonstrated):
+    out, printed = demonstrated
+    assert [row["measure"] for row in printed["rows"]] == list(MEASURES.values())
+    assert all(np.isfinite(row["standard"]) for row in printed["rows"])
+    assert {path.name for path in out.iterdir()} == {
+        "s.zarr", "r.zarr", "s-noisy.zarr", "r-noisy.zarr",
+        "comparison.csv", "kernels.png", "layers.png", "report.html",
+    }  # fmt: skip
+    for name in ("kernels.png", "layers.png"):
+        with Image.open(out / name) as picture:
+            assert picture.width > 400
+    first = xr.open_zarr(out / "s.zarr")
+    assert first.sizes["image"] == 16
+    assert first.attrs["weights"]["source"] == "demo:s"
+    assert xr.open_zarr(out / "r-noisy.zarr").attrs["weights"]["source"] == "demo:r"
+
+
+def test_the_table_is_printed_for_a_reader(demonstrated):
+    _, printed = demonstrated
+    lines = _rows([Row(**row) for row in printed["rows"]])
+    assert lines[0] == ("", "S", "R", "delta", "R lower in")
+    assert [line[0] for line in lines[1:]] == list(MEASURES.values())
+    first = printed["rows"][0]
+    assert lines[1][3] == f"{first['delta']:+.2f} ({first['low']:+.2f} to {first['high']:+.2f})"
+    assert lines[1][4] == f"{first['lower']} of 1"
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    result = CliRunner().invoke(main, ["demo", "--out", str(tmp_path / "file" / "demo")])
+    assert result.exit_code == 1
+    assert "cannot make the folder" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("robust", [False, True])
+def test_the_embedded_weights_say_what_they_are(robust):
+    name = "googlenet-r" if robust else "googlenet-s"
+    with safe_open(str(files("actstats") / "demo" / "weights" / f"{name}.safetensors"), "pt") as file:
+        notes = file.metadata()
+        assert {file.get_tensor(key).dtype for key in file.keys()} == {torch.float16, torch.int64}  # noqa: SIM118
+    assert notes["arch"] == "googlenet"
+    assert (json.loads(notes["training"])["epsilon"] > 0) is robust
+    loaded = load_model("googlenet", "demo", robust=robust)
+    assert loaded.preprocessing == Preprocessing.from_dict(json.loads(notes["preprocessing"]))
+    assert loaded.preprocessing.shape == (3, 64, 64)
+    assert loaded.model(torch.zeros(1, 3, 64, 64)).shape == (1, len(json.loads(notes["classes"])))
+
+
+def test_a_missing_extra_is_named(monkeypatch, tmp_path):
+    real = builtins.__import__
+
+    def without(name, *arguments, **options):
+        if name.partition(".")[0] == "skimage":
+            raise ModuleNotFoundError("no skimage", name="skimage")
+        return real(name, *arguments, **options)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(ActstatsError, match=r"contour needs skimage; pip install 'actstats\[distort\]'"):
+        parse(["contour"]).image(np.zeros((8, 8, 3), np.uint8), Place(0, "a.png", Preprocessing(None, 8)))

@@ -1,0 +1,213 @@
+"""Ablation: resumed passes equal whole ones, and a network whose one unit carries shape is found out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torchvision
+from PIL import Image
+from torch import Tensor, nn
+
+from actstats import ActstatsError, Loaded, open_source, select_layers
+from actstats.probing.ablate import Passes, ablate_accuracy, ablate_decisions
+from actstats.probing.resume import Resumed, Whole, ablated
+from actstats.probing.unit_sets import UnitSet, by_category, by_rank, complement, each_unit, units_named
+from tests.conftest import SmallNet
+from tests.layers.networks import Branches, Reused, Tokens
+from tests.probing.probed import COLOURS, PLAIN, ShapeUnit, write_stimuli
+
+
+@pytest.fixture(scope="module")
+def stimuli(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_stimuli(tmp_path_factory.mktemp("stimuli"))
+
+
+@pytest.fixture
+def shape_net() -> Loaded:
+    return Loaded.of(ShapeUnit(), PLAIN)
+
+
+def layers_of(loaded: Loaded, *names: str) -> list:
+    return select_layers(loaded.model, torch.zeros(2, *loaded.preprocessing.shape), names)
+
+
+def test_it_finds_the_one_unit_that_carries_shape(shape_net, stimuli):
+    layers = layers_of(shape_net, "relu")
+    found = ablate_decisions(
+        shape_net, open_source(stimuli), layers, each_unit(layers), classes=list(COLOURS),
+        passes=Passes(batch_size=4, at_once=3, device="cpu", workers=0),
+    )  # fmt: skip
+    assert found["ablation"].tolist() == ["intact", "relu/0", "relu/1", "relu/2", "relu/3"]
+    assert found["trials"].tolist() == [6] * 5
+    assert found["shape"].tolist() == [6, 6, 6, 6, 0]
+    assert found["texture"].tolist() == [0, 0, 0, 0, 6]
+    assert found["shape_bias"].tolist() == [1, 1, 1, 1, 0]
+    assert found["bias_change"].tolist() == [0, 0, 0, 0, -1]
+    assert found.set_index("ablation")["shape_change"].idxmin() == "relu/3"
+    assert found["p"].tolist() == [1, 1, 1, 1, 2 * 0.5**6]
+
+
+def test_it_finds_the_units_that_carry_accuracy(shape_net, stimuli):
+    layers = layers_of(shape_net, "relu")
+    sets = [units_named(["relu/3"]), units_named(["relu/0", "relu/1", "relu/2"])]
+    sets.append(complement(sets[0], layers))
+    # The folders are the shapes.
+    found = ablate_accuracy(
+        shape_net, open_source(stimuli), layers, sets, passes=Passes(device="cpu", workers=0)
+    )
+    assert found["units"].tolist() == [0, 1, 3, 3]
+    assert found["correct"].tolist() == [9, 3, 9, 9]
+    assert found["change"].tolist() == [0, 3 / 9 - 1, 0, 0]
+    assert found["lost"].tolist() == [0, 6, 0, 0]
+    assert found["gained"].tolist() == [0, 0, 0, 0]
+    assert found["ablation"].tolist()[-1] == "all but relu/3"
+
+
+class Untraceable(nn.Module):
+    """What it does depends on the values, which no tracing sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Conv2d(3, 4, 3)
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.inner(x)
+        return self.fc(x.mean((2, 3)) if x.sum() != 0 else x.amax((2, 3)))
+
+
+class BatchOfImages(nn.Module):
+    """It takes the number of images before the layer and uses it after: resumed, that would be wrong."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Conv2d(3, 4, 3)
+        self.fc = nn.Linear(4 * 18 * 18, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        count = x.shape[0]
+        return self.fc(self.inner(x).reshape(count, -1))
+
+
+class Skipping(nn.Module):
+    """A branch past the layer, changed in place after it; and a module that returns a tuple."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.inner = nn.Conv2d(4, 4, 3, padding=1)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        y = self.inner(x)
+        return (self.relu(x) + y).mean((2, 3))
+
+
+@pytest.mark.parametrize(
+    ("model", "names", "kind"),
+    [
+        (SmallNet(), ["first"], Resumed),
+        (SmallNet(), ["second", "first"], Resumed),
+        (Branches(), ["left", "right.1"], Resumed),
+        (Branches(), ["last.0"], Resumed),
+        (Reused(), ["conv:1"], Resumed),
+        (Reused(), ["relu:0", "relu:1"], Resumed),
+        (Tokens(), ["blocks.1"], Resumed),
+        (Skipping(), ["inner"], Resumed),
+        (Untraceable(), ["inner"], Whole),
+        (BatchOfImages(), ["inner"], Whole),
+        (SmallNet(), ["first", "first.1"], Whole),
+        (torchvision.models.squeezenet1_1(num_classes=7), ["features.4"], Resumed),
+        (torchvision.models.resnet18(num_classes=7), ["layer2.0", "layer2.0.relu:0"], Whole),
+        (torchvision.models.resnet18(num_classes=7), ["layer2.0.relu:1"], Resumed),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else None,
+)  # fmt: skip
+@torch.inference_mode()
+def test_resumed_passes_equal_whole_ones(model, names, kind):
+    model = model.eval()
+    images = torch.randn(5, 3, 20, 20, generator=torch.Generator().manual_seed(0))
+    layers = select_layers(model, images, names)
+    assert len(layers) == len(names)
+    way = ablated(model, layers, images)
+    assert isinstance(way, kind)
+    rng = np.random.default_rng(0)
+    masks = {layer.name: torch.from_numpy(rng.random((3, layer.units)) < 0.5) for layer in layers}
+    way.record(images)
+    found = way.outputs(masks)
+    # One at a time, with nothing but a hook.
+    for k in range(3):
+        handles, calls = [], {}
+        for layer in layers:
+
+            def hook(_m: nn.Module, _a: object, out: Tensor, layer=layer, k=k, calls=calls) -> Tensor | None:
+                calls[layer.name] = calls.get(layer.name, -1) + 1
+                if calls[layer.name] != layer.call:
+                    return None
+                out = out.clone()
+                out.movedim(layer.axes.index("c"), 0)[masks[layer.name][k]] = 0
+                return out
+
+            handles.append(model.get_submodule(layer.module).register_forward_hook(hook))
+        expected = model(images)
+        for handle in handles:
+            handle.remove()
+        torch.testing.assert_close(found[k], expected.flatten(1), rtol=1e-4, atol=1e-5)
+    assert not torch.equal(found[0], found[1])
+
+
+def test_what_comes_before_the_layer_runs_once_for_all_ablations(shape_net, stimuli):
+    layers = layers_of(shape_net, "relu")
+    seen = []
+    shape_net.model.stem.register_forward_hook(lambda _m, _a, out: seen.append(len(out)))
+    ablate_decisions(
+        shape_net, open_source(stimuli), layers, each_unit(layers) * 5, classes=list(COLOURS),
+        passes=Passes(batch_size=6, at_once=2, device="cpu", workers=0),
+    )  # fmt: skip
+    # The blank image that tells the outputs, the intact pass, two comparisons of both ways, and the one that counts.
+    assert seen == [1, 6, 12, 6, 12, 6, 6]
+
+
+def test_sets_of_units_from_tables():
+    table = pd.DataFrame({
+        "layer": ["a"] * 4 + ["b"] * 2, "channel": [0, 1, 2, 3, 0, 1], "detects": [1, 1, 1, 0, 1, 1],
+        "concept_category": ["object", "color", "object", "object", "part", "part"],
+        "roughness": [0.5, 0.1, np.nan, 0.3, 2.0, 1.0],
+    })  # fmt: skip
+    assert by_category(table) == [
+        UnitSet("a:object", {"a": (0, 2)}), UnitSet("a:color", {"a": (1,)}), UnitSet("b:part", {"b": (0, 1)}),
+    ]  # fmt: skip
+    assert by_rank(table, "roughness", [0.5]) == [
+        UnitSet("a:lowest 0.5 roughness", {"a": (1, 3)}), UnitSet("a:highest 0.5 roughness", {"a": (0, 3)}),
+        UnitSet("b:lowest 0.5 roughness", {"b": (1,)}), UnitSet("b:highest 0.5 roughness", {"b": (0,)}),
+    ]  # fmt: skip
+    with pytest.raises(ActstatsError, match="no column 'rougness'; did you mean roughness"):
+        by_rank(table, "rougness", [0.5])
+    with pytest.raises(ActstatsError, match="share of the units is in"):
+        by_rank(table, "roughness", [1.0])
+    with pytest.raises(ActstatsError, match="no unit in the table detects"):
+        by_category(table.assign(detects=False))
+
+
+def test_what_cannot_be_ablated_is_said_in_one_line(shape_net, stimuli, photographs, tmp_path):
+    layers, source = layers_of(shape_net, "relu"), open_source(stimuli)
+    for units, message in (
+        (["relu/4"], "relu has 4 units, counted from 0, but no 4"),
+        (["rely/0"], "no layer is named 'rely'; did you mean relu"),
+        (["relu"], "a unit is named LAYER/CHANNEL"),
+        ([], "no unit was named"),
+    ):
+        with pytest.raises(ActstatsError, match=message):
+            ablate_decisions(shape_net, source, layers, [units_named(units)], classes=list(COLOURS))
+    with pytest.raises(ActstatsError, match="no set of units"):
+        ablate_accuracy(shape_net, source, layers, [])
+    with pytest.raises(ActstatsError, match="3 outputs cannot be matched with the images' 2 classes"):
+        ablate_accuracy(shape_net, open_source(photographs), layers, [units_named(["relu/1"])])
+    Image.new("RGB", (30, 30)).save(tmp_path / "x.png")
+    with pytest.raises(ActstatsError, match="has a class: accuracy needs a folder for each class"):
+        ablate_accuracy(shape_net, open_source(tmp_path), layers, [units_named(["relu/1"])])

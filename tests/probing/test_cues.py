@@ -1,0 +1,118 @@
+"""Accuracy with one cue gone, of a network that goes by colour and one that goes by place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from actstats import ActstatsError, Loaded, open_source
+from actstats.distort import parse
+from actstats.probing.cues import Version, cue_accuracy
+from actstats.probing.networks import open_network, parse_network
+from tests.probing.probed import COLOURS, PLAIN, ByColour, ByPlace, stimulus
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Colour and place both tell the class; and a second folder, where only the place does."""
+    root = tmp_path_factory.mktemp("cues")
+    for name, colour in COLOURS.items():
+        for number in range(6):
+            for folder, shown, ending in (("clean", colour, "png"), ("styled", (1, 1, 1), "jpg")):
+                path = root / folder / name / f"{number}.{ending}"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                stimulus(name, shown, number).save(path)
+    return root
+
+
+@pytest.fixture
+def networks() -> dict[str, Loaded]:
+    return {"colour": Loaded.of(ByColour(), PLAIN), "place": Loaded.of(ByPlace(), PLAIN)}
+
+
+def test_each_network_fails_where_its_cue_is_gone(images, networks):
+    versions = [
+        Version("scramble:30", parse(["scramble:30"])),
+        Version("greyscale", parse(["greyscale"])),
+        Version("styled", source=open_source(images / "styled")),
+    ]
+    seen = []
+    table = cue_accuracy(
+        networks, open_source(images / "clean"), versions, device="cpu", workers=0, batch_size=5,
+        advance=lambda done, total: seen.append((done, total)),
+    )  # fmt: skip
+    assert table["version"].tolist() == [
+        v for v in ("clean", "scramble:30", "greyscale", "styled") for _ in range(2)
+    ]
+    by = table.set_index(["version", "network"])
+    assert by.loc[("clean", "colour"), "accuracy"] == by.loc[("clean", "place"), "accuracy"] == 1
+    assert by.loc[("scramble:30", "colour"), "accuracy"] == 1
+    assert by.loc[("scramble:30", "place"), "accuracy"] < 0.8
+    assert by.loc[("greyscale", "colour"), "accuracy"] == pytest.approx(1 / 3)
+    assert by.loc[("greyscale", "place"), "accuracy"] == by.loc[("styled", "place"), "accuracy"] == 1
+    assert by.loc[("styled", "colour"), "accuracy"] == pytest.approx(1 / 3)
+    assert by.loc[("greyscale", "colour"), "change"] == pytest.approx(-2 / 3)
+    assert by.loc[("greyscale", "place"), "difference"] == pytest.approx(2 / 3)
+    assert by.loc[("greyscale", "place"), "p"] == 2 * 0.5**12
+    assert np.isnan(by.loc[("greyscale", "colour"), "p"])
+    assert (table["images"] == 18).all()
+    assert ((table["low"] <= table["accuracy"]) & (table["accuracy"] <= table["high"])).all()
+    assert len(seen) == 8 * 4
+    assert seen[3] == (18, 18)
+
+
+def test_only_images_that_all_get_right_count(images, networks, tmp_path):
+    # Seven more images, of which the colours mislead; two cannot be read.
+    for folder in ("clean", "styled"):
+        (tmp_path / folder / "bear").mkdir(parents=True)
+        for number in range(7):
+            stimulus("bear", COLOURS["dog" if number else "bear"], number).save(
+                tmp_path / folder / f"bear/{number}.png"
+            )
+        (tmp_path / folder / "dog").mkdir()
+        (tmp_path / folder / "bird").mkdir()
+        stimulus("dog", COLOURS["dog"], 9).save(tmp_path / folder / "dog" / "9.png")
+        (tmp_path / folder / "bird" / "8.png").write_bytes(b"none")
+    source = open_source(tmp_path / "clean")
+    styled = Version("styled", source=open_source(tmp_path / "styled"))
+    every = cue_accuracy(networks, source, [styled], device="cpu", workers=0)
+    assert every["images"].tolist() == [8] * 4
+    assert every["correct"].tolist() == [2, 8, 2, 8]
+    chosen = cue_accuracy(
+        networks,
+        source,
+        [styled, Version("noise", parse(["noise:0.01"]))],
+        correct_only=True,
+        device="cpu",
+        workers=0,
+    )
+    assert chosen["images"].tolist() == [2] * 6
+    assert chosen["accuracy"].tolist() == [1.0] * 6
+
+
+def test_what_cannot_be_compared_is_said_in_one_line(images, networks):
+    source = open_source(images / "clean")
+    with pytest.raises(ActstatsError, match="no network"):
+        cue_accuracy({}, source, [])
+    with pytest.raises(ActstatsError, match="have the name 'clean'"):
+        cue_accuracy(networks, source, [Version("clean")])
+    with pytest.raises(ActstatsError, match="needs more pixels than the 30"):
+        cue_accuracy(networks, source, [Version("s", parse(["scramble:31"]))], device="cpu")
+    with pytest.raises(ActstatsError, match="cannot be matched"):
+        cue_accuracy(networks, source, [], classes=["a", "b", "c"], device="cpu")
+
+
+def test_networks_are_named_by_one_word(tmp_path):
+    assert parse_network("resnet50") == ("resnet50", "default", None)
+    assert parse_network("timm/vit_tiny=https://host/a=b.pth+robust") == (
+        "timm/vit_tiny", "https://host/a=b.pth", "default",
+    )  # fmt: skip
+    for spec in ("", "=x", "+robust", "resnet50+robust="):
+        with pytest.raises(ActstatsError, match="names no network"):
+            parse_network(spec)
+    loaded = open_network("squeezenet1_1=none")
+    assert loaded.identity["arch"] == "squeezenet1_1"
+    with pytest.raises(ActstatsError, match="is not a store"):
+        open_network(str(tmp_path))
