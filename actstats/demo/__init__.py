@@ -1,4 +1,4 @@
-"""A standard network and a robust one side by side: four sweeps, the table of what differs, pictures.
+"""The embedded pair, a standard and a robust network: four sweeps, a table of how they differ, pictures and a report.
 
 >>> from actstats.demo.demonstration import demo
 >>> demo("actstats-demo")  # doctest: +SKIP
@@ -10,4 +10,4 @@ from actstats.errors import ActstatsError
 
 for _package in ("flox", "matplotlib", "pandas", "scipy", "skimage"):
     if find_spec(_package) is None:
-        raise ActstatsError(f"comparing a pair needs {_package}: pip install 'actstats[demo]'")
+        raise ActstatsError(f"the demo needs {_package}: pip install 'actstats[demo]'")

@@ -1,4 +1,4 @@
-"""The demonstration: the embedded pair over the demo photographs, clean and with noise, measured and drawn."""
+"""The demonstration: the embedded pair over the demo photographs, clean and with noise, compared and drawn."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from actstats.analysis import write_table
-from actstats.demo.comparison import Row, compare_pair
-from actstats.demo.pictures import draw_layers, kernel_sheet
-from actstats.demo.sweeping import Stores, sweep_pair
+from actstats.demo.pair import Row, Stores, compare_pair, draw_layers, kernel_sheet, sweep_pair
 from actstats.errors import ActstatsError
 from actstats.models import load_model
 from actstats.report import write_report
@@ -22,11 +20,12 @@ NOISE: Final = 0.1
 
 @dataclass(frozen=True)
 class Demo:
-    """What was made: the stores, the table, and the files beside them."""
+    """What the demonstration made: the stores, the table, the files beside them, and notes for the reader."""
 
     stores: Stores
     rows: list[Row]
     files: list[Path]
+    notes: list[str]
 
 
 def demo(
@@ -39,22 +38,22 @@ def demo(
     progress: Callable[[Progress], None] | None = None,
     started: Callable[[Store, Schema, int], None] | None = None,
 ) -> Demo:
-    """Sweep S and R, the networks inside actstats, over the demo photographs, and set them side by side.
+    """Sweep the two networks embedded in actstats, S and R, over the demo photographs, and compare them.
 
     Writes into the folder `out`: four stores, `comparison.csv` (every measure in every layer), `kernels.png`,
-    `layers.png` and `report.html`. Nothing is downloaded.
+    `layers.png` and `report.html`. Downloads nothing.
 
     Args:
-        out: a folder, made where it is missing.
-        layers: which to sweep, as for `sweep`; the first convolution's kernels are compared in any case.
-        limit: only the first so many photographs.
+        out: the folder, created if missing.
+        layers: the layers to sweep, as for `sweep`. The kernels of the first convolution are always compared.
+        limit: use only the first `limit` crops.
         device: as for `sweep`.
-        overwrite: replace the stores of another demonstration.
+        overwrite: replace stores of a different demonstration.
         progress: called after each batch of each sweep.
         started: called when each sweep begins.
 
     Raises:
-        ActstatsError: a folder that cannot be written, or that holds sweeps of something else.
+        ActstatsError: the folder cannot be written, or holds sweeps of something else.
     """
     folder = Path(out)
     try:
@@ -81,5 +80,5 @@ def demo(
     write_table(layers, files[0])
     kernel_sheet(*models).save(files[1])
     draw_layers(layers, files[2])
-    write_report(stores.clean, files[3], names=("S", "R"), noisy=stores.noisy)
-    return Demo(stores, rows, files)
+    report = write_report(stores.clean, files[3], names=("S", "R"), noisy=stores.noisy)
+    return Demo(stores, rows, files, report.notes)

@@ -1,11 +1,39 @@
-"""The report: one page, or a page and a folder, that shows what a sweep or a pair of sweeps found.
+"""The report: one HTML page about one sweep, or about a standard and a robust network side by side.
 
 >>> from actstats.report import write_report
 >>> write_report(["standard.zarr", "robust.zarr"], "report.html")  # doctest: +SKIP
 
-`compare` gives the same findings without a page.
+`compare` returns the same findings without writing a page.
 """
 
-from actstats.report.writing import Compared, Report, compare, write_report
+from __future__ import annotations
 
-__all__ = ["Compared", "Report", "compare", "write_report"]
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from actstats.report.findings import Compared, Finding, compare
+    from actstats.report.writing import Report, write_report
+
+__all__ = ["Compared", "Finding", "Report", "compare", "write_report"]
+
+# The contact sheet lies in this package too and must not wait for torch and pandas.
+_HOMES = {
+    "Compared": "findings",
+    "Finding": "findings",
+    "Report": "writing",
+    "compare": "findings",
+    "write_report": "writing",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'actstats.report' has no attribute {name!r}")
+    value = getattr(import_module(f"actstats.report.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,4 +1,4 @@
-"""A picture of the images that excite a unit most, with the place of the maximum marked in each."""
+"""Contact sheets: the images that excite a unit most, with the position of the maximum marked in each."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ TILE: Final = 220
 _GAP, _LINE, _COLUMNS = 12, 18, 4
 _PAPER, _INK, _FAINT, _MARK = "#ffffff", "#1a1a1a", "#6b6b6b", "#ffd400"
 _LEAST = 10
-"""Side of the smallest mark, so that it is seen."""
+"""Side of the smallest mark, in pixels, so that it stays visible."""
 
 
 def place_in_image(
     preprocessing: Preprocessing, size: tuple[int, int], row: int, column: int, map_size: tuple[int, int]
 ) -> Box:
-    """Return the part of an image, of `size` (width, height), that lies where one position of a map does.
+    """Return the box in an image of `size` (width, height) that corresponds to one position of a map.
 
-    The map, of `map_size` (height, width), is laid over the network's input, and the input over the image as the
-    preprocessing cut it out. It is where the position looks at the centre of its receptive field, not all that it
-    sees. What lies in black that was added reaches beyond the image.
+    The map of `map_size` (height, width) is laid over the network's input, and the input over the image where the
+    preprocessing cut it out. The box is the centre of the position's receptive field, not all of it. It extends
+    beyond the image where the preprocessing padded.
 
     >>> place_in_image(Preprocessing.imagenet(224, 256), (512, 512), 0, 1, (7, 7))
     (96.0, 32.0, 160.0, 96.0)
@@ -49,17 +49,22 @@ def place_in_image(
     return edges[0], edges[1], edges[2], edges[3]
 
 
-def save_contact_sheet(store: str | Path, unit: str, file: str | Path, *, data: str | None = None) -> None:
-    """Draw the top images of `unit`, LAYER/CHANNEL, into the picture `file`.
+def save_contact_sheet(
+    store: str | Path, unit: str, file: str | Path, *, data: str | Path | Source | None = None
+) -> None:
+    """Draw the top images of `unit`, LAYER/CHANNEL, into the image file `file`.
 
-    `data` says where the images lie now, if they were moved since they were swept.
+    `data` gives the images if they were moved since the sweep or came from a `Source` of your own.
 
     Raises:
-        ActstatsError: no such store, unit or images, other images than were swept, or a file of no picture's ending.
+        ActstatsError: the store, the unit or the images do not exist, the images are not those that were swept, or
+            `file` does not end like an image file.
     """
     file = Path(file)
     if Image.registered_extensions().get(file.suffix.lower()) not in Image.SAVE:
-        raise ActstatsError(f"cannot draw to {file}: {file.suffix or 'no ending'} is no picture's; use .png")
+        raise ActstatsError(
+            f"cannot draw to {file}: {file.suffix or 'no ending'} is not an image format; use .png"
+        )
     manifest = Store.open(store).manifest
     found = find_unit(manifest, unit)
     hits = top_images(store, found)
@@ -69,10 +74,13 @@ def save_contact_sheet(store: str | Path, unit: str, file: str | Path, *, data: 
     contact_sheet(found, hits, source, Preprocessing.from_dict(manifest["preprocessing"]), title).save(file)
 
 
-def swept_images(record: Mapping[str, Any], data: str | None) -> Source:
-    """Open the images of a sweep again, where they were or where `data` says."""
+def swept_images(record: Mapping[str, Any], data: str | Path | Source | None) -> Source:
+    """Open the images of a sweep again: where they were, or those that `data` gives."""
     try:
-        source = open_source(data or record["spec"], limit=record["images"])
+        if data is None or isinstance(data, str | Path):
+            source = open_source(data or record["spec"], limit=record["images"])
+        else:
+            source = data
     except ActstatsError as error:
         if data is not None:
             raise
@@ -88,10 +96,10 @@ def swept_images(record: Mapping[str, Any], data: str | None) -> Source:
 def contact_sheet(
     unit: Unit, hits: Sequence[Hit], source: Source, preprocessing: Preprocessing, title: str
 ) -> Image.Image:
-    """Return the sheet: RGB, the images in rows of four by rank, each with its value and path.
+    """Return the sheet, RGB: the images in rows of four by rank, each with its value and path.
 
-    The yellow square is the place of the maximum (`place_in_image`); what the network did not see of an image is
-    dimmed. An image that cannot be read any more has the reason in its place.
+    A yellow square marks the position of the maximum (`place_in_image`); parts that the network did not see are
+    dimmed. An image that can no longer be read is replaced by the reason.
     """
     rows = max(1, math.ceil(len(hits) / _COLUMNS))
     step = TILE + _GAP, TILE + 2 * _LINE + _GAP
@@ -116,7 +124,7 @@ def contact_sheet(
 
 
 def _tile(image: Image.Image, unit: Unit, hit: Hit, preprocessing: Preprocessing) -> Image.Image:
-    """Return the image at the sheet's size, what was not seen dimmed, the place of the maximum marked."""
+    """Return the image at the sheet's size, unseen parts dimmed, the position of the maximum marked."""
     scale = TILE / max(image.size)
     tile = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
     seen = _scaled(place_in_image(preprocessing, image.size, 0, 0, (1, 1)), scale)
@@ -139,14 +147,14 @@ def _scaled(box: Box, scale: float) -> Box:
 
 
 def _at_least(box: Box, side: float) -> Box:
-    """Return the box, made so large around its centre that neither side is shorter than `side`."""
+    """Return the box, enlarged around its centre until neither side is shorter than `side`."""
     x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
     across, down = max(box[2] - box[0], side) / 2, max(box[3] - box[1], side) / 2
     return x - across, y - down, x + across, y + down
 
 
 def _fitted(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
-    """Return the text, cut at its beginning where it is too long for `width` pixels: a path's end tells more."""
+    """Return the text, shortened at its beginning to `width` pixels: the end of a path says more."""
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(f"...{text}") > width:

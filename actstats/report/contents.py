@@ -1,34 +1,149 @@
-"""What the page's script reads: the overview of all units, and one part for each layer."""
+"""What the page's script reads: one part with an overview of all units, and one part per layer, packed small.
+
+A part is JSON and named arrays, deflated. In the page it is base64, which needs no escaping: no name of a file or a
+class ever stands in the page's markup.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+import base64
+import json
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from actstats.analysis import class_means, spectrum
+from actstats.analysis.coverage import usable
+from actstats.errors import ActstatsError
 from actstats.layers.receptive import ReceptiveField
-from actstats.report.measures import Measure
-from actstats.report.parts import pack, shortened
+from actstats.report.findings import Compared
 from actstats.report.pictures import Pictures
-from actstats.report.sides import Side, histogram_edges_shown
-from actstats_kernels.bins import frequencies
+from actstats.store.merging import merge
+from actstats_kernels.bins import (
+    BIN_NEGATIVE_OVERFLOW,
+    BIN_NEGATIVE_UNDERFLOW,
+    BIN_POSITIVE_INFINITY,
+    BIN_POSITIVE_OVERFLOW,
+    BIN_POSITIVE_UNDERFLOW,
+    FREQUENCY_BINS,
+    frequencies,
+    histogram_edges,
+    radial_bins,
+)
+
+_TOP: Final = ("top_value", "top_image", "top_position")
+_TOGETHER: Final = 4
+"""Number of histogram bins shown as one: half an octave."""
+_CLASSES: Final = 10
+"""Number of classes named per unit, those with its greatest mean activation."""
+_ALIGNMENT: Final = 8
+_KINDS: Final = {"f4": "Float32Array", "i4": "Int32Array", "u2": "Uint16Array", "u1": "Uint8Array"}
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The classes of all stores.
+
+    Attributes:
+        names: each class once, by name, since two stores may number theirs differently.
+        tables: for each store i4 [labels + 1]: from its label to the index in `names`; -1, at the end, for images
+            without a label.
+    """
+
+    names: list[str]
+    tables: list[NDArray[np.int32]]
+
+
+def class_names(datasets: Sequence[xr.Dataset]) -> Classes:
+    """Return the classes of stores."""
+    numbers: dict[str, int] = {}
+    tables = []
+    for dataset in datasets:
+        known = dataset.attrs["data"]["classes"]
+        highest = int(dataset["label"].max())
+        names = [known[n] if n < len(known) else f"class {n}" for n in range(max(highest + 1, len(known)))]
+        found = [numbers.setdefault(name, len(numbers)) for name in names]
+        tables.append(np.array([*found, -1], dtype=np.int32))
+    return Classes(list(numbers), tables)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Mean activation of units by class.
+
+    Attributes:
+        label: the classes with the greatest mean, i4 [unit, shown].
+        mean: their means, f4 [unit, shown].
+        rest: the mean over the other classes, f4 [unit]; NaN where there are none.
+        others: number of other classes.
+        preferred: the class with the greatest mean, i4 [unit]; -1 where all means are equal.
+    """
+
+    label: NDArray[np.int32]
+    mean: NDArray[np.float32]
+    rest: NDArray[np.float32]
+    others: int
+    preferred: NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Side:
+    """What the report shows of the units of one store; None for variables that the store lacks.
+
+    Attributes:
+        top: value f4, image i8 and flat position i4 of the top images, each [unit, rank].
+        spectrum: mean power of one coefficient, f4 [unit, frequency].
+        coefficients: number of coefficients in each bin, i8 [unit, frequency].
+        histogram: share of positions in each shown bin, f4 [unit, shown bin].
+        profile: mean activation by class.
+    """
+
+    top: tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int32]] | None
+    spectrum: NDArray[np.float32] | None
+    coefficients: NDArray[np.int64]
+    histogram: NDArray[np.float32] | None
+    profile: Profile | None
+
+
+def read_side(dataset: xr.Dataset, ranks: int, classes: NDArray[np.int32]) -> Side:
+    """Read what the report shows of a store's units, holding one variable in memory at a time.
+
+    `ranks` is the number of top images per unit, `classes` the store's table of `Classes`.
+    """
+    top = None
+    if all(name in dataset for name in _TOP):
+        lists = merge(usable(dataset, "the report", *_TOP)).isel(rank=slice(0, ranks)).compute()
+        value, image, position = (lists[name].transpose("unit", "rank").values for name in _TOP)
+        top = value, image, position
+    power, coefficients = None, _coefficients(dataset["height"].values, dataset["width"].values)
+    if "power_spectrum" in dataset:
+        summed = spectrum(dataset)["power"].transpose("unit", "frequency").values
+        power = (summed / np.maximum(coefficients, 1)).astype(np.float32)
+    shares = None
+    if "histogram" in dataset:
+        shares = _histogram(usable(dataset, "the report", "histogram"))
+    return Side(top, power, coefficients, shares, _profile(dataset, classes))
 
 
 def overview_part(
     title: str,
-    names: Sequence[str],
-    manifest: dict[str, Any],
+    compared: Compared,
+    sides: Sequence[Side],
     classes: Sequence[str],
-    measures: Sequence[Measure],
-    measured: Sequence[xr.Dataset],
-    fields: dict[str, ReceptiveField],
+    fields: Mapping[str, ReceptiveField],
     pictures: Pictures,
     kept: Sequence[bool],
 ) -> str:
-    """Return the part `overview`: stores, layers, measures of every unit, and which image each picture is."""
+    """Return the part `overview`: stores, layers, the measures of every unit, and which image each picture shows.
+
+    `kept` says for each picture whether there is a thumbnail of it.
+    """
+    manifest = compared.manifests[0]
     crop = int(manifest["preprocessing"]["crop"])
     layers, start = [], 0
     for entry in manifest["layers"]:
@@ -37,33 +152,36 @@ def overview_part(
         start += entry["units"]
     content = {
         "title": title,
-        "stores": [{"name": name} for name in names],
+        "stores": [{"name": name} for name in compared.names],
         "units": start,
         "crop": crop,
         "layers": layers,
         "measures": [
             {"key": measure.key, "name": measure.name, "unit": measure.unit, "about": measure.about}
-            for measure in measures
+            for measure in compared.measures
         ],
         "classes": list(classes),
         "frequency": frequencies().tolist(),
-        "histogram": histogram_edges_shown().tolist(),
+        "histogram": shown_edges().tolist(),
         "pictures": {"paths": pictures.paths, "kept": [int(has) for has in kept]},
     }
     arrays: dict[str, NDArray[Any]] = {
         f"{measure.key}:{store}": shortened(units[measure.key].values)
-        for store, units in enumerate(measured)
-        for measure in measures
+        for store, units in enumerate(compared.measured)
+        for measure in compared.measures
     }
+    for store, side in enumerate(sides):
+        if side.profile is not None:
+            arrays[f"preferred:{store}"] = side.profile.preferred
     return pack(content, {**arrays, "picture:label": pictures.labels})
 
 
 def layer_parts(
-    manifest: dict[str, Any], sides: Sequence[Side], numbers: Sequence[NDArray[np.int32] | None]
+    manifest: Mapping[str, Any], sides: Sequence[Side], numbers: Sequence[NDArray[np.int32] | None]
 ) -> Iterator[tuple[str, str]]:
-    """Yield name and text of a part for each layer: top images, spectra, histograms and classes of its units.
+    """Yield name and text of one part per layer: top images, spectra, histograms and classes of its units.
 
-    `numbers` are the pictures' numbers of each side's top images, i4 [unit, rank].
+    `numbers` holds for each side the numbers of its top images among all pictures, i4 [unit, rank].
     """
     start = 0
     for index, entry in enumerate(manifest["layers"]):
@@ -77,6 +195,77 @@ def layer_parts(
             content["classes"].append(0 if side.profile is None else side.profile.label.shape[1])
             content["others"].append(0 if side.profile is None else side.profile.others)
         yield f"layer-{index}", pack(content, arrays)
+
+
+def shown_edges() -> NDArray[np.float64]:
+    """Return the edges of the histogram bins as shown, f64 [shown bins + 1].
+
+    They are half octaves, one bin around 0, and one beyond the range at each end, drawn half an octave wide.
+    """
+    left, right = histogram_edges()
+    starts = _starts()
+    edges = np.append(left[starts], right[BIN_POSITIVE_OVERFLOW])
+    edges[0] = right[BIN_NEGATIVE_OVERFLOW] * 1.5
+    edges[-1] = left[BIN_POSITIVE_OVERFLOW] * 1.5
+    return edges
+
+
+def pack(content: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]] | None = None) -> str:
+    """Return `content`, which must fit JSON, and `arrays` (f4, i4, u2 or u1) as one part, in base64.
+
+    Before compression a part is the JSON's length as u4, the JSON, and the arrays one after another, each starting
+    at a multiple of 8 bytes, little-endian. The JSON's key `arrays` says where: name -> [JavaScript type, offset,
+    length].
+
+    >>> unpack(pack({"name": "conv1"}, {"x": np.arange(3, dtype=np.float32)}))
+    ({'name': 'conv1'}, {'x': array([0., 1., 2.], dtype=float32)})
+    """
+    offset, places, blocks = 0, {}, []
+    for name, values in (arrays or {}).items():
+        little = np.ascontiguousarray(values, values.dtype.newbyteorder("<"))
+        places[name] = [_KINDS[little.dtype.str[1:]], offset, little.size]
+        blocks.append(_padded(little.tobytes()))
+        offset += len(blocks[-1])
+    # Not ASCII only, which keeps file names short. JSON has no NaN, so it must hold none.
+    text = json.dumps(
+        {**content, "arrays": places}, ensure_ascii=False, allow_nan=False, separators=(",", ":")
+    )
+    encoded = text.encode("utf-8", "replace")
+    head = len(encoded).to_bytes(4, "little") + encoded
+    return base64.b64encode(zlib.compress(b"".join([_padded(head), *blocks]), 9)).decode("ascii")
+
+
+def unpack(part: str) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """Return what `pack` packed, with flat arrays: what the page's script does, in Python."""
+    data = zlib.decompress(base64.b64decode(part))
+    length = int.from_bytes(data[:4], "little")
+    content = json.loads(data[4 : 4 + length])
+    start = len(_padded(data[: 4 + length]))
+    types = {kind: dtype for dtype, kind in _KINDS.items()}
+    arrays = {
+        name: np.frombuffer(data, f"<{types[kind]}", count, start + offset)
+        for name, (kind, offset, count) in content.pop("arrays").items()
+    }
+    return content, arrays
+
+
+def shortened(values: NDArray[Any], bits: int = 10) -> NDArray[np.float32]:
+    """Return `values` as f4 rounded to `bits` of the 23 mantissa bits; the zeros that remain compress well.
+
+    The relative error is at most 2^-(bits + 1). NaN and infinities are unchanged.
+
+    >>> shortened(np.array([3.14159265, np.nan]), 4)
+    array([3.125,   nan], dtype=float32)
+    """
+    whole = np.ascontiguousarray(values, np.float32)
+    drop = np.uint32(23 - bits)
+    rounded = whole.view(np.uint32) + (np.uint32(1) << (drop - np.uint32(1)))
+    rounded = (rounded >> drop) << drop
+    return np.where(np.isfinite(whole), rounded.view(np.float32), whole)
+
+
+def _padded(data: bytes) -> bytes:
+    return data + bytes(-len(data) % _ALIGNMENT)
 
 
 def _of_units(side: Side, pictures: NDArray[np.int32] | None, units: slice) -> dict[str, NDArray[Any]]:
@@ -101,9 +290,9 @@ def _of_units(side: Side, pictures: NDArray[np.int32] | None, units: slice) -> d
 
 
 def _mean_share(power: NDArray[np.float32], coefficients: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Return the mean over units of a coefficient's share of the unit's power, DC apart, [frequency].
+    """Return the mean over units of one coefficient's share of the unit's power without DC, [frequency].
 
-    Units without any power are left out.
+    Units without power are left out.
     """
     varying = np.nansum((power * coefficients)[:, 1:], 1, keepdims=True)
     active = varying[:, 0] > 0
@@ -113,8 +302,61 @@ def _mean_share(power: NDArray[np.float32], coefficients: NDArray[np.int64]) -> 
 
 
 def _shares(field: ReceptiveField | None, crop: int) -> dict[str, list[float]] | None:
-    """Return a receptive field's edges as shares of the input's side, the last pixel's far edge."""
+    """Return the edges of a layer's receptive fields as shares of the input's side."""
     if field is None:
         return None
     edges = {"top": field.top, "bottom": field.bottom + 1, "left": field.left, "right": field.right + 1}
     return {name: np.round(values / crop, 4).tolist() for name, values in edges.items()}
+
+
+def _starts() -> NDArray[np.int64]:
+    """Return the first bin of each shown bin: values beyond the range join the outermost, -0 to +0 is one."""
+    negative = np.arange(BIN_NEGATIVE_OVERFLOW + 1, BIN_NEGATIVE_UNDERFLOW, _TOGETHER)
+    positive = np.arange(BIN_POSITIVE_UNDERFLOW + 1, BIN_POSITIVE_OVERFLOW, _TOGETHER)
+    outer = [BIN_NEGATIVE_OVERFLOW], [BIN_POSITIVE_OVERFLOW]
+    return np.concatenate([outer[0], negative, [BIN_NEGATIVE_UNDERFLOW], positive, outer[1]])
+
+
+def _coefficients(heights: NDArray[np.int32], widths: NDArray[np.int32]) -> NDArray[np.int64]:
+    """Return how many coefficients of each unit's map fall into each radial bin, i8 [unit, frequency]."""
+    sizes, which = np.unique(np.stack([heights, widths], 1), axis=0, return_inverse=True)
+    counts = [np.bincount(radial_bins(*size).ravel(), minlength=FREQUENCY_BINS) for size in sizes.tolist()]
+    return np.stack(counts)[which]
+
+
+def _histogram(swept: xr.Dataset) -> NDArray[np.float32]:
+    counts = merge(swept)["histogram"].chunk({"bin": -1})
+    found = xr.apply_ufunc(
+        _bin_shares,
+        counts,
+        input_core_dims=[["bin"]],
+        output_core_dims=[["shown"]],
+        dask="parallelized",
+        output_dtypes=[np.float32],
+        dask_gufunc_kwargs={"output_sizes": {"shown": len(_starts())}},
+    )
+    return np.asarray(found.transpose("unit", "shown").values)
+
+
+def _bin_shares(counts: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
+    """Return the share of all finite values in each shown bin, [..., shown], from counts [..., bin]."""
+    finite = counts[..., :BIN_POSITIVE_INFINITY].astype(np.float64)
+    summed = np.add.reduceat(finite, _starts(), axis=-1)
+    return np.asarray(summed / np.maximum(summed.sum(-1, keepdims=True), 1), dtype=np.float32)
+
+
+def _profile(dataset: xr.Dataset, classes: NDArray[np.int32]) -> Profile | None:
+    try:
+        means = class_means(dataset).transpose("unit", "label").compute()
+    except ActstatsError:  # No labels, or no variable `mean`: the page shows the rest.
+        return None
+    values, label = means.values.astype(np.float32), classes[means["label"].values]
+    order = np.argsort(-np.nan_to_num(values, nan=-np.inf), axis=1, kind="stable")
+    first, others = order[:, :_CLASSES], order[:, _CLASSES:]
+    rest = np.full(len(values), np.nan, dtype=np.float32)
+    if others.shape[1]:
+        rest = np.take_along_axis(values, others, 1).mean(1)
+    # A comparison with NaN is false: a class without images is not the difference that makes a preference.
+    differs = (values < np.take_along_axis(values, first[:, :1], 1)).any(1)
+    preferred = np.where(differs, label[first[:, 0]], -1).astype(np.int32)
+    return Profile(label[first], np.take_along_axis(values, first, 1), rest, others.shape[1], preferred)

@@ -1,4 +1,4 @@
-"""The swept networks themselves, where they can be rebuilt: for their kernels and receptive fields."""
+"""The swept networks, where they can be rebuilt: for their kernels and receptive fields."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from actstats.layers.receptive import ReceptiveField, receptive_fields
 from actstats.models import load_from_manifest
 
 _PROBES: Final = 56
-"""Rows of the input that are probed for the receptive fields: they are drawn on thumbnails of about twice as many."""
+"""Number of input rows probed for receptive fields, which are drawn on thumbnails of about twice as many."""
 
 
 def rebuild(manifest: Mapping[str, Any]) -> nn.Module | str:
-    """Return the network that was swept, or in one line why it cannot be had."""
+    """Return the network that was swept, or one line that says why it cannot be rebuilt."""
     try:
         return load_from_manifest(manifest)[0]
     except ActstatsError as error:
@@ -26,7 +26,7 @@ def rebuild(manifest: Mapping[str, Any]) -> nn.Module | str:
 
 
 def swept_fields(manifest: Mapping[str, Any], network: nn.Module | str) -> dict[str, ReceptiveField]:
-    """Return the receptive fields of a sweep's layers by name, to a fiftieth of the input; none without a network."""
+    """Return receptive fields by layer, accurate to a fiftieth of the input; none without a network."""
     if isinstance(network, str):
         return {}
     crop = int(manifest["preprocessing"]["crop"])

@@ -1,4 +1,4 @@
-"""Thumbnails of the images that appear among the top images of any unit, each once."""
+"""Thumbnails of all images that are among the top images of some unit, each once."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import io
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, Self
 
 import numpy as np
@@ -20,25 +21,25 @@ from actstats.errors import ActstatsError
 from actstats.report.contact_sheet import swept_images
 
 SIDE: Final = 128
-"""Pixels of a thumbnail's side: four in a row of a phone at twice the density, or of a desktop's half."""
+"""Side of a thumbnail in pixels: enough for four in a row on a phone of double density, or on half a desktop."""
 _QUALITY: Final = 74
 _AT_ONCE: Final = 256
 
 
 @dataclass(frozen=True)
 class Shown:
-    """The images of a sweep, as the network saw them, but for adversarial changes."""
+    """The images of a sweep as the network saw them, except for adversarial distortions."""
 
     source: Source
     preprocessing: Preprocessing
     chain: Chain
 
     @classmethod
-    def of(cls, manifest: Mapping[str, Any], data: str | None) -> Self:
-        """Open the images of the sweep that `manifest` describes, where they were or where `data` says.
+    def of(cls, manifest: Mapping[str, Any], data: str | Path | Source | None) -> Self:
+        """Open the images of the sweep that `manifest` describes: where they were, or those that `data` gives.
 
         Raises:
-            ActstatsError: they are not there, or are others.
+            ActstatsError: they are missing, or are not the images that were swept.
         """
         source = swept_images(manifest["data"], data)
         return cls(
@@ -57,9 +58,13 @@ class Shown:
 
 @dataclass(frozen=True)
 class Pictures:
-    """The images that a report shows, numbered from 0 through all stores.
+    """The images that a report shows, numbered from 0 across all stores.
 
-    `paths` and `labels` say what each is, `members` where it is: the number of its source, and its index there.
+    Attributes:
+        paths: path of each.
+        labels: class of each, i4; -1 for none.
+        members: where each is: the number of its source, and its index there.
+        sources: the sources; None where one cannot be opened.
     """
 
     paths: list[str]
@@ -69,13 +74,13 @@ class Pictures:
 
     @property
     def at_hand(self) -> int:
-        """How many there may be thumbnails of."""
+        """Number of images whose source can be opened."""
         return sum(self.sources[number] is not None for number, _ in self.members)
 
     def thumbnails(self) -> Iterator[bytes | None]:
-        """Yield each picture as the network sees it, a JPEG of SIDE x SIDE; None if it cannot be had any more."""
+        """Yield a JPEG of SIDE x SIDE for each picture, as the network saw it; None if it cannot be read."""
         with ThreadPoolExecutor(default_workers()) as executor:
-            for start in range(0, len(self.members), _AT_ONCE):  # so that few wait in memory
+            for start in range(0, len(self.members), _AT_ONCE):  # so that few are in memory at once
                 yield from executor.map(self._thumbnail, self.members[start : start + _AT_ONCE])
 
     def _thumbnail(self, member: tuple[int, int]) -> bytes | None:
@@ -95,7 +100,7 @@ class Pictures:
 
 
 class Collection:
-    """Numbers images as they are met, each of a source once."""
+    """Numbers the images of several stores, each image of a source once."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []
@@ -112,11 +117,16 @@ class Collection:
         paths: NDArray[Any],
         labels: NDArray[Any],
         images: NDArray[np.int64],
-        data: str | None,
+        data: str | Path | Source | None,
     ) -> NDArray[np.int32]:
-        """Return the numbers of `images`, indices along a store's axis `image` of any shape, -1 for those below 0.
+        """Return the numbers of `images`, i4 of the same shape; -1 for those below 0.
 
-        `paths` and `labels` are the store's, [image]; `data` says where the images lie now, if they were moved.
+        Args:
+            manifest: the store's attributes.
+            paths: the store's paths, [image].
+            labels: class of each of the store's images, [image].
+            images: indices along the store's axis `image`, of any shape.
+            data: the images, if they are not where they were swept.
         """
         mark = repr([manifest["data"]["fingerprint"], manifest["preprocessing"], manifest.get("distort")])
         if mark not in self._known:
@@ -143,5 +153,5 @@ class Collection:
         return found
 
     def pictures(self) -> Pictures:
-        """Return all that were numbered."""
+        """Return all images that were numbered."""
         return Pictures(self._paths, np.array(self._labels, dtype=np.int32), self._members, self._sources)

@@ -1,38 +1,62 @@
-"""`write_report`: from one store or two to a page, or to a page and a folder of what it loads when needed."""
+"""`write_report`: from one store or two to an HTML page, or to a page and a folder that it loads from when needed.
+
+The page's content security policy admits only its own style and script, by their hashes, and forbids connections.
+Text from users, such as names of files and classes, is escaped in the markup and otherwise only ever set as text.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import base64
+import hashlib
+import itertools
+import json
+import math
+import secrets
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote
 
 import numpy as np
 import xarray as xr
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
 from numpy.typing import NDArray
 
-from actstats.analysis.coverage import notes as coverage_notes
-from actstats.analysis.coverage import open_dataset, usable
-from actstats.analysis.pairing import require_same_units
+from actstats.analysis.coverage import open_dataset
+from actstats.data import Source
 from actstats.errors import ActstatsError
-from actstats.report.contents import layer_parts, overview_part
-from actstats.report.findings import ELSEWHERE, PAPER, RULE, Finding, findings
-from actstats.report.measures import Measure, measure_units, shown
-from actstats.report.networks import rebuild, swept_fields
-from actstats.report.page import folder_of, write_single, write_with_folder
+from actstats.report.contents import Side, class_names, layer_parts, overview_part, pack, read_side
+from actstats.report.findings import ELSEWHERE, PAPER, RULE, Finding, compare
+from actstats.report.networks import swept_fields
 from actstats.report.pictures import Collection
-from actstats.report.sides import Side, class_names, read_side
 from actstats.store.manifest import versions
 
 LARGEST_PAGE: Final = 32_000_000
-"""Bytes up to which a report is one file."""
-_A_THUMBNAIL: Final = 5_000
-"""Bytes of a thumbnail in the page, about."""
+"""Size in bytes up to which a report is one file."""
+_THUMBNAIL: Final = 5_000
+"""Typical size in bytes of a thumbnail in the page."""
+_SCRIPTS: Final = ("dom.js", "parts.js", "plots.js", "views.js", "main.js")
+
+Overview = Callable[[Sequence[bool]], str]
+"""Makes the part `overview`, once it is known which pictures have thumbnails."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was written: the page, the folder beside it if there is one, bytes of all, the overview, and notes."""
+    """A report that was written.
+
+    Attributes:
+        page: the HTML file.
+        folder: the folder beside it, or None if the report is one file.
+        bytes: size of all files.
+        names: what the stores are called.
+        findings: the overview.
+        notes: what a reader has to know of the stores, a line each.
+    """
 
     page: Path
     folder: Path | None
@@ -42,88 +66,39 @@ class Report:
     notes: list[str]
 
 
-@dataclass(frozen=True)
-class Compared:
-    """One store or two, S and R, with what is measured of their units."""
-
-    names: list[str]
-    datasets: list[xr.Dataset]
-    measured: list[xr.Dataset]
-    measures: list[Measure]
-    networks: list[Any]
-    findings: list[Finding]
-    notes: list[str]
-
-    @property
-    def manifests(self) -> list[dict[str, Any]]:
-        """The stores' attributes."""
-        return [dict(dataset.attrs) for dataset in self.datasets]
-
-
-def compare(
-    stores: Sequence[str | Path], *, names: Sequence[str] = (), noisy: Sequence[str | Path] = ()
-) -> Compared:
-    """Measure every unit of one store, or of two of the same layers, and set the two side by side: S and R.
-
-    Args:
-        stores: what `actstats sweep` wrote, one or two; of two, S and R.
-        names: how the stores are called; none: by their file names.
-        noisy: for each store a sweep of the same network on the same images with noise, or none.
-
-    Raises:
-        ActstatsError: no store, two of other layers, nothing in them that could be measured, a missing extra.
-    """
-    if len(stores) not in (1, 2):
-        raise ActstatsError(f"one store or two can be compared, not {len(stores)}")
-    if noisy and len(noisy) != len(stores):
-        raise ActstatsError(f"give a noisy sweep for each of the {len(stores)} stores, not {len(noisy)}")
-    called = _names(stores, names)
-    datasets = [open_dataset(store) for store in stores]
-    if len(datasets) == 2:
-        require_same_units(*datasets)
-    against = [open_dataset(store) for store in noisy] if noisy else [None] * len(datasets)
-    measured, notes = [], []
-    for name, dataset, other in zip(called, datasets, against, strict=True):
-        units, problems = measure_units(dataset, other)
-        measured.append(units)
-        notes += [f"{name}: {line}" for line in (*coverage_notes(usable(dataset, "the report")), *problems)]
-    measures = shown(measured)
-    networks = [rebuild(dataset.attrs) for dataset in datasets]
-    lines = findings(measured, measures, networks)
-    return Compared(called, datasets, measured, measures, networks, lines, notes)
-
-
 def write_report(
     stores: Sequence[str | Path],
     page: str | Path,
     *,
     names: Sequence[str] = (),
     noisy: Sequence[str | Path] = (),
-    data: str | None = None,
+    data: str | Path | Source | None = None,
     top: int = 8,
-    largest_page: int = LARGEST_PAGE,
+    largest_page: float = LARGEST_PAGE,
 ) -> Report:
-    """Write the report of one store, or of two of the same layers set side by side: S and R.
+    """Write the report of one store, or of two stores with the same layers (S and R).
 
-    It is one HTML file while that is small; else its data and thumbnails lie in a folder beside it, PAGE_files, and
-    are loaded when they are looked at. Both open from a disk, and ask nothing of a network.
+    A small report is one HTML file. A large one keeps its data and thumbnails in a folder beside the page,
+    PAGE_files, and loads them when they are looked at. Both open from disk and load nothing from a network.
 
     Args:
-        stores: as for `compare`, like `names` and `noisy`.
-        page: where the HTML file shall be.
-        names: how the stores are called in it.
-        noisy: sweeps with noise.
-        data: where the images lie now, if they were moved since they were swept.
-        top: top images of a unit that are shown, at most.
-        largest_page: bytes beyond which a folder is made.
+        stores: one or two stores written by `actstats sweep`; of two, S comes first.
+        page: path of the HTML file.
+        names: what to call the stores. Default: their file names.
+        noisy: for each store a sweep of the same network over the same images with noise.
+        data: the swept images, if they were moved since or came from a `Source` of your own: a path, or the source.
+        top: largest number of top images shown per unit.
+        largest_page: size in bytes beyond which the report gets a folder: 0 for always, `math.inf` for never.
 
     Raises:
-        ActstatsError: as `compare`, and where the page cannot be written. Images that are not at hand stop nothing:
-            the report notes it.
+        ActstatsError: as `compare`, or `page` cannot be written, or `largest_page` is negative or NaN. Missing images
+            are no error: the page has placeholders and a note.
     """
     page = Path(page)
     if page.suffix.lower() not in (".html", ".htm"):
         raise ActstatsError(f"the report is a web page: give a name that ends in .html, not {page.name}")
+    if math.isnan(largest_page) or largest_page < 0:
+        raise ActstatsError(f"the largest page must be a size of 0 or more, not {largest_page}")
     _require_same_sizes([open_dataset(store) for store in stores])
     compared = compare(stores, names=names, noisy=noisy)
     first, *_ = manifests = compared.manifests
@@ -153,37 +128,16 @@ def write_report(
     }
 
     def overview(kept: Sequence[bool]) -> str:
-        return overview_part(
-            title,
-            compared.names,
-            first,
-            classes.names,
-            compared.measures,
-            compared.measured,
-            fields,
-            pictures,
-            kept,
-        )
+        return overview_part(title, compared, sides, classes.names, fields, pictures, kept)
 
-    large = sum(map(len, layers.values())) + pictures.at_hand * _A_THUMBNAIL > largest_page
-    write = write_with_folder if large else write_single
+    large = sum(map(len, layers.values())) + pictures.at_hand * _THUMBNAIL > largest_page
+    write = _write_with_folder if large else _write_single
     try:
         page.parent.mkdir(parents=True, exist_ok=True)
         size = write(page, context, layers, pictures.thumbnails(), overview)
     except OSError as error:
         raise ActstatsError(f"cannot write the report {page}: {error.strerror or error}") from error
-    return Report(page, folder_of(page) if large else None, size, compared.names, compared.findings, notes)
-
-
-def _names(stores: Sequence[str | Path], names: Sequence[str]) -> list[str]:
-    if names and len(names) != len(stores):
-        raise ActstatsError(f"give a name for each of the {len(stores)} stores, not {len(names)}")
-    found = list(names) or [Path(store).name.removesuffix(".zarr") for store in stores]
-    if len(set(found)) < len(found):
-        if names:
-            raise ActstatsError(f"both stores are called {found[0]}; give two names")
-        found = [f"{name} ({letter})" for name, letter in zip(found, "SR", strict=False)]
-    return found
+    return Report(page, _folder_of(page) if large else None, size, compared.names, compared.findings, notes)
 
 
 def _sides(names: Sequence[str]) -> str:
@@ -192,7 +146,11 @@ def _sides(names: Sequence[str]) -> str:
 
 
 def _numbered(
-    collection: Collection, dataset: xr.Dataset, side: Side, classes: NDArray[np.int32], data: str | None
+    collection: Collection,
+    dataset: xr.Dataset,
+    side: Side,
+    classes: NDArray[np.int32],
+    data: str | Path | Source | None,
 ) -> NDArray[np.int32] | None:
     if side.top is None:
         return None
@@ -201,19 +159,19 @@ def _numbered(
 
 
 def _require_same_sizes(datasets: Sequence[xr.Dataset]) -> None:
-    """Raise an `ActstatsError` that names a layer whose maps have not one size: a page has one place for each."""
+    """Raise an `ActstatsError` that names a layer whose maps differ in size: the page has one size per layer."""
     first, last = datasets[0].attrs["layers"], datasets[-1].attrs["layers"]
     for one, other in zip(first, last, strict=False):
         sizes = [f"{entry['height']} x {entry['width']}" for entry in (one, other)]
         if one["name"] == other["name"] and sizes[0] != sizes[1]:
             raise ActstatsError(
                 f"layer {one['name']} has maps of {sizes[0]} in the first store and {sizes[1]} in the second: sweep "
-                "both with one size of input, or compare without --report"
+                "both with the same input size, or compare without --report"
             )
 
 
-def _facts(manifest: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return what is said of a store at the head of the report."""
+def _facts(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return what the head of the report says of a store."""
     weights, data, preprocessing = manifest["weights"], manifest["data"], manifest["preprocessing"]
     source = "random, seed " + str(weights["seed"]) if weights["source"] == "none" else weights["source"]
     units = sum(entry["units"] for entry in manifest["layers"])
@@ -226,3 +184,113 @@ def _facts(manifest: dict[str, Any]) -> list[tuple[str, str]]:
         ("input", f"{preprocessing['crop']} x {preprocessing['crop']} pixels"),
         ("swept", manifest["created"][:10]),
     ]
+
+
+def _write_single(
+    page: Path,
+    context: Mapping[str, Any],
+    layers: Mapping[str, str],
+    thumbnails: Iterable[bytes | None],
+    overview: Overview,
+) -> int:
+    """Write the report as one file; return its size in bytes."""
+    images = list(thumbnails)
+    ends = np.cumsum([len(image or b"") for image in images], dtype=np.int32)
+    data = np.frombuffer(b"".join(image or b"" for image in images), dtype=np.uint8)
+    pictures = pack({}, {"ends": ends, "bytes": data})
+    parts = {"overview": overview([image is not None for image in images]), **layers, "pictures": pictures}
+    return _write(page, _html(context, parts, "").encode())
+
+
+def _write_with_folder(
+    page: Path,
+    context: Mapping[str, Any],
+    layers: Mapping[str, str],
+    thumbnails: Iterable[bytes | None],
+    overview: Overview,
+) -> int:
+    """Write the report as a page and a folder beside it; return the size of all files in bytes.
+
+    Raises:
+        ActstatsError: something other than a report's folder is in its place.
+    """
+    folder = _folder_of(page)
+    if folder.exists() and not (folder / "overview.js").is_file():
+        raise ActstatsError(
+            f"{folder} is in the way of the report's files; remove it, or write the report elsewhere"
+        )
+    making = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
+    (making / "pictures").mkdir(parents=True)
+    try:
+        size, kept = 0, []
+        for index, image in enumerate(thumbnails):
+            kept.append(image is not None)
+            if image is not None:
+                size += (making / "pictures" / f"{index}.jpg").write_bytes(image)
+        for name, text in itertools.chain([("overview", overview(kept))], layers.items()):
+            # The text is base64 and the name our own: quotes are all that they need.
+            size += (making / f"{name}.js").write_text(
+                f"actstatsPart({json.dumps(name)},{json.dumps(text)});\n"
+            )
+        shutil.rmtree(folder, ignore_errors=True)
+        making.rename(folder)
+    finally:
+        shutil.rmtree(making, ignore_errors=True)
+    return size + _write(page, _html(context, {}, quote(folder.name)).encode())
+
+
+def _folder_of(page: Path) -> Path:
+    """Return the folder beside a page that it loads from: `report_files` for `report.html`."""
+    return page.with_name(f"{page.stem}_files")
+
+
+def _html(context: Mapping[str, Any], parts: Mapping[str, str], folder: str) -> str:
+    source = files("actstats.report") / "page"
+    style = (source / "page.css").read_text("utf-8")
+    # In a function of its own, so that nothing of it is visible from outside, and in a fixed order.
+    script = "\n".join((source / name).read_text("utf-8") for name in _SCRIPTS)
+    script = f'"use strict";\n(() => {{\n{script}}})();\n'
+    template = Environment(autoescape=True, undefined=StrictUndefined).from_string(
+        (source / "page.html").read_text("utf-8")
+    )
+    return template.render(
+        **context,
+        folder=folder,
+        parts=list(parts.items()),
+        style=Markup(style),
+        script=Markup(script),
+        policy=_policy(style, script, bool(folder)),
+    )
+
+
+def _policy(style: str, script: str, folder: bool) -> str:
+    """Return the page's content security policy: its own style and script, no connection, no markup from text."""
+    # What a trusted script loads is trusted too: the folder's parts. `file:` is where a page opened from disk lies.
+    scripts, images = (" 'strict-dynamic'", "'self' file:") if folder else ("", "blob:")
+    return "; ".join(
+        [
+            "default-src 'none'",
+            f"script-src {_hash(script)}{scripts}",
+            f"style-src {_hash(style)}",
+            f"img-src {images}",
+            "base-uri 'none'",
+            "form-action 'none'",
+            "require-trusted-types-for 'script'",
+            "trusted-types parts",
+        ]
+    )
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _write(path: Path, data: bytes) -> int:
+    """Write a file beside its place and move it there; return its size."""
+    making = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        making.write_bytes(data)
+        making.replace(path)
+    finally:
+        making.unlink(missing_ok=True)
+    return len(data)

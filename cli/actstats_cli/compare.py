@@ -1,4 +1,4 @@
-"""`actstats compare`: the paper's findings for two stores, as a table and as a page to browse."""
+"""`actstats compare`: the paper's findings for two stores, as a table and as an HTML page."""
 
 from __future__ import annotations
 
@@ -16,44 +16,54 @@ if TYPE_CHECKING:
     from actstats.report.findings import Finding
 
 
+def _size(ctx: click.Context, param: click.Parameter, value: float) -> float:
+    if not value >= 0:  # NaN too
+        raise click.BadParameter(f"{value:g} is not a size of 0 MB or more.", ctx, param)
+    return value
+
+
 @click.command()
 @one_or_two
 @click.option(
     "--report",
     "page",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Write a page to browse, such as report.html.",
+    metavar="PAGE",
+    help="Also write an HTML page to browse, such as report.html.",
 )
 @click.option(
     "--name",
     "names",
     multiple=True,
-    help="How a store is called, repeatable, in their order. Default: by their file names.",
+    metavar="NAME",
+    help="What to call a store; repeat it for the second. Default: the file names.",
 )
 @click.option(
     "--noisy",
     multiple=True,
     metavar="STORE",
     type=click.Path(path_type=Path),
-    help="A sweep of the same images with noise, repeatable, one for each store in their order.",
+    help="Sweep of the same network over the same images with noise; repeat it for the second store.",
 )
 @click.option(
-    "--data", metavar="IMAGES", help="Where the images lie now, if they were moved since the sweep."
+    "--data", metavar="IMAGES", help="Where the images are now, if they were moved since the sweep."
 )
 @click.option(
     "--top",
     type=click.IntRange(min=1),
     default=8,
     show_default=True,
-    help="Top images of a unit that the page shows.",
+    metavar="N",
+    help="Number of top images per unit on the page.",
 )
 @click.option(
     "--largest-page",
-    type=click.FloatRange(min=0),
+    type=float,
     default=32,
+    callback=_size,
     show_default=True,
     metavar="MB",
-    help="The page is one file up to this size, beyond it a page and a folder.",
+    help="Size beyond which the report is a page and a folder instead of one file: 0 for always, inf for never.",
 )
 @scheduler
 @options.as_json
@@ -68,11 +78,11 @@ def compare(
     scheduler: str | None,
     as_json: bool,
 ) -> None:
-    """Set a standard and a robust network side by side: S.zarr R.zarr.
+    """Compare a standard and a robust network: S.zarr R.zarr.
 
-    Prints what the paper found and what the two stores show of it. --report also writes a page with plots by
-    layer and every unit: top images, receptive fields, spectrum, histogram, classes. It loads nothing from a network.
-    With one STORE it shows that one.
+    Prints the paper's findings and what the two stores show of each. --report also writes an HTML page with plots
+    by layer and a view of every unit: top images, receptive fields, spectrum, histogram, classes. The page loads
+    nothing from a network. With one STORE, shows that one.
 
     \b
         actstats compare standard.zarr robust.zarr --report report.html
@@ -87,9 +97,8 @@ def compare(
             compared = actstats.report.compare(stores, names=names, noisy=noisy)
             called, findings, notes = compared.names, compared.findings, compared.notes
         else:
-            limit = round(largest_page * 1e6)
             report = actstats.report.write_report(
-                stores, page, names=names, noisy=noisy, data=data, top=top, largest_page=limit
+                stores, page, names=names, noisy=noisy, data=data, top=top, largest_page=largest_page * 1e6
             )
             called, findings, notes = report.names, report.findings, report.notes
             folder = report.folder and str(report.folder)

@@ -16,7 +16,7 @@ from actstats_cli.printing import print_json, table
 from actstats_cli.progress import Reporter
 
 if TYPE_CHECKING:
-    from actstats.demo.comparison import Row
+    from actstats.demo.pair import Row
     from actstats.store import Schema, Store
 
 
@@ -26,20 +26,20 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("actstats-demo"),
     show_default=True,
-    help="Folder for the stores, the pictures and the report.",
+    help="Folder for the stores, the pictures and the report, created if missing.",
 )
-@options.number("--limit", "Only the first so many of 256 crops of photographs.", least=2)
+@options.number("--limit", "Use only the first N of the 256 crops.", least=2)
 @options.layers_of_the_paper
 @options.device
-@click.option("--overwrite", is_flag=True, help="Replace the stores of another demonstration.")
+@click.option("--overwrite", is_flag=True, help="Replace stores of a different demonstration.")
 @options.as_json
 def demo(
     out: Path, limit: int | None, layers: tuple[str, ...], device: str, overwrite: bool, as_json: bool
 ) -> None:
-    """Set a standard and a robust network side by side, on photographs, without any download.
+    """Compare a standard and a robust network on photographs, without a download.
 
-    Sweeps the two small GoogLeNets inside actstats, S and R (adversarially trained), over the demo photographs,
-    clean and with noise; prints what differs, and writes pictures and a report to browse.
+    Sweeps the two small GoogLeNets embedded in actstats, S (standard) and R (adversarially trained), over crops of
+    eight photographs, clean and with noise. Prints how they differ and writes pictures and a report to browse.
 
     \b
         actstats demo
@@ -47,6 +47,7 @@ def demo(
         actstats compare actstats-demo/s.zarr actstats-demo/r.zarr
     """
     from actstats.demo.demonstration import demo as run
+    from actstats.report.findings import SMALLEST_EFFECT
 
     with ExitStack() as stack:
         reporter = Reporter()
@@ -74,11 +75,14 @@ def demo(
     for line in table(_rows(made.rows), "<>>>>"):
         click.echo(line)
     click.echo(
-        "S and R: medians over units. delta: Cliff's delta of R against S, -1 all of R lower, 1 all higher,"
+        "S, R: medians over all units. delta: Cliff's delta of R against S with its 95 % bootstrap interval,"
     )
     click.echo(
-        "with its 95 % bootstrap interval over units; lower: layers in which that interval is below 0."
+        "-1 if all units of R are lower, 1 if all are higher. lower in: layers in which delta is at most"
     )
+    click.echo(f"-{SMALLEST_EFFECT} (less is negligible) and its interval excludes 0.")
+    for note in made.notes:
+        click.echo(f"note: {note}", err=True)
     for file in made.files:
         click.echo(f"wrote {file}")
 

@@ -18,11 +18,18 @@ from actstats.analysis import (
     selectivity,
     spectrum,
 )
-from actstats.demo.comparison import Row, compare_layers, compare_pair, kernels_of
-from actstats.demo.pictures import draw_layers, kernel_sheet
-from actstats.demo.sweeping import Stores
+from actstats.demo.pair import (
+    Row,
+    Stores,
+    compare_layers,
+    compare_pair,
+    draw_layers,
+    kernel_sheet,
+    kernels_of,
+)
 from actstats.models import Loaded
 from actstats.probing.inputs import input_increase
+from actstats.report.findings import SMALLEST_EFFECT, count_layers
 
 BY_LAYER = {
     "total_variation": "Total variation of the activations, clean",
@@ -32,6 +39,7 @@ BY_LAYER = {
     "noisy_roughness": "Roughness of the activations, with noise",
     "centroid": "Spectral centroid, clean, cycles/pixel",
 }
+COUNTED = f"the layers in which |delta| is at least {SMALLEST_EFFECT} and its 95 % interval excludes 0"
 MORE = {
     "selectivity": "class selectivity index",
     "top_entropy": "entropy of the classes of the top images, bit",
@@ -66,13 +74,13 @@ def _more(stores: Stores) -> Iterator[str]:
     rows: list[tuple[object, ...]] = []
     for name, title in MORE.items():
         here = compared[compared["variable"] == name]
-        layers = int(here["delta_low"].notnull().sum())
-        lower, higher = int((here["delta_high"] < 0).sum()), int((here["delta_low"] > 0).sum())
+        lower, neither, higher = count_layers(here)
+        layers = lower + neither + higher
         medians = [float(np.nanmedian(part[name])) for part in (standard, robust)]
         rows.append((title, *medians, f"{lower} of {layers}", f"{higher} of {layers}"))
     rows.append(("units that are dead, a count", dead_s, dead_r, "", ""))
     yield from table(
-        "**More of the units**: medians; layers in which the interval of Cliff's delta of R against S leaves out 0.",
+        f"**More of the units**: medians, and {COUNTED}.",
         ("measure", "S", "R", "R lower in", "R higher in"),
         rows,
     )
@@ -98,7 +106,7 @@ def _noise(stores: Stores) -> Iterator[str]:
 
 def _lines(images: int, rows: list[Row], layers: pd.DataFrame, kernels: pd.DataFrame) -> Iterator[str]:
     yield from table(
-        f"**All layers together**, {images} images: medians over units; Cliff's delta of R against S.",
+        f"**All layers together**, {images} images: medians over units, Cliff's delta of R against S, and {COUNTED}.",
         ("measure", "S", "R", "delta, 95 % interval", "R lower in", "R higher in"),
         (
             (

@@ -17,7 +17,7 @@ from actstats.analysis import smoothness, unit_table
 from actstats.analysis.decisions import read_decisions
 from actstats.analysis.shape_bias import HUMANS, shape_bias
 from actstats.data import Source
-from actstats.demo.sweeping import Stores
+from actstats.demo.pair import Stores
 from actstats.distort import parse
 from actstats.models import Loaded
 from actstats.probing.ablate import INTACT, ablate_accuracy, ablate_decisions

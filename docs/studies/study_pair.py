@@ -17,7 +17,7 @@ import pair_probes
 from pair_photographs import lay_out
 
 from actstats import load_model
-from actstats.demo.sweeping import sweep_pair
+from actstats.demo.pair import sweep_pair
 
 HERE = Path(__file__).parent
 NOISE = 0.1

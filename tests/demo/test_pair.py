@@ -17,9 +17,7 @@ from torch import nn
 
 from actstats.analysis import kernel_smoothness, smoothness
 from actstats.data.preprocessing import Preprocessing
-from actstats.demo.comparison import MEASURES, Row, compare_pair
-from actstats.demo.pictures import kernel_sheet
-from actstats.demo.sweeping import sweep_pair
+from actstats.demo.pair import COMPARED, Row, compare_pair, kernel_sheet, sweep_pair
 from actstats.distort import Place, parse
 from actstats.errors import ActstatsError
 from actstats.models import Loaded, load_model
@@ -64,19 +62,19 @@ def test_the_four_sweeps_are_clean_and_noisy_of_both(pair):
 def test_the_table_has_every_measure_from_the_analyses(pair):
     stores, models = pair
     rows, layers = compare_pair(stores, *models)
-    assert [row.measure for row in rows] == list(MEASURES.values())
+    assert [row.measure for row in rows] == list(COMPARED.values())
     found = {row.measure: row for row in rows}
-    kernels = found[MEASURES["kernels"]]
+    kernels = found[COMPARED["kernels"]]
     expected = [kernel_smoothness(model)["roughness"].values[:5] for model in models]
     assert (kernels.standard, kernels.robust) == pytest.approx([np.median(values) for values in expected])
     assert kernels.robust < kernels.standard
     assert kernels.delta == -1
     assert (kernels.lower, kernels.layers) == (1, 1)
-    rough = found[MEASURES["noisy_roughness"]]
+    rough = found[COMPARED["noisy_roughness"]]
     medians = [float(smoothness(xr.open_zarr(path))["roughness"].compute().median()) for path in stores.noisy]
     assert (rough.standard, rough.robust) == pytest.approx(medians, rel=1e-5)
     assert set(layers["layer"]) == {"first.0", "first", "second"}
-    assert set(layers["variable"]) == set(MEASURES)
+    assert set(layers["variable"]) == set(COMPARED)
     assert (layers["difference_low"] <= layers["difference_high"]).all()
 
 
@@ -112,7 +110,7 @@ def demonstrated(tmp_path_factory):
 
 def test_the_demonstration_makes_stores_table_pictures_and_report(demonstrated):
     out, printed = demonstrated
-    assert [row["measure"] for row in printed["rows"]] == list(MEASURES.values())
+    assert [row["measure"] for row in printed["rows"]] == list(COMPARED.values())
     assert all(np.isfinite(row["standard"]) for row in printed["rows"])
     assert {path.name for path in out.iterdir()} == {
         "s.zarr", "r.zarr", "s-noisy.zarr", "r-noisy.zarr",
@@ -131,7 +129,7 @@ def test_the_table_is_printed_for_a_reader(demonstrated):
     _, printed = demonstrated
     lines = _rows([Row(**row) for row in printed["rows"]])
     assert lines[0] == ("", "S", "R", "delta", "R lower in")
-    assert [line[0] for line in lines[1:]] == list(MEASURES.values())
+    assert [line[0] for line in lines[1:]] == list(COMPARED.values())
     first = printed["rows"][0]
     assert lines[1][3] == f"{first['delta']:+.2f} ({first['low']:+.2f} to {first['high']:+.2f})"
     assert lines[1][4] == f"{first['lower']} of 1"

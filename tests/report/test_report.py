@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import shutil
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -16,15 +19,16 @@ from torch import nn
 
 import actstats as actstats_package
 from actstats import merge
-from actstats.analysis import class_means, selectivity, smoothness, spectrum
+from actstats.analysis import class_means, compare_units, selectivity, smoothness, spectrum
 from actstats.errors import ActstatsError
 from actstats.report import compare, write_report
-from actstats.report.findings import findings
-from actstats.report.measures import shown
-from actstats.report.parts import pack, shortened, unpack
-from actstats.report.sides import class_names
+from actstats.report.contact_sheet import save_contact_sheet
+from actstats.report.contents import class_names, pack, shortened, unpack
+from actstats.report.findings import common_measures, derive_findings
+from actstats_cli.compare import compare as compare_command
 from actstats_kernels.bins import BIN_ZERO
 from tests.cli.conftest import actstats, output_of
+from tests.conftest import photograph
 from tests.report.conftest import HOSTILE, LAYERS, NAMES, swept
 
 
@@ -213,13 +217,76 @@ def units_with(shifts: list[float], seed: int) -> xr.Dataset:
     [
         ([-3, -3, -3, 0, 3], "agrees", (3, 1, 1)),
         ([3, 3, 3, 0, -3], "differs", (1, 1, 3)),
-        ([-3, -3, 0, 0, 3], "open", (2, 2, 1)),
+        ([-3, -3, 3, 3, 0], "open", (2, 1, 2)),
+        ([-3, -3, 0, 0, 0], "negligible", (2, 3, 0)),
     ],
 )
 def test_a_finding_counts_the_layers_that_lie_beyond_chance(shifts, verdict, layers):
     measured = [units_with([0.0] * len(shifts), 0), units_with(shifts, 1)]
-    first, *_ = findings(measured, shown(measured), ["no weights", "no weights"])
+    first, *_ = derive_findings(measured, common_measures(measured), ["no weights", "no weights"])
     assert (first.claim, first.verdict, first.layers) == ("R's activation maps are smoother", verdict, layers)
+
+
+def test_a_difference_that_is_certain_but_small_is_negligible():
+    # 4,000 units make any interval narrow: every one leaves out 0, and no delta reaches a small effect.
+    ranks = np.arange(4000.0)
+    layers = {
+        "layer": ("unit", np.repeat(["a", "b"], 2000)),
+        "channel": ("unit", np.tile(np.arange(2000), 2)),
+    }
+    measured = [xr.Dataset({"centroid": ("unit", v)}, coords=layers) for v in (ranks, ranks - 110)]
+    table = compare_units(*measured, resamples=100)
+    assert (table["delta_high"] < 0).all()
+    first, *_ = derive_findings(measured, common_measures(measured), ["no weights", "no weights"])
+    assert (first.verdict, first.words, first.layers) == ("negligible", "negligible", (0, 2, 0))
+    assert first.delta == pytest.approx(-0.107, abs=1e-3)
+    assert first.difference == "delta -0.11; lower in 0 of 2 layers, higher in 0"
+
+
+def test_a_report_of_the_demo_says_that_it_decides_nothing(stores, tmp_path):
+    store = swept("demo", tmp_path / "demo.zarr", 0, limit=12)
+    note = "These 12 images are crops of 8 photographs: enough to show what a report looks like, too few to decide"
+    assert [line for line in compare([store]).notes if line.startswith(note)]
+    assert not [line for line in compare(stores).notes if "photographs" in line]
+
+
+def test_images_of_a_source_of_ones_own_are_shown(stores, hostile, tmp_path):
+    class Mine:
+        """As little as a source may have; its spec names nothing on the disk."""
+
+        kind, spec, fingerprint = "mine", "my photographs", "12"
+
+        def __init__(self):
+            self.paths, self.classes = list(HOSTILE), ["cat", "dog"]
+            self.labels = np.arange(len(HOSTILE)) % 2
+
+        def __len__(self):
+            return len(self.paths)
+
+        def image(self, index):
+            return photograph(index, (90, 80))
+
+    store = swept(Mine(), tmp_path / "mine.zarr", 0)
+    assert any(
+        "Images are not shown" in note for note in write_report([store], tmp_path / "without.html").notes
+    )
+    report = write_report([store], tmp_path / "with.html", data=Mine())
+    assert not report.notes
+    assert all(parts_of(report.page)["overview"][0]["pictures"]["kept"])
+    save_contact_sheet(store, f"{LAYERS[0]}/0", tmp_path / "sheet.png", data=Mine())
+    other = write_report(stores[:1], tmp_path / "other.html", data=Mine())
+    assert any("not those that were swept" in note for note in other.notes)
+
+
+def test_the_class_a_unit_prefers_is_the_one_with_its_greatest_mean(parts, stores):
+    classes = parts["overview"][0]["classes"]
+    for number, store in enumerate(stores):
+        means = class_means(xr.open_zarr(store)).transpose("unit", "label").compute()
+        expected = np.array(classes)[means["label"].values[np.nanargmax(means.values, 1)]]
+        preferred = parts["overview"][1][f"preferred:{number}"]
+        constant = (means == means[:, 0]).all("label").values
+        np.testing.assert_array_equal(np.array([*classes, ""])[preferred][~constant], expected[~constant])
+        assert (preferred[constant] == -1).all()
 
 
 def test_kernels_are_compared_in_the_first_layer_and_in_all():
@@ -229,11 +296,11 @@ def test_kernels_are_compared_in_the_first_layer_and_in_all():
     with torch.no_grad():  # of the robust network the first kernels are smooth
         robust[0].weight[:] = ramp + 0.1 * robust[0].weight
     measured = [units_with([0.0], 0), units_with([0.0], 1)]
-    _, first, all_layers, *_ = findings(measured, shown(measured), [standard, robust])
+    _, first, all_layers, *_ = derive_findings(measured, common_measures(measured), [standard, robust])
     assert first.claim == "R's first kernels are smoother (0)"
     assert first.verdict == "agrees"
     assert all_layers.layers == (1, 1, 0)
-    *_, missing = findings(measured, shown(measured), [standard, "the weights are gone"])
+    *_, missing = derive_findings(measured, common_measures(measured), [standard, "the weights are gone"])
     assert missing.words == "not measured"
     assert "the weights are gone" in missing.difference
 
@@ -269,6 +336,9 @@ def test_a_store_without_images_of_its_own_metrics_shows_what_it_has(hostile, tm
             "layer features.1 has maps of 19 x 19 in the first store and 15 x 15",
         ),
         ("{s} --report {taken}/report.html --largest-page 0", "is in the way of the report's files"),
+        ("{s} --report a.html --largest-page nan", "'--largest-page': nan is not a size of 0 MB or more"),
+        ("{s} --report a.html --largest-page -1", "'--largest-page': -1 is not a size of 0 MB or more"),
+        ("{s} --report a.html --largest-page -inf", "'--largest-page': -inf is not a size of 0 MB or more"),
     ],
 )
 def test_what_cannot_be_compared_is_said_in_one_line(arguments, line, stores, hostile, tmp_path):
@@ -280,10 +350,41 @@ def test_what_cannot_be_compared_is_said_in_one_line(arguments, line, stores, ho
     (tmp_path / "report_files").mkdir()
     given = {"s": stores[0], "r": stores[1], "other": other, "small": small, "taken": tmp_path}
     result = actstats("compare " + arguments.format(**given))
-    assert result.exit_code == 1
-    assert result.stderr.startswith("actstats: error: ")
-    assert line in result.stderr
-    assert result.stderr.count("\n") == 1
+    usage = "--largest-page" in line
+    assert result.exit_code == 1 + usage
+    *_, said = result.stderr.splitlines()
+    assert line in said
+    assert usage or result.stderr == f"{said}\n"
+    assert usage or said.startswith("actstats: error: ")
+
+
+@pytest.mark.parametrize(("largest", "folder"), [("inf", False), ("0", True), ("1e300", False)])
+def test_the_largest_page_may_be_any_size(largest, folder, stores, tmp_path):
+    page = tmp_path / "report.html"
+    found = json.loads(output_of(f"compare {stores[0]} --report {page} --largest-page {largest} --json"))
+    assert bool(found["folder"]) is folder
+
+
+@pytest.mark.parametrize("size", [float("nan"), -1])
+def test_a_size_that_is_none_is_refused(size, stores, tmp_path):
+    with pytest.raises(ActstatsError, match="the largest page must be a size of 0 or more, not"):
+        write_report(stores, tmp_path / "report.html", largest_page=size)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_has_the_defaults_of_the_function():
+    defaults = {option.name: option.default for option in compare_command.params}
+    parameters = inspect.signature(write_report).parameters
+    assert defaults["largest_page"] * 1e6 == parameters["largest_page"].default
+    assert defaults["top"] == parameters["top"].default
+
+
+def test_a_contact_sheet_does_not_wait_for_the_report():
+    loaded = "import sys, actstats.report.contact_sheet; print(*sys.modules)"
+    modules = subprocess.run(
+        [sys.executable, "-c", loaded], capture_output=True, text=True, check=True
+    ).stdout
+    assert not {"actstats.analysis", "actstats.report.findings", "jinja2"} & set(modules.split())
 
 
 def test_the_command_prints_the_findings_and_where_the_page_is(stores, tmp_path):

@@ -1,0 +1,275 @@
+"""A standard network and a robust one, S and R: four sweeps, a table of how they differ, and pictures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from torch import nn
+
+from actstats.analysis import compare_units, kernel_smoothness, noise, selectivity, smoothness, spectrum
+from actstats.data import Source
+from actstats.models import Loaded
+from actstats.report.findings import MEASURES, count_layers
+from actstats.store import Schema, Store
+from actstats.sweeping.progress import Progress, Summary
+from actstats.sweeping.run import sweep
+
+_NAMES = {measure.key: measure.name for measure in MEASURES}
+COMPARED: Final = {
+    "kernels": f"{_NAMES['roughness']} of the first kernels",
+    "kernels_tv": f"{_NAMES['total_variation']} of the first kernels",
+    "roughness": f"{_NAMES['roughness']} of the activations",
+    "total_variation": f"{_NAMES['total_variation']} of the activations",
+    "noisy_roughness": f"{_NAMES['roughness']} under noise",
+    "noisy_total_variation": f"{_NAMES['total_variation']} under noise",
+    "relative_change": f"{_NAMES['relative_change']}",
+    "centroid": f"{_NAMES['centroid']}, cycles/pixel",
+    "top_classes": f"{_NAMES['top_classes']}",
+}
+"""What is compared, in the order of the table, and its name in words."""
+_RESAMPLES: Final = 400
+_SIDE, _GAP, _HEAD = 42, 6, 28
+_SHOWN: Final = ("roughness", "noisy_roughness", "relative_change", "centroid")
+_COLOURS: Final = {"S": "#c2571a", "R": "#00756b"}
+
+
+@dataclass(frozen=True)
+class Stores:
+    """Paths of the four sweeps."""
+
+    standard: Path
+    robust: Path
+    standard_noisy: Path
+    robust_noisy: Path
+
+    @classmethod
+    def within(cls, folder: Path) -> Stores:
+        """Return their paths in `folder`."""
+        return cls(*(folder / f"{name}.zarr" for name in ("s", "r", "s-noisy", "r-noisy")))
+
+    @property
+    def clean(self) -> tuple[Path, Path]:
+        """S and R on the clean images."""
+        return self.standard, self.robust
+
+    @property
+    def noisy(self) -> tuple[Path, Path]:
+        """S and R on the noisy images."""
+        return self.standard_noisy, self.robust_noisy
+
+    def opened(self, noisy: bool = False) -> tuple[xr.Dataset, xr.Dataset]:
+        """Return the datasets of S and R, lazily."""
+        first, second = (xr.open_zarr(path) for path in (self.noisy if noisy else self.clean))
+        return first, second
+
+
+def sweep_pair(
+    standard: Loaded,
+    robust: Loaded,
+    images: str | Path | Source,
+    folder: Path,
+    *,
+    noise: float = 0.1,
+    layers: Sequence[str] = ("paper",),
+    limit: int | None = None,
+    device: str = "auto",
+    overwrite: bool = False,
+    progress: Callable[[Progress], None] | None = None,
+    started: Callable[[Store, Schema, int], None] | None = None,
+) -> tuple[Stores, list[Summary]]:
+    """Sweep both networks over the images, clean and with noise of standard deviation `noise`, into `folder`.
+
+    Both networks see the same noise. Complete sweeps are not repeated.
+
+    Raises:
+        ActstatsError: as `sweep`.
+    """
+    stores = Stores.within(folder)
+
+    def sweeps() -> Iterator[Summary]:
+        for places, distort in ((stores.clean, ()), (stores.noisy, (f"noise:{noise:g}",))):
+            for loaded, place in zip((standard, robust), places, strict=True):
+                yield sweep(
+                    loaded,
+                    images,
+                    place,
+                    distort=distort,
+                    layers=layers,
+                    limit=limit,
+                    device=device,
+                    overwrite=overwrite,
+                    progress=progress,
+                    started=started,
+                )
+
+    return stores, list(sweeps())
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measure of both networks.
+
+    Attributes:
+        measure: its name.
+        standard: median over all units of S.
+        robust: median over all units of R.
+        delta: Cliff's delta of R against S, over all units.
+        low: lower end of its 95 % bootstrap interval over units.
+        high: upper end.
+        lower: number of layers in which R is lower, as `report.findings.count_layers` counts them.
+        higher: number of layers in which R is higher.
+        layers: number of layers compared.
+    """
+
+    measure: str
+    standard: float
+    robust: float
+    delta: float
+    low: float
+    high: float
+    lower: int
+    higher: int
+    layers: int
+
+
+def units_of(stores: Stores) -> tuple[xr.Dataset, xr.Dataset]:
+    """Return what is compared of the units of S and of R, f64 [unit] each, in memory."""
+    found = []
+    for clean, noisy in zip(stores.opened(), stores.opened(noisy=True), strict=True):
+        calm, rough = smoothness(clean), smoothness(noisy)
+        variables = {
+            "roughness": calm["roughness"],
+            "total_variation": calm["total_variation"],
+            "noisy_roughness": rough["roughness"],
+            "noisy_total_variation": rough["total_variation"],
+            "relative_change": noise(clean, noisy)["relative_change"],
+            "centroid": spectrum(clean)["centroid"],
+            "top_classes": selectivity(clean)["top_classes"],
+        }
+        found.append(xr.Dataset(variables).astype(float).compute())
+    return found[0], found[1]
+
+
+def kernels_of(model: nn.Module) -> xr.Dataset:
+    """Return roughness and total variation of every filter with kernels larger than 1 x 1, f64 [unit]."""
+    found = kernel_smoothness(model)
+    found = found.isel(unit=np.flatnonzero(found["roughness"].notnull()))
+    return found[["roughness", "total_variation"]].rename(roughness="kernels", total_variation="kernels_tv")
+
+
+def compare_layers(standard: xr.Dataset, robust: xr.Dataset) -> pd.DataFrame:
+    """Return `compare_units` of all variables, a row for each variable and layer."""
+    return compare_units(standard, robust, resamples=_RESAMPLES)
+
+
+def compare_pair(stores: Stores, standard: nn.Module, robust: nn.Module) -> tuple[list[Row], pd.DataFrame]:
+    """Return the table of a pair, in the order of `COMPARED`, and the `compare_layers` that it sums up.
+
+    Raises:
+        ActstatsError: as the analyses, for sweeps that lack what they need.
+    """
+    kernels = tuple(kernels_of(model) for model in (standard, robust))
+    first = kernels[0]["layer"].values[0]
+    parts = [
+        tuple(found.isel(unit=found["layer"].values == first) for found in kernels),
+        units_of(stores),
+    ]
+    rows: list[Row] = []
+    tables = []
+    for part in parts:
+        layers, whole = compare_layers(*part), compare_layers(*(_as_one_layer(found) for found in part))
+        tables.append(layers)
+        rows += [
+            _row(str(name), part, whole, layers[layers["variable"] == name]) for name in part[0].data_vars
+        ]
+    return rows, pd.concat(tables, ignore_index=True)
+
+
+def kernel_sheet(standard: nn.Module, robust: nn.Module) -> Image.Image:
+    """Return the kernels of both networks' first convolutions as an RGB image, S on the left.
+
+    Each kernel is scaled by its greatest absolute weight, with 0 in mid-grey, so that its shape shows, not its size.
+    """
+    halves = [_first_kernels(model) for model in (standard, robust)]
+    across = math.ceil(math.sqrt(len(halves[0])))
+    width = across * (_SIDE + _GAP) + _GAP
+    down = math.ceil(len(halves[0]) / across)
+    sheet = Image.new("RGB", (2 * width + 2 * _GAP, _HEAD + down * (_SIDE + _GAP) + _GAP), "white")
+    draw = ImageDraw.Draw(sheet)
+    for number, (name, kernels) in enumerate(zip("SR", halves, strict=True)):
+        left = number * (width + 2 * _GAP)
+        draw.text((left + _GAP, _GAP), name, "#1a1a1a", ImageFont.load_default(16))
+        for at, kernel in enumerate(kernels):
+            row, column = divmod(at, across)
+            tile = Image.fromarray(kernel).resize((_SIDE, _SIDE), Image.Resampling.NEAREST)
+            sheet.paste(tile, (left + _GAP + column * (_SIDE + _GAP), _HEAD + row * (_SIDE + _GAP)))
+    return sheet
+
+
+def draw_layers(table: pd.DataFrame, file: Path) -> None:
+    """Draw the means of some measures over the units of each layer, S and R, into `file`, .png or .svg.
+
+    `table` is that of `compare_pair`. The band is the 95 % interval of the difference, drawn around R.
+    """
+    figure = Figure(figsize=(9, 5.6), layout="constrained")
+    for axes, name in zip(figure.subplots(2, 2).flat, _SHOWN, strict=True):
+        rows = table[table["variable"] == name]
+        places = np.arange(len(rows))
+        for network in "SR":
+            axes.plot(
+                places,
+                rows[f"mean_{network.lower()}"],
+                marker="o",
+                ms=3,
+                label=f"{network}, mean of the layer's units",
+                color=_COLOURS[network],
+            )
+        low, high = (rows["mean_s"] + rows[f"difference_{end}"] for end in ("low", "high"))
+        label = "S + the 95 % interval of R - S"
+        axes.fill_between(places, low, high, color=_COLOURS["R"], alpha=0.2, lw=0, label=label)
+        axes.set_title(COMPARED[name], fontsize=10)
+        axes.set_xticks(places, rows["layer"], rotation=60, ha="right", fontsize=7)
+        axes.grid(alpha=0.3)
+    figure.legend(
+        *figure.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False
+    )
+    figure.savefig(file, dpi=150)
+
+
+def _row(name: str, pair: tuple[xr.Dataset, ...], whole: pd.DataFrame, layers: pd.DataFrame) -> Row:
+    standard, robust = (float(np.nanmedian(found[name])) for found in pair)
+    of_all = whole[whole["variable"] == name].iloc[0]
+    lower, neither, higher = count_layers(layers)
+    return Row(
+        measure=COMPARED[name],
+        standard=standard,
+        robust=robust,
+        delta=float(of_all["cliffs_delta"]),
+        low=float(of_all["delta_low"]),
+        high=float(of_all["delta_high"]),
+        lower=lower,
+        higher=higher,
+        layers=lower + neither + higher,
+    )
+
+
+def _as_one_layer(found: xr.Dataset) -> xr.Dataset:
+    return found.assign_coords(layer=("unit", np.full(found.sizes["unit"], "all", dtype=object)))
+
+
+def _first_kernels(model: nn.Module) -> list[NDArray[np.uint8]]:
+    first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
+    weights: NDArray[Any] = first.weight.detach().float().cpu().numpy().transpose(0, 2, 3, 1)
+    greatest = np.abs(weights).max((1, 2, 3), keepdims=True)
+    scaled = 127.5 + 127.5 * weights / np.where(greatest > 0, greatest, 1)
+    return list(scaled.round().astype(np.uint8))
