@@ -4,11 +4,11 @@
 >>> summary = actstats.sweep(  # doctest: +SKIP
 ...     "googlenet", "photographs/", "googlenet.zarr", weights="googlenet.pth"
 ... )
->>> import xarray
->>> dataset = xarray.open_zarr("googlenet.zarr")  # doctest: +SKIP
+>>> dataset = actstats.open_dataset("googlenet.zarr")  # doctest: +SKIP
 
-`sweep` fills a store; `merge` reduces what it keeps by partition; `load_from_manifest` rebuilds the model and its
-preprocessing from a dataset's attributes. `Metric` and `Output` are for metrics of your own.
+`sweep` fills a store; `plan` shows and checks what it would do, for running it later or elsewhere.
+`open_dataset` opens a store, `merge` reduces what is kept per partition, and `SweepPlan.from_store` leads
+back to the network and the images. `Metric` and `Output` are for metrics of your own.
 """
 
 from __future__ import annotations
@@ -24,38 +24,50 @@ if TYPE_CHECKING:
     from actstats.layers import select_layers
     from actstats.metrics import Metric, Output
     from actstats.models import Loaded, load_from_manifest, load_model
+    from actstats.store import open_dataset
     from actstats.store.merging import merge
+    from actstats.sweeping.planning import SweepPlan, plan, sweep
     from actstats.sweeping.progress import Summary
-    from actstats.sweeping.run import sweep
+    from actstats.sweeping.settings import Execution, Settings
 
 __all__ = [
     "ActstatsError",
+    "Execution",
     "Loaded",
     "Metric",
     "Output",
     "Preprocessing",
+    "Settings",
     "Summary",
+    "SweepPlan",
     "load_from_manifest",
     "load_model",
     "merge",
+    "open_dataset",
     "open_source",
+    "plan",
     "select_layers",
     "sweep",
 ]
 
 # Importing torch takes seconds: `import actstats` does without until a name is used.
 _HOMES = {
+    "Execution": "sweeping.settings",
     "Loaded": "models",
     "Metric": "metrics",
     "Output": "metrics",
     "Preprocessing": "data.preprocessing",
+    "Settings": "sweeping.settings",
     "Summary": "sweeping.progress",
+    "SweepPlan": "sweeping.planning",
     "load_from_manifest": "models",
     "load_model": "models",
     "merge": "store.merging",
+    "open_dataset": "store",
     "open_source": "data",
+    "plan": "sweeping.planning",
     "select_layers": "layers",
-    "sweep": "sweeping.run",
+    "sweep": "sweeping.planning",
 }
 
 

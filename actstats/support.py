@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -65,3 +66,9 @@ def named_object(reference: str, role: str, form: str) -> object:
     except AttributeError as error:
         raise ActstatsError(f"{role} {reference!r}: {error}") from error
     return found
+
+
+def sha256_of(file: Path) -> str:
+    """Return the SHA-256 of a file, in hex."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()

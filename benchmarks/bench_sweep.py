@@ -18,10 +18,10 @@ from plain_torch import plain_statistics
 from torch import Tensor
 
 from actstats.layers import Layer, select_layers, watch
-from actstats.metrics import choose
+from actstats.metrics import resolve_metrics
 from actstats.models import Loaded, load_model
 from actstats.store import Schema
-from actstats.sweeping.buffers import Buffers, Partition, Plan
+from actstats.sweeping.buffers import Buffers, Layout, Partition
 
 BATCH = 32
 ROUNDS = 7
@@ -72,16 +72,16 @@ def measure(
 def test_sweep(benchmark, network, name):
     """The engine's hooks and partition buffers, with the ranking of one batch."""
     loaded, layers, images = network
-    chosen = choose(CHOICES[name])
-    schema = Schema(tuple(chosen.outputs), tuple(layers), BATCH, BATCH, 16, {})
-    plan = Plan(schema, chosen, torch.device("cpu"))
-    buffers = Buffers(plan)
-    partition = Partition(plan, buffers, 0, 0, BATCH)
+    chosen = resolve_metrics(CHOICES[name])
+    schema = Schema.of(chosen, layers, BATCH, partition_size=BATCH, top_k=16)
+    layout = Layout(schema, chosen, torch.device("cpu"))
+    buffers = Buffers(layout)
+    partition = Partition(layout, buffers, 0)
     rows = torch.arange(BATCH).numpy()
 
     def variant() -> None:
         nonlocal partition
-        partition = Partition(plan, buffers, 0, 0, BATCH)
+        partition = Partition(layout, buffers, 0)
         partition.begin_batch(rows)
         with watch(loaded.model, layers, lambda layer, maps: partition.update(layer, maps)):
             loaded.model(images)

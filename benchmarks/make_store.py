@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 import actstats
-from actstats.metrics import DEFAULT, choose
+from actstats.metrics import DEFAULT, resolve_metrics
 from actstats.store import Schema, Store
 from actstats.store import manifest as manifests
 from actstats_kernels.bins import (
@@ -99,12 +99,15 @@ def make(
     loaded = actstats.load_model(arch, "none")
     example = torch.zeros(2, *loaded.preprocessing.shape)
     layers = tuple(actstats.select_layers(loaded.model, example, ["conv"]))
-    schema = Schema(tuple(choose(DEFAULT, ()).outputs), layers, images, min(partition_size, images), 16, {})
+    schema = Schema(
+        tuple(resolve_metrics(DEFAULT).outputs()), layers, images, min(partition_size, images), 16, {}
+    )
     names = ("name", "module", "call", "kind", "units", "height", "width")
     manifest = manifests.build(
         **loaded.identity,
         preprocessing=loaded.preprocessing.to_dict(),
         layers=[{name: getattr(layer, name) for name in names} for layer in layers],
+        selectors=["conv"],
         metrics=list(DEFAULT),
         outputs=[output.name for output in schema.outputs],
         top_k=16,

@@ -48,9 +48,9 @@ class SmallNet(nn.Module):
 
 
 def files_of(store: Path) -> dict[str, int]:
-    """A checksum of each object but the manifest, which holds the date."""
+    """A checksum of each object but the manifest and the provenance, which hold dates and times."""
     return {
         str(path.relative_to(store)): zlib.crc32(path.read_bytes())
         for path in sorted(store.rglob("*"))
-        if path.is_file() and path != store / "zarr.json"
+        if path.is_file() and path != store / "zarr.json" and path.parent.name != "provenance"
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from actstats.errors import ActstatsError
-from actstats.metrics import BUILTINS, Metric, Output, choose
+from actstats.metrics import BUILTINS, Metric, Output, resolve_metrics
 
 
 class Energy(Metric):
@@ -29,21 +29,21 @@ class Silent(Metric):
 
 
 def test_built_ins_come_in_their_own_order_and_bring_their_variables():
-    chosen = choose(["histogram", "maximum"])
+    chosen = resolve_metrics(["histogram", "maximum"])
     assert chosen.builtin == ("maximum", "histogram")
-    assert [output.name for output in chosen.outputs] == ["maximum", "argmax", "histogram"]
+    assert [output.name for output in chosen.outputs()] == ["maximum", "argmax", "histogram"]
 
 
 def test_an_installed_entry_point_is_chosen_by_its_name():
-    chosen = choose(["mean", "kurtosis"])
-    assert [output.name for output in chosen.outputs] == ["mean", "kurtosis"]
+    chosen = resolve_metrics(["mean", "kurtosis"])
+    assert [output.name for output in chosen.outputs()] == ["mean", "kurtosis"]
 
 
 @pytest.mark.parametrize("item", [Energy, Energy(), f"{__name__}:Energy"])
 def test_a_class_an_object_and_a_reference_are_the_same_metric(item):
-    chosen = choose(["mean"], [item])
+    chosen = resolve_metrics(["mean"], [item])
     assert list(chosen.custom) == [f"{__name__}:Energy"]
-    assert chosen.outputs[-1].name == "energy"
+    assert chosen.outputs()[-1].name == "energy"
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_a_class_an_object_and_a_reference_are_the_same_metric(item):
 )
 def test_what_cannot_be_chosen_is_refused_by_name(names, custom, message):
     with pytest.raises(ActstatsError, match=message) as caught:
-        choose(names, custom)
+        resolve_metrics(names, custom)
     assert "\n" not in str(caught.value)
 
 
@@ -81,7 +81,7 @@ def test_an_output_that_cannot_be_stored_is_refused(arguments, message):
 
 
 def test_every_built_in_variable_has_a_unit_and_a_description():
-    for outputs in BUILTINS.values():
-        for output in outputs:
+    for builtin in BUILTINS.values():
+        for output in builtin.outputs:
             assert output.units
             assert output.description

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -12,9 +11,8 @@ from numpy.typing import NDArray
 
 from actstats.errors import ActstatsError
 from actstats.metrics.builtin import BUILTINS
-from actstats.store import Store
 
-_METRICS = {output.name: metric for metric, outputs in BUILTINS.items() for output in outputs}
+_METRICS = {output.name: metric for metric, builtin in BUILTINS.items() for output in builtin.outputs}
 _OF_UNITS: Final = ("layer", "channel", "height", "width")
 _SMALL: Final = (*_OF_UNITS, "label", "status", "completed", "frequency", "bin_left", "bin_right")
 _COUNTS: Final = {
@@ -35,7 +33,7 @@ def usable(dataset: xr.Dataset, analysis: str, *variables: str) -> xr.Dataset:
     """
     for name in variables:
         if name not in dataset:
-            per_image = name in _METRICS and "partition" not in BUILTINS[_METRICS[name]][0].dims
+            per_image = name in _METRICS and BUILTINS[_METRICS[name]].outputs[0].per_image
             raise ActstatsError(
                 f"{analysis} needs the variable {name}, which this store lacks: sweep with "
                 f"--metrics {_METRICS.get(name, name)},...{' and without --no-per-image' if per_image else ''}"
@@ -98,13 +96,3 @@ def notes(found: xr.Dataset) -> list[str]:
         for name, text in _COUNTS.items()
         if found.attrs.get(name)
     ]
-
-
-def open_dataset(store: str | Path) -> xr.Dataset:
-    """Return a store's dataset, lazily.
-
-    Raises:
-        ActstatsError: nothing is there, or something that no sweep wrote.
-    """
-    dataset: xr.Dataset = xr.open_zarr(Store.open(store).path)
-    return dataset

@@ -12,8 +12,7 @@ from actstats.demo.pair import Row, Stores, compare_pair, draw_layers, kernel_sh
 from actstats.errors import ActstatsError
 from actstats.models import load_model
 from actstats.report import write_report
-from actstats.store import Schema, Store
-from actstats.sweeping.progress import Progress
+from actstats.sweeping.progress import Progress, Started
 
 NOISE: Final = 0.1
 
@@ -35,8 +34,8 @@ def demo(
     limit: int | None = None,
     device: str = "auto",
     overwrite: bool = False,
-    progress: Callable[[Progress], None] | None = None,
-    started: Callable[[Store, Schema, int], None] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+    on_start: Callable[[Started], None] | None = None,
 ) -> Demo:
     """Sweep the two networks embedded in actstats, S and R, over the demo photographs, and compare them.
 
@@ -49,8 +48,8 @@ def demo(
         limit: use only the first `limit` crops.
         device: as for `sweep`.
         overwrite: replace stores of a different demonstration.
-        progress: called after each batch of each sweep.
-        started: called when each sweep begins.
+        on_progress: called after each batch of each sweep.
+        on_start: called when each sweep begins.
 
     Raises:
         ActstatsError: the folder cannot be written, or holds sweeps of something else.
@@ -71,8 +70,8 @@ def demo(
         limit=limit,
         device=device,
         overwrite=overwrite,
-        progress=progress,
-        started=started,
+        on_progress=on_progress,
+        on_start=on_start,
     )
     models = standard.model.cpu(), robust.model.cpu()
     rows, layers = compare_pair(stores, *models)

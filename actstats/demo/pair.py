@@ -20,9 +20,9 @@ from actstats.analysis import compare_units, kernel_smoothness, noise, selectivi
 from actstats.data import Source
 from actstats.models import Loaded
 from actstats.report.findings import MEASURES, count_layers
-from actstats.store import Schema, Store
-from actstats.sweeping.progress import Progress, Summary
-from actstats.sweeping.run import sweep
+from actstats.store import open_dataset
+from actstats.sweeping.planning import sweep
+from actstats.sweeping.progress import Progress, Started, Summary
 
 _NAMES = {measure.key: measure.name for measure in MEASURES}
 COMPARED: Final = {
@@ -69,7 +69,7 @@ class Stores:
 
     def opened(self, noisy: bool = False) -> tuple[xr.Dataset, xr.Dataset]:
         """Return the datasets of S and R, lazily."""
-        first, second = (xr.open_zarr(path) for path in (self.noisy if noisy else self.clean))
+        first, second = (open_dataset(path) for path in (self.noisy if noisy else self.clean))
         return first, second
 
 
@@ -84,8 +84,8 @@ def sweep_pair(
     limit: int | None = None,
     device: str = "auto",
     overwrite: bool = False,
-    progress: Callable[[Progress], None] | None = None,
-    started: Callable[[Store, Schema, int], None] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+    on_start: Callable[[Started], None] | None = None,
 ) -> tuple[Stores, list[Summary]]:
     """Sweep both networks over the images, clean and with noise of standard deviation `noise`, into `folder`.
 
@@ -108,8 +108,8 @@ def sweep_pair(
                     limit=limit,
                     device=device,
                     overwrite=overwrite,
-                    progress=progress,
-                    started=started,
+                    on_progress=on_progress,
+                    on_start=on_start,
                 )
 
     return stores, list(sweeps())

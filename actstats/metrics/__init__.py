@@ -8,8 +8,18 @@
 ...         return {"energy": activation.square().sum((-2, -1))}
 """
 
-from actstats.metrics.builtin import BUILTINS, DEFAULT
-from actstats.metrics.discovery import Chosen, choose
+from actstats.metrics.builtin import BUFFERS, BUILTINS, DEFAULT, Rows
+from actstats.metrics.discovery import Chosen, resolve_metrics
 from actstats.metrics.protocol import Metric, Output, State
 
-__all__ = ["BUILTINS", "DEFAULT", "Chosen", "Metric", "Output", "State", "choose"]
+__all__ = [
+    "BUFFERS",
+    "BUILTINS",
+    "DEFAULT",
+    "Chosen",
+    "Metric",
+    "Output",
+    "Rows",
+    "State",
+    "resolve_metrics",
+]

@@ -21,14 +21,13 @@ class Chosen:
     builtin: tuple[str, ...]
     custom: dict[str, Metric]
 
-    @property
-    def outputs(self) -> list[Output]:
-        """Every variable that the sweep writes, built-ins first."""
-        found = [output for name in self.builtin for output in BUILTINS[name]]
+    def outputs(self, *, wide_counts: bool = False) -> list[Output]:
+        """Return every variable that the sweep writes, built-ins first; counts in uint64 if `wide_counts`."""
+        found = [o for name in self.builtin for o in BUILTINS[name].outputs_for(wide_counts=wide_counts)]
         return found + [output for metric in self.custom.values() for output in metric.outputs]
 
 
-def choose(
+def resolve_metrics(
     names: str | Sequence[str] = DEFAULT,
     custom: str | Metric | type[Metric] | Sequence[str | Metric | type[Metric]] = (),
 ) -> Chosen:
@@ -60,7 +59,7 @@ def choose(
         kind = type(metric)
         found[item if isinstance(item, str) else f"{kind.__module__}:{kind.__qualname__}"] = metric
     chosen = Chosen(tuple(name for name in BUILTINS if name in names), found)
-    if not chosen.outputs:
+    if not chosen.outputs():
         raise ActstatsError("no metric is chosen; there is nothing to compute")
     _refuse_clashes(chosen)
     return chosen
@@ -68,8 +67,18 @@ def choose(
 
 def _refuse_clashes(chosen: Chosen) -> None:
     reserved = {"path", "label", "status", "layer", "channel", "height", "width", "frequency"}
-    reserved |= {"bin_left", "bin_right", "completed", "image", "unit", "partition", "bin", "rank"}
-    reserved |= {output.name for outputs in BUILTINS.values() for output in outputs}
+    reserved |= {
+        "bin_left",
+        "bin_right",
+        "completed",
+        "provenance",
+        "image",
+        "unit",
+        "partition",
+        "bin",
+        "rank",
+    }
+    reserved |= {output.name for builtin in BUILTINS.values() for output in builtin.outputs}
     for name, metric in chosen.custom.items():
         for output in metric.outputs:
             if output.name in reserved:

@@ -93,12 +93,25 @@ class State:
     accumulators: dict[str, Tensor] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Tensor:
+        if name not in self.accumulators:
+            known = ", ".join(self.accumulators) or "none"
+            raise ActstatsError(
+                f"a metric asked for the accumulator {name!r} in layer {self.layer.name}, but declares {known}"
+            )
         return self.accumulators[name]
 
     def __setitem__(self, name: str, value: Tensor) -> None:
         # The accumulator is a view of the partition's buffer: the values must land there.
-        if value is not self.accumulators[name]:
-            self.accumulators[name].copy_(value)
+        target = self[name]
+        if value is target:
+            return
+        shape = tuple(getattr(value, "shape", ()))
+        if shape != tuple(target.shape):
+            raise ActstatsError(
+                f"a metric set the accumulator {name!r} in layer {self.layer.name} to shape {shape}; "
+                f"it has {tuple(target.shape)}"
+            )
+        target.copy_(value)
 
 
 class Metric:
@@ -119,8 +132,8 @@ class Metric:
         """Take one batch of one layer's activation maps.
 
         Args:
-            activation: [N, C, H, W], of the model's dtype and device, N readable images; possibly strided. It is the
-                network's own tensor: read it, do not change it.
+            activation: [N, C, H, W], of the model's dtype and device, N readable images; possibly strided. It is a
+                copy, so it may be changed in place.
             state: the layer and this partition's accumulators.
 
         Returns:

@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from actstats.data import Batch, Source, batches
+from actstats.data import Batch, Source
 from actstats.data.loader import split
-from actstats.distort import Chain, Distorter
+from actstats.distort import Chain
 from actstats.errors import ActstatsError
 from actstats.models import Loaded
-from actstats.sweeping.device import find_device, in_eval_mode, out_of_memory_explained, uploader
+from actstats.sweeping.batches import Feed
+from actstats.sweeping.device import find_device, in_eval_mode, out_of_memory_explained, to_device
 
 Advance = Callable[[int, int], None]
 """Called after each batch with the images that are done, and their total."""
@@ -43,7 +44,7 @@ class Subset:
 def prepared(loaded: Loaded, device: str) -> torch.device:
     """Put the network on the device of that name, in channels_last memory format, and return the device."""
     target = find_device(device)
-    loaded.model.to(target).to(memory_format=torch.channels_last)
+    to_device(loaded.model, target)
     return target
 
 
@@ -80,33 +81,25 @@ def inputs(
     Raises:
         ActstatsError: no image that can be read.
     """
-    total = len(source)
-    distorter = Distorter(chain, source.paths, loaded.model, loaded.preprocessing) if chain else None
-    loader = batches(
+    total, read = len(source), 0
+    report = None if advance is None else lambda progress: advance(progress.done, progress.total)
+    feed = Feed(
+        loaded,
         source,
-        loaded.preprocessing,
+        device,
         split(0, total, batch_size),
+        chain=chain,
         workers=workers,
-        pin=device.type == "cuda",
-        distort=None if distorter is None else distorter.image,
+        on_progress=report,
     )
-    upload = uploader(device)
-    first: str | None = None
-    read = 0
-    with closing(loader):
-        for batch in loader:
+    with closing(iter(feed)) as passes:
+        for batch, images in passes:
             read += len(batch.position)
-            first = first or next((f"{source.paths[i]}: {text}" for i, text in batch.messages.items()), None)
-            if len(batch.position):
-                pixels = upload(batch.pixels)
-                if distorter is not None:
-                    with torch.inference_mode(False):  # an attack needs gradients
-                        pixels = distorter.batch(pixels, (batch.position + batch.start).tolist())
-                yield batch, loaded.preprocessing.normalize(pixels)
-            if advance is not None:
-                advance(batch.stop, total)
+            if images is not None:
+                yield batch, images
     if not read:
-        raise ActstatsError(f"none of the {total} images of {source.spec} can be read; {first}")
+        path, reason = next(iter(feed.failures.items()))
+        raise ActstatsError(f"none of the {total} images of {source.spec} can be read; {path}: {reason}")
 
 
 def logits(

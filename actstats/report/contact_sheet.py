@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from PIL import Image, ImageDraw, ImageFont
 
-from actstats.data import ImageError, Source, open_source
+from actstats.data import ImageError, Source
 from actstats.data.preprocessing import Preprocessing
 from actstats.errors import ActstatsError
-from actstats.store import Store
 from actstats.store.top import Hit, Unit, find_unit, top_images
+from actstats.sweeping.planning import SweepPlan
 
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom, in pixels."""
@@ -65,32 +65,14 @@ def save_contact_sheet(
         raise ActstatsError(
             f"cannot draw to {file}: {file.suffix or 'no ending'} is not an image format; use .png"
         )
-    manifest = Store.open(store).manifest
+    plan = SweepPlan.from_store(store)
+    manifest = plan.manifest
     found = find_unit(manifest, unit)
     hits = top_images(store, found)
-    source = swept_images(manifest["data"], data)
+    source = plan.images(data)
     network = f"{manifest['arch']}, weights {manifest['weights']['source']}"
     title = f"{found} of {network}, maps of {found.height} x {found.width}"
-    contact_sheet(found, hits, source, Preprocessing.from_dict(manifest["preprocessing"]), title).save(file)
-
-
-def swept_images(record: Mapping[str, Any], data: str | Path | Source | None) -> Source:
-    """Open the images of a sweep again: where they were, or those that `data` gives."""
-    try:
-        if data is None or isinstance(data, str | Path):
-            source = open_source(data or record["spec"], limit=record["images"])
-        else:
-            source = data
-    except ActstatsError as error:
-        if data is not None:
-            raise
-        raise ActstatsError(f"{error}; if the images were moved, say with --data where they are") from error
-    if source.fingerprint != record["fingerprint"]:
-        raise ActstatsError(
-            f"the images of {source.spec} are not those that were swept: other names or sizes; "
-            "say with --data where those are"
-        )
-    return source
+    contact_sheet(found, hits, source, plan.preprocessing, title).save(file)
 
 
 def contact_sheet(

@@ -22,10 +22,11 @@ from actstats.analysis import (
     spectrum,
 )
 from actstats.analysis.coverage import notes as coverage_notes
-from actstats.analysis.coverage import open_dataset, usable
+from actstats.analysis.coverage import usable
 from actstats.analysis.pairing import require_same_units
 from actstats.errors import ActstatsError
 from actstats.report.networks import rebuild
+from actstats.store import open_dataset
 
 
 @dataclass(frozen=True)
@@ -246,7 +247,7 @@ def compare(
         measured.append(units)
         notes += [f"{name}: {line}" for line in (*coverage_notes(usable(dataset, "the report")), *problems)]
     measures = common_measures(measured)
-    networks = [rebuild(dataset.attrs) for dataset in datasets]
+    networks = [rebuild(store) for store in stores]
     lines = derive_findings(measured, measures, networks)
     return Compared(called, datasets, measured, measures, networks, lines, notes)
 

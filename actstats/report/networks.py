@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -11,16 +12,16 @@ from torch import nn
 from actstats.errors import ActstatsError
 from actstats.layers import select_layers
 from actstats.layers.receptive import ReceptiveField, receptive_fields
-from actstats.models import load_from_manifest
+from actstats.sweeping.planning import SweepPlan
 
 _PROBES: Final = 56
 """Number of input rows probed for receptive fields, which are drawn on thumbnails of about twice as many."""
 
 
-def rebuild(manifest: Mapping[str, Any]) -> nn.Module | str:
+def rebuild(store: str | Path) -> nn.Module | str:
     """Return the network that was swept, or one line that says why it cannot be rebuilt."""
     try:
-        return load_from_manifest(manifest)[0]
+        return SweepPlan.from_store(store).network().model
     except ActstatsError as error:
         return str(error)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +16,9 @@ from PIL import Image
 from actstats.data import ImageError, Source
 from actstats.data.loader import default_workers
 from actstats.data.preprocessing import Preprocessing
-from actstats.distort import Chain, Place, parse
+from actstats.distort import Chain, Place
 from actstats.errors import ActstatsError
-from actstats.report.contact_sheet import swept_images
+from actstats.sweeping.planning import SweepPlan
 
 SIDE: Final = 128
 """Side of a thumbnail in pixels: enough for four in a row on a phone of double density, or on half a desktop."""
@@ -35,16 +35,13 @@ class Shown:
     chain: Chain
 
     @classmethod
-    def of(cls, manifest: Mapping[str, Any], data: str | Path | Source | None) -> Self:
-        """Open the images of the sweep that `manifest` describes: where they were, or those that `data` gives.
+    def of(cls, plan: SweepPlan, data: str | Path | Source | None) -> Self:
+        """Open the images of a sweep: where they were, or those that `data` gives.
 
         Raises:
             ActstatsError: they are missing, or are not the images that were swept.
         """
-        source = swept_images(manifest["data"], data)
-        return cls(
-            source, Preprocessing.from_dict(manifest["preprocessing"]), parse(manifest.get("distort", ()))
-        )
+        return cls(plan.images(data), plan.preprocessing, plan.chain)
 
     def image(self, index: int) -> Image.Image:
         """Return image `index` cropped and distorted; raises `ImageError`."""
@@ -133,7 +130,7 @@ class Collection:
             self._known[mark] = len(self._sources)
             self._numbers.append({})
             try:
-                self._sources.append(Shown.of(manifest, data))
+                self._sources.append(Shown.of(SweepPlan(manifest, ""), data))
             except ActstatsError as error:
                 self._sources.append(None)
                 note = f"Images are not shown: {error}"

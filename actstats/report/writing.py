@@ -26,13 +26,13 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from actstats.analysis.coverage import open_dataset
 from actstats.data import Source
 from actstats.errors import ActstatsError
 from actstats.report.contents import Side, class_names, layer_parts, overview_part, pack, read_side
 from actstats.report.findings import ELSEWHERE, PAPER, RULE, Finding, compare
 from actstats.report.networks import swept_fields
 from actstats.report.pictures import Collection
+from actstats.store import open_dataset
 from actstats.store.manifest import versions
 
 LARGEST_PAGE: Final = 32_000_000

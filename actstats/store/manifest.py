@@ -1,7 +1,8 @@
-"""The manifest: everything that decides a sweep's numbers, as JSON in the store's attributes.
+"""The manifest: the record of a sweep, as JSON in the store's attributes.
 
-Two sweeps may share a store only if their manifests agree in all that can change a number. What cannot (when, where
-the files lay, on which machine) is recorded too, under names that `differences` passes over.
+It has three kinds of entries. What decides the numbers must agree for two sweeps to share a store
+(`differences`). What should not, such as the release of Python, is told when it changes (`changes`). Where,
+when and by which words a store was made is only for the record.
 """
 
 from __future__ import annotations
@@ -10,19 +11,33 @@ import datetime
 import platform
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, Final
 
-FORMAT = 1
-"""Version of the store's layout."""
+FORMAT: Final = 2
+"""Version of the store's layout that this version of actstats writes."""
+READABLE: Final = (1, 2)
+"""Versions that it reads. 1: chunks of 700 units, no checksums, no provenance, one folder per partition."""
 
-_INFORMATIVE = frozenset({"created", "machine", "data.spec", "weights.path", "weights.resolved", "selectors"})
-_VERSIONS = ("actstats", "torch", "torchvision", "triton", "numba", "zarr")
+_TOLD: Final = frozenset({"versions.python", "versions.zarr"})
+_RECORDED: Final = frozenset(
+    {
+        "created",
+        "machine",
+        "request",
+        "data.spec",
+        "data.resolved",
+        "weights.path",
+        "weights.resolved",
+        "selectors",
+    }
+)
+_PACKAGES: Final = ("actstats", "torch", "torchvision", "triton", "numba", "pillow", "zarr")
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of the packages that take part in a sweep; those not installed are left out."""
+    """Return the versions of Python and of the packages that take part in a sweep, as far as they are installed."""
     found = {"python": platform.python_version()}
-    for name in _VERSIONS:
+    for name in _PACKAGES:
         try:
             found[name] = version(name)
         except PackageNotFoundError:
@@ -31,7 +46,7 @@ def versions() -> dict[str, str]:
 
 
 def machine() -> dict[str, str]:
-    """Return where and when the store was made, for the record."""
+    """Return what machine this is, for the record."""
     return {"system": platform.platform(), "processor": platform.machine()}
 
 
@@ -57,22 +72,35 @@ def flatten(manifest: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Return one phrase for each entry in which the two manifests' sweeps would differ; empty if they agree.
+    """Return a phrase for each entry that keeps the two sweeps from sharing a store; empty if they may.
 
     >>> differences({"arch": "alexnet"}, {"arch": "vgg16"})
     ["arch is 'alexnet' there and 'vgg16' here"]
     """
+    return [phrase for name, phrase in _changed(old, new) if not _within(name, _TOLD | _RECORDED)]
+
+
+def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Return a phrase for each entry that changes no number, but is worth telling when it changed.
+
+    >>> changes({"versions": {"python": "3.11.7"}}, {"versions": {"python": "3.11.9"}})
+    ["versions.python is '3.11.7' there and '3.11.9' here"]
+    """
+    return [phrase for name, phrase in _changed(old, new) if _within(name, _TOLD)]
+
+
+def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, str]]:
     before, after = flatten(old), flatten(new)
     return [
-        _phrase(name, before.get(name), after.get(name))
+        (name, _phrase(name, before.get(name), after.get(name)))
         for name in sorted(before.keys() | after.keys())
-        if not _is_informative(name) and before.get(name) != after.get(name)
+        if before.get(name) != after.get(name)
     ]
 
 
-def _is_informative(name: str) -> bool:
+def _within(name: str, entries: frozenset[str]) -> bool:
     parts = name.split(".")
-    return any(".".join(parts[:end]) in _INFORMATIVE for end in range(1, len(parts) + 1))
+    return any(".".join(parts[:end]) in entries for end in range(1, len(parts) + 1))
 
 
 def _phrase(name: str, before: Any, after: Any) -> str:

@@ -27,7 +27,7 @@ def merge(dataset: xr.Dataset) -> xr.Dataset:
         # One that was being written when its sweep was killed holds something, but not all.
         done = dataset["completed"].values.astype(bool)
         if not done.any():
-            raise ActstatsError("no partition of this store is complete: go on with its sweep")
+            raise ActstatsError("no partition of this store is complete: rerun its sweep to resume")
         if not done.all():
             dataset = dataset.isel(partition=np.flatnonzero(done))
     merged: dict[str, xr.DataArray] = {}

@@ -1,21 +1,22 @@
 """The store: one Zarr v3 group that `xarray.open_zarr` opens as one lazy dataset, written partition by partition.
 
-A partition is a block of consecutive images. Chunks and shards are aligned to it, so that no two writers touch one
-object, and `completed` is written last: whatever stops a sweep, a partition is either complete or computed again.
+A partition is a block of consecutive images. Each variable has one object per partition, so no two writers
+touch the same object. A partition becomes complete last and in one step: its data reach the disk, then its
+flag does. Whatever stops a sweep, a partition is either complete or computed again.
 """
 
 from __future__ import annotations
 
 import errno
-import math
-import secrets
+import itertools
+import json
+import os
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import zarr
@@ -23,85 +24,53 @@ import zarr.codecs
 from numpy.typing import NDArray
 
 from actstats.errors import ActstatsError, ManifestMismatchError
-from actstats.metrics.protocol import Output
 from actstats.store import manifest as manifests
-from actstats_kernels.bins import FREQUENCY_BINS, HISTOGRAM_BINS, frequencies, histogram_edges
+from actstats.store.files import DurableStore, InUse, beside, remove_abandoned, sync
+from actstats.store.schema import Schema
 
 if TYPE_CHECKING:
-    from actstats.layers import Layer
+    import xarray as xr
 
-UNITS_A_CHUNK = 700
-"""What a chunk holds of the unit axis, about: small enough to read one layer, large enough to write fast."""
+    from actstats.metrics import Output
 
-COORDINATES = (
+COORDINATES: Final = (
     "path", "label", "status", "layer", "channel", "height", "width",
     "bin_left", "bin_right", "completed",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Schema:
-    """What a store holds: the variables, and the length of every dimension."""
-
-    outputs: tuple[Output, ...]
-    layers: tuple[Layer, ...]
-    images: int
-    partition_size: int
-    top_k: int
-    sizes: Mapping[str, int]
-
-    @property
-    def units(self) -> int:
-        """Length of the unit axis: the channels of all layers."""
-        return sum(layer.units for layer in self.layers)
-
-    @property
-    def partitions(self) -> int:
-        """Number of blocks of `partition_size` images; the last may be shorter."""
-        return math.ceil(self.images / self.partition_size)
-
-    @property
-    def lengths(self) -> dict[str, int]:
-        """The length of each dimension by name."""
-        return {
-            "image": self.images,
-            "unit": self.units,
-            "partition": self.partitions,
-            "frequency": FREQUENCY_BINS,
-            "bin": HISTOGRAM_BINS,
-            "rank": self.top_k,
-            **self.sizes,
-        }
-
-    def bytes(self, images: int | None = None) -> int:
-        """Return the size of all variables for so many images, before compression."""
-        images = self.images if images is None else images
-        lengths = {**self.lengths, "image": images, "partition": math.ceil(images / self.partition_size)}
-        return sum(
-            math.prod(lengths[dim] for dim in output.dims) * np.dtype(output.dtype).itemsize
-            for output in self.outputs
-        )
+_PER_PARTITION: Final = ("status", "provenance", "completed")
+STATUSES: Final = {-1: "pending", 0: "ok", 1: "missing", 2: "unreadable", 3: "refused"}
 
 
 class Store:
-    """An open store. `Store.open` finds one, `Store.create` makes one; `write` completes one partition."""
+    """An open store. `Store.open` opens one, `Store.open_or_create` makes it if needed; `write` completes a
+    partition.
+    """
 
     def __init__(self, path: Path, group: zarr.Group) -> None:
         self.path = path
         self.group = group
         self.manifest: dict[str, Any] = {k: v for k, v in group.attrs.asdict().items() if k != "coordinates"}
+        self._use: InUse | None = None
 
     @classmethod
     def open(cls, path: str | Path, *, mode: str = "r") -> Store:
         """Open an existing store, `mode` "r" or "r+".
 
         Raises:
-            ActstatsError: nothing is there, or something that no sweep wrote.
+            ActstatsError: there is no store at `path`, or something that no sweep wrote, or a damaged store.
         """
-        store = cls(Path(path), _group(Path(path), mode))
-        expected = {"data", "layers", "outputs", "partition_size"} - store.manifest.keys()
+        path = Path(path)
+        store = cls(path, _group(path, mode))
+        expected = {
+            "arch",
+            "data",
+            "layers",
+            "outputs",
+            "partition_size",
+            "selectors",
+        } - store.manifest.keys()
         if absent := sorted(expected.union(set(COORDINATES).difference(store.group))):
-            raise ActstatsError(f"{path} is damaged: it has no {absent[0]!r}; sweep again with --overwrite")
+            raise ActstatsError(f"{path} is damaged: it has no {absent[0]!r}; sweep again with overwrite")
         return store
 
     @classmethod
@@ -113,33 +82,42 @@ class Store:
         paths: Sequence[str],
         labels: NDArray[np.int64],
         *,
-        compression: str = "zstd:1",
         overwrite: bool = False,
     ) -> Store:
-        """Open the store of this very sweep, or make it.
+        """Open the store of this very sweep to go on with it, or make it.
+
+        `overwrite` removes the store of another sweep that is in the way, never that of this one.
 
         Raises:
-            ManifestMismatchError: a store is there, and its sweep differs; the text names in what.
-            ActstatsError: something else is there, or the place cannot be written.
+            ManifestMismatchError: there is a store of another sweep, and `overwrite` is not set.
+            ActstatsError: there is something else, the store is damaged or in use, or cannot be written.
         """
         path = Path(path)
-        if path.exists() and overwrite:
-            _group(path, "r")  # refuses to remove what actstats did not write
-            shutil.rmtree(path)
-        if not path.exists():
-            with _writing(path):
-                _create(path, manifest, schema, paths, labels, compression)
+        with writing(path):
+            remove_abandoned(path)
+            if overwrite and path.exists():
+                _remove_another(path, manifest)
+            if not path.exists():
+                _create(path, manifest, schema, paths, labels)
         store = cls.open(path, mode="r+")
         if found := manifests.differences(store.manifest, manifest):
             raise ManifestMismatchError(
                 f"{path} holds another sweep: {'; '.join(found[:4])}{' and more' * (len(found) > 4)}. "
-                "Choose another --out, or --overwrite to start afresh"
+                "Choose another store, or overwrite this one"
             )
+        store._check_coordinates(schema, paths, labels)
+        store._use = InUse(path)
         return store
+
+    def close(self) -> None:
+        """Let other processes overwrite the store again."""
+        if self._use is not None:
+            self._use.close()
+            self._use = None
 
     @property
     def partition_size(self) -> int:
-        """Images a partition."""
+        """Images per partition."""
         return int(self.manifest["partition_size"])
 
     @property
@@ -148,23 +126,46 @@ class Store:
         return int(self.manifest["data"]["images"])
 
     @property
+    def partitions(self) -> int:
+        """Number of partitions."""
+        return -(-self.images // self.partition_size)
+
+    @property
     def completed(self) -> NDArray[np.bool_]:
-        """Which partitions are complete, bool [partitions]."""
-        return np.asarray(self.group["completed"][:], dtype=bool)  # type: ignore[index]
+        """Which partitions are complete, bool [partitions]; known from one listing of a folder."""
+        done = np.zeros(self.partitions, dtype=bool)
+        sizes = self._objects("completed")
+        done[[partition for partition, size in sizes.items() if size > 0]] = True
+        return done
 
     def bounds(self, partition: int) -> tuple[int, int]:
         """Return the first image of a partition and the one after its last."""
         start = partition * self.partition_size
         return start, min(start + self.partition_size, self.images)
 
-    def write(self, partition: int, arrays: Mapping[str, NDArray[Any]], status: NDArray[np.int8]) -> None:
-        """Write one partition's arrays, [images, unit, ...] or [unit, ...] each, then mark it complete.
+    def write(
+        self,
+        partition: int,
+        arrays: Mapping[str, NDArray[Any]],
+        status: NDArray[np.int8],
+        provenance: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write one partition and mark it complete once all of it is on the disk.
+
+        Args:
+            partition: its index.
+            arrays: each variable's values, [images, unit, ...] or [unit, ...].
+            status: what became of each image, int8 [images].
+            provenance: where and how it was computed; fit for JSON.
 
         Raises:
-            ActstatsError: the disk is full, or the store cannot be written; the partition stays incomplete.
+            ActstatsError: the disk is full, the store cannot be written, or it was moved; the partition stays
+                incomplete.
         """
         start, stop = self.bounds(partition)
-        with _writing(self.path):
+        with writing(self.path):
+            self._refuse_moved()
+            self.discard([partition])
             for name, values in arrays.items():
                 array = self.group[name]
                 if array.metadata.dimension_names[0] == "image":  # type: ignore[union-attr, index]
@@ -172,33 +173,197 @@ class Store:
                 else:
                     array[partition] = values  # type: ignore[index]
             self.group["status"][start:stop] = status  # type: ignore[index]
+            self.group["provenance"][partition] = json.dumps(provenance or {})  # type: ignore[index]
+            self._flush()
+            self._refuse_moved()
             self.group["completed"][partition] = True  # type: ignore[index]
+            self._flush()
+
+    def discard(self, partitions: Sequence[int]) -> None:
+        """Forget these partitions: first their flags, then their data."""
+        names = [
+            "completed",
+            *(name for name in _PER_PARTITION if name != "completed"),
+            *self.manifest["outputs"],
+        ]
+        for name in names:
+            known = self._objects(name) if len(partitions) > 1 else None
+            for partition in partitions:
+                if known is None or partition in known:
+                    self._object(name, partition).unlink(missing_ok=True)
+
+    def failed_images(self, statuses: Sequence[int]) -> NDArray[np.int64]:
+        """Return the indices of the images with one of these statuses."""
+        return np.flatnonzero(np.isin(self.statuses(), statuses))
+
+    def statuses(self) -> NDArray[np.int8]:
+        """Return what became of each image, int8 [images]; -1 where its partition is not complete."""
+        status = np.full(self.images, -1, dtype=np.int8)
+        for partition in np.flatnonzero(self.completed).tolist():
+            start, stop = self.bounds(partition)
+            status[start:stop] = self._read("status", slice(start, stop))
+        return status
+
+    def missing_objects(self) -> list[tuple[str, int]]:
+        """Return the variable and the partition of each object that a complete partition should have and has not."""
+        done = np.flatnonzero(self.completed).tolist()
+        found = []
+        for name in (*self.manifest["outputs"], "status"):
+            sizes = self._objects(name)
+            found += [(name, partition) for partition in done if not sizes.get(partition)]
+        return found
+
+    def damage(self) -> Iterator[tuple[str, int | None, str]]:
+        """Read every object of the complete partitions and yield what is damaged: variable, partition, reason.
+
+        The partition is None for a coordinate, which belongs to all.
+        """
+        missing = set(self.missing_objects())
+        yield from (
+            (name, partition, "its object is missing or empty") for name, partition in sorted(missing)
+        )
+        for name in sorted(self.group.array_keys()):
+            shared = name not in self.manifest["outputs"] and name not in _PER_PARTITION
+            if shared and (reason := self._unreadable(name, ...)):
+                yield name, None, reason
+        for partition in np.flatnonzero(self.completed).tolist():
+            start, stop = self.bounds(partition)
+            for name in (*self.manifest["outputs"], *_PER_PARTITION):
+                if name not in self.group or (name, partition) in missing:
+                    continue
+                array = self.group[name]
+                by_image = array.metadata.dimension_names[0] == "image"  # type: ignore[union-attr, index]
+                if reason := self._unreadable(name, slice(start, stop) if by_image else partition):
+                    yield name, partition, reason
+
+    def _read(self, name: str, where: Any) -> NDArray[Any]:
+        if reason := self._unreadable(name, where):
+            raise ActstatsError(
+                f"{self.path} is damaged: {name} cannot be read ({reason}); see info --verify"
+            )
+        return np.asarray(self.group[name][where])
+
+    def _unreadable(self, name: str, where: Any) -> str | None:
+        try:
+            self.group[name][where]
+        except (ValueError, OSError, RuntimeError, KeyError) as error:
+            return " ".join(str(error).split()) or type(error).__name__
+        return None
+
+    def _check_coordinates(self, schema: Schema, paths: Sequence[str], labels: NDArray[np.int64]) -> None:
+        """Refuse to go on with a store whose coordinates are not those of this sweep."""
+        for name, (_, expected) in schema.coordinates(paths, labels).items():
+            found = self._read(name, ...)
+            same = np.array_equal(found, expected, equal_nan=expected.dtype.kind == "f")
+            if not same:
+                raise ActstatsError(
+                    f"{self.path} is damaged: its coordinate {name!r} is not that of its images and layers"
+                )
+
+    def _objects(self, name: str) -> dict[int, int]:
+        """Return the size in bytes of each object of an array by partition, from one listing of its folder."""
+        folder = self.path / name
+        flat = self.manifest["actstats"] > 1
+        found: dict[int, int] = {}
+        with _scan(folder if flat else folder / "c") as entries:
+            for entry in entries:
+                number = entry.name.split(".")[1] if flat and entry.name.startswith("c.") else entry.name
+                if (
+                    number.isdecimal()
+                    and int(number) < self.partitions
+                    and not entry.name.endswith(".partial")
+                ):
+                    found[int(number)] = entry.stat().st_size
+        return found
+
+    def _object(self, name: str, partition: int) -> Path:
+        dimensions = len(self.group[name].metadata.dimension_names)  # type: ignore[union-attr, arg-type]
+        return self.path / name / ".".join(["c", str(partition), *["0"] * (dimensions - 1)])
+
+    def _flush(self) -> None:
+        store = self.group.store_path.store
+        assert isinstance(store, DurableStore)
+        store.flush()
+
+    def _refuse_moved(self) -> None:
+        if self._use is not None and not self._use.is_at(self.path):
+            raise ActstatsError(
+                f"{self.path} was moved or removed while its sweep was running; move it back and rerun the same "
+                "command to resume"
+            )
+
+
+def _scan(folder: Path) -> Any:
+    try:
+        return os.scandir(folder)
+    except FileNotFoundError:
+        from contextlib import nullcontext
+
+        return nullcontext(())
+
+
+def open_dataset(path: str | Path) -> xr.Dataset:
+    """Open a store as a lazy dataset, in dask chunks of one partition and all units.
+
+    `xarray.open_zarr` opens the same dataset in the store's own chunks of 64 units, which suits reading a few
+    units and makes a great many tasks of an analysis of all of them. What is known of every image and
+    partition, `status` and `completed`, is in memory.
+
+    Raises:
+        ActstatsError: there is no store at `path`, it is damaged, or a complete partition lacks one of its objects.
+    """
+    import xarray as xr
+
+    store = Store.open(path)
+    if missing := store.missing_objects():
+        name, partition = missing[0]
+        raise ActstatsError(
+            f"{path} is damaged: {name} of partition {partition} is missing"
+            f"{f' and {len(missing) - 1} objects more' if len(missing) > 1 else ''}; rerun its sweep with repair"
+        )
+    dataset = xr.open_zarr(store.path, chunks=None)
+    chunks = {"image": store.partition_size, "partition": 1}
+    rest = {dim: -1 for dim in dataset.dims if dim not in chunks}
+    known = {
+        "completed": ("partition", store.completed),
+        "status": ("image", store.statuses(), dataset["status"].attrs),
+    }
+    chunked: xr.Dataset = dataset.chunk({d: n for d, n in {**chunks, **rest}.items() if d in dataset.dims})
+    return chunked.assign_coords(known)
 
 
 def _group(path: Path, mode: str) -> zarr.Group:
-    """Open what a sweep wrote, in the format that this version writes, or say in one line why not."""
+    """Open what a sweep wrote, in a format that this version reads, or say in one line why not."""
     if not path.exists():
         raise ActstatsError(f"no store at {path}; `actstats sweep --out {path} ...` makes one")
     try:
-        group = zarr.open_group(path, mode=mode, zarr_format=3)  # type: ignore[arg-type]
+        files = DurableStore(path, read_only=mode == "r")
+        group = zarr.open_group(files, mode=mode, zarr_format=3)  # type: ignore[arg-type]
     except PermissionError as error:
         raise ActstatsError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, OSError, KeyError) as error:
-        raise ActstatsError(f"{path} is not a store that actstats wrote: it is no Zarr v3 group") from error
+    except (ValueError, OSError, KeyError, TypeError) as error:
+        raise ActstatsError(
+            f"{path} is not a store that actstats wrote: it is not a Zarr v3 group"
+        ) from error
     if "actstats" not in group.attrs:
         raise ActstatsError(f"{path} is a Zarr group, but not one that actstats wrote")
     found = group.attrs["actstats"]
-    if found != manifests.FORMAT:
+    if found not in manifests.READABLE:
         raise ActstatsError(
-            f"{path} has store format {found}, this version of actstats reads {manifests.FORMAT}; "
+            f"{path} has store format {found}, this version of actstats reads {manifests.READABLE}; "
             "use the version that wrote it"
+        )
+    if mode != "r" and found != manifests.FORMAT:
+        raise ActstatsError(
+            f"{path} has store format {found}, which this version of actstats reads but does not write; "
+            "choose another store, or overwrite this one"
         )
     return group
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Turn what a file system can say into one line that names the store and the way on."""
+def writing(path: Path) -> Iterator[None]:
+    """Turn what a file system can say into one line that names the store and what to do."""
     try:
         yield
     except OSError as error:
@@ -206,117 +371,132 @@ def _writing(path: Path) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise ActstatsError(
                 f"no room to write {path} ({reason}); completed partitions are kept: "
-                "free space and run the same command to go on"
+                "free some space and rerun the same command to resume"
             ) from error
         raise ActstatsError(f"cannot write {path}: {reason}") from error
 
 
+def _remove_another(path: Path, manifest: Mapping[str, Any]) -> None:
+    """Remove the store of another sweep; keep that of this one."""
+    store = Store(path, _group(path, "r"))  # refuses what actstats did not write
+    if store.manifest.get("actstats") == manifests.FORMAT and not manifests.differences(
+        store.manifest, manifest
+    ):
+        return
+    use = InUse(path)
+    try:
+        if not use.alone():
+            raise ActstatsError(
+                f"{path} is in use by another process; stop that one, or choose another store"
+            )
+        aside = beside(path)
+        path.rename(aside)
+        sync(path.parent)
+        shutil.rmtree(aside)
+    finally:
+        use.close()
+
+
 def _create(
-    path: Path,
-    manifest: Mapping[str, Any],
-    schema: Schema,
-    paths: Sequence[str],
-    labels: NDArray[np.int64],
-    compression: str,
+    path: Path, manifest: Mapping[str, Any], schema: Schema, paths: Sequence[str], labels: NDArray[np.int64]
 ) -> None:
     """Make the store beside its place and move it there, so that it is whole whenever it is seen."""
     if path.parent.is_file():
         raise NotADirectoryError(errno.ENOTDIR, f"{path.parent} is a file, not a folder")
     path.parent.mkdir(parents=True, exist_ok=True)
-    making = path.parent / f".{path.name}.{secrets.token_hex(4)}"
+    making = beside(path)
     making.mkdir()
+    use = InUse(making)
     try:
-        attributes = {**manifest, "coordinates": " ".join(COORDINATES)}
-        group = zarr.create_group(making, zarr_format=3, attributes=attributes)
-        for output in schema.outputs:
-            _create_variable(group, output, schema, compression)
-        for name, (dims, values) in _coordinates(schema, paths, labels).items():
-            array = group.create_array(
-                name,
-                shape=values.shape,
-                dtype=str if values.dtype.kind == "O" else values.dtype,
-                chunks=tuple(max(1, n) for n in values.shape),
-                dimension_names=dims,
-            )
-            array[...] = values
-        group.create_array(
-            "status",
-            shape=(schema.images,),
-            dtype="int8",
-            chunks=(schema.partition_size,),
-            fill_value=-1,
-            dimension_names=("image",),
-            attributes={
-                "flag_values": [-1, 0, 1, 2, 3],
-                "flag_meanings": "pending ok missing unreadable refused",
-            },
-        )
-        group.create_array(
-            "completed",
-            shape=(schema.partitions,),
-            dtype="bool",
-            chunks=(1,),
-            fill_value=False,
-            compressors=None,
-            dimension_names=("partition",),
-        )
-        with warnings.catch_warnings():
-            # xarray opens a store in one read with it, and complains without it.
-            warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
-            zarr.consolidate_metadata(making)
+        files = DurableStore(making)
+        _write_group(files, manifest, schema, paths, labels)
+        files.flush()
         try:
             making.rename(path)
         except OSError as error:
-            # Of several processes that start one sweep together, one makes the store; the others open that.
+            # Of several processes that start one sweep together, one makes the store and the others open it.
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
+        for folder in itertools.takewhile(lambda folder: folder != folder.parent, path.parents):
+            sync(folder)
     finally:
+        use.close()
         shutil.rmtree(making, ignore_errors=True)
 
 
-def _create_variable(group: zarr.Group, output: Output, schema: Schema, compression: str) -> None:
-    lengths = schema.lengths
-    shape = tuple(lengths[dim] for dim in output.dims)
-    blocks = math.ceil(schema.units / UNITS_A_CHUNK)
-    units = math.ceil(schema.units / blocks)
-    first = schema.partition_size if output.per_image else 1
-    attributes: dict[str, Any] = {"units": output.units, "long_name": output.description}
-    if not output.per_image:
-        attributes["merge"] = output.merge
-    group.create_array(
-        output.name,
-        shape=shape,
-        dtype=output.dtype,
-        chunks=(first, units, *shape[2:]),
-        shards=(first, units * blocks, *shape[2:]),
-        compressors=_codec(compression),
-        fill_value=output.missing if output.per_image or output.merge == "rank" else output.neutral,
-        dimension_names=output.dims,
-        attributes={name: value for name, value in attributes.items() if value},
-    )
+def _write_group(
+    files: DurableStore,
+    manifest: Mapping[str, Any],
+    schema: Schema,
+    paths: Sequence[str],
+    labels: NDArray[np.int64],
+) -> None:
+    coordinates = " ".join((*COORDINATES, "provenance"))
+    group = zarr.create_group(files, zarr_format=3, attributes={**manifest, "coordinates": coordinates})
+    # Objects of one flat folder per array: one listing says which partitions it has.
+    common: dict[str, Any] = {"chunk_key_encoding": {"name": "default", "separator": "."}}
+    checksum = zarr.codecs.Crc32cCodec()
+    codec, level = parse_compression(manifest.get("compression", "zstd:1"))
+    compressors = [checksum] if codec == "none" else [zarr.codecs.ZstdCodec(level=level), checksum]
+    for output in schema.outputs:
+        chunks, shards = schema.chunks(output)
+        group.create_array(
+            output.name,
+            shape=tuple(schema.lengths[dim] for dim in output.dims),
+            dtype=output.dtype,
+            chunks=chunks,
+            shards=shards,
+            compressors=compressors,
+            fill_value=output.missing if output.per_image or output.merge == "rank" else output.neutral,
+            dimension_names=output.dims,
+            attributes=_attributes(output),
+            # An object that holds nothing but the fill value is written all the same: one that is gone is damage.
+            config={"write_empty_chunks": True},
+            **common,
+        )
+    for name, (dims, values) in schema.coordinates(paths, labels).items():
+        array = group.create_array(
+            name,
+            shape=values.shape,
+            dtype=str if values.dtype.kind == "O" else values.dtype,
+            chunks=tuple(max(1, n) for n in values.shape),
+            compressors=[zarr.codecs.ZstdCodec(level=1), checksum],
+            dimension_names=dims,
+            config={"write_empty_chunks": True},
+            **common,
+        )
+        array[...] = values
+    flags: dict[str, Any] = {"flag_values": list(STATUSES), "flag_meanings": " ".join(STATUSES.values())}
+    for name, dtype, fill, size, dims, attributes in (
+        ("status", "int8", -1, schema.partition_size, ("image",), flags),
+        ("provenance", str, "", 1, ("partition",), {}),
+        ("completed", "bool", False, 1, ("partition",), {}),
+    ):
+        group.create_array(
+            name,
+            shape=(schema.lengths[dims[0]],),
+            dtype=dtype,
+            chunks=(size,),
+            compressors=[checksum],
+            fill_value=fill,
+            dimension_names=dims,
+            attributes=attributes,
+            config={"write_empty_chunks": True},
+            **common,
+        )
+    with warnings.catch_warnings():
+        # With it xarray opens a store in one read; without it xarray complains.
+        warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
+        zarr.consolidate_metadata(files)
 
 
-def _coordinates(
-    schema: Schema, paths: Sequence[str], labels: NDArray[np.int64]
-) -> dict[str, tuple[tuple[str, ...], NDArray[Any]]]:
-    layers = schema.layers
-    counts = [layer.units for layer in layers]
-    left, right = histogram_edges()
-    found: dict[str, tuple[tuple[str, ...], NDArray[Any]]] = {
-        "path": (("image",), np.array(paths, dtype=object)),
-        "label": (("image",), labels),
-        "layer": (("unit",), np.repeat(np.array([layer.name for layer in layers], dtype=object), counts)),
-        "channel": (("unit",), np.concatenate([np.arange(n, dtype=np.int32) for n in counts])),
-        "height": (
-            ("unit",),
-            np.repeat(np.array([layer.height for layer in layers], dtype=np.int32), counts),
-        ),
-        "width": (("unit",), np.repeat(np.array([layer.width for layer in layers], dtype=np.int32), counts)),
-        "frequency": (("frequency",), frequencies()),
-        "bin_left": (("bin",), left),
-        "bin_right": (("bin",), right),
+def _attributes(output: Output) -> dict[str, Any]:
+    found = {
+        "units": output.units,
+        "long_name": output.description,
+        "merge": "" if output.per_image else output.merge,
     }
-    return found
+    return {name: value for name, value in found.items() if value}
 
 
 def parse_compression(text: str) -> tuple[str, int]:
@@ -326,7 +506,7 @@ def parse_compression(text: str) -> tuple[str, int]:
     ('zstd', 1)
 
     Raises:
-        ActstatsError: another codec, or a level that is not of 1 to 22.
+        ActstatsError: another codec, or a level outside 1 to 22.
     """
     codec, _, level = text.partition(":")
     if codec == "none" and not level:
@@ -334,10 +514,5 @@ def parse_compression(text: str) -> tuple[str, int]:
     if codec == "zstd" and (not level or level.isdecimal()) and 1 <= int(level or 1) <= 22:
         return "zstd", int(level or 1)
     raise ActstatsError(
-        f"compression {text!r} is not known; give none, zstd or zstd:LEVEL with LEVEL of 1 to 22"
+        f"compression {text!r} is not known; give none, zstd or zstd:LEVEL with LEVEL from 1 to 22"
     )
-
-
-def _codec(text: str) -> Any:
-    codec, level = parse_compression(text)
-    return None if codec == "none" else zarr.codecs.ZstdCodec(level=level)

@@ -85,7 +85,7 @@ def top_images(store: str | Path, unit: str | Unit) -> list[Hit]:
     if "top_image" not in opened.group:
         raise ActstatsError(f"{store} was swept without the metric top, so it does not know the top images")
     dataset = xr.open_zarr(opened.path)
-    if not dataset["completed"].any():
+    if not opened.completed.any():
         raise ActstatsError(f"no partition of {store} is complete yet; run its sweep again to go on")
     lists = dataset[["top_value", "top_image", "top_position"]]
     merged = merge(lists.isel(unit=[unit.index])).isel(unit=0).load()

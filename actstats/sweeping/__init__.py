@@ -1,1 +1,5 @@
-"""A sweep: from images and a network to a store."""
+"""Sweeps: from images and a network to a store.
+
+`planning.plan` makes a `SweepPlan`, which `run`s. `settings.Settings` decide its numbers, `settings.Execution` how it
+is computed.
+"""

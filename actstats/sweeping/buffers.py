@@ -1,13 +1,15 @@
-"""Partitions and the buffers they are computed into: hooks fill them on the device, a writer empties them.
+"""Partitions and the buffers they are computed in: hooks fill them on the device, a writer empties them.
 
 On a GPU no method here waits for the device: results are copied to pinned memory behind the kernels, and only
-`Finished.arrays`, called by the writer's thread, waits for that copy.
+`PartitionResult.arrays`, called by the writer's thread, waits for that copy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,92 +18,64 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from actstats.errors import ActstatsError
-from actstats.layers import Layer
-from actstats.metrics import Chosen, Output, State
+from actstats.metrics import BUFFERS, BUILTINS, Chosen, Metric, Output, Rows, State
 from actstats.store import Schema
 from actstats_kernels import ops
-from actstats_kernels.bins import FREQUENCY_BINS, HISTOGRAM_BINS, resolved
-from actstats_kernels.reference import MOMENTS
+from actstats_kernels.bins import MOMENTS
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What every partition of a sweep computes, and where."""
+class Layout:
+    """What every partition of a sweep computes, and on which device."""
 
     schema: Schema
     chosen: Chosen
     device: torch.device
     bitround: int | None = None
 
-    @property
-    def slices(self) -> list[slice]:
-        """Each layer's place on the unit axis."""
-        ends = np.cumsum([layer.units for layer in self.schema.layers]).tolist()
-        return [slice(end - layer.units, end) for end, layer in zip(ends, self.schema.layers, strict=True)]
-
-
-def schema_of(
-    chosen: Chosen, layers: Sequence[Layer], images: int, partition_size: int, top_k: int, per_image: bool
-) -> Schema:
-    """Return what a sweep of these metrics over these layers stores.
-
-    Raises:
-        ActstatsError: two metrics want different lengths of one dimension.
-    """
-    outputs = [output for output in chosen.outputs if per_image or not output.per_image]
-    sizes: dict[str, int] = {}
-    for name, metric in chosen.custom.items():
-        for dim, size in metric.sizes(layers).items():
-            if sizes.setdefault(dim, size) != size:
-                raise ActstatsError(
-                    f"metric {name} has a dimension {dim!r} of length {size}, another has {sizes[dim]}"
-                )
-    return _with_wide_counts(
-        Schema(tuple(outputs), tuple(layers), images, min(partition_size, images), top_k, sizes)
-    )
-
-
-def _with_wide_counts(schema: Schema) -> Schema:
-    """Count in u8 where a partition's counts could overflow u4."""
-    if histogram_dtype(schema) == torch.int32:
-        return schema
-    wide = tuple(replace(o, dtype="uint64") if o.name == "histogram" else o for o in schema.outputs)
-    return replace(schema, outputs=wide)
-
 
 class Buffers:
-    """What one partition is computed into, on the device: made once, then used by partition after partition.
+    """What one partition is computed in, on the device: allocated once, then used by partition after partition.
 
-    Two serve a whole sweep in turn, as one is filled while the other is written. Taken and given back with every
-    partition, memory of this size leaves gaps that nothing else fits, and a long sweep needs more than a short one.
+    Two serve a whole sweep in turn, as one is filled while the other is written. Allocated and freed with
+    every partition, memory of this size would leave gaps that nothing else fits, and a long sweep would need
+    more than a short one.
     """
 
-    def __init__(self, plan: Plan) -> None:
-        schema, device, wanted = plan.schema, plan.device, set(plan.chosen.builtin)
-        images, units = schema.partition_size, schema.units
-        needs_maximum = bool(wanted & {"maximum", "top"})
-        self.moments = self.argmax = self.histogram = self.power = None
+    def __init__(self, layout: Layout) -> None:
+        """Allocate the kernel's buffers that the chosen statistics need, and those of custom metrics."""
+        schema = layout.schema
+        lengths = {**schema.lengths, "image": schema.partition_size, "moment": len(MOMENTS)}
+        wide = any(output.dtype == "uint64" and output.name in BUFFERS for output in schema.outputs)
         self._sums: list[tuple[Tensor, float]] = []
-        if needs_maximum or any(name in wanted for name in MOMENTS):
-            self.moments = torch.empty(len(MOMENTS), images, units, device=device)
-        if needs_maximum:
-            self.argmax = torch.empty(images, units, dtype=torch.int32, device=device)
-        if "histogram" in wanted:
-            self.histogram = torch.empty(units, HISTOGRAM_BINS, dtype=histogram_dtype(schema), device=device)
-            self._sums.append((self.histogram, 0))
-        if "power_spectrum" in wanted:
-            self.power = torch.empty(units, FREQUENCY_BINS, dtype=torch.float64, device=device)
-            self._sums.append((self.power, 0))
+
+        def allocate(dims: tuple[str, ...], dtype: torch.dtype, start: float | None) -> Tensor:
+            buffer = torch.empty([lengths[dim] for dim in dims], dtype=dtype, device=layout.device)
+            if start is not None:
+                self._sums.append((buffer, start))
+            return buffer
+
+        needed = {buffer for name in layout.chosen.builtin for buffer in BUILTINS[name].buffers}
+        self.kernel: dict[str, Tensor] = {}
+        for name in BUFFERS:
+            if name in needed:
+                kind = BUFFERS[name]
+                count = torch.int64 if wide else torch.int32
+                dtype = count if kind.dtype == "count" else getattr(torch, kind.dtype)
+                self.kernel[name] = allocate(kind.dims, dtype, kind.start)
         self.custom: dict[str, Tensor] = {}
-        for metric in plan.chosen.custom.values():
+        for metric in layout.chosen.custom.values():
             for output in metric.outputs:
-                lengths = [images if dim == "image" else schema.lengths[dim] for dim in dims_held(output)]
-                self.custom[output.name] = torch.empty(lengths, dtype=computing_dtype(output), device=device)
-                if not output.per_image:
-                    self._sums.append((self.custom[output.name], output.neutral))
+                start = None if output.per_image else output.neutral
+                self.custom[output.name] = allocate(_dims_held(output), _computing_dtype(output), start)
+
+    @property
+    def nbytes(self) -> int:
+        """Size of all buffers together."""
+        return sum(buffer.nbytes for buffer in (*self.kernel.values(), *self.custom.values()))
 
     def begin(self) -> None:
-        """Forget the partition before: set what is summed to where it starts. Rows by image are written over."""
+        """Forget the partition before: reset what is summed. Rows of images are overwritten."""
         for total, start in self._sums:
             total.fill_(start)
 
@@ -109,28 +83,23 @@ class Buffers:
 class Partition:
     """One partition in the making. Rows are readable images, packed; unreadable ones appear in `finish`."""
 
-    def __init__(self, plan: Plan, buffers: Buffers, index: int, start: int, stop: int) -> None:
-        """Begin partition `index` of images [start, stop) in `buffers`, which nothing else may use any more."""
-        self.plan, self.index, self.start, self.stop = plan, index, start, stop
-        self.status = np.zeros(stop - start, dtype=np.int8)
+    def __init__(self, layout: Layout, buffers: Buffers, index: int) -> None:
+        """Begin partition `index` in `buffers`, which nothing else may use any more."""
+        self.layout, self.index = layout, index
+        self.start, self.stop = layout.schema.bounds(index)
+        self.status = np.zeros(self.stop - self.start, dtype=np.int8)
         self._readable: list[NDArray[np.int64]] = []
         self._rows = slice(0, 0)
-        self._slices = plan.slices
+        self._slices = layout.schema.slices
         buffers.begin()
-        self._moments, self._argmax = buffers.moments, buffers.argmax
-        self._histogram, self._power, self._custom = buffers.histogram, buffers.power, buffers.custom
+        self._kernel, self._custom = buffers.kernel, buffers.custom
         self._states = [
             [
                 State(layer, {o.name: self._custom[o.name][place] for o in metric.outputs if not o.per_image})
-                for metric in plan.chosen.custom.values()
+                for metric in layout.chosen.custom.values()
             ]
-            for layer, place in zip(plan.schema.layers, self._slices, strict=True)
+            for layer, place in zip(layout.schema.layers, self._slices, strict=True)
         ]
-
-    @property
-    def filled(self) -> int:
-        """How many readable images have been taken so far."""
-        return self._rows.stop
 
     def begin_batch(self, readable: NDArray[np.int64]) -> None:
         """Say which images of the dataset the maps of the next forward pass belong to."""
@@ -139,136 +108,158 @@ class Partition:
 
     def update(self, layer: int, maps: Tensor) -> None:
         """Take the maps [N, C, H, W] of one layer for the batch that was begun."""
-        rows, units = self._rows, self._slices[layer]
-        if self._moments is not None or self._histogram is not None or self._power is not None:
-            ops.accumulate(
-                maps,
-                None if self._moments is None else self._moments[:, rows, units],
-                None if self._argmax is None else self._argmax[rows, units],
-                None if self._histogram is None else self._histogram[units],
-                None if self._power is None else self._power[units],
-            )
-        for (name, metric), state in zip(self.plan.chosen.custom.items(), self._states[layer], strict=True):
-            values = metric.update(maps, state) or {}
-            expected = {output.name for output in metric.outputs if output.per_image}
-            if values.keys() != expected:
-                raise ActstatsError(
-                    f"metric {name} returned {sorted(values)} for layer {state.layer.name}; "
-                    f"its per-image outputs are {sorted(expected)}"
-                )
-            for key, value in values.items():
-                target = self._custom[key][rows, units]
-                if value.shape != target.shape:
-                    raise ActstatsError(
-                        f"metric {name} returned {key!r} of shape {tuple(value.shape)} for layer "
-                        f"{state.layer.name}; it must be {tuple(target.shape)}"
-                    )
-                target.copy_(value)
+        if self._kernel:
+            ops.accumulate(maps, *(self._part(name, layer) for name in BUFFERS))
+        for (name, metric), state in zip(self.layout.chosen.custom.items(), self._states[layer], strict=True):
+            self._update_custom(name, metric, state, maps, self._slices[layer])
 
-    def finish(self) -> Finished:
+    def finish(self) -> PartitionResult:
         """Rank the partition and start bringing everything to host memory. Call once, after the last batch."""
-        filled, wanted, k = self.filled, self.plan.chosen.builtin, self.plan.schema.top_k
+        schema, filled = self.layout.schema, self._rows.stop
+        rows = {
+            name: buffer.narrow(BUFFERS[name].dims.index("image"), 0, filled)
+            if "image" in BUFFERS[name].dims
+            else buffer
+            for name, buffer in self._kernel.items()
+        }
+        stored = {output.name: output for output in schema.outputs}
         found: dict[str, Tensor] = {}
-        if self._moments is not None:
-            stored = {output.name for output in self.plan.schema.outputs}
-            found |= {n: self._moments[i, :filled] for i, n in enumerate(MOMENTS) if n in stored}
-            if self._argmax is not None and "argmax" in stored:
-                found["argmax"] = self._argmax[:filled]
-        if "top" in wanted and self._moments is not None and self._argmax is not None:
-            maxima = self._moments[MOMENTS.index("maximum"), :filled]
-            ranked = ops.top_k(maxima, self._argmax[:filled], k)
-            found |= dict(zip(("top_value", "top_image", "top_position"), ranked, strict=True))
-        if self._histogram is not None:
-            found["histogram"] = self._histogram
-        if self._power is not None:
-            found["power_spectrum"] = self._power
-        for output in self.plan.schema.outputs:
-            if output.name in self._custom:
-                values = self._custom[output.name]
-                found[output.name] = values[:filled] if output.per_image else values
+        for name in self.layout.chosen.builtin:
+            found |= BUILTINS[name].finish(rows, schema.top_k)
+        for name, values in self._custom.items():
+            if name in stored:
+                found[name] = values[:filled] if stored[name].per_image else values
+        found = {name: values for name, values in found.items() if name in stored}
         event = None
-        if self.plan.device.type == "cuda":
+        if self.layout.device.type == "cuda":
             found = {name: _to_pinned(values) for name, values in found.items()}
             event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            event.record(torch.cuda.current_stream(self.plan.device))  # which may not be the current device
+            event.record(torch.cuda.current_stream(self.layout.device))  # which may not be the current device
         readable = np.concatenate([np.empty(0, dtype=np.int64), *self._readable])
-        return Finished(self.plan, self.index, self.start, self.status, readable, found, event)
+        return PartitionResult(
+            self.layout, self.index, self.status, Rows(schema.layers, readable, self.start), found, event
+        )
+
+    def _part(self, name: str, layer: int) -> Tensor | None:
+        """Return the part of a kernel's buffer that this batch of this layer writes; None if it is not computed."""
+        buffer = self._kernel.get(name)
+        if buffer is None:
+            return None
+        units = self._slices[layer]
+        where = {"image": self._rows, "unit": units}
+        return buffer[tuple(where.get(dim, slice(None)) for dim in BUFFERS[name].dims)]
+
+    def _update_custom(self, name: str, metric: Metric, state: State, maps: Tensor, units: slice) -> None:
+        layer = state.layer.name
+        try:
+            # A copy, so that a metric that works in place does not change what the next layer sees.
+            values = metric.update(maps.clone(), state)
+        except (ActstatsError, torch.OutOfMemoryError, MemoryError):
+            raise
+        except (Exception, SystemExit) as error:
+            raise ActstatsError(f"metric {name} failed in layer {layer}: {reason_of(error)}") from error
+        values = {} if values is None else values
+        expected = {output.name for output in metric.outputs if output.per_image}
+        if not isinstance(values, Mapping):
+            raise ActstatsError(
+                f"metric {name} returned a {type(values).__name__} for layer {layer}; update() must return a dict "
+                "of tensors by output, or None"
+            )
+        if values.keys() != expected:
+            raise ActstatsError(
+                f"metric {name} returned {sorted(map(str, values))} for layer {layer}; "
+                f"its per-image outputs are {sorted(expected)}"
+            )
+        for key, value in values.items():
+            target = self._custom[key][self._rows, units]
+            if not isinstance(value, Tensor) or value.shape != target.shape:
+                what = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+                raise ActstatsError(
+                    f"metric {name} returned {key!r} {what} for layer {layer}; "
+                    f"it must be a tensor of shape {tuple(target.shape)}"
+                )
+            target.copy_(value)
 
 
 @dataclass(frozen=True)
-class Finished:
+class PartitionResult:
     """A partition's results on their way to the store."""
 
-    plan: Plan
+    layout: Layout
     index: int
-    start: int
     status: NDArray[np.int8]
-    readable: NDArray[np.int64]
+    rows: Rows
     tensors: Mapping[str, Tensor]
     copied: torch.cuda.Event | None
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """Return each variable's values as the store takes them, rows of unreadable images filled in."""
+        """Return each variable's values as they are stored, rows of unreadable images filled in."""
         if self.copied is not None:
             self.copied.synchronize()
+        transforms = {
+            name: transform
+            for builtin in self.layout.chosen.builtin
+            for name, transform in (BUILTINS[builtin].stored or {}).items()
+        }
         found: dict[str, NDArray[Any]] = {}
-        for output in self.plan.schema.outputs:
+        for output in self.layout.schema.outputs:
             values = self.tensors[output.name].numpy().astype(output.dtype, copy=False)
-            if output.name == "power_spectrum":
-                values = self._without_unresolved(values)
-            elif output.name == "top_image":
-                rows = np.append(self.readable, -1)  # index -1, no image, stays -1
-                values = np.where(values < 0, -1, rows[values] + self.start)
-            elif output.per_image:
+            if output.name in transforms:
+                values = transforms[output.name](values, self.rows)
+            if output.per_image:
                 values = self._with_unreadable(output, values)
-                if self.plan.bitround is not None and output.dtype == "float32":
-                    values = bitround(values, self.plan.bitround)
+                if self.layout.bitround is not None and output.dtype == "float32":
+                    values = bitround(values, self.layout.bitround)
             found[output.name] = values
         return found
 
     def _with_unreadable(self, output: Output, values: NDArray[Any]) -> NDArray[Any]:
-        if len(self.readable) == len(self.status):
+        readable = self.rows.readable
+        if len(readable) == len(self.status):
             return values
         whole = np.full((len(self.status), *values.shape[1:]), output.missing, dtype=values.dtype)
-        whole[self.readable] = values
+        whole[readable] = values
         return whole
 
-    def _without_unresolved(self, power: NDArray[np.float64]) -> NDArray[np.float64]:
-        power = power.copy()
-        for layer, place in zip(self.plan.schema.layers, self.plan.slices, strict=True):
-            power[place, ~resolved(layer.height, layer.width)] = np.nan
-        return power
 
-
-def dims_held(output: Output) -> tuple[str, ...]:
-    """Return the dimensions that a partition's buffer has: all but `partition`."""
-    return output.dims if output.per_image else output.dims[1:]
-
-
-def computing_dtype(output: Output) -> torch.dtype:
-    """Return the dtype that an output is computed in: its own, but for unsigned ones, which torch cannot add."""
-    dtype = np.dtype(output.dtype)
-    if dtype.kind == "u" and dtype.itemsize > 1:
-        return torch.int64
-    return torch.from_numpy(np.empty(0, dtype)).dtype
-
-
-def histogram_dtype(schema: Schema) -> torch.dtype:
-    """Return the dtype of a partition's counts: i32 if they cannot overflow it, i64 otherwise."""
-    positions = max(layer.height * layer.width for layer in schema.layers)
-    return torch.int32 if schema.partition_size * positions < 2**31 else torch.int64
+def reason_of(error: BaseException) -> str:
+    """Return what an exception of someone else's code says, in one line, with the place that raised it in
+    brackets.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    inside = [frame for frame in frames if not Path(frame.filename).is_relative_to(Path(__file__).parent)]
+    place = f" ({Path(inside[-1].filename).name}:{inside[-1].lineno})" if inside else ""
+    said = next(iter(str(error).splitlines()), "")
+    if isinstance(error, SystemExit):
+        said = f"it ended the program with sys.exit({said})"
+    elif type(error).__name__ not in said:
+        said = f"{type(error).__name__}: {said}" if said else type(error).__name__
+    return said + place
 
 
 def bitround(values: NDArray[np.float32], keep: int) -> NDArray[np.float32]:
     """Return f32 `values` rounded to `keep` of the 23 mantissa bits, so that they compress better.
 
-    To nearest, ties to even; relative error at most 2^-(keep + 1). Infinities and NaN are as they were.
+    To nearest, ties to even; relative error at most 2^-(keep + 1). Infinities and NaN stay as they are.
     Source: Klöwer et al. 2021, doi:10.1038/s43588-021-00156-2.
     """
     from numcodecs import BitRound
 
     rounded = np.asarray(BitRound(keepbits=keep).encode(values)).view(np.float32).reshape(values.shape)
     return np.where(np.isfinite(values), rounded, values)
+
+
+def _dims_held(output: Output) -> tuple[str, ...]:
+    """Return the dimensions that a partition's buffer has: all but `partition`."""
+    return output.dims if output.per_image else output.dims[1:]
+
+
+def _computing_dtype(output: Output) -> torch.dtype:
+    """Return the dtype that an output is computed in: its own, but for unsigned ones, which torch cannot add."""
+    dtype = np.dtype(output.dtype)
+    if dtype.kind == "u" and dtype.itemsize > 1:
+        return torch.int64
+    return torch.from_numpy(np.empty(0, dtype)).dtype
 
 
 def _to_pinned(values: Tensor) -> Tensor:

@@ -32,6 +32,22 @@ def find_device(name: str) -> torch.device:
     return device
 
 
+def to_device(model: nn.Module, device: torch.device) -> nn.Module:
+    """Return the network, moved to `device`, its weights of 2-D convolutions in channels_last memory format.
+
+    Raises:
+        ActstatsError: the network is on the meta device, which holds no weights.
+    """
+    if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
+        raise ActstatsError("the network is on the meta device, so it has no weights; load them first")
+    model = model.to(device)
+    # Not `model.to(memory_format=...)`, which fails on the 5-D weights of a Conv3d.
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.ndim == 4:
+            tensor.data = tensor.data.to(memory_format=torch.channels_last)
+    return model
+
+
 def uploader(device: torch.device) -> Callable[[Tensor], Tensor]:
     """Return how a batch gets to `device`.
 

@@ -1,28 +1,30 @@
-"""How far a sweep is, and what it did."""
+"""How far a sweep is, what it is about to do, and what it did."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a sweep is: what `sweep` hands to its `progress` callback after every batch."""
+    """How far a loop over images is: what `on_progress` is called with after every batch."""
 
     done: int
     """Images done in this run, unreadable ones included."""
     total: int
     """Images that this run has to do."""
     failed: int
+    """Images that could not be read."""
     seconds: float
     """Since the first batch was asked for."""
     waiting: float
-    """Seconds of these in which the model waited for data."""
+    """Seconds of these in which the network waited for images."""
 
     @property
     def rate(self) -> float:
-        """Images a second."""
+        """Images per second."""
         return self.done / self.seconds if self.seconds else 0.0
 
     @property
@@ -32,13 +34,33 @@ class Progress:
 
     @property
     def waiting_share(self) -> float:
-        """Share of the time in which the model waited for data."""
+        """Share of the time in which the network waited for images."""
         return self.waiting / self.seconds if self.seconds else 0.0
 
 
 @dataclass(frozen=True)
+class Started:
+    """What a run is about to do: what `on_start` is called with."""
+
+    store: Path
+    arch: str
+    layers: int
+    units: int
+    images: int
+    """Images of the whole sweep."""
+    partitions: int
+    """Partitions of the whole sweep."""
+    complete: int
+    """Partitions that were complete before this run."""
+    todo: int
+    """Images that this run has to do."""
+    notes: Sequence[str] = ()
+    """What differs from the run that made the store, without changing a number; one line each."""
+
+
+@dataclass(frozen=True)
 class Summary:
-    """What a call of `sweep` did."""
+    """What a run of a sweep did."""
 
     store: Path
     images: int

@@ -1,338 +1,262 @@
-"""The engine: one streaming pass over the images, every unit's statistics into one store.
+"""Running a sweep: partitions of images through the network, every unit's statistics into the store.
 
-images -> loader threads -> batch -> normalise on the device -> forward pass
-          (distort)                  (attack)                     | hooks, one for each layer
-                store <- writer thread <- partition's buffers <- fused kernel
+`Job` holds what a process needs to compute partitions: the network on its device, the images, the buffers' layout.
+`run_partitions` is the only code that computes them.
+
+images -> Feed -> forward pass, one hook per layer -> fused kernel -> partition's buffers -> writer thread -> store
 """
 
 from __future__ import annotations
 
+import platform
+import socket
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from actstats.data import Batch, ImageError, Source, batches, open_source
+from actstats.data import Source
 from actstats.data.loader import split
-from actstats.data.on_device import DeviceDecoder
-from actstats.data.preprocessing import Preprocessing
-from actstats.distort import Chain, Distorter, parse
+from actstats.distort import Chain
 from actstats.errors import ActstatsError
-from actstats.layers import Layer, select_layers, watch
-from actstats.metrics import DEFAULT, Metric, choose
-from actstats.models import Loaded, load_model
-from actstats.store import Schema, Store, parse_compression
-from actstats.store import manifest as manifests
-from actstats.support import one_or_more
-from actstats.sweeping.buffers import Buffers, Partition, Plan, schema_of
-from actstats.sweeping.device import find_device, in_eval_mode, out_of_memory_explained, uploader
-from actstats.sweeping.progress import Progress, Summary
-from actstats.sweeping.writer import Writer
+from actstats.layers import watch
+from actstats.models import Loaded
+from actstats.store import Store
+from actstats.store.manifest import versions
+from actstats.sweeping.batches import Feed
+from actstats.sweeping.buffers import Buffers, Layout, Partition, PartitionResult, reason_of
+from actstats.sweeping.device import in_eval_mode, out_of_memory_explained
+from actstats.sweeping.progress import Progress
+from actstats.sweeping.settings import Execution, Settings
 
-AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-DECODERS = ("pillow", "device")
+_AMP: Final = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def sweep(
-    model: str | nn.Module | Loaded,
-    images: str | Path | Source,
-    store: str | Path,
-    *,
-    weights: str = "default",
-    robust: str | bool | None = None,
-    seed: int = 0,
-    offline: bool = False,
-    preprocessing: Preprocessing | None = None,
-    distort: str | Sequence[str] | Chain = (),
-    layers: str | Sequence[str] = ("conv",),
-    metrics: str | Sequence[str] = DEFAULT,
-    custom: str | Metric | type[Metric] | Sequence[str | Metric | type[Metric]] = (),
-    top_k: int = 16,
-    per_image: bool = True,
-    batch_size: int = 32,
-    partition_size: int = 1024,
-    limit: int | None = None,
-    part: tuple[int, int] = (0, 1),
-    device: str = "auto",
-    amp: str = "off",
-    workers: int | None = None,
-    decode: str = "pillow",
-    bitround: int | None = None,
-    compression: str = "zstd:1",
-    strict: bool = False,
-    overwrite: bool = False,
-    progress: Callable[[Progress], None] | None = None,
-    started: Callable[[Store, Schema, int], None] | None = None,
-) -> Summary:
-    """Compute statistics of every unit of `model` over `images`, in one pass, into the store at `store`.
+@dataclass(frozen=True)
+class Job:
+    """A sweep on one process: the network on its device, the open images, and what is computed."""
 
-    A sweep that was stopped, however, goes on where it was: call it again with the same arguments.
+    loaded: Loaded
+    source: Source
+    layout: Layout
+    settings: Settings
+    chain: Chain | None = None
 
-    Args:
-        model: an architecture's name (`load_model`), a `Loaded` model, or a module of your own (then give
-            `preprocessing`). It is put on `device`, in eval mode and channels_last memory format.
-        images: a folder, tar files or `"demo"` (`open_source` has them all), or an open source.
-        store: where the Zarr store is or shall be.
-        weights: as for `load_model`, where `model` is a name.
-        robust: likewise, adversarially trained weights.
-        seed: of random weights.
-        offline: never touch the network.
-        preprocessing: from image to input; None: what belongs to the weights.
-        distort: what is done to each cropped image, as `["scramble:4", "noise:0.1"]` (`actstats.distort`).
-        layers: presets (`conv`, `block`, `all`, `paper`), module names and globs (`select_layers`).
-        metrics: names of built-in and installed metrics.
-        custom: metrics of your own: objects, classes, or `"package.module:Class"`.
-        top_k: images kept for each unit.
-        per_image: whether to store the variables of dimension `image`; without, only what is summed by partition.
-        batch_size: images a forward pass; part of the manifest, as it can change the last bits of an activation.
-        partition_size: images a partition, the block that is completed and stored as a whole.
-        limit: only the first so many images.
-        part: (i, n): this process does every n-th partition, beginning with the i-th; n processes share a store.
-        device: "cpu", "cuda", "cuda:1", or "auto": a GPU if there is one.
-        amp: "bf16" or "fp16" to run the forward pass under autocast, or "off".
-        workers: threads that decode images; None: one for each core but at most 8, 0: none.
-        decode: "device" to decode, resize and crop JPEGs on `device`, by nvJPEG on a GPU; the pixels differ a little
-            from those of "pillow", which the weights' authors used.
-        bitround: mantissa bits (1 to 23) kept of per-image floats, so that they compress better.
-        compression: "zstd:LEVEL" or "none".
-        strict: stop at the first unreadable image instead of recording it.
-        overwrite: remove a store of another sweep that is in the way.
-        progress: called after each batch.
-        started: called once, when the store is open, with it, its schema and the images this run has to do.
+
+def run_partitions(
+    job: Job, store: Store, indices: Sequence[int], execution: Execution
+) -> tuple[Progress, dict[str, str]]:
+    """Compute the partitions `indices` and write each to `store` as it is complete.
 
     Returns:
-        A summary of this run.
+        How far the run got, and the reason by path of each image that could not be read.
 
     Raises:
         ActstatsError: anything that the user can mend, in one line. Completed partitions are kept.
         KeyboardInterrupt: on Ctrl-C, after the partition that is being written is complete.
     """
-    _check_settings(batch_size, partition_size, top_k, part, amp, decode, bitround, workers)
-    parse_compression(compression)
-    target = find_device(device)
-    chosen = choose(metrics, custom)
-    chain = distort if isinstance(distort, Chain) else parse(distort)
-    source = open_source(images, limit=limit) if isinstance(images, str | Path) else images
-    if isinstance(model, str):
-        model = load_model(model, weights, robust=robust, seed=seed, offline=offline)
-    loaded = _with_preprocessing(model, preprocessing)
-    chain.check(loaded.preprocessing)
-    if chain and decode == "device":
-        raise ActstatsError("images are distorted on the CPU: leave --decode device away, or --distort")
-    _refuse_unreadable(source)
-    decoder = DeviceDecoder(source, loaded.preprocessing, target) if decode == "device" else None
-    with in_eval_mode(loaded.model), out_of_memory_explained(batch_size):
-        network = loaded.model.to(target).to(memory_format=torch.channels_last)
-        example = torch.zeros(2, *loaded.preprocessing.shape, device=target)
-        hooked = select_layers(network, example, layers)
-        schema = schema_of(chosen, hooked, len(source), partition_size, top_k, per_image)
-        manifest = manifests.build(
-            **loaded.identity,
-            preprocessing=loaded.preprocessing.to_dict(),
-            **chain.record(),
-            layers=[_describe(layer) for layer in hooked],
-            selectors=one_or_more(layers),
-            metrics=[*chosen.builtin, *chosen.custom],
-            outputs=[output.name for output in schema.outputs],
-            top_k=top_k,
-            batch_size=batch_size,
-            partition_size=partition_size,
-            data={
-                "spec": source.spec,
-                "kind": source.kind,
-                "images": len(source),
-                "fingerprint": source.fingerprint,
-                "classes": list(source.classes),
-            },
-            device=target.type,
-            amp=amp,
-            decode=decode,
-            bitround=bitround,
-            compression=compression,
-        )
-        opened = Store.open_or_create(
-            store, manifest, schema, source.paths, source.labels, compression=compression, overwrite=overwrite
-        )
-        todo = [p for p in range(schema.partitions) if p % part[1] == part[0] and not opened.completed[p]]
-        total = sum(stop - start for start, stop in map(opened.bounds, todo))
-        if started is not None:
-            started(opened, schema, total)
-        distorter = Distorter(chain, source.paths, network, loaded.preprocessing) if chain else None
-        plan = Plan(schema, chosen, target, bitround)
-        run = _Run(loaded, source, opened, plan, hooked, distorter, decoder, total)
-        run.over(todo, batch_size, workers, AMP[amp], strict, progress)
-    return Summary(
-        store=opened.path,
-        images=len(source),
-        units=schema.units,
-        layers=len(hooked),
-        progress=run.progress,
-        partitions=len(todo),
-        complete=bool(opened.completed.all()),
-        failures=run.failures,
+    settings, layout = job.settings, job.layout
+    ranges = [r for index in indices for r in split(*store.bounds(index), settings.batch_size)]
+    feed = Feed(
+        job.loaded,
+        job.source,
+        layout.device,
+        ranges,
+        chain=job.chain,
+        decode=settings.decode,
+        workers=execution.workers,
+        strict=execution.strict,
+        on_progress=execution.on_progress,
     )
+    # One set is filled while the writer has the other; it gives that back before the one after next begins.
+    buffers = [Buffers(layout) for _ in indices[:2]]
+    with (
+        out_of_memory_explained(settings.batch_size),
+        in_eval_mode(job.loaded.model),
+        Writer(store) as writer,
+        _Forward(job) as forward,
+        closing(iter(feed)) as batches,
+    ):
+        for batch, images in batches:
+            partition = forward.partition
+            if partition is None:
+                buffers.reverse()
+                partition = Partition(layout, buffers[0], batch.start // store.partition_size)
+                forward.begin(partition)
+            partition.status[batch.start - partition.start : batch.stop - partition.start] = batch.status
+            if images is not None:
+                partition.begin_batch(batch.position + batch.start)
+                forward(images)
+            if batch.stop == partition.stop:
+                writer.put(partition.finish(), forward.provenance())
+                forward.partition = None
+            writer.check()
+    return feed.progress, feed.failures
 
 
-class _Run:
-    """The loop over batches, with what it counts."""
+class _Forward:
+    """Forward passes of a job's network whose layers' maps go to the current partition."""
 
-    def __init__(
-        self,
-        loaded: Loaded,
-        source: Source,
-        store: Store,
-        plan: Plan,
-        layers: Sequence[Layer],
-        distorter: Distorter | None,
-        decoder: DeviceDecoder | None,
-        total: int,
-    ) -> None:
-        self.loaded, self.source, self.store, self.plan, self.layers = loaded, source, store, plan, layers
-        self.distorter, self.decoder = distorter, decoder
-        self.failures: dict[str, str] = {}
-        self.progress = Progress(0, total, 0, 0.0, 0.0)
-
-    def over(
-        self,
-        todo: Sequence[int],
-        batch_size: int,
-        workers: int | None,
-        amp: torch.dtype | None,
-        strict: bool,
-        report: Callable[[Progress], None] | None,
-    ) -> None:
-        device, model = self.plan.device, self.loaded.model
-        ranges = [r for p in todo for r in split(*self.store.bounds(p), batch_size)]
-        distorter, pin = self.distorter, device.type == "cuda"
-        distort = distorter.image if distorter is not None else None
-        loader = batches(
-            self.source,
-            self.loaded.preprocessing,
-            ranges,
-            workers=workers,
-            pin=pin,
-            distort=distort,
-            decoder=self.decoder,
+    def __init__(self, job: Job) -> None:
+        self._model, self._layout = job.loaded.model, job.layout
+        amp = _AMP[job.settings.amp]
+        self._autocast: AbstractContextManager[Any] = (
+            nullcontext() if amp is None else torch.autocast(job.layout.device.type, dtype=amp)
         )
-        autocast: AbstractContextManager[Any] = (
-            torch.autocast(device.type, dtype=amp) if amp is not None else nullcontext()
-        )
-        upload = uploader(device)
-        # One set is filled while the writer has the other; it gives that back before the one after next begins.
-        buffers = [Buffers(self.plan) for _ in todo[:2]]
-        partition: Partition | None = None
+        self.partition: Partition | None = None
+        self._listening = False
+        self._begun = 0.0
+        self._hooks = watch(self._model, job.layout.schema.layers, self._update)
 
-        def update(layer: int, maps: Tensor) -> None:
-            assert partition is not None
-            if not attacking:
-                partition.update(layer, maps)
+    def begin(self, partition: Partition) -> None:
+        """Fill this partition from now on."""
+        self.partition, self._begun = partition, time.perf_counter()
 
-        begun, waited, attacking = time.perf_counter(), 0.0, False
-        with Writer(self.store) as writer, closing(loader), watch(model, self.layers, update):
-            for batch, seconds in _timed(loader):
-                waited += seconds
-                if partition is None:
-                    index = batch.start // self.store.partition_size
-                    buffers.reverse()
-                    partition = Partition(self.plan, buffers[0], index, *self.store.bounds(index))
-                self._note_failures(batch, strict)
-                partition.status[batch.start - partition.start : batch.stop - partition.start] = batch.status
-                readable = batch.position + batch.start
-                if len(readable):
-                    partition.begin_batch(readable)
-                    pixels = upload(batch.pixels)
-                    if distorter is not None:
-                        attacking = True
-                        pixels = distorter.batch(pixels, readable.tolist())
-                        attacking = False
-                    with torch.inference_mode(), autocast:
-                        model(self.loaded.preprocessing.normalize(pixels))
-                if batch.stop == partition.stop:
-                    writer.put(partition.finish())
-                    partition = None
-                writer.check()
-                self.progress = Progress(
-                    done=self.progress.done + batch.stop - batch.start,
-                    total=self.progress.total,
-                    failed=len(self.failures),
-                    seconds=time.perf_counter() - begun,
-                    waiting=waited,
-                )
-                if report is not None:
-                    report(self.progress)
-
-    def _note_failures(self, batch: Batch, strict: bool) -> None:
-        for index, message in batch.messages.items():
-            path = self.source.paths[index]
-            if strict:
-                raise ActstatsError(f"{path}: {message} (without --strict the sweep records it and goes on)")
-            self.failures[path] = message
-
-
-def _check_settings(
-    batch_size: int,
-    partition_size: int,
-    top_k: int,
-    part: tuple[int, int],
-    amp: str,
-    decode: str,
-    bitround: int | None,
-    workers: int | None,
-) -> None:
-    for name, value in (("batch_size", batch_size), ("partition_size", partition_size), ("top_k", top_k)):
-        if value < 1:
-            raise ActstatsError(f"{name} is {value}; it must be at least 1")
-    if workers is not None and workers < 0:
-        raise ActstatsError(f"workers is {workers}; it must be at least 0")
-    if not 0 <= part[0] < part[1]:
-        raise ActstatsError(f"part is {part[0]}/{part[1]}; it must be I/N with 0 <= I < N")
-    if amp not in AMP:
-        raise ActstatsError(f"amp is {amp!r}; give {', '.join(AMP)}")
-    if decode not in DECODERS:
-        raise ActstatsError(f"decode is {decode!r}; give {', '.join(DECODERS)}")
-    if bitround is not None and not 1 <= bitround <= 23:
-        raise ActstatsError(f"bitround is {bitround}; a float32 keeps 1 to 23 mantissa bits")
-
-
-def _with_preprocessing(model: nn.Module | Loaded, preprocessing: Preprocessing | None) -> Loaded:
-    if isinstance(model, nn.Module):
-        if preprocessing is None:
-            raise ActstatsError("a module of your own needs preprocessing=actstats.Preprocessing(...)")
-        return Loaded.of(model, preprocessing)
-    if preprocessing is None:
-        return model
-    return Loaded(model.model, preprocessing, model.identity)
-
-
-def _refuse_unreadable(source: Source) -> None:
-    """Find one image that can be read, before anything is made."""
-    first: ImageError | None = None
-    for index in range(len(source)):
+    def __call__(self, images: Tensor) -> None:
+        """Run the network on `images` f32 [n, 3, H, W]."""
+        self._listening = True
         try:
-            source.image(index)
-        except ImageError as error:
-            first = first or error
-        else:
-            return
-    raise ActstatsError(
-        f"none of the {len(source)} images of {source.spec} can be read; {source.paths[0]}: {first}"
+            with torch.inference_mode(), self._autocast:
+                self._model(images)
+        except (ActstatsError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except (Exception, SystemExit) as error:
+            if "allocate memory" in str(error) or "not enough memory" in str(error):
+                raise
+            raise ActstatsError(
+                f"the network fails on a batch of {len(images)} images: {reason_of(error)}"
+            ) from error
+        finally:
+            self._listening = False
+
+    def provenance(self) -> dict[str, Any]:
+        """Return where, with what and how fast the current partition was computed."""
+        return provenance(self._layout.device, time.perf_counter() - self._begun)
+
+    def _update(self, layer: int, maps: Tensor) -> None:
+        if self._listening:  # an attack runs the network as well
+            assert self.partition is not None
+            self.partition.update(layer, maps)
+
+    def __enter__(self) -> _Forward:
+        self._hooks.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._hooks.__exit__(kind, error, trace)
+
+
+def provenance(device: torch.device, seconds: float) -> dict[str, Any]:
+    """Return the record of one computed partition: host, device, versions, seconds; fit for JSON."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {
+        "host": socket.gethostname(),
+        "device": f"{device.type}: {name}",
+        "seconds": round(seconds, 3),
+        "versions": versions(),
+    }
+
+
+class Writer:
+    """Writes partitions in its own thread, one at a time; at most one more is kept, so memory stays bounded.
+
+    Use it as a context manager: leaving it waits for the partition that is being written, also on Ctrl-C, so
+    that work which is complete is kept. An error of the thread is raised in the caller's next call, or on
+    leaving.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def put(self, result: PartitionResult, provenance: Mapping[str, Any]) -> None:
+        """Begin to write a partition; wait first for the one before it.
+
+        Raises:
+            ActstatsError: the partition before it could not be written.
+        """
+        self._wait()
+        self._thread = threading.Thread(target=self._write, args=(result, provenance), name="actstats-writer")
+        self._thread.start()
+
+    def check(self) -> None:
+        """Raise the error that stopped the thread, if any; never waits."""
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def _wait(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self.check()
+
+    def _write(self, result: PartitionResult, provenance: Mapping[str, Any]) -> None:
+        try:
+            self._store.write(result.index, result.arrays(), result.status, provenance)
+        except BaseException as error:  # raised again in the caller's thread
+            self._error = error
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self._wait()
+        elif self._thread is not None:
+            self._thread.join()
+
+
+def measured_seconds(job: Job, images: int) -> float:
+    """Return about how long the whole sweep of `images` images takes: from a few batches, after one that compiles.
+
+    Raises:
+        ActstatsError: as `run_partitions`.
+    """
+    size = job.settings.batch_size
+    batches = min(_MEASURED, -(-job.layout.schema.partition_size // size), -(-images // size))
+    seconds = []
+    feed = Feed(
+        job.loaded,
+        job.source,
+        job.layout.device,
+        split(0, min(batches * size, images, job.layout.schema.partition_size), size),
+        chain=job.chain,
+        decode=job.settings.decode,
     )
+    buffers = Buffers(job.layout)
+    with (
+        out_of_memory_explained(size),
+        in_eval_mode(job.loaded.model),
+        _Forward(job) as forward,
+        closing(iter(feed)) as passes,
+    ):
+        forward.begin(Partition(job.layout, buffers, 0))
+        assert forward.partition is not None
+        begun = time.perf_counter()
+        for batch, inputs in passes:
+            if inputs is not None:
+                forward.partition.begin_batch(batch.position + batch.start)
+                forward(inputs)
+            if job.layout.device.type == "cuda":
+                torch.cuda.synchronize(job.layout.device)
+            seconds.append((time.perf_counter() - begun) / (batch.stop - batch.start))
+            begun = time.perf_counter()
+    # The first batch compiles kernels and waits for the first images; with one batch there is nothing better.
+    steady = seconds[1:] or seconds
+    return images * sum(steady) / len(steady)
 
 
-def _describe(layer: Layer) -> dict[str, Any]:
-    names = ("name", "module", "call", "kind", "units", "height", "width")
-    return {name: getattr(layer, name) for name in names}
-
-
-def _timed(loader: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
-    """Yield each batch with the seconds that it was waited for."""
-    while True:
-        asked = time.perf_counter()
-        batch = next(loader, None)
-        if batch is None:
-            return
-        yield batch, time.perf_counter() - asked
+_MEASURED: Final = 5
+"""Batches that `measured_seconds` runs, the first included."""

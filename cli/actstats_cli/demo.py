@@ -17,7 +17,7 @@ from actstats_cli.progress import Reporter
 
 if TYPE_CHECKING:
     from actstats.demo.pair import Row
-    from actstats.store import Schema, Store
+    from actstats.sweeping.progress import Started
 
 
 @click.command()
@@ -52,11 +52,11 @@ def demo(
     with ExitStack() as stack:
         reporter = Reporter()
 
-        def started(store: Store, schema: Schema, total: int) -> None:
+        def started(start: Started) -> None:
             nonlocal reporter
             stack.close()  # The bar of the sweep before this one.
             reporter = stack.enter_context(Reporter())
-            reporter.started(store, schema, total)
+            reporter.started(start)
 
         made = run(
             out,
@@ -64,8 +64,8 @@ def demo(
             limit=limit,
             device=device,
             overwrite=overwrite,
-            progress=lambda done: reporter.advance(done),
-            started=started,
+            on_progress=lambda done: reporter.advance(done),
+            on_start=started,
         )
     if as_json:
         files = [str(file) for file in made.files]

@@ -11,7 +11,7 @@ from actstats_cli import options
 from actstats_cli.printing import count, print_json, size, table
 
 if TYPE_CHECKING:
-    from actstats.sweeping.listing import Listing
+    from actstats.sweeping.planning import LayerListing
 
 IMAGES: Final = (50_000, 1_281_167)
 """Images of ImageNet's validation and training sets."""
@@ -43,7 +43,7 @@ def layers(arch: str, weights: str | None, metrics: tuple[str, ...], as_json: bo
         actstats layers --arch googlenet --layers conv
         actstats layers --arch alexnet --layers 'features.*' --metrics mean,total_variation
     """
-    from actstats.sweeping.listing import list_layers
+    from actstats.sweeping.planning import list_layers
 
     if metrics:
         settings["metrics"] = metrics
@@ -56,7 +56,7 @@ def layers(arch: str, weights: str | None, metrics: tuple[str, ...], as_json: bo
             click.echo(line)
 
 
-def _lines(listing: Listing, sizes: bool) -> Iterator[str]:
+def _lines(listing: LayerListing, sizes: bool) -> Iterator[str]:
     rows = [("layer", "kind", "output", "units", "map", "presets")]
     rows += [
         (
@@ -75,10 +75,10 @@ def _lines(listing: Listing, sizes: bool) -> Iterator[str]:
     if sizes:
         schema = listing.schema
         yield (
-            f"a store of these, before compression: {size(listing.bytes_an_image)} an image and "
-            f"{size(listing.bytes_a_partition)} a partition of {count(schema.partition_size, 'image')}"
+            f"a store of these, before compression: {size(listing.bytes_per_image)} an image and "
+            f"{size(listing.bytes_per_partition)} a partition of {count(schema.partition_size, 'image')}"
         )
-        yield from (f"  {images:,} images: {size(schema.bytes(images))}" for images in IMAGES)
+        yield from (f"  {images:,} images: {size(schema.bytes(images=images))}" for images in IMAGES)
         return
     others = {**listing.refused, **listing.never_ran}
     if others:
@@ -88,7 +88,7 @@ def _lines(listing: Listing, sizes: bool) -> Iterator[str]:
             yield f"  and {len(others) - SHOWN:,} more: --json has them all"
 
 
-def _as_dict(arch: str, listing: Listing, sizes: bool) -> dict[str, Any]:
+def _as_dict(arch: str, listing: LayerListing, sizes: bool) -> dict[str, Any]:
     found: dict[str, Any] = {
         "arch": arch,
         "units": listing.schema.units,
@@ -110,9 +110,9 @@ def _as_dict(arch: str, listing: Listing, sizes: bool) -> dict[str, Any]:
     }
     if sizes:
         found["bytes"] = {
-            "image": listing.bytes_an_image,
-            "partition": listing.bytes_a_partition,
+            "image": listing.bytes_per_image,
+            "partition": listing.bytes_per_partition,
             "partition_size": listing.schema.partition_size,
-            **{str(images): listing.schema.bytes(images) for images in IMAGES},
+            **{str(images): listing.schema.bytes(images=images) for images in IMAGES},
         }
     return found

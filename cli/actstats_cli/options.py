@@ -8,6 +8,9 @@ from typing import Any, TypeVar
 
 import click
 
+from actstats.metrics import BUILTINS
+from actstats.sweeping.settings import Settings
+
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 
@@ -30,7 +33,7 @@ def number(
     """Return an option of a whole number, `least` or more."""
     return click.option(
         name,
-        type=click.IntRange(min=least),
+        type=click.IntRange(least, 2**31 - 1),
         metavar="N",
         default=default,
         show_default=default is not None,
@@ -70,7 +73,7 @@ seed = click.option(
     metavar="N",
     default=0,
     show_default="0",
-    help="Of random weights (--weights none).",
+    help="Seed for random weights (--weights none).",
 )
 distort = click.option(
     "--distort",
@@ -97,7 +100,7 @@ def _layers(preset: str) -> Callable[[Decorated], Decorated]:
     )
 
 
-layers = _layers("conv")
+layers = _layers(*Settings.layers)
 layers_of_the_paper = _layers("paper")
 layers_or_all = click.option(
     "--layers", multiple=True, callback=split, metavar="NAMES", help=f"Only these. {_LAYERS}"
@@ -107,8 +110,7 @@ metrics = click.option(
     multiple=True,
     callback=split,
     metavar="NAMES",
-    help="What to compute, with commas between: mean, variance, maximum, active_fraction, total_variation, "
-    "power_spectrum, histogram, top, and installed metrics. Default: all built-in ones.",
+    help=f"What to compute, separated by commas: {', '.join(BUILTINS)}, or installed metrics. Default: all of these.",
 )
 metric = click.option(
     "--metric",
@@ -119,24 +121,26 @@ metric = click.option(
 )
 per_image = click.option(
     "--per-image/--no-per-image",
-    default=True,
+    default=Settings.per_image,
     show_default=True,
-    help="Store the variables that have a value for each image, or only what is summed by partition.",
+    help="Store the variables that have a value per image, or only what is summed per partition.",
 )
-top_k = number("--top-k", "Images kept for each unit, those with its greatest activations.", default=16)
+top_k = number(
+    "--top-k", "Images kept per unit, those with its greatest activations.", default=Settings.top_k
+)
 partition_size = number(
     "--partition-size",
-    "Images a partition, the block that is stored as a whole: what a stop can cost at most.",
-    default=1024,
+    "Images per partition, the block that is stored as a whole: the most that an interruption can cost.",
+    default=Settings.partition_size,
 )
-limit = number("--limit", "Only the first so many images.")
-batch_size = number("--batch-size", "Images a forward pass.", default=32)
+limit = number("--limit", "Use only the first N images.")
+batch_size = number("--batch-size", "Images per forward pass.", default=Settings.batch_size)
 device = click.option(
-    "--device", default="auto", show_default=True, help="cpu, cuda, cuda:N, or auto: a GPU if any."
+    "--device", default="auto", show_default=True, help="cpu, cuda, cuda:N, or auto: a GPU if there is one."
 )
-workers = number("--workers", "Threads that decode images. Default: one for each core, at most 8.", least=0)
+workers = number("--workers", "Threads that decode images. Default: one per core, at most 8.", least=0)
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 
 network = together(arch, weights, robust, seed, offline)
 stored = together(metrics, metric, per_image, top_k, partition_size)
-"""What decides the size of a store, beside the layers."""
+"""What decides the size of a store, besides the layers."""

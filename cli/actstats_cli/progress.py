@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 import time
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -14,8 +15,7 @@ import click
 from actstats_cli.printing import count, duration
 
 if TYPE_CHECKING:
-    from actstats.store import Schema, Store
-    from actstats.sweeping.progress import Progress
+    from actstats.sweeping.progress import Progress, Started
 
 EVERY = 10.0
 """Seconds between two plain lines."""
@@ -24,25 +24,29 @@ PATIENCE = 5.0
 
 
 class Reporter:
-    """Says on stderr what a sweep is going to do, and how far it is; close it before anything else is printed."""
+    """Reports on stderr what a sweep is going to do and how far it is; close it before anything else is printed."""
 
     def __init__(self) -> None:
-        self.store: Store | None = None
+        self.store: Path | None = None
         self._bar: Any = None
         self._last = time.monotonic()
         self._timer = threading.Timer(PATIENCE, self._explain)
 
-    def started(self, store: Store, schema: Schema, total: int) -> None:
-        """Say what is about to be computed: `total` images of this run."""
-        self.store = store
-        done = int(store.completed.sum())
+    def started(self, start: Started) -> None:
+        """Say what is about to be computed."""
+        self.store, total = start.store, start.todo
         click.echo(
-            f"{store.manifest['arch']}: {count(len(schema.layers), 'layer')}, {count(schema.units, 'unit')}, "
-            f"{count(schema.images, 'image')} in {count(schema.partitions, 'partition')}, to {store.path}",
+            f"{start.arch}: {count(start.layers, 'layer')}, {count(start.units, 'unit')}, "
+            f"{count(start.images, 'image')} in {count(start.partitions, 'partition')}, to {start.store}",
             err=True,
         )
-        if done and total:
-            click.echo(f"going on: {done} of {count(schema.partitions, 'partition')} were complete", err=True)
+        for note in start.notes:
+            click.echo(f"note: {note}", err=True)
+        if start.complete and total:
+            click.echo(
+                f"resuming: {start.complete} of {count(start.partitions, 'partition')} were complete",
+                err=True,
+            )
         if total and _has_room_for_a_bar():
             from tqdm import tqdm
 

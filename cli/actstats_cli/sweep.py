@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from actstats.sweeping.settings import AMP, DECODERS, Settings
 from actstats_cli import options
-from actstats_cli.printing import count, duration, print_json
+from actstats_cli.printing import count, duration, print_json, size, table
 from actstats_cli.progress import Reporter
 
 if TYPE_CHECKING:
+    from actstats.sweeping.planning import Estimate, SweepPlan
     from actstats.sweeping.progress import Summary
 
-SHOWN = 5
+SHOWN: Final = 5
 """Images that could not be read which are named in the summary."""
+DEMO: Final = "demo"
 
 
 class Part(click.ParamType[tuple[int, int]]):
@@ -35,32 +40,20 @@ class Part(click.ParamType[tuple[int, int]]):
         return int(first), int(second)
 
 
-class Images(click.types.StringParamType):
-    """A source of images."""
-
-    def get_missing_message(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
-        """Return what to give."""
-        return "Give a folder of images, a .tar, or demo: photographs that come with actstats."
-
-
-class NewStore(click.Path):
-    """A store to fill."""
-
-    def get_missing_message(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
-        """Return what to give."""
-        return "Give a folder for the results, googlenet.zarr say."
-
-
 @click.command()
 @options.network
 @click.option(
     "--data",
-    required=True,
-    type=Images(),
     metavar="IMAGES",
-    help="A folder, a .tar, a folder of tars, 'shard-{000..009}.tar', or demo.",
+    envvar="ACTSTATS_DATA",
+    help="A folder, a .tar, a folder of tars, 'shard-{000..009}.tar', or demo, the default: crops of photographs "
+    "that come with scikit-image. The environment variable ACTSTATS_DATA sets another default.",
 )
-@click.option("--out", required=True, type=NewStore(path_type=Path), help="The store to fill, a folder.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="The store to fill, a folder. Default: named after what is swept, such as googlenet-robust-demo.zarr.",
+)
 @options.distort
 @options.layers
 @options.stored
@@ -69,16 +62,16 @@ class NewStore(click.Path):
 @options.device
 @click.option(
     "--amp",
-    type=click.Choice(["off", "bf16", "fp16"]),
-    default="off",
+    type=click.Choice(AMP),
+    default=Settings.amp,
     show_default=True,
     help="Run the forward pass under autocast in this dtype.",
 )
 @options.workers
 @click.option(
     "--decode",
-    type=click.Choice(["pillow", "device"]),
-    default="pillow",
+    type=click.Choice(DECODERS),
+    default=Settings.decode,
     show_default=True,
     help="device: decode JPEGs on the GPU; faster, but not the same pixels to the last bit.",
 )
@@ -86,11 +79,11 @@ class NewStore(click.Path):
     "--bitround",
     type=click.IntRange(1, 23),
     metavar="N",
-    help="Keep so many mantissa bits of per-image floats, which then compress better.",
+    help="Keep N mantissa bits of per-image floats, so that they compress better.",
 )
 @click.option(
     "--compression",
-    default="zstd:1",
+    default=Settings.compression,
     show_default=True,
     metavar="CODEC",
     help="zstd:LEVEL (1 to 22), or none.",
@@ -100,37 +93,70 @@ class NewStore(click.Path):
     type=Part(),
     default="0/1",
     show_default=True,
-    help="Do every N-th partition, from the I-th: N processes fill one store.",
+    help="Compute every N-th partition, from the I-th on: N processes fill one store.",
 )
 @click.option("--strict", is_flag=True, help="Stop at the first image that cannot be read.")
 @click.option("--overwrite", is_flag=True, help="Remove another sweep's store that is in the way.")
+@click.option(
+    "--dry-run", is_flag=True, help="Print what would be computed and how large it is; create nothing."
+)
+@click.option("--measure", is_flag=True, help="With --dry-run: run a few batches to tell how long it takes.")
 @options.as_json
-def sweep(arch: str, data: str, out: Path, metrics: tuple[str, ...], as_json: bool, **settings: Any) -> None:
+def sweep(
+    arch: str,
+    data: str | None,
+    out: Path | None,
+    metrics: tuple[str, ...],
+    part: tuple[int, int],
+    workers: int | None,
+    strict: bool,
+    overwrite: bool,
+    dry_run: bool,
+    measure: bool,
+    as_json: bool,
+    **planning: Any,
+) -> None:
     """Compute statistics of every unit over all images, into one store.
 
-    A sweep that was stopped, however, goes on where it was: run the same command again. An image that cannot be
-    read is recorded and stops nothing.
+    An interrupted sweep resumes where it stopped: rerun the same command. An image that cannot be read is
+    recorded and stops nothing. Without --data it sweeps the demo photographs, and then, where the network's
+    own weights are not available, a GoogLeNet that comes with actstats.
 
     \b
+        actstats sweep --arch googlenet --robust
         actstats sweep --arch googlenet --data photographs/ --out googlenet.zarr
-        actstats sweep --arch googlenet --weights none --data demo --out demo.zarr
-        actstats sweep --arch resnet50 --robust l2:3 --data photographs/ --out robust.zarr
+        actstats sweep --arch resnet50 --robust l2:3 --data photographs/ --dry-run
         actstats sweep --arch resnet50 --weights resnet50.pth --data val.tar --out val.zarr \\
             --layers block,conv1 --metrics mean,total_variation --limit 5000
-        actstats sweep --arch alexnet --data photographs/ --out own.zarr --metric my_metrics:Kurtosis
-        actstats sweep --arch alexnet --data photographs/ --out noisy.zarr --distort scramble:4+noise:0.1
+        actstats sweep --arch alexnet --data photographs/ --metric my_metrics:Kurtosis
+        actstats sweep --arch alexnet --data photographs/ --distort scramble:4+noise:0.1
     """
+    if metrics:
+        planning["metrics"] = metrics
+    if measure and not dry_run:
+        raise click.UsageError("--measure goes with --dry-run")
+    store = out or Path(default_name(arch, planning["robust"], data or DEMO))
+    if data is None and _embedded_instead(arch, store, planning):
+        planning["weights"] = DEMO
+    if dry_run:
+        _print_plan(arch, data or DEMO, store, planning, measure=measure, as_json=as_json)
+        return
     import actstats
 
-    if metrics:
-        settings["metrics"] = metrics
+    execution: dict[str, Any] = {"part": part, "workers": workers, "strict": strict, "overwrite": overwrite}
     with Reporter() as reporter:
         try:
             summary = actstats.sweep(
-                arch, data, out, **settings, progress=reporter.advance, started=reporter.started
+                arch,
+                data or DEMO,
+                store,
+                **planning,
+                **execution,
+                on_progress=reporter.advance,
+                on_start=reporter.started,
             )
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(*_how_to_go_on(reporter)) from None
+            raise KeyboardInterrupt(*_how_to_resume(reporter)) from None
     if as_json:
         print_json(_as_dict(summary))
     else:
@@ -138,12 +164,90 @@ def sweep(arch: str, data: str, out: Path, metrics: tuple[str, ...], as_json: bo
             click.echo(line)
 
 
-def _how_to_go_on(reporter: Reporter) -> list[str]:
+def default_name(arch: str, robust: str | None, data: str) -> str:
+    """Return the name of the store of a sweep that was given none.
+
+    >>> (
+    ...     default_name("googlenet", "default", "demo"),
+    ...     default_name("timm/resnet18.a1_in1k", None, "/data/val.tar"),
+    ... )
+    ('googlenet-robust-demo.zarr', 'timm-resnet18.a1_in1k-val.zarr')
+    """
+    training = [] if robust is None else ["robust"] if robust == "default" else ["robust", robust]
+    images = Path(data).name.removesuffix(".tar") or "images"
+    words = (re.sub(r"[^\w.]+", "-", word).strip("-") for word in (arch, *training, images))
+    return "-".join(filter(None, words)) + ".zarr"
+
+
+def _embedded_instead(arch: str, store: Path, planning: dict[str, Any]) -> bool:
+    """Whether to sweep the embedded network, as its own weights are not available; says so on stderr.
+
+    Only for the demo photographs, and only where no weights were named.
+    """
+    if arch != "googlenet" or planning["weights"] != "default" or planning["robust"] not in (None, "default"):
+        return False
+    from actstats.errors import ActstatsError
+    from actstats.store import Store
+
+    name = "robust googlenet" if planning["robust"] else "googlenet"
+    instead = f"sweeping the small {name} that comes with actstats (--weights demo)"
+    if store.exists() and Store.open(store).manifest["weights"]["source"].startswith("demo:"):
+        click.echo(f"{instead}, as before", err=True)
+        return True
+    from actstats.models import load_model
+
+    try:
+        load_model(arch, robust=planning["robust"], offline=planning["offline"])
+    except ActstatsError as error:
+        click.echo(f"{instead}, because the published weights are not available: {error}", err=True)
+        return True
+    return False
+
+
+def _print_plan(
+    arch: str, data: str, store: Path, planning: dict[str, Any], *, measure: bool, as_json: bool
+) -> None:
+    import actstats
+
+    plan = actstats.plan(arch, data, store, **planning)
+    estimate = plan.estimate(measure=measure)
+    if as_json:
+        print_json({"store": str(store), "estimate": dataclasses.asdict(estimate), "manifest": plan.manifest})
+        return
+    for line in table(list(_facts(plan, estimate)), "<<"):
+        click.echo(line)
+
+
+def _facts(plan: SweepPlan, estimate: Estimate) -> list[tuple[str, str]]:
+    manifest = plan.manifest
+    weights, record = manifest["weights"], manifest["data"]
+    state = "exists: a sweep would resume or refuse it" if plan.store.exists() else "would be created"
+    facts = [
+        ("network", f"{manifest['arch']}, weights {weights['source']}"),
+        ("images", f"{record['images']:,} of {record['spec']} ({record['kind']})"),
+        ("layers", f"{len(manifest['layers']):,} ({', '.join(manifest['selectors'])}), {plan.units:,} units"),
+        ("metrics", ", ".join(manifest["metrics"])),
+        ("partitions", f"{estimate.partitions:,} of up to {manifest['partition_size']:,} images"),
+        ("run", f"batch size {manifest['batch_size']}, {manifest['device']}, amp {manifest['amp']}"),
+        ("store", f"{plan.store} ({state})"),
+        ("size", f"{size(estimate.bytes)} before compression"),
+        ("memory", f"about {size(estimate.memory)}"),
+    ]
+    if manifest.get("distort"):
+        facts.insert(2, ("distorted", " + ".join(manifest["distort"])))
+    if estimate.seconds is not None:
+        facts.append(("time", f"about {duration(estimate.seconds)}"))
+    return facts
+
+
+def _how_to_resume(reporter: Reporter) -> list[str]:
     if reporter.store is None:
         return ["nothing was computed yet"]
-    completed = reporter.store.completed
-    done = f"{int(completed.sum())} of {count(len(completed), 'partition')} complete in {reporter.store.path}"
-    return [f"{done}; run the same command to go on"]
+    from actstats.store import Store
+
+    completed = Store.open(reporter.store).completed
+    done = f"{int(completed.sum())} of {count(len(completed), 'partition')} complete in {reporter.store}"
+    return [f"{done}; rerun the same command to resume"]
 
 
 def _lines(summary: Summary) -> list[str]:
@@ -156,14 +260,14 @@ def _lines(summary: Summary) -> list[str]:
     if done.total:
         lines.append(
             f"{count(done.done, 'image')} in {duration(done.seconds)}: {done.rate:.1f} images/s, "
-            f"{done.waiting_share:.0%} of the time waiting for data"
+            f"{done.waiting_share:.0%} of the time waiting for images"
         )
     elif summary.complete:
-        lines.append("it was complete, there was nothing to do")
+        lines.append("already complete, nothing to do")
     if not summary.complete:
-        lines.append("not all partitions are complete: other parts (--part) have to do the rest")
+        lines.append("not all partitions are complete: the other parts (--part) have to compute the rest")
     if failures := summary.failures:
-        lines.append(f"{count(len(failures), 'image')} could not be read, and count for nothing:")
+        lines.append(f"{count(len(failures), 'image')} could not be read and are excluded:")
         lines += [f"  {path}: {reason}" for path, reason in list(failures.items())[:SHOWN]]
         if len(failures) > SHOWN:
             lines.append(f"  and {len(failures) - SHOWN:,} more: actstats info {summary.store}")

@@ -18,6 +18,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+MOMENTS: Final = ("mean", "variance", "maximum", "active_fraction", "total_variation")
+"""The rows of the fused kernels' `moments` output, in their order."""
+
 SUBDIVISIONS: Final = 8
 """Histogram bins an octave."""
 LOWEST_EXPONENT: Final = -16

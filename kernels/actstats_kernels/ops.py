@@ -10,8 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from actstats_kernels.bins import FREQUENCY_BINS, HISTOGRAM_BINS
-from actstats_kernels.reference import MOMENTS
+from actstats_kernels.bins import FREQUENCY_BINS, HISTOGRAM_BINS, MOMENTS
 
 
 @torch.library.custom_op(
@@ -30,7 +29,7 @@ def accumulate(
 
     Args:
         x: activation maps.
-        moments: f32 [5, N, C], any strides: overwritten with `reference.MOMENTS` in their order.
+        moments: f32 [5, N, C], any strides: overwritten with `bins.MOMENTS` in their order.
         argmax: i32 [N, C], any strides: overwritten with the flat position of the maximum.
         histogram: i32 or i64 [C, 520], contiguous: the counts are added to it.
         power: f64 [C, 18], contiguous: the radial power summed over the N maps is added to it.

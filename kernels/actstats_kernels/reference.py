@@ -14,8 +14,6 @@ the top-k, like an unreadable image, but for that unit alone. The histogram coun
 
 from __future__ import annotations
 
-from typing import Final
-
 import torch
 from torch import Tensor
 
@@ -24,12 +22,10 @@ from actstats_kernels.bins import (
     BIN_ZERO,
     FREQUENCY_BINS,
     HISTOGRAM_BINS,
+    MOMENTS,
     histogram_edges,
     radial_bins,
 )
-
-MOMENTS: Final = ("mean", "variance", "maximum", "active_fraction", "total_variation")
-"""The rows of the fused kernels' `moments` output, in their order."""
 
 
 def finite_maps(x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 import xarray as xr
 
 from actstats.layers import Layer
-from actstats.metrics import DEFAULT, choose
+from actstats.metrics import DEFAULT, resolve_metrics
 from actstats.store import Schema, Store
 from actstats.store import manifest as manifests
 from actstats_kernels import reference
@@ -36,7 +36,7 @@ def make_store(
         Layer(name, name, 0, "Conv2d", *found.shape[1:], shape=found.shape[1:], axes="nchw")
         for name, found in maps.items()
     )
-    schema = Schema(tuple(choose(metrics, ()).outputs), layers, images, partition_size, top_k, {})
+    schema = Schema(tuple(resolve_metrics(metrics).outputs()), layers, images, partition_size, top_k, {})
     labels = np.full(images, -1) if labels is None else np.asarray(labels)
     described = [
         {
@@ -52,7 +52,7 @@ def make_store(
     classes = [f"class{label}" for label in range(labels.max() + 1)]
     data = {"spec": "made", "kind": "made", "images": images, "fingerprint": "0", "classes": classes}
     record = {
-        "arch": "made", "weights": {"source": "module", "sha256": "0"}, "layers": described,
+        "arch": "made", "selectors": ["all"], "weights": {"source": "module", "sha256": "0"}, "layers": described,
         "partition_size": partition_size, "data": data,
         "outputs": [output.name for output in schema.outputs], "metrics": list(metrics), "top_k": top_k,
     }  # fmt: skip

@@ -34,7 +34,7 @@ def seen(images, store, specs, **options) -> torch.Tensor:
     def listen(*_):
         model.register_forward_pre_hook(look)
 
-    actstats.sweep(model, images, store, preprocessing=SMALL, distort=specs, started=listen, **arguments)
+    actstats.sweep(model, images, store, preprocessing=SMALL, distort=specs, on_start=listen, **arguments)
     return torch.cat(inputs)
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from actstats_cli.main import main
 from tests.probing.probed import COLOURS, stimulus, write_stimuli
 
-SHAPE, COLOUR = "tests.probing.probed:shape_net", "tests.analysis.probed:colour_net"
+SHAPE, COLOUR = "tests.probing.probed:shape_net", "tests.probing.probed:colour_net"
 
 
 def actstats(command: str, code: int = 0) -> str:

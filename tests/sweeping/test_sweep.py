@@ -46,6 +46,7 @@ COORDINATES = {
     "bin_left": ("bin",),
     "bin_right": ("bin",),
     "completed": ("partition",),
+    "provenance": ("partition",),
 }
 
 
@@ -238,7 +239,7 @@ def test_a_stopped_sweep_goes_on_and_equals_one_that_was_not(batches_done, photo
             raise StoppedError
 
     with pytest.raises(StoppedError):
-        sweep_small(photographs, tmp_path / "stopped.zarr", progress=stop)
+        sweep_small(photographs, tmp_path / "stopped.zarr", on_progress=stop)
     summary = sweep_small(photographs, tmp_path / "stopped.zarr")
     assert summary.progress.total < 14 or batches_done < 1 or summary.partitions == 3
     assert files_of(tmp_path / "stopped.zarr") == files_of(tmp_path / "whole.zarr")

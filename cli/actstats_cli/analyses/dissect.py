@@ -79,17 +79,18 @@ def dissect(
         actstats analyze dissect alexnet.zarr --data broden/ --layers features.11 --by unit --out units.csv
     """
     from actstats.analysis import notes, unit_table
-    from actstats.analysis.coverage import open_dataset
     from actstats.probing.concepts import open_segmented
     from actstats.probing.detectors import detectors, dissection
     from actstats.probing.dissect import overlaps, thresholds
-    from actstats.probing.networks import from_attributes, swept_layers
+    from actstats.store import open_dataset
+    from actstats.sweeping.planning import SweepPlan
 
     dataset = open_dataset(store)
     segmented = open_segmented(data or dataset.attrs["data"]["spec"], categories, limit)
     limits = thresholds(dataset, top)
-    loaded = from_attributes(dataset.attrs)
-    chosen, places = swept_layers(dataset.attrs, loaded, layers)
+    plan = SweepPlan.from_store(store)
+    loaded = plan.network()
+    chosen, places = plan.layers(layers)
     said = []
     if limit is None and segmented.source.fingerprint != dataset.attrs["data"]["fingerprint"]:
         said.append(f"the thresholds are those of other images: {dataset.attrs['data']['spec']}")

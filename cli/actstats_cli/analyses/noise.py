@@ -67,8 +67,8 @@ def noise(
     """
     from actstats.analysis import noise as analysis
     from actstats.analysis import noise_by_layer, notes, plotting, unit_table
-    from actstats.analysis.coverage import open_dataset
     from actstats.probing.inputs import input_increase
+    from actstats.store import open_dataset
 
     sweeps = [open_dataset(store) for store in (clean, noisy)]
     standard = None if reference is None else open_dataset(reference)

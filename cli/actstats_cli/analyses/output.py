@@ -94,8 +94,8 @@ def run(
     `headline` names the numbers that are printed and drawn without `--show`; `draw` draws them, by default by layer.
     """
     from actstats.analysis import by_layer, compare_units, notes, plotting, unit_table
-    from actstats.analysis.coverage import open_dataset
     from actstats.analysis.tables import columns_of
+    from actstats.store import open_dataset
 
     if len(stores) > 2:
         raise ActstatsError(f"one store or two can be analysed at once, not {len(stores)}")

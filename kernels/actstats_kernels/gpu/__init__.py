@@ -12,13 +12,12 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from actstats_kernels.bins import FREQUENCY_BINS
+from actstats_kernels.bins import FREQUENCY_BINS, MOMENTS
 from actstats_kernels.gpu import compat, launch
 from actstats_kernels.gpu.basis import constants
 from actstats_kernels.gpu.kernels import accumulate_kernel, spectrum_kernel
 from actstats_kernels.gpu.layout import Layout, layout_of
 from actstats_kernels.gpu.ranking import top_k
-from actstats_kernels.reference import MOMENTS
 
 __all__ = ["accumulate", "set_precision", "top_k"]
 

@@ -1,0 +1,127 @@
+"""A Zarr store on a local disk that survives a power cut, and who else is using it.
+
+The order in which bytes reach the disk is what makes a partition complete or not: its data, then the flag
+that says so. `DurableStore.flush` is the barrier between the two.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import glob
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from zarr.storage import LocalStore
+
+if TYPE_CHECKING:
+    from zarr.core.buffer import Buffer
+
+
+_SUFFIX: Final = 8
+"""Hexadecimal digits after the name of a store that is being made or removed."""
+
+
+class DurableStore(LocalStore):
+    """Zarr's store of local files, which are on the disk, with the folders they lie in, after `flush`."""
+
+    def __init__(self, root: Path | str, *, read_only: bool = False) -> None:
+        super().__init__(root, read_only=read_only)
+        self._written: set[Path] = set()
+        self._lock = threading.Lock()
+
+    async def set(self, key: str, value: Buffer) -> None:
+        """Write an object; it replaces the one before in one step."""
+        await super().set(key, value)
+        with self._lock:
+            self._written.add(self.root / key)
+
+    def flush(self) -> None:
+        """Return once everything written since the last call would survive a power cut."""
+        with self._lock:
+            files, self._written = self._written, set()
+        for file in files:
+            sync(file)
+        folders = {folder for file in files for folder in file.parents if folder.is_relative_to(self.root)}
+        for folder in sorted(folders, key=lambda folder: len(folder.parts), reverse=True):
+            sync(folder)
+
+
+def sync(path: Path) -> None:
+    """Have the disk hold what a file, or the list of names of a folder, holds now."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class InUse:
+    """Says that this process is using a folder, and whether others are (`flock` on the folder itself).
+
+    A file system without such locks lets everything pass. The lock ends with the process, however that ends.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Begin to use `folder`, beside others."""
+        self._descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._lock(fcntl.LOCK_SH)
+
+    def _lock(self, kind: int) -> bool:
+        try:
+            fcntl.flock(self._descriptor, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:  # no locks on this file system
+            return True
+        return True
+
+    def is_at(self, folder: Path) -> bool:
+        """Whether the folder in use still has this name."""
+        try:
+            return os.path.samestat(os.fstat(self._descriptor), folder.stat())
+        except OSError:
+            return False
+
+    def alone(self) -> bool:
+        """Whether no other process uses the folder; from then on none can begin to."""
+        return self._lock(fcntl.LOCK_EX)
+
+    def close(self) -> None:
+        """Stop using the folder."""
+        os.close(self._descriptor)
+
+
+@contextlib.contextmanager
+def in_use(folder: Path) -> Iterator[InUse]:
+    """Use a folder inside a `with` block."""
+    use = InUse(folder)
+    try:
+        yield use
+    finally:
+        use.close()
+
+
+def remove_abandoned(path: Path) -> list[Path]:
+    """Remove what killed processes left beside the store at `path` while making or removing it; return what that
+    was.
+    """
+    removed = []
+    for folder in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        suffix = folder.name.removeprefix(f".{path.name}.")
+        if len(suffix) != _SUFFIX or not set(suffix) <= set("0123456789abcdef") or not folder.is_dir():
+            continue
+        with contextlib.suppress(OSError), in_use(folder) as use:
+            if use.alone():
+                shutil.rmtree(folder)
+                removed.append(folder)
+    return removed
+
+
+def beside(path: Path) -> Path:
+    """Return a name beside `path` that nothing has yet, which `remove_abandoned` knows."""
+    return path.parent / f".{path.name}.{os.urandom(_SUFFIX // 2).hex()}"

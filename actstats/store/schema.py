@@ -1,0 +1,179 @@
+"""What a store holds: its variables and coordinates, and how they are cut into chunks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actstats.errors import ActstatsError
+from actstats.metrics import Chosen, Output
+from actstats_kernels.bins import FREQUENCY_BINS, HISTOGRAM_BINS, frequencies, histogram_edges
+
+if TYPE_CHECKING:
+    from actstats.layers import Layer
+
+UNITS_PER_CHUNK: Final = 64
+"""Chunks are read whole: few units, so that one unit or one layer is read without the others. All chunks of one
+partition lie in one shard, so this costs no files."""
+
+_FIXED_SIZES: Final = frozenset({"image", "unit", "partition", "frequency", "bin", "rank"})
+_LARGEST: Final = 2**31
+
+
+@dataclass(frozen=True)
+class Schema:
+    """The variables of a store and the length of every dimension.
+
+    Attributes:
+        outputs: one entry per variable.
+        layers: the layers along the unit axis, in order.
+        images: length of the image axis.
+        partition_size: images per partition.
+        top_k: length of the rank axis.
+        sizes: lengths of the dimensions that custom metrics added.
+    """
+
+    outputs: tuple[Output, ...]
+    layers: tuple[Layer, ...]
+    images: int
+    partition_size: int
+    top_k: int
+    sizes: Mapping[str, int]
+
+    @classmethod
+    def of(
+        cls,
+        chosen: Chosen,
+        layers: Sequence[Layer],
+        images: int,
+        *,
+        partition_size: int,
+        top_k: int,
+        per_image: bool = True,
+    ) -> Schema:
+        """Return what a sweep of these metrics over these layers stores.
+
+        Raises:
+            ActstatsError: a metric declares a size that is no positive whole number, or two metrics want different
+                lengths of one dimension.
+        """
+        size = min(partition_size, images)
+        sizes: dict[str, int] = {}
+        for name, metric in chosen.custom.items():
+            for dim, length in _sizes(name, metric.sizes, metric.outputs, layers).items():
+                if sizes.setdefault(dim, length) != length:
+                    raise ActstatsError(
+                        f"metric {name} has a dimension {dim!r} of length {length}, another has {sizes[dim]}"
+                    )
+        positions = max((layer.height * layer.width for layer in layers), default=1)
+        outputs = chosen.outputs(wide_counts=size * positions >= 2**31)
+        kept = tuple(output for output in outputs if per_image or not output.per_image)
+        if not kept:
+            raise ActstatsError("no chosen metric stores anything per partition; keep per_image, or add one")
+        return cls(kept, tuple(layers), images, size, top_k, sizes)
+
+    @property
+    def units(self) -> int:
+        """Length of the unit axis: the channels of all layers."""
+        return sum(layer.units for layer in self.layers)
+
+    @property
+    def partitions(self) -> int:
+        """Number of blocks of `partition_size` images; the last may be shorter."""
+        return math.ceil(self.images / self.partition_size)
+
+    @property
+    def slices(self) -> list[slice]:
+        """Each layer's place on the unit axis."""
+        ends = np.cumsum([layer.units for layer in self.layers]).tolist()
+        return [slice(end - layer.units, end) for end, layer in zip(ends, self.layers, strict=True)]
+
+    @property
+    def lengths(self) -> dict[str, int]:
+        """The length of each dimension by name."""
+        return {
+            "image": self.images,
+            "unit": self.units,
+            "partition": self.partitions,
+            "frequency": FREQUENCY_BINS,
+            "bin": HISTOGRAM_BINS,
+            "rank": self.top_k,
+            **self.sizes,
+        }
+
+    def bounds(self, partition: int) -> tuple[int, int]:
+        """Return the first image of a partition and the one after its last."""
+        start = partition * self.partition_size
+        return start, min(start + self.partition_size, self.images)
+
+    def bytes(self, *, per_image: bool | None = None, images: int | None = None) -> int:
+        """Return the uncompressed size of the variables, of `images` images instead of all if given.
+
+        `per_image` restricts it to the variables with, or without, the dimension `image`.
+        """
+        images = self.images if images is None else images
+        lengths = {**self.lengths, "image": images, "partition": math.ceil(images / self.partition_size)}
+        return sum(
+            math.prod(lengths[dim] for dim in output.dims) * np.dtype(output.dtype).itemsize
+            for output in self.outputs
+            if per_image is None or output.per_image == per_image
+        )
+
+    def chunks(self, output: Output) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return the chunks and the shards of a variable: a shard is one partition with all units."""
+        rest = tuple(self.lengths[dim] for dim in output.dims[2:])
+        first = self.partition_size if output.per_image else 1
+        units = min(self.units, UNITS_PER_CHUNK)
+        return (first, units, *rest), (first, units * math.ceil(self.units / units), *rest)
+
+    def coordinates(
+        self, paths: Sequence[str], labels: NDArray[np.int64]
+    ) -> dict[str, tuple[tuple[str, ...], NDArray[np.generic]]]:
+        """Return the dimensions and values of every coordinate that is known before the first image is read."""
+        layers, counts = self.layers, [layer.units for layer in self.layers]
+        left, right = histogram_edges()
+
+        def by_unit(values: Sequence[str | int], dtype: type) -> NDArray[np.generic]:
+            repeated: NDArray[np.generic] = np.repeat(np.array(values, dtype=dtype), counts)
+            return repeated
+
+        return {
+            "path": (("image",), np.array(paths, dtype=object)),
+            "label": (("image",), labels),
+            "layer": (("unit",), by_unit([layer.name for layer in layers], object)),
+            "channel": (("unit",), np.concatenate([np.arange(n, dtype=np.int32) for n in counts])),
+            "height": (("unit",), by_unit([layer.height for layer in layers], np.int32)),
+            "width": (("unit",), by_unit([layer.width for layer in layers], np.int32)),
+            "frequency": (("frequency",), frequencies()),
+            "bin_left": (("bin",), left),
+            "bin_right": (("bin",), right),
+        }
+
+
+def _sizes(name: str, declare: object, outputs: Sequence[Output], layers: Sequence[Layer]) -> dict[str, int]:
+    """Return the lengths that a custom metric declares, checked."""
+    assert callable(declare)
+    try:
+        declared = declare(layers)
+    except Exception as error:
+        raise ActstatsError(f"metric {name}: sizes() failed: {type(error).__name__}: {error}") from error
+    if not isinstance(declared, Mapping):
+        raise ActstatsError(
+            f"metric {name}: sizes() returned {declared!r}; it must be a dict of lengths by name"
+        )
+    for dim, length in declared.items():
+        whole = isinstance(length, int | np.integer) and not isinstance(length, bool)
+        if dim in _FIXED_SIZES or not whole or not 0 < length < _LARGEST:
+            raise ActstatsError(
+                f"metric {name}: sizes() gives dimension {dim!r} the length {length!r}; it must be a positive "
+                "whole number for a dimension of the metric's own"
+            )
+    used = {dim for output in outputs for dim in output.dims} - _FIXED_SIZES
+    if missing := sorted(used - declared.keys()):
+        raise ActstatsError(f"metric {name}: sizes() gives no length for the dimension {missing[0]!r}")
+    return {dim: int(declared[dim]) for dim in declared if dim in used}

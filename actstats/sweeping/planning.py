@@ -1,0 +1,758 @@
+"""A sweep as an object: `plan` finds out all about it and writes nothing, `SweepPlan.run` does it, `sweep` is both.
+
+A plan is its manifest and the place of its store. Network and images are references, a source with a checksum
+and a spec with a fingerprint, from which another process opens them again: so a plan can be pickled, kept as
+JSON and run elsewhere, and `SweepPlan.from_store` is the way back from a store to what was swept.
+
+>>> import actstats
+>>> plan = actstats.plan("googlenet", "photographs/", "googlenet.zarr")  # doctest: +SKIP
+>>> plan.estimate().bytes  # doctest: +SKIP
+>>> plan.run()  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from actstats.errors import ActstatsError, nearest
+from actstats.metrics import Chosen, resolve_metrics
+from actstats.store import Schema, Store, parse_compression
+from actstats.store import manifest as manifests
+from actstats.support import named_object, sha256_of
+from actstats.sweeping.settings import Execution, Settings, names_of, require_known
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from actstats.data import Source
+    from actstats.data.preprocessing import Preprocessing
+    from actstats.distort import Chain
+    from actstats.layers import Layer
+    from actstats.models import Loaded
+    from actstats.sweeping.progress import Summary
+    from actstats.sweeping.run import Job
+
+_JSON: Final = 1
+"""Version of the JSON that a plan is kept as."""
+_LAYER: Final = ("name", "module", "call", "kind", "units", "height", "width", "shape", "axes", "prefix")
+_REOPENED: Final = ("folder", "tar", "demo")
+"""Kinds of source that `open_source` opens by their spec."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a sweep will take.
+
+    Attributes:
+        images: images of the whole sweep.
+        partitions: blocks that are completed one by one.
+        bytes: size of the store before compression.
+        memory: about the peak of this process's memory, or of the GPU's where it runs on one, in bytes.
+        seconds: time of the whole sweep as a few batches suggest; None where none was measured.
+    """
+
+    images: int
+    partitions: int
+    bytes: int
+    memory: int
+    seconds: float | None = None
+
+
+class SweepPlan:
+    """A sweep that has not been run, or that is in a store: layers, settings, references to network and images.
+
+    Attributes:
+        manifest: everything that is recorded, fit for JSON; see `docs/store.md`.
+        store: path of the Zarr store.
+    """
+
+    def __init__(
+        self,
+        manifest: Mapping[str, Any],
+        store: str | Path,
+        *,
+        loaded: Loaded | None = None,
+        source: Source | None = None,
+        chosen: Chosen | None = None,
+        trust: bool = False,
+    ) -> None:
+        self.manifest = dict(manifest)
+        self.store = Path(store)
+        self._trust = trust
+        self._loaded, self._source, self._chosen = loaded, source, chosen
+
+    @classmethod
+    def from_store(cls, store: str | Path, *, trust: bool = False) -> Self:
+        """Return the plan of the sweep whose store lies at `store`. Nothing that the store names is imported.
+
+        With `trust`, the network's factory and the custom metrics that it names may be: only for stores of your own.
+
+        Raises:
+            ActstatsError: there is no store, or a damaged one.
+        """
+        return cls(Store.open(store).manifest, store, trust=trust)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Return the plan that `to_json` wrote. Factories and custom metrics that it names are imported when it runs.
+
+        Raises:
+            ActstatsError: the text is not a plan.
+        """
+        try:
+            found = json.loads(text)
+            version, manifest, store = found["actstats_plan"], found["manifest"], found["store"]
+        except (ValueError, TypeError, KeyError) as error:
+            raise ActstatsError(f"this is not the JSON of a plan: {error}") from None
+        if version != _JSON:
+            raise ActstatsError(f"the plan has version {version}, this version of actstats reads {_JSON}")
+        return cls(manifest, store, trust=True)
+
+    def to_json(self) -> str:
+        """Return the plan as JSON, with references in place of the network and the images.
+
+        Raises:
+            ActstatsError: a network, source or metric of the caller's own that another process cannot find by name.
+        """
+        self._refuse_unreferable()
+        record = {"actstats_plan": _JSON, "store": str(self.store), "manifest": self.manifest}
+        return json.dumps(record, indent=1, ensure_ascii=False)
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return type(self).from_json, (self.to_json(),)
+
+    def __repr__(self) -> str:
+        m = self.manifest
+        return (
+            f"<SweepPlan: {m['arch']} over {self.images_count:,} images of {m['data']['spec']}, "
+            f"{len(m['layers'])} layers, {self.units:,} units, to {self.store}>"
+        )
+
+    # What the manifest says.
+
+    @cached_property
+    def settings(self) -> Settings:
+        """What decides the numbers."""
+        return Settings.from_manifest(self.manifest)
+
+    @property
+    def images_count(self) -> int:
+        """Number of images."""
+        return int(self.manifest["data"]["images"])
+
+    @property
+    def units(self) -> int:
+        """Number of units: the channels of all layers."""
+        return sum(int(layer["units"]) for layer in self.manifest["layers"])
+
+    @property
+    def places(self) -> dict[str, slice]:
+        """Where the units of each layer are on the unit axis, by the layer's name."""
+        places, stop = {}, 0
+        for layer in self.manifest["layers"]:
+            start, stop = stop, stop + layer["units"]
+            places[layer["name"]] = slice(start, stop)
+        return places
+
+    @cached_property
+    def preprocessing(self) -> Preprocessing:
+        """What is done to an image before the network sees it."""
+        from actstats.data.preprocessing import Preprocessing
+
+        return Preprocessing.from_dict(self.manifest["preprocessing"])
+
+    @cached_property
+    def chain(self) -> Chain:
+        """What the cropped images are distorted by; empty (and false) for clean ones."""
+        from actstats.distort import parse
+
+        return parse(self.manifest.get("distort", ()))
+
+    @cached_property
+    def schema(self) -> Schema:
+        """Variables and dimensions of the store.
+
+        Raises:
+            ActstatsError: custom metrics of an untrusted store, which this would import.
+        """
+        settings = self.settings
+        return Schema.of(
+            self._metrics(),
+            [_layer_from(record) for record in self.manifest["layers"]],
+            self.images_count,
+            partition_size=settings.partition_size,
+            top_k=settings.top_k,
+            per_image=settings.per_image,
+        )
+
+    # What the references lead to.
+
+    def network(
+        self, *, arch: str | None = None, weights: str | Path | None = None, offline: bool = False
+    ) -> Loaded:
+        """Return the network that is or was swept.
+
+        Args:
+            arch: `package.module:factory`, to call the factory that made the network. It must be the one that
+                was swept.
+            weights: where its weights file lies now, if it was moved.
+            offline: never touch the network.
+
+        Raises:
+            ActstatsError: the weights are no longer available, or others, or the network is a module of the
+                caller's own.
+        """
+        if self._loaded is None:
+            made_by = self.manifest["arch"] if ":" in self.manifest["arch"] else None
+            if made_by is not None and not self._trust and arch != made_by:
+                raise ActstatsError(
+                    f"{self.store} names {made_by} as its network, which is code of its maker's; give that "
+                    "name as `arch=` to call it"
+                )
+            from actstats.models import Loaded, load_from_manifest
+
+            model, preprocessing = load_from_manifest(self.manifest, weights=weights, offline=offline)
+            kept: dict[str, Any] = {n: self.manifest[n] for n in _IDENTITY if n in self.manifest}
+            self._loaded = Loaded(model, preprocessing, kept)
+        return self._loaded
+
+    def images(self, data: str | Path | Source | None = None) -> Source:
+        """Return the images that are or were swept; `data` says where they are now, or is their open source.
+
+        Raises:
+            ActstatsError: they are not there, or are others.
+        """
+        if self._source is not None and data is None:
+            return self._source
+        from actstats.data import open_source
+
+        record = self.manifest["data"]
+        if data is not None:
+            source = open_source(data, limit=record["images"]) if isinstance(data, str | Path) else data
+        else:
+            # By the words of the command first, then where that was: this process may be in another folder.
+            resolved = record.get("resolved", record["spec"])
+            spec = (
+                resolved if Path(resolved).exists() and not Path(record["spec"]).exists() else record["spec"]
+            )
+            try:
+                source = open_source(spec, limit=record["images"])
+            except ActstatsError as error:
+                raise ActstatsError(
+                    f"{error}; if the images were moved, say where they are with `data=`"
+                ) from None
+        if source.fingerprint != record["fingerprint"]:
+            raise ActstatsError(
+                f"the images of {source.spec} are not those that were swept: other names or sizes; "
+                "say where those are with `data=`"
+            )
+        self._source = source
+        return source
+
+    def layers(self, selectors: Sequence[str] = ()) -> tuple[list[Layer], list[slice]]:
+        """Return the swept layers that `selectors` name, or all, in the network, and where the units of each are.
+
+        Raises:
+            ActstatsError: a selector names a layer that was not swept, or the network is not what the manifest says.
+        """
+        import torch
+
+        from actstats.layers import select_layers
+
+        loaded, places = self.network(), self.places
+        example = torch.zeros(2, *loaded.preprocessing.shape, device=_device_of(loaded.model))
+        layers = select_layers(loaded.model, example, list(selectors or places))
+        for layer in layers:
+            if layer.name not in places:
+                raise ActstatsError(
+                    f"layer {layer.name} was not swept into this store{nearest(layer.name, places)}"
+                )
+            place = places[layer.name]
+            if place.stop - place.start != layer.units:
+                raise ActstatsError(
+                    f"layer {layer.name} has {layer.units} units, but {place.stop - place.start} were swept"
+                )
+        return layers, [places[layer.name] for layer in layers]
+
+    # What can be done with it.
+
+    def estimate(self, *, measure: bool = False) -> Estimate:
+        """Return what the sweep will take; with `measure`, run a few batches to time it.
+
+        Raises:
+            ActstatsError: as `run`.
+        """
+        source = self.images()
+        schema = self.schema
+        coordinates = schema.coordinates(source.paths, source.labels).values()
+        names = sum(len(str(v)) + 4 for _, values in coordinates if values.dtype.kind == "O" for v in values)
+        numbers = sum(values.nbytes for _, values in coordinates if values.dtype.kind != "O")
+        partition = schema.bytes(images=schema.partition_size)
+        shape = self.preprocessing.shape
+        # Two sets of buffers and one being written; batches ahead; maps of the network, which frees most as it goes.
+        maps = self.settings.batch_size * sum(
+            layer.units * layer.height * layer.width for layer in schema.layers
+        )
+        weights = sum(tensor.nbytes for tensor in self.network().model.state_dict().values())
+        memory = (
+            3 * partition + 2 * weights + 4 * 3 * self.settings.batch_size * shape[0] * shape[1] * shape[2]
+        )
+        return Estimate(
+            images=schema.images,
+            partitions=schema.partitions,
+            bytes=schema.bytes() + names + numbers + schema.images,
+            memory=memory + maps + _MEMORY_OF_TORCH,
+            seconds=self._measured_seconds() if measure else None,
+        )
+
+    def run(self, **execution: Any) -> Summary:
+        """Compute what is not complete yet.
+
+        Args:
+            **execution: fields of `Execution`: device, workers, part, strict, overwrite, on_start, on_progress.
+
+        Returns:
+            A summary of this run.
+
+        Raises:
+            ActstatsError: anything that the user can mend, in one line. Completed partitions are kept.
+            KeyboardInterrupt: on Ctrl-C, after the partition that is being written is complete.
+        """
+        require_known(execution, "run", *names_of(Execution))
+        how = Execution(**execution)
+        from actstats.sweeping.progress import Progress, Started, Summary
+        from actstats.sweeping.run import run_partitions
+
+        source, schema = self.images(), self.schema
+        store = Store.open_or_create(
+            self.store, self.manifest, schema, source.paths, source.labels, overwrite=how.overwrite
+        )
+        try:
+            index, count = how.part
+            complete = store.completed
+            todo = [p for p in range(index, schema.partitions, count) if not complete[p]]
+            started = Started(
+                store=store.path,
+                arch=self.manifest["arch"],
+                layers=len(schema.layers),
+                units=schema.units,
+                images=schema.images,
+                partitions=schema.partitions,
+                complete=int(complete.sum()),
+                todo=sum(stop - start for start, stop in map(schema.bounds, todo)),
+                notes=tuple(manifests.changes(store.manifest, self.manifest)),
+            )
+            if how.on_start is not None:
+                how.on_start(started)
+            progress, failures = Progress(0, 0, 0, 0.0, 0.0), dict[str, str]()
+            if todo:
+                progress, failures = run_partitions(self.job(how.device), store, todo, how)
+            return Summary(
+                store=store.path,
+                images=schema.images,
+                units=schema.units,
+                layers=len(schema.layers),
+                progress=progress,
+                partitions=len(todo),
+                complete=bool(store.completed.all()),
+                failures=failures,
+            )
+        finally:
+            store.close()
+
+    def job(self, device: str | None = None) -> Job:
+        """Return what this process needs to compute partitions, the network moved to `device`.
+
+        Raises:
+            ActstatsError: the network or the images cannot be had, or the device is of another kind than planned.
+        """
+        from actstats.sweeping.buffers import Layout
+        from actstats.sweeping.device import find_device, out_of_memory_explained, to_device
+        from actstats.sweeping.run import Job
+
+        target = find_device(device or self.manifest["device"])
+        if target.type != self.manifest["device"]:
+            raise ActstatsError(
+                f"the plan is for {self.manifest['device']}, the device is {target}; make a plan for that one"
+            )
+        loaded = self.network()
+        with out_of_memory_explained(self.settings.batch_size):
+            to_device(loaded.model, target)
+        layout = Layout(self.schema, self._metrics(), target, self.settings.bitround)
+        return Job(loaded, self.images(), layout, self.settings, self.chain)
+
+    def _metrics(self) -> Chosen:
+        if self._chosen is None:
+            custom = self.settings.custom
+            if custom and not self._trust:
+                raise ActstatsError(
+                    f"{self.store} names the metric {custom[0]}, which is code of its maker's; "
+                    "trust the store to import it"
+                )
+            self._chosen = resolve_metrics(self.settings.metrics, custom)
+        return self._chosen
+
+    def _measured_seconds(self) -> float:
+        """Return the time of the whole sweep, from a few batches after a first one that compiles."""
+        from actstats.sweeping.run import measured_seconds
+
+        return measured_seconds(self.job(), self.images_count)
+
+    def _refuse_unreferable(self) -> None:
+        data, weights = self.manifest["data"], self.manifest["weights"]
+        if weights["source"] == "module":
+            raise ActstatsError(
+                f"a {self.manifest['arch']} of the caller's own cannot be found by another process; "
+                "plan with a name such as package.module:factory"
+            )
+        if data["kind"] not in _REOPENED:
+            raise ActstatsError(
+                f"images of kind {data['kind']!r} cannot be opened by another process; "
+                "plan with a folder or tar files"
+            )
+        for name, metric in (self._chosen.custom if self._chosen else {}).items():
+            if ":" in name and (
+                "<locals>" in name or named_object(name, "metric", "Class") is not type(metric)
+            ):
+                raise ActstatsError(
+                    f"metric {name} cannot be found by another process; put its class into a module"
+                )
+
+
+_IDENTITY: Final = ("arch", "num_classes", "weights", "classes")
+_MEMORY_OF_TORCH: Final = 450 << 20
+
+
+def plan(
+    model: str | nn.Module | Loaded,
+    images: str | Path | Source,
+    store: str | Path,
+    *,
+    weights: str = "default",
+    robust: str | bool | None = None,
+    seed: int = 0,
+    offline: bool = False,
+    preprocessing: Preprocessing | None = None,
+    limit: int | None = None,
+    device: str = "auto",
+    **settings: Any,
+) -> SweepPlan:
+    """Plan a sweep of `model` over `images` into the store at `store`: find its layers, check everything,
+    write nothing.
+
+    Args:
+        model: an architecture's name (`load_model`), a `Loaded` model, or a module of your own (which needs
+            `preprocessing`).
+        images: a folder, tar files or `"demo"` (see `open_source`), or an open source.
+        store: path of the Zarr store, created by `run` if missing.
+        weights: as for `load_model`, where `model` is a name.
+        robust: adversarially trained weights, as for `load_model`.
+        seed: seed of random weights.
+        offline: never touch the network.
+        preprocessing: from image to input; None: what belongs to the weights.
+        limit: use only the first `limit` images.
+        device: "cpu", "cuda", "cuda:1", or "auto": a GPU if there is one.
+        **settings: fields of `Settings`: layers, metrics, custom, distort, top_k, per_image, batch_size,
+            partition_size, amp, decode, bitround, compression.
+
+    Returns:
+        The plan. The network is in eval mode and on `device`.
+
+    Raises:
+        ActstatsError: anything that the user can mend, in one line.
+    """
+    require_known(settings, "plan", *names_of(Settings))
+    decided = Settings(**settings)
+    parse_compression(decided.compression)
+    chosen = resolve_metrics(decided.metrics, decided.custom)
+
+    import torch
+
+    from actstats.data import open_source
+    from actstats.distort import parse
+    from actstats.layers import select_layers
+    from actstats.models import load_model
+    from actstats.sweeping.batches import Feed
+    from actstats.sweeping.device import find_device, in_eval_mode, out_of_memory_explained, to_device
+
+    target = find_device(device)
+    chain = parse(decided.distort)
+    source = open_source(images, limit=limit) if isinstance(images, str | Path) else images
+    asked = _request(model, weights, robust, seed, device)
+    if isinstance(model, str):
+        model = load_model(model, weights, robust=robust, seed=seed, offline=offline)
+    loaded = _with_preprocessing(model, preprocessing)
+    chain.check(loaded.preprocessing)
+    _refuse_unreadable(source)
+    with in_eval_mode(loaded.model), out_of_memory_explained(decided.batch_size):
+        network = to_device(loaded.model, target)
+        # Made for its checks alone: of the decoder, and of what does not go together.
+        Feed(loaded, source, target, (), chain=chain, decode=decided.decode, workers=0)
+        layers = select_layers(
+            network, torch.zeros(2, *loaded.preprocessing.shape, device=target), decided.layers
+        )
+    schema = Schema.of(
+        chosen,
+        layers,
+        len(source),
+        partition_size=decided.partition_size,
+        top_k=decided.top_k,
+        per_image=decided.per_image,
+    )
+    manifest = manifests.build(
+        **loaded.identity,
+        preprocessing=loaded.preprocessing.to_dict(),
+        **chain.record(),
+        layers=[_layer_record(layer) for layer in layers],
+        selectors=list(decided.layers),
+        metrics=[*chosen.builtin, *chosen.custom],
+        outputs=[output.name for output in schema.outputs],
+        per_image=decided.per_image,
+        top_k=decided.top_k,
+        batch_size=decided.batch_size,
+        partition_size=decided.partition_size,
+        data={
+            "spec": source.spec,
+            "resolved": str(Path(source.spec).expanduser().absolute())
+            if source.kind != "demo"
+            else source.spec,
+            "kind": source.kind,
+            "images": len(source),
+            "fingerprint": source.fingerprint,
+            "classes": list(source.classes),
+        },
+        device=target.type,
+        amp=decided.amp,
+        decode=decided.decode,
+        bitround=decided.bitround,
+        compression=decided.compression,
+        request=asked,
+    )
+    made = SweepPlan(manifest, store, loaded=loaded, source=source, chosen=chosen, trust=True)
+    made.__dict__["schema"] = schema  # known already, so the cached property need not compute it
+    return made
+
+
+def sweep(
+    model: str | nn.Module | Loaded,
+    images: str | Path | Source,
+    store: str | Path,
+    *,
+    device: str = "auto",
+    **options: Any,
+) -> Summary:
+    """Compute statistics of every unit of `model` over `images`, in one pass, into the store at `store`.
+
+    It is `plan(model, images, store, ...).run(...)`. An interrupted sweep resumes where it stopped: call it
+    again with the same arguments.
+
+    Args:
+        model: an architecture's name, a `Loaded` model, or a module of your own (which needs `preprocessing`).
+        images: a folder, tar files or `"demo"` (see `open_source`), or an open source.
+        store: path of the Zarr store, created if missing.
+        device: "cpu", "cuda", "cuda:1", or "auto": a GPU if there is one.
+        **options: the other arguments of `plan` (weights, robust, seed, offline, preprocessing, limit), the fields of
+            `Settings` (layers, metrics, batch_size, ...) and those of `Execution` (workers, part, strict, overwrite,
+            on_start, on_progress).
+
+    Returns:
+        A summary of this run.
+
+    Raises:
+        ActstatsError: anything that the user can mend, in one line. Completed partitions are kept.
+        KeyboardInterrupt: on Ctrl-C, after the partition that is being written is complete.
+    """
+    running = [name for name in names_of(Execution) if name != "device"]
+    require_known(options, "sweep", *_PLANNING, *names_of(Settings), *running)
+    execution = {name: options.pop(name) for name in running if name in options}
+    Execution(**execution)  # checked before anything is loaded
+    finished = _complete_already(model, images, store, device, options)
+    return finished or plan(model, images, store, device=device, **options).run(**execution, device=device)
+
+
+_PLANNING: Final = ("weights", "robust", "seed", "offline", "preprocessing", "limit")
+
+
+def _complete_already(
+    model: Any, images: Any, store: str | Path, device: str, options: Mapping[str, Any]
+) -> Summary | None:
+    """Return the summary of a sweep that is complete, without loading the network; None where that takes more.
+
+    What an architecture's name and a file stand for is known without; what code of the caller's own stands
+    for is not.
+    """
+    if (
+        not isinstance(model, str)
+        or ":" in model
+        or not isinstance(images, str | Path)
+        or not Path(store).exists()
+    ):
+        return None
+    settings = Settings(**{name: value for name, value in options.items() if name in names_of(Settings)})
+    if settings.custom or options.get("preprocessing") is not None:
+        return None
+    found = Store.open(store)
+    manifest, data = found.manifest, found.manifest["data"]
+    asked = _request(
+        model, options.get("weights", "default"), options.get("robust"), options.get("seed", 0), device
+    )
+    if (
+        manifest["actstats"] != manifests.FORMAT
+        or manifest.get("request") != asked
+        or manifest["versions"] != manifests.versions()
+        or Settings.from_manifest(manifest) != settings
+        or not found.completed.all()
+        or found.missing_objects()
+    ):
+        return None
+    if manifest["weights"]["source"].startswith("file:"):
+        file = Path(str(options.get("weights")).partition("#")[0]).expanduser()
+        if not file.is_file() or sha256_of(file) != manifest["weights"].get("file_sha256"):
+            return None
+    from actstats.data import open_source
+    from actstats.sweeping.progress import Progress, Summary
+
+    source = open_source(images, limit=options.get("limit"))
+    if (len(source), source.fingerprint) != (data["images"], data["fingerprint"]):
+        return None
+    return Summary(
+        store=found.path,
+        images=data["images"],
+        units=sum(layer["units"] for layer in manifest["layers"]),
+        layers=len(manifest["layers"]),
+        progress=Progress(0, 0, 0, 0.0, 0.0),
+        partitions=0,
+        complete=True,
+    )
+
+
+def _request(
+    model: Any, weights: str, robust: str | bool | None, seed: int, device: str
+) -> dict[str, Any] | None:
+    """Return by which words a network was asked for; None for one that was handed over."""
+    if not isinstance(model, str):
+        return None
+    training = "default" if robust is True else robust or None
+    return {"arch": model, "weights": str(weights), "robust": training, "seed": seed, "device": device}
+
+
+def _with_preprocessing(model: nn.Module | Loaded, preprocessing: Preprocessing | None) -> Loaded:
+    from actstats.models import Loaded
+
+    if not isinstance(model, Loaded):
+        if preprocessing is None:
+            raise ActstatsError("a module of your own needs preprocessing=actstats.Preprocessing(...)")
+        return Loaded.of(model, preprocessing)
+    return model if preprocessing is None else replace(model, preprocessing=preprocessing)
+
+
+def _refuse_unreadable(source: Source) -> None:
+    """Find one image that can be read, before anything is made."""
+    from actstats.data import ImageError
+
+    first: ImageError | None = None
+    for index in range(len(source)):
+        try:
+            source.image(index)
+        except ImageError as error:
+            first = first or error
+        else:
+            return
+    raise ActstatsError(
+        f"none of the {len(source)} images of {source.spec} can be read; {source.paths[0]}: {first}"
+    )
+
+
+def _layer_record(layer: Layer) -> dict[str, Any]:
+    record = {name: getattr(layer, name) for name in _LAYER}
+    return {**record, "shape": list(layer.shape)}
+
+
+def _layer_from(record: Mapping[str, Any]) -> Layer:
+    from actstats.layers import Layer
+
+    fields: dict[str, Any] = {name: record[name] for name in _LAYER}
+    return Layer(**{**fields, "shape": tuple(record["shape"])})
+
+
+def _device_of(model: nn.Module) -> torch.device:
+    import torch
+
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
+
+
+@dataclass(frozen=True)
+class LayerListing:
+    """Layers of a network, and what a sweep of them would store.
+
+    Attributes:
+        layers: those listed, in the order of execution.
+        presets: the presets that each of them is in, by its name.
+        refused: the calls whose output cannot be hooked, by layer name, each with the reason.
+        never_ran: the modules that were never called, each with the likely reason.
+        schema: what a sweep of `layers` stores.
+    """
+
+    layers: tuple[Layer, ...]
+    presets: Mapping[str, tuple[str, ...]]
+    refused: Mapping[str, str]
+    never_ran: Mapping[str, str]
+    schema: Schema
+
+    @property
+    def bytes_per_image(self) -> int:
+        """Size of one image's values, before compression."""
+        return self.schema.bytes(per_image=True, images=1)
+
+    @property
+    def bytes_per_partition(self) -> int:
+        """Size of what is summed over one partition, before compression."""
+        return self.schema.bytes(per_image=False, images=1)
+
+
+def list_layers(
+    arch: str,
+    weights: str | Path = "none",
+    *,
+    robust: str | bool | None = None,
+    seed: int = 0,
+    offline: bool = False,
+    layers: Sequence[str] = (),
+    **settings: Any,
+) -> LayerListing:
+    """Run `arch` once and return what can be hooked; with `layers`, only those that they select.
+
+    The arguments are those of `plan`; of `Settings`, those that decide the size of a store.
+
+    Raises:
+        ActstatsError: an unknown architecture, layer or metric.
+    """
+    import torch
+
+    from actstats.layers import probe, select
+    from actstats.models import load_model
+
+    decided = Settings(**settings)
+    loaded = load_model(arch, str(weights), robust=robust, seed=seed, offline=offline)
+    probed = probe(loaded.model, torch.zeros(2, *loaded.preprocessing.shape))
+    found = select(probed, layers) if layers else [candidate.layer for candidate in probed.candidates]
+    schema = Schema.of(
+        resolve_metrics(decided.metrics, decided.custom),
+        found,
+        _MANY_IMAGES,
+        partition_size=decided.partition_size,
+        top_k=decided.top_k,
+        per_image=decided.per_image,
+    )
+    presets = {candidate.layer.name: candidate.presets for candidate in probed.candidates}
+    return LayerListing(tuple(found), presets, probed.refused, probed.never_ran, schema)
+
+
+_MANY_IMAGES: Final = 10**9
+"""More than a partition holds, whatever its size."""

@@ -1,0 +1,148 @@
+"""What a sweep is told: `Settings` decide its numbers, `Execution` how they are computed.
+
+Neither needs torch, so that the command line can read its defaults here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from actstats.errors import ActstatsError, nearest
+from actstats.metrics import DEFAULT, Metric
+from actstats.support import one_or_more
+
+if TYPE_CHECKING:
+    from actstats.sweeping.progress import Progress, Started
+
+AMP: Final = ("off", "bf16", "fp16")
+DECODERS: Final = ("pillow", "device")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides the numbers of a sweep, beside the network and the images.
+
+    Attributes:
+        layers: presets (`conv`, `block`, `all`, `paper`), module names and patterns (`actstats.select_layers`).
+        metrics: names of built-in and installed metrics.
+        custom: metrics of your own: objects, classes, or `"package.module:Class"`.
+        distort: what is done to each cropped image, such as `("scramble:4", "noise:0.1")` (`actstats.distort`), or
+            what `actstats.distort.parse` made of it.
+        top_k: images kept per unit.
+        per_image: whether to store the variables with the dimension `image`; without, only sums over partitions are.
+        batch_size: images per forward pass. It can change the last bits of an activation.
+        partition_size: images per partition, the block that is completed and stored as a whole.
+        amp: "bf16" or "fp16" to run the forward pass under autocast, or "off".
+        decode: "device" to decode, resize and crop JPEGs on the network's device, by nvJPEG on a GPU. The
+            pixels differ a little from those of "pillow", which the weights' authors used.
+        bitround: mantissa bits (1 to 23) kept of per-image floats, so that they compress better; None keeps all.
+        compression: "zstd", "zstd:LEVEL" or "none".
+
+    Names may be given one by one or several in a list, so `layers="conv"` and `layers=["conv"]` are equal.
+
+    Raises:
+        ActstatsError: a value outside its range.
+    """
+
+    layers: Sequence[str] = ("conv",)
+    metrics: Sequence[str] = DEFAULT
+    custom: Sequence[str | Metric | type[Metric]] = ()
+    distort: Sequence[str] = ()
+    top_k: int = 16
+    per_image: bool = True
+    batch_size: int = 32
+    partition_size: int = 1024
+    amp: str = "off"
+    decode: str = "pillow"
+    bitround: int | None = None
+    compression: str = "zstd:1"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "distort", getattr(self.distort, "specs", self.distort))
+        for name in ("layers", "metrics", "distort"):
+            object.__setattr__(self, name, tuple(one_or_more(getattr(self, name))))
+        several = isinstance(self.custom, Sequence) and not isinstance(self.custom, str)
+        object.__setattr__(self, "custom", tuple(self.custom) if several else (self.custom,))
+        for name in ("batch_size", "partition_size", "top_k"):
+            _require_whole(name, getattr(self, name), least=1)
+        _require_choice("amp", self.amp, AMP)
+        _require_choice("decode", self.decode, DECODERS)
+        if self.bitround is not None and not 1 <= self.bitround <= 23:
+            raise ActstatsError(f"bitround is {self.bitround}; a float32 keeps 1 to 23 mantissa bits")
+
+    @classmethod
+    def from_manifest(cls, manifest: Mapping[str, Any]) -> Self:
+        """Return the settings that a sweep's manifest records."""
+        named = manifest["metrics"]
+        return cls(
+            layers=tuple(manifest["selectors"]),
+            metrics=tuple(name for name in named if ":" not in name),
+            custom=tuple(name for name in named if ":" in name),
+            distort=tuple(manifest.get("distort", ())),
+            # Format 1 has no entry `per_image`.
+            per_image=manifest.get("per_image", True),
+            **{
+                name: manifest[name]
+                for name in ("top_k", "batch_size", "partition_size", "amp", "bitround", "compression")
+            },
+            decode=manifest.get("decode", "pillow"),
+        )
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a sweep is computed; none of it changes a number.
+
+    Attributes:
+        device: "cpu", "cuda", "cuda:1"; None: the device that the plan was made for.
+        workers: threads that decode images; None: one per core, at most 8; 0: none beside the caller's.
+        part: (i, n): compute every n-th partition, from the i-th on; n processes fill one store.
+        strict: stop at the first image that cannot be read instead of recording it.
+        overwrite: remove a store of another sweep that is in the way.
+        on_start: called once, when the store is open.
+        on_progress: called after each batch.
+
+    Raises:
+        ActstatsError: a value outside its range.
+    """
+
+    device: str | None = None
+    workers: int | None = None
+    part: tuple[int, int] = (0, 1)
+    strict: bool = False
+    overwrite: bool = False
+    on_start: Callable[[Started], None] | None = None
+    on_progress: Callable[[Progress], None] | None = None
+
+    def __post_init__(self) -> None:
+        if self.workers is not None:
+            _require_whole("workers", self.workers, least=0)
+        index, count = self.part
+        if not 0 <= index < count:
+            raise ActstatsError(f"part is {index}/{count}; it must be I/N with 0 <= I < N")
+
+
+def names_of(kind: type[Settings] | type[Execution]) -> list[str]:
+    """Return the names of the fields of `Settings` or `Execution`."""
+    return [field.name for field in dataclasses.fields(kind)]
+
+
+def require_known(options: Mapping[str, Any], function: str, *known: str) -> None:
+    """Raise a `TypeError`, as Python does for a wrong keyword, for options that are not among `known`."""
+    for name in options:
+        if name not in known:
+            raise TypeError(f"{function}() has no argument {name!r}{nearest(name, known)}")
+
+
+def _require_whole(name: str, value: object, *, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**31:
+        limit = f"must be at least {least}" if not isinstance(value, int) or value < least else "is too large"
+        raise ActstatsError(f"{name} is {str(value)[:20]}; it {limit}")
+
+
+def _require_choice(name: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise ActstatsError(f"{name} is {value!r}; choose from {', '.join(known)}")
