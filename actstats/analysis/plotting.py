@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FORMATS: Final = (".png", ".svg", ".pdf")
+COLOURS: Final = {"S": "#1b5dbd", "R": "#c45000"}
+"""Blue for the standard network and orange for the robust one, in every plot; both can be read as text on white."""
 
 
 def draw_layers(found: Mapping[str, xr.Dataset], numbers: Sequence[str], path: str | Path) -> None:

@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
 from actstats.analysis import compare_units, kernel_smoothness, noise, selectivity, smoothness, spectrum
+from actstats.analysis.plotting import COLOURS
 from actstats.data import Source
 from actstats.models import Loaded
 from actstats.report.findings import MEASURES, count_layers
@@ -40,7 +41,6 @@ COMPARED: Final = {
 _RESAMPLES: Final = 400
 _SIDE, _GAP, _HEAD = 42, 6, 28
 _SHOWN: Final = ("roughness", "noisy_roughness", "relative_change", "centroid")
-_COLOURS: Final = {"S": "#c2571a", "R": "#00756b"}
 
 
 @dataclass(frozen=True)
@@ -232,11 +232,11 @@ def draw_layers(table: pd.DataFrame, file: Path) -> None:
                 marker="o",
                 ms=3,
                 label=f"{network}, mean of the layer's units",
-                color=_COLOURS[network],
+                color=COLOURS[network],
             )
         low, high = (rows["mean_s"] + rows[f"difference_{end}"] for end in ("low", "high"))
         label = "S + the 95 % interval of R - S"
-        axes.fill_between(places, low, high, color=_COLOURS["R"], alpha=0.2, lw=0, label=label)
+        axes.fill_between(places, low, high, color=COLOURS["R"], alpha=0.2, lw=0, label=label)
         axes.set_title(COMPARED[name], fontsize=10)
         axes.set_xticks(places, rows["layer"], rotation=60, ha="right", fontsize=7)
         axes.grid(alpha=0.3)

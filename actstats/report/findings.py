@@ -132,7 +132,7 @@ RULE: Final = (
     f"counts as lower or higher if |delta| is at least {SMALLEST_EFFECT}, the usual bound of a small effect (Romano "
     "et al. 2006), and the 95 % bootstrap interval over its units excludes 0. As in the paper: R is lower in more "
     "than half of the layers. Opposite: R is higher in more than half. Negligible: |delta| is below "
-    f"{SMALLEST_EFFECT} in more than half. Undecided: none of these."
+    f"{SMALLEST_EFFECT} in half of the layers or more. Undecided: none of these."
 )
 ELSEWHERE: Final = (
     ("R decides by shape, S by texture", "actstats analyze shape-bias"),
@@ -355,7 +355,7 @@ def _finding(claim: str, how: str, medians: Sequence[float], table: pd.DataFrame
         verdict = "agrees"
     elif higher > len(compared) / 2:
         verdict = "differs"
-    elif (compared["cliffs_delta"].abs() < SMALLEST_EFFECT).mean() > 0.5:
+    elif (compared["cliffs_delta"].abs() < SMALLEST_EFFECT).mean() >= 0.5:
         verdict = "negligible"
     else:
         verdict = "open"

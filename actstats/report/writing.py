@@ -11,6 +11,7 @@ import hashlib
 import itertools
 import json
 import math
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -26,6 +27,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from actstats.analysis.plotting import COLOURS
 from actstats.data import Source
 from actstats.errors import ActstatsError
 from actstats.report.contents import Side, class_names, layer_parts, overview_part, pack, read_side
@@ -246,14 +248,14 @@ def _folder_of(page: Path) -> Path:
 
 def _html(context: Mapping[str, Any], parts: Mapping[str, str], folder: str) -> str:
     source = files("actstats.report") / "page"
-    style = (source / "page.css").read_text("utf-8")
+    environment = Environment(autoescape=True, undefined=StrictUndefined)
+    environment.filters["minus"] = _with_minus
+    render = environment.from_string
+    style = render((source / "page.css").read_text("utf-8")).render(colours=[COLOURS["S"], COLOURS["R"]])
     # In a function of its own, so that nothing of it is visible from outside, and in a fixed order.
     script = "\n".join((source / name).read_text("utf-8") for name in _SCRIPTS)
     script = f'"use strict";\n(() => {{\n{script}}})();\n'
-    template = Environment(autoescape=True, undefined=StrictUndefined).from_string(
-        (source / "page.html").read_text("utf-8")
-    )
-    return template.render(
+    return render((source / "page.html").read_text("utf-8")).render(
         **context,
         folder=folder,
         parts=list(parts.items()),
@@ -261,6 +263,15 @@ def _html(context: Mapping[str, Any], parts: Mapping[str, str], folder: str) -> 
         script=Markup(script),
         policy=_policy(style, script, bool(folder)),
     )
+
+
+def _with_minus(text: str) -> str:
+    """Return the text with minus signs, as the script writes them, before numbers.
+
+    >>> _with_minus("delta -0.13, kernels of ResNet-50")
+    'delta \u22120.13, kernels of ResNet-50'
+    """
+    return re.sub(r"(?<!\w)-(?=\d)", "\N{MINUS SIGN}", text)
 
 
 def _policy(style: str, script: str, folder: bool) -> str:

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from xml.etree import ElementTree
 
+import numpy as np
 import pytest
+import xarray
 
-from tests.report.conftest import HOSTILE, LAYERS, NAMES
+from actstats.analysis import smoothness
+from actstats.analysis.plotting import COLOURS
+from actstats.data.preprocessing import Preprocessing
+from actstats.report import write_report
+from tests.report.conftest import HOSTILE, LAYERS, NAMES, swept
 
 playwright = pytest.importorskip(
     "playwright.sync_api", reason="playwright is not installed (extra `browser`)"
@@ -149,7 +159,7 @@ def test_everything_goes_by_keyboard(opened, page):
     assert not report.locator("#marks").is_checked()
     assert report.locator(".images .field").first.is_hidden()
     press("Escape")
-    report.arrive("#/layer/0")
+    report.arrive("#/layer/0?page=3")
     press("Escape")
     report.wait_for_selector("#findings")
 
@@ -174,7 +184,7 @@ def test_measure_and_order_change_what_is_shown(opened, page):
     report = opened(page, "#/layer/1")
     first = report.locator(".card").first
     assert first.get_attribute("data-unit") == "64"
-    report.locator("#sort").select_option(index=1)
+    report.locator("#order").select_option(index=1)
     report.wait_for_function(
         "[...document.querySelectorAll('.cards .values span:first-child')].every(value => value.textContent)"
     )
@@ -184,6 +194,197 @@ def test_measure_and_order_change_what_is_shown(opened, page):
     before = report.locator("figcaption").first.inner_text()
     report.locator("#measure").select_option(index=3)
     assert report.locator("figcaption").first.inner_text() != before
+    assert report.complaints == []
+
+
+def test_the_address_holds_measure_order_and_page(opened, page):
+    report = opened(page, "#/layer/0")
+    steps = report.evaluate("history.length")
+    report.locator("#measure").select_option("total variation")
+    report.locator("#order").select_option(f"{NAMES[1]}, highest first")
+    assert report.evaluate("location.hash") == "#/layer/0?measure=total_variation&order=r-high"
+    assert report.evaluate("history.length") == steps  # Back leaves the layer, not the choice
+    report.locator(".pages a", has_text="3").first.click()
+    report.arrive("#/layer/0?measure=total_variation&order=r-high&page=3")
+    assert report.locator(".range").first.inner_text().endswith("64 of 64 units")
+    units = report.locator(".card").evaluate_all("cards => cards.map(card => card.dataset.unit)")
+    assert len(units) == 64 - 2 * 24
+    # The same address shows the same in another window, and what it leads to keeps the choice.
+    other = opened(page, report.evaluate("location.hash"))
+    assert other.locator(".card").evaluate_all("cards => cards.map(card => card.dataset.unit)") == units
+    assert other.evaluate("document.querySelector('#measure').value") == "total variation"
+    other.locator(".card").nth(1).click()
+    other.arrive(f"#/unit/{units[1]}?measure=total_variation&order=r-high")
+    other.keyboard.press("ArrowRight")
+    other.arrive(f"#/unit/{units[2]}?measure=total_variation&order=r-high")
+    other.keyboard.press("Escape")
+    other.arrive("#/layer/0?measure=total_variation&order=r-high&page=3")
+    assert other.focused() == units[2]
+    for nonsense in (
+        "#/layer/0?measure=none&order=&page=-1",
+        "#/layer/0?page=999&x",
+        "#/class/99",
+        "#/unit/x",
+    ):
+        assert opened(page, nonsense).complaints == []
+
+
+def test_the_search_finds_classes_and_bare_channels(opened, page):
+    report = opened(page)
+
+    def found(query: str) -> list[str]:
+        report.keyboard.press("/")
+        report.keyboard.type(query)
+        report.wait_for_function("text => document.getElementById('query').value === text", arg=query)
+        names = report.locator("#results [role=option]").all_inner_texts()
+        report.keyboard.press("Escape")
+        report.locator("#search").wait_for(state="hidden")
+        return [" ".join(name.split()) for name in names]
+
+    assert found("70") == []  # no layer has so many
+    assert found("20") == [f"{LAYERS[0]}/20 unit", f"{LAYERS[2]}/20 unit"]
+    assert found("features.1/20") == [f"{LAYERS[0]}/20 unit"]
+    assert found("CAT") == ["<b>cat class"]
+    assert len(found("")) == len(LAYERS)
+    report.keyboard.press("/")
+    report.keyboard.type("cat")
+    report.keyboard.press("Enter")
+    report.arrive("#/class/" + str(report.evaluate("location.hash").rpartition("/")[2]))
+    assert report.heading() == "<b>cat"
+    totals = report.locator("tbody td").all_inner_texts()
+    both = [int(number) for at, number in enumerate(totals) if at % 3]
+    words = report.locator(".facts").inner_text()
+    assert f"{sum(both[::2])} units of {NAMES[0]}" in words
+    assert f"{sum(both[1::2])} units of {NAMES[1]}" in words
+    report.locator(".cards .card").first.click()
+    report.wait_for_selector(".sides")
+    leading = report.locator(".bars tbody tr:first-child th").all_inner_texts()
+    assert "<b>cat" in leading  # the class with the greatest mean, of the one network or the other
+    assert report.complaints == []
+
+
+def saved(report: Opened, label: str) -> str:
+    with report.expect_download() as download:
+        report.get_by_label(label, exact=True).click()
+    return Path(download.value.path()).read_text()
+
+
+def saved_lines(report: Opened, label: str) -> io.StringIO:
+    return io.StringIO(saved(report, label), newline="")
+
+
+def test_tables_and_charts_are_saved_as_csv_and_svg(opened, page, stores):
+    report = opened(page)
+    findings = list(csv.reader(saved_lines(report, "Save as CSV: findings")))
+    assert findings[0] == ["Finding", "Measured by", *NAMES, "Difference", "Verdict"]
+    assert {len(row) for row in findings} == {6}
+    boxes = list(csv.DictReader(saved_lines(report, "Save as CSV: roughness by layer")))
+    assert [row["layer"] for row in boxes] == [name for name in LAYERS for _ in NAMES]
+    rough = smoothness(xarray.open_zarr(stores[1]))["roughness"].compute()
+    expected = float(rough.isel(unit=rough["layer"].values == LAYERS[1]).median())
+    assert float(boxes[3]["roughness_p50"]) == pytest.approx(expected, rel=2**-9)
+    report.goto(page.as_uri() + "#/layer/1")
+    report.wait_for_selector("figure:nth-child(3) svg")
+    units = list(csv.reader(saved_lines(report, "Save as CSV: all measures of the units")))
+    assert len(units) == 1 + 16
+    assert len(units[0]) == 2 + 2 * report.locator("#measure option").count()
+    drawings = [
+        saved(report, button)
+        for button in report.locator("figure button", has_text="SVG").evaluate_all(
+            "b => b.map(b => b.ariaLabel)"
+        )
+    ]
+    assert len(drawings) == 3
+    for drawing in drawings:
+        root = ElementTree.fromstring(drawing)
+        assert root.tag == "{http://www.w3.org/2000/svg}svg"
+        # Everything is in the file: no style sheet, no variable of one, and the names of the stores.
+        assert "class=" not in drawing
+        assert "var(" not in drawing
+        assert "".join(root.itertext()).count(NAMES[0][:5]) >= 1
+    assert COLOURS["S"] == "#{:02x}{:02x}{:02x}".format(
+        *map(int, re.search(r"rgb\((\d+), (\d+), (\d+)\)", drawings[2].partition("<circle")[2]).groups())
+    )
+    report.goto(page.as_uri() + unit_address(1, 3))
+    report.wait_for_selector("table.values")
+    top = list(csv.DictReader(saved_lines(report, f"Save as CSV: {LAYERS[1]}/3 top images {NAMES[0]}")))
+    assert {row["path"] for row in top} <= set(HOSTILE)
+    assert report.complaints == []
+
+
+def test_each_measure_of_a_unit_has_its_percentile_in_the_layer(opened, page, stores):
+    report = opened(page, unit_address(1, 3))
+    report.wait_for_selector("table.values")
+    rows = list(csv.DictReader(saved_lines(report, f"Save as CSV: {LAYERS[1]}/3 measures")))
+    for number, (name, store) in enumerate(zip(NAMES, stores, strict=True)):
+        values = smoothness(xarray.open_zarr(store))["roughness"].compute()
+        layer = values.isel(unit=values["layer"].values == LAYERS[1]).values
+        value, layer = layer[3], layer[~np.isnan(layer)]  # units that never vary have no roughness
+        expected = 100 * ((layer < value).sum() + 0.5) / len(layer)
+        assert float(rows[0][f"{name}, percentile in layer"]) == pytest.approx(expected)
+        cell = report.locator("table.values tbody tr").first.locator(".percentile").nth(number)
+        assert cell.inner_text() == f"{round(expected)} %"
+
+
+def test_what_a_maximum_sees_is_said_of_each_image(opened, stores, tmp_path):
+    page = write_report(stores[:1], tmp_path / "one.html").page
+    report = opened(page, unit_address(2, 3))
+    report.wait_for_selector(".images li")
+    frames = report.locator(".images li").evaluate_all(
+        "items => items.map(i => [i.ariaLabel, !!i.querySelector('.field')])"
+    )
+    assert frames
+    for words, framed in frames:
+        # A 3 x 3 kernel and a 3 x 3 pooling of stride 2, another 3 x 3: 15 pixels, fewer at the border.
+        sizes = re.search(r"sees (\d+) . (\d+) of 40 . 40 pixels$", words)
+        assert framed
+        assert all(8 <= int(size) <= 15 for size in sizes.groups())
+    # Where some positions see all of the image, the layer's line says how many.
+    report.evaluate("location.hash = '#/layer/2'")
+    report.arrive("#/layer/2")
+    assert re.search(
+        r"; positions see \d+ . \d+ \(at the border\) to \d+ . \d+ of 40 . 40 pixels",
+        report.locator(".facts").inner_text(),
+    )
+
+
+def test_a_layer_of_many_units_makes_few_elements(opened, hostile, tmp_path):
+    layers = ("features.12.squeeze", "features.12")
+    wide = [swept(hostile, tmp_path / f"{seed}.zarr", seed, layers=layers) for seed in (0, 1)]
+    page = write_report(wide, tmp_path / "wide.html").page
+    report = opened(page, "#/layer/1")
+    report.locator(".cards .card img").first.wait_for()
+    assert report.locator(".facts").inner_text().startswith("512 units")
+    for _ in range(8):
+        report.evaluate("scrollBy(0, 500)")
+        report.wait_for_timeout(50)
+    assert report.evaluate("document.querySelectorAll('*').length") < 1500
+    assert report.locator(".pages a[aria-label='Page 22 of 22']").count() == 2
+    assert report.complaints == []
+
+
+def test_a_layer_says_how_many_of_its_positions_see_the_whole_image(opened, hostile, tmp_path):
+    # With 55 pixels features.7 has 6 x 6 positions, the middle 2 x 2 of which see all, the corners 39 x 39.
+    size = Preprocessing.imagenet(size=55, resize=60)
+    layers = ("features.7", "features.9")
+    store = swept(hostile, tmp_path / "s.zarr", 0, layers=layers, preprocessing=size)
+    page = write_report([store], tmp_path / "report.html").page
+    report = opened(page, "#/layer/0")
+    words = report.locator(".facts").inner_text()
+    assert words.endswith(
+        "; 4 of 36 positions see the whole image, the others at least 39 \N{MULTIPLICATION SIGN} 39 of "
+        "55 \N{MULTIPLICATION SIGN} 55 pixels"
+    )
+    report.keyboard.press("ArrowRight")
+    report.arrive("#/layer/1")
+    assert report.locator(".facts").inner_text().endswith("; each position sees the whole image")
+    # Beside each image stands what its own maximum sees, and a frame only where that is not everything.
+    for channel in range(12):
+        report.goto(page.as_uri() + f"#/unit/{channel}")
+        report.wait_for_selector(".unit > *")
+        for item in report.locator(".images li").all():
+            whole = item.get_attribute("aria-label").endswith("sees the whole image")
+            assert item.locator(".field").count() == (not whole)
     assert report.complaints == []
 
 

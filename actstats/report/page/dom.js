@@ -1,4 +1,4 @@
-// Elements, made so that no text can ever become markup: what is not an element becomes a text node.
+// Elements, built so that text can never become markup: whatever is not an element becomes a text node.
 
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -15,7 +15,7 @@ function fill(element, attributes, children) {
   return element;
 }
 
-/** h("a", {href: "#/", onclick: f}, "text", child): an element; `on...` are listeners, `style` an object. */
+/** h("a", {href: "#/", onclick: f}, "text", child): an element; `on...` are listeners, `style` is an object. */
 const h = (tag, attributes, ...children) => fill(document.createElement(tag), attributes, children);
 
 /** The same for SVG. */
@@ -32,10 +32,10 @@ function format(value) {
 
 const grouped = (count) => count.toLocaleString("en");
 
-/** A name that may break after its dots. */
+/** A name that may break across lines after its dots and underscores. */
 const breakable = (name) => name.split(/(?<=[._])/).flatMap((piece, index) => (index ? [h("wbr"), piece] : [piece]));
 
-/** How many units: "1 unit", "7,280 units". */
+/** A count with its noun: "1 unit", "7,280 units". */
 const plural = (count, noun) => `${grouped(count)} ${noun}${count === 1 ? "" : "s"}`;
 
 /** The finite values, in increasing order. */
@@ -48,9 +48,9 @@ function quantile(values, q) {
   return values[low] + (at - low) * ((values[low + 1] ?? values[low]) - values[low]);
 }
 
-// One of several elements is in the tab order; arrow keys move between them.
+// Of several elements one is in the tab order; arrow keys move between them.
 
-/** Let arrow keys move the focus among `items`; `columns()` says how many lie in a row. */
+/** Let arrow keys move the focus among `items`; `columns()` is the number of items in a row. */
 function rove(items, columns, start = 0) {
   items.forEach((item, index) => item.setAttribute("tabindex", index === start ? 0 : -1));
   items.forEach((item, index) =>
@@ -68,7 +68,7 @@ function rove(items, columns, start = 0) {
   );
 }
 
-// One tooltip for the page.
+// One tooltip for the whole page.
 
 const tip = h("div", { id: "tip", role: "tooltip", hidden: true });
 
@@ -82,7 +82,7 @@ function showTip(lines, x, y) {
 
 const hideTip = () => (tip.hidden = true);
 
-/** Show `lines()` while the pointer is on `element` or it has the focus. */
+/** Show `lines()` while the pointer is over `element` or it has the focus. */
 function tipped(element, lines) {
   element.addEventListener("pointermove", (event) => showTip(lines(), event.clientX, event.clientY));
   element.addEventListener("pointerleave", hideTip);
@@ -92,4 +92,50 @@ function tipped(element, lines) {
   });
   element.addEventListener("blur", hideTip);
   return element;
+}
+
+// Saving figures and tables as files.
+
+function save(name, type, content) {
+  const address = URL.createObjectURL(new Blob([content], { type }));
+  h("a", { href: address, download: name }).click();
+  setTimeout(() => URL.revokeObjectURL(address), 10_000);
+}
+
+/** Rows, the first of which has the columns' names, as CSV (RFC 4180); numbers keep their precision, NaN is empty. */
+function csv(rows) {
+  const cell = (value) => {
+    const text = value === null || value === undefined || Number.isNaN(value) ? "" : String(value);
+    return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+  };
+  return rows.map((row) => `${row.map(cell).join(",")}\r\n`).join("");
+}
+
+const DRAWN = ["fill", "fill-opacity", "stroke", "stroke-width", "stroke-dasharray", "stroke-linecap", "stroke-linejoin", "opacity", "font-size"];
+
+/** A drawing of the page as an SVG file of its own: the styles written into it, in the colours of the light theme. */
+function standalone(drawing) {
+  const root = document.documentElement, scheme = root.style.colorScheme;
+  const copy = drawing.cloneNode(true), copies = copy.querySelectorAll("*");
+  root.style.colorScheme = "light";
+  drawing.querySelectorAll("*").forEach((element, index) => {
+    const style = getComputedStyle(element);
+    for (const name of DRAWN) copies[index].setAttribute(name, style.getPropertyValue(name));
+  });
+  root.style.colorScheme = scheme;
+  copy.querySelectorAll(".hit, .ring").forEach((element) => element.remove());
+  copy.querySelectorAll("a").forEach((link) => link.replaceWith(...link.childNodes));
+  copy.querySelectorAll("*").forEach((element) => ["class", "tabindex", "style"].forEach((name) => element.removeAttribute(name)));
+  copy.setAttribute("xmlns", SVG);
+  copy.setAttribute("font-family", "Helvetica, Arial, sans-serif");
+  return new XMLSerializer().serializeToString(copy);
+}
+
+/** Buttons that save what `name` describes: `drawing()` as SVG, `rows()` as CSV; either may be missing. */
+function saving(name, { drawing, rows }) {
+  const file = `${report.title} ${name}`.replace(/[^\p{L}\p{N}.]+/gu, "-").replace(/^-+|-+$/g, "");
+  const button = (format, onclick) => h("button", { type: "button", "aria-label": `Save as ${format}: ${name}`, onclick }, format);
+  return h("span", { class: "save" },
+    drawing && button("SVG", () => save(`${file}.svg`, "image/svg+xml", standalone(drawing()))),
+    rows && button("CSV", () => save(`${file}.csv`, "text/csv", csv(rows()))));
 }

@@ -1,7 +1,6 @@
-// Which view is shown, by the address after #; the search; the keys.
+// Which view is shown, all by the address after #; the search; the keys.
 
 let lastUnit = -1;
-let layerFocused = -1;
 
 const main = document.getElementById("view");
 const trail = document.getElementById("trail");
@@ -12,41 +11,78 @@ function complain(error) {
   alarm.textContent = `This page cannot show its data: ${error.message}`;
 }
 
-/** Go there and show it at once: of two quick keys the second must find what the first led to. */
+// Addresses: #/layer/3?measure=centroid&order=r-high&page=2, and so on; what is usual is left out.
+
+/** The address of a view with the measure and order that are chosen now. */
+function addressOf(kind, index = 0, page = 1) {
+  const query = new URLSearchParams();
+  if (shown.measure) query.set("measure", measure().key);
+  if (shown.order !== "unit") query.set("order", shown.order);
+  if (page > 1) query.set("page", page);
+  return `#/${kind === "overview" ? "" : `${kind}/${index}`}${query.size ? `?${query}` : ""}`;
+}
+
+/** The attributes of a link to a view; `change` keeps it up to date. */
+const to = (kind, index = 0, page = 1) => ({ href: addressOf(kind, index, page), "data-to": `${kind} ${index} ${page}` });
+
+/** What the address says, as far as there is such a thing. */
+function place() {
+  const [, kind = "overview", number = "0", query = ""] = /^#\/(?:(layer|unit|class)\/(\d+))?(?:\?(.*))?$/.exec(location.hash) ?? [];
+  const limits = { overview: 1, layer: report.layers.length, unit: report.units, class: report.classes.length };
+  const asked = new URLSearchParams(query);
+  return {
+    ...(Number(number) < limits[kind] ? { kind, index: Number(number) } : { kind: "overview", index: 0 }),
+    measure: Math.max(0, report.measures.findIndex((found) => found.key === asked.get("measure"))),
+    order: orders().some(([order]) => order === asked.get("order")) ? asked.get("order") : "unit",
+    page: Math.max(1, Math.floor(Number(asked.get("page"))) || 1),
+  };
+}
+
+/** Choose another measure, order or page: the address and all links follow, and no step is added to the history. */
+function change(changes) {
+  Object.assign(shown, changes);
+  location.replace(addressOf(shown.kind, shown.index, shown.page));
+  document.documentElement.dataset.shown = location.hash;
+  for (const link of document.querySelectorAll("[data-to]")) {
+    const [kind, index, page] = link.dataset.to.split(" ");
+    link.setAttribute("href", addressOf(kind, index, page));
+  }
+}
+
+/** Go there and show it at once, so that a second quick key acts on what the first one led to. */
 function go(address) {
   location.hash = address;
   showWhereItIs();
 }
 
-/** Where the page is: {kind: "overview" | "layer" | "unit", index}. */
-function place() {
-  const [, kind, number] = /^#\/(layer|unit)\/(\d+)$/.exec(location.hash) ?? [];
-  const index = Number(number);
-  if (kind === "layer" && index < report.layers.length) return { kind, index };
-  if (kind === "unit" && index < report.units) return { kind, index };
-  return { kind: "overview", index: 0 };
-}
-
 let before = null;
 
 function show() {
-  const { kind, index } = place();
+  Object.assign(shown, place());
+  const { kind, index } = shown;
   hideTip();
-  const elements = { overview: () => overview(), layer: () => layerView(index), unit: () => unitView(index) }[kind]();
+  const views = { overview: () => overview(), layer: () => layerView(index), class: () => classView(index), unit: () => unitView(index) };
+  main.replaceChildren(...views[kind]());
   if (kind === "unit") lastUnit = index;
-  main.replaceChildren(...elements);
   const layer = kind === "unit" ? layerOf(index) : index;
+  const current = (here) => ({ "aria-current": kind === here ? "page" : null });
   trail.replaceChildren(
-    h("li", null, h("a", { href: "#/", "aria-current": kind === "overview" ? "page" : null }, "Overview")),
-    ...(kind === "overview" ? [] : [h("li", null, h("a", { href: `#/layer/${layer}`, "aria-current": kind === "layer" ? "page" : null }, report.layers[layer].name))]),
-    ...(kind === "unit" ? [h("li", null, h("a", { href: location.hash, "aria-current": "page" }, String(index - report.layers[layer].start)))] : []));
-  document.title = [kind === "unit" ? unitName(index) : kind === "layer" ? report.layers[index].name : null, report.title].filter(Boolean).join(" · ");
+    h("li", null, h("a", { ...to("overview"), ...current("overview") }, "Overview")),
+    ...(kind === "class" ? [h("li", null, h("a", { ...to("class", index), ...current("class") }, className(index)))] : []),
+    ...(kind === "layer" || kind === "unit" ? [h("li", null, h("a", { ...to("layer", layer, kind === "unit" ? pageOf(index) : shown.page), ...current("layer") }, report.layers[layer].name))] : []),
+    ...(kind === "unit" ? [h("li", null, h("a", { ...to("unit", index), ...current("unit") }, String(index - report.layers[layer].start)))] : []));
+  const name = { overview: null, layer: report.layers[layer]?.name, class: className(index), unit: kind === "unit" && unitName(index) }[kind];
+  document.title = [name, report.title].filter(Boolean).join(" · ");
   if (before) {
-    // Back from a unit the focus is on its card again, else at the top of what is new.
+    // Coming back from a unit the focus returns to its card; on another page of the same list, to the list.
     const card = before.kind === "unit" && main.querySelector(`.card[data-unit="${before.index}"]`);
+    const list = before.kind === kind && before.index === index && document.getElementById("units");
     if (card) {
       card.focus();
       card.scrollIntoView({ block: "center" });
+    } else if (list) {
+      list.focus({ preventScroll: true });
+      list.scrollIntoView();
     } else {
       scrollTo(0, 0);
       (main.querySelector("h1") ?? document.querySelector("h1")).focus({ preventScroll: true });
@@ -56,38 +92,46 @@ function show() {
   document.documentElement.dataset.shown = location.hash;
 }
 
-/** One step up: from a unit to its layer, from a layer to the overview. */
+/** One step up: from a unit to its layer, from a layer or a class to the overview. */
 function back() {
-  const { kind, index } = place();
-  if (kind === "unit") go(`#/layer/${layerOf(index)}`);
-  else if (kind === "layer") go("#/");
+  const { kind, index } = shown;
+  if (kind === "unit") go(addressOf("layer", layerOf(index), pageOf(index)));
+  else if (kind !== "overview") go(addressOf("overview"));
 }
 
-// The search: layers by any part of their name, units as LAYER/CHANNEL.
+// The search: layers and classes by any part of their name, units as LAYER/CHANNEL or by their channel alone.
 
 const searching = document.getElementById("search");
 const box = document.getElementById("query");
 const results = document.getElementById("results");
+const MOST_RESULTS = 40;
 let chosen = 0;
 
+/** What fits the query: [name, address, note] each. */
 function matches(query) {
   const words = query.trim().toLowerCase();
-  const [, name, channel] = /^(.*?)(?:[/\s]+(\d*))?$/.exec(words);
-  const layers = report.layers.map((layer, index) => ({ layer, index })).filter(({ layer }) => layer.name.toLowerCase().includes(name));
-  if (channel) {
-    return layers.filter(({ layer }) => Number(channel) < layer.units)
-      .map(({ layer }) => [`${layer.name}/${Number(channel)}`, `#/unit/${layer.start + Number(channel)}`]);
-  }
-  return layers.map(({ layer, index }) => [layer.name, `#/layer/${index}`, plural(layer.units, "unit")]);
+  const layers = report.layers.map((layer, index) => ({ layer, index }));
+  const named = (name) => layers.filter(({ layer }) => layer.name.toLowerCase().includes(name));
+  const unit = (channel) => ({ layer }) => channel < layer.units
+    ? [[`${layer.name}/${channel}`, addressOf("unit", layer.start + channel), "unit"]] : [];
+  const [, name, channel] = /^(.*?)[/\s]+(\d+)$/.exec(words) ?? [];
+  const found = named(words.replace(/[/\s]+$/, "")).map(({ layer, index }) => [layer.name, addressOf("layer", index), plural(layer.units, "unit")]);
+  report.classes.forEach((label, index) => {
+    if (words && report.arrays["preferred:0"] && label.toLowerCase().includes(words)) found.push([label, addressOf("class", index), "class"]);
+  });
+  if (channel) found.push(...named(name).flatMap(unit(Number(channel))));
+  if (/^\d+$/.test(words)) found.push(...layers.flatMap(unit(Number(words))));
+  return found;
 }
 
 function search() {
-  const found = matches(box.value).slice(0, 40);
+  const all = matches(box.value), found = all.slice(0, MOST_RESULTS);
   chosen = Math.max(0, Math.min(chosen, found.length - 1));
   results.replaceChildren(...found.map(([name, address, note], index) =>
     h("li", { role: "option", id: `result-${index}`, "aria-selected": String(index === chosen), onclick: () => (searching.close(), go(address)) },
       h("span", null, name), h("small", null, note))));
-  if (!found.length) results.append(h("li", { class: "none" }, "No layer of that name. A unit is LAYER/CHANNEL."));
+  if (!found.length) results.append(h("li", { class: "none" }, "No layer, class or unit matches. A unit is LAYER/CHANNEL, or its channel alone."));
+  if (all.length > found.length) results.append(h("li", { class: "none" }, `${grouped(all.length - found.length)} more: type on to narrow the search.`));
   box.setAttribute("aria-activedescendant", found.length ? `result-${chosen}` : "");
   results.children[chosen]?.scrollIntoView({ block: "nearest" });
   return found;
@@ -108,7 +152,7 @@ box.addEventListener("keydown", (event) => {
     chosen += event.key === "ArrowDown" ? 1 : -1;
     search();
   } else if (event.key === "Escape") {
-    event.preventDefault(); // a search field would only be emptied
+    event.preventDefault(); // a search field would only be cleared
     event.stopPropagation();
     searching.close();
   } else if (event.key === "Enter") {
@@ -138,8 +182,8 @@ document.addEventListener("keydown", (event) => {
     Escape: back,
     ArrowLeft: () => turn("prev"),
     ArrowRight: () => turn("next"),
-    o: () => go("#/"),
-    r: () => showMarks(!state.marks),
+    o: () => go(addressOf("overview")),
+    r: () => showMarks(!marksShown),
   }[event.key];
   if (!action) return;
   event.preventDefault();

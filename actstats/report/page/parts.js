@@ -1,17 +1,17 @@
-// Parts: the page's data, unpacked when it is first asked for. See parts.py, which packs them.
+// Parts: the page's data, unpacked when first asked for. contents.py packs them.
 
 const folder = document.documentElement.dataset.folder || "";
 const loading = new Map();
 const arrivals = new Map();
 
-// Script tags, because a page opened from a disk may not fetch files. Where the browser knows trusted types, a script's
-// address has to come from this policy, and any use of innerHTML with text is refused.
+// Loaded by script tags, because a page opened from disk may not fetch files. Where the browser supports trusted types, a
+// script's address must come from this policy, and setting innerHTML to text is refused.
 const rules = window.trustedTypes
   ? window.trustedTypes.createPolicy("parts", { createScriptURL: (address) => checked(address) })
   : { createScriptURL: (address) => checked(address) };
 
 function checked(address) {
-  if (!/^[\w%.~-]+\/[a-z]+-?\d*\.js$/.test(address)) throw new TypeError(`no part: ${address}`);
+  if (!/^[\w%.~-]+\/[a-z]+-?\d*\.js$/.test(address)) throw new TypeError(`not a part: ${address}`);
   return address;
 }
 
@@ -50,11 +50,11 @@ function part(name) {
   return loading.get(name);
 }
 
-// Pictures: in the page one part holds all, in a folder each is a file.
+// Pictures: in a single page one part holds all, in a folder each is a file.
 
 const addresses = new Map();
 
-/** The address of picture number `index` for an <img>, or null where the images were not at hand. */
+/** The address of picture number `index` for an <img>, or null where there is no thumbnail. */
 async function pictureAddress(index) {
   if (index < 0 || !report.pictures.kept[index]) return null;
   if (folder) return `${folder}/pictures/${index}.jpg`;

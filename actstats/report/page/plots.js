@@ -1,6 +1,6 @@
-// Plots, drawn as SVG in the width that there is, and drawn again when that changes.
+// Plots, drawn as SVG at the width available, and drawn again when it changes.
 
-/** How values lie along an axis: {low, high, ticks, at(value) in [0, 1]}. */
+/** An axis for these values: {low, high, ticks, at(value) in [0, 1]}. */
 function scale(values, { log = false, zero = false, count = 5 } = {}) {
   let [low, high] = [Infinity, -Infinity];
   for (const value of values) {
@@ -10,14 +10,15 @@ function scale(values, { log = false, zero = false, count = 5 } = {}) {
   }
   if (low > high) [low, high] = log ? [0.1, 1] : [0, 1];
   if (log) {
-    const first = Math.log10(low), span = Math.max(Math.log10(high) - first, 0.2), ticks = [];
-    const steps = span > 2.5 ? [1] : span > 1 ? [1, 3] : [1, 2, 5];
-    for (let power = Math.floor(first); power <= Math.ceil(first + span); power++) {
-      for (const step of steps) ticks.push(step * 10 ** power);
-    }
+    const first = Math.log10(low), span = Math.max(Math.log10(high) - first, 0.2);
     const at = (value) => (Math.log10(value) - first + span * 0.03) / (span * 1.06);
-    const few = span > 7 ? Math.ceil(span / 6) : 1;
-    return { at, low, high, ticks: ticks.filter((tick, index) => index % few === 0 && at(tick) >= 0 && at(tick) <= 1) };
+    const within = (steps) => Array.from({ length: Math.ceil(span) + 2 }, (_, power) => Math.floor(first) + power)
+      .flatMap((power) => steps.map((step) => step * 10 ** power)).filter((tick) => at(tick) >= 0 && at(tick) <= 1);
+    // The coarsest steps that leave three ticks or more; over many decades only some of them.
+    const choices = [[1], [1, 3], [1, 2, 5], [1, 1.5, 2, 3, 4, 5, 7]].map(within);
+    const ticks = choices.find((found) => found.length >= 3) ?? choices.at(-1);
+    const few = Math.ceil(ticks.length / 7);
+    return { at, low, high, ticks: ticks.filter((_, index) => index % few === 0) };
   }
   if (zero) [low, high] = [Math.min(low, 0), Math.max(high, 0)];
   const span = high - low || Math.abs(high) || 1;
@@ -29,21 +30,22 @@ function scale(values, { log = false, zero = false, count = 5 } = {}) {
   return { at: (value) => (value - start) / (end - start), low, high, ticks };
 }
 
-/** Whether values, all positive, span so much that a logarithmic axis shows more. */
+/** Whether the values are positive and span so much that a logarithmic axis shows more. */
 function spansMuch(values) {
   const inOrder = sorted(values), low = quantile(inOrder, 0.02);
   return low > 0 && inOrder[0] > 0 && quantile(inOrder, 0.98) / low > 30;
 }
 
-/** A figure with a title and a drawing that follows its width; `draw(width)` returns an <svg>. */
-function figure(title, draw, ...below) {
+/** A figure whose drawing follows its width: `draw(width)` returns an <svg>, `rows()` the numbers in it. */
+function figure(title, name, draw, rows, ...below) {
   const hold = h("div", { class: "plot" });
   let drawn = 0;
   new ResizeObserver(() => {
     const width = Math.floor(hold.clientWidth);
     if (width > 0 && width !== drawn) hold.replaceChildren(draw((drawn = width)));
   }).observe(hold);
-  return h("figure", null, h("figcaption", null, title), hold, below);
+  const buttons = saving(name, { drawing: () => hold.firstElementChild, rows });
+  return h("figure", null, h("figcaption", null, h("span", null, title), buttons), hold, below);
 }
 
 function canvas(width, height, label, ...children) {
@@ -53,7 +55,28 @@ function canvas(width, height, label, ...children) {
 
 const text = (x, y, content, attributes) => s("text", { x, y, ...attributes }, content);
 
-/** Axes of a plot area {left, top, right, bottom}, with grid lines; returns elements. */
+/** The height of the legend at the top of a drawing; a single store needs none. */
+const legendHeight = () => (pair() ? 20 : 0);
+
+/** The stores' names beside their colours and shapes. */
+function legendIn(left, width) {
+  if (!pair()) return [];
+  const most = Math.max(6, Math.floor((width - left - 60) / 2 / 6.8));
+  let x = left;
+  return report.stores.map((store, index) => {
+    const name = shortName(store.name, most), at = x;
+    x += 34 + 6.8 * name.length;
+    const mark = index ? { x: at, y: 2, width: 10, height: 10, rx: 2 } : { cx: at + 5, cy: 7, r: 5 };
+    return [s(index ? "rect" : "circle", { class: `dot store${index}`, ...mark }), text(at + 16, 11, name, { class: "title" })];
+  });
+}
+
+/** The area of a plot of this width, below the legend and the title of its vertical axis. */
+const plotArea = (width, left) => ({ left, right: width - 12, top: 26 + legendHeight(), bottom: 236 + legendHeight() });
+
+const PLOT_HEIGHT = 276;
+
+/** Axes of a plot area {left, top, right, bottom}, with grid lines and the legend; returns elements. */
 function axes(area, x, y, titles) {
   const across = (value) => area.left + x.at(value) * (area.right - area.left);
   const down = (value) => area.bottom - y.at(value) * (area.bottom - area.top);
@@ -61,6 +84,7 @@ function axes(area, x, y, titles) {
     across,
     down,
     marks: [
+      legendIn(area.left, area.right),
       y.ticks.map((tick) => [
         s("line", { class: "grid", x1: area.left, x2: area.right, y1: down(tick), y2: down(tick) }),
         text(area.left - 6, down(tick) + 4, format(tick), { class: "tick", "text-anchor": "end" }),
@@ -76,25 +100,38 @@ function axes(area, x, y, titles) {
   };
 }
 
-/** The unit distribution in every layer, a box for each store: 5, 25, 50, 75 and 95 %; a link for each layer. */
+/** Points as one path of round dots, however many there are. */
+const dots = (points, attributes) => s("path", { d: points.map(([x, y]) => `M${x.toFixed(1)} ${y.toFixed(1)}h0`).join(""), ...attributes });
+
+const BOX = [0.05, 0.25, 0.5, 0.75, 0.95];
+
+/** The distribution of the units in every layer, by store: [store][layer] -> quantiles, or null without values. */
+const boxesOf = (measure) => report.stores.map((_, store) => report.layers.map((layer) => {
+  const values = sorted(unitValues(measure, store, layer));
+  return values.length ? BOX.map((q) => quantile(values, q)) : null;
+}));
+
+function boxRows(measure) {
+  const boxes = boxesOf(measure);
+  const rows = report.layers.flatMap((layer, index) => report.stores.map((store, at) =>
+    [layer.name, layer.units, store.name, ...(boxes[at][index] ?? BOX.map(() => NaN))]));
+  return [["layer", "units", "store", ...BOX.map((q) => `${measure.key}_p${100 * q}`)], ...rows];
+}
+
+/** A box per layer and store, with quantiles of the units; each layer is a link. */
 function layerPlot(measure, width) {
-  const boxes = report.stores.map((_, store) =>
-    report.layers.map((layer) => {
-      const values = sorted(unitValues(measure, store, layer));
-      return values.length ? [0.05, 0.25, 0.5, 0.75, 0.95].map((q) => quantile(values, q)) : null;
-    }),
-  );
+  const boxes = boxesOf(measure);
   const all = boxes.flat(2).filter((value) => value !== null);
   const value = scale(all, { log: spansMuch(all), zero: !all.some((v) => v < 0) && !spansMuch(all) });
-  const count = report.layers.length;
+  const count = report.layers.length, head = legendHeight();
   const upright = width / count >= 15;
   const letters = upright ? 26 : Math.floor((width * 0.42 - 14) / 6.6);
   const label = 14 + 6.6 * Math.min(letters, Math.max(...report.layers.map((layer) => layer.name.length)));
   const slot = upright ? (width - 64) / count : 24;
-  const height = upright ? 272 + label * 0.78 : count * slot + 44;
+  const height = head + (upright ? 272 + label * 0.78 : count * slot + 44);
   const area = upright
-    ? { left: 52, right: width - 12, top: 24, bottom: 264 }
-    : { left: label, right: width - 14, top: 28, bottom: 28 + count * slot };
+    ? { left: 52, right: width - 12, top: head + 24, bottom: head + 264 }
+    : { left: label, right: width - 14, top: head + 32, bottom: head + 32 + count * slot };
   const along = (v) =>
     upright ? area.bottom - value.at(v) * (area.bottom - area.top) : area.left + value.at(v) * (area.right - area.left);
   const place = (a0, a1, b0, b1) =>
@@ -117,36 +154,36 @@ function layerPlot(measure, width) {
       if (!box) return null;
       const from = centre + (store - boxes.length / 2) * thick + 0.5, to = from + thick - 1, middle = (from + to) / 2;
       const [p5, p25, p50, p75, p95] = box.map(along);
-      return s("g", { class: `store${store}` },
-        s("rect", { class: "whisker", ...place(middle - 0.5, middle + 0.5, p5, p95) }),
-        s("rect", { class: "box", rx: 1, ...place(from, to, p25, p75) }),
-        s("rect", { class: "median", ...place(from, to, p50 - 1, p50 + 1) }));
+      return [
+        s("rect", { class: `whisker store${store}`, ...place(middle - 0.5, middle + 0.5, p5, p95) }),
+        s("rect", { class: `box store${store}`, rx: 1, ...place(from, to, p25, p75) }),
+        s("rect", { class: "median", ...place(from, to, p50 - 1, p50 + 1) })];
     });
     const name = upright
       ? text(0, 0, shortName(layer.name, letters), { class: "tick", "text-anchor": "end",
           transform: `translate(${centre + 4} ${area.bottom + 14}) rotate(-50)` })
       : text(area.left - 8, centre + 4, shortName(layer.name, letters), { class: "tick", "text-anchor": "end" });
     const lines = () => [layer.name, ...report.stores.map((store, at) =>
-      `${store.name}: median ${format(boxes[at][index]?.[2])}, half in ${format(boxes[at][index]?.[1])} to ${format(boxes[at][index]?.[3])}`)];
+      `${store.name}: median ${format(boxes[at][index]?.[2])}, middle half ${format(boxes[at][index]?.[1])} to ${format(boxes[at][index]?.[3])}`)];
     const hit = upright
       ? { x: centre - slot / 2, width: slot, y: area.top, height: area.bottom - area.top + label * 0.75 }
       : { x: 0, width, y: centre - slot / 2, height: slot };
     return tipped(
-      s("a", { href: `#/layer/${index}`, "aria-label": lines().join(", ") }, s("rect", { class: "hit", ...hit }), shapes, name),
+      s("a", { ...to("layer", index), "aria-label": lines().join(", ") }, s("rect", { class: "hit", ...hit }), shapes, name),
       lines,
     );
   });
   rove(links, () => 1);
-  const drawing = canvas(width, height, "", grid,
+  const drawing = canvas(width, height, "", legendIn(upright ? area.left : 0, width), grid,
     s("line", upright ? { class: "axis", x1: area.left, x2: area.right, y1: area.bottom, y2: area.bottom }
                       : { class: "axis", x1: area.left, x2: area.left, y1: area.top, y2: area.bottom }),
-    text(upright ? 0 : area.left, 12, withUnit(measure), { class: "title" }), links);
+    text(upright ? 0 : area.left, head + 12, withUnit(measure), { class: "title" }), links);
   drawing.setAttribute("role", "group");
   drawing.setAttribute("aria-label", `${measure.name} by layer; arrow keys move between layers, Enter opens one`);
   return drawing;
 }
 
-/** How the values of one layer's units are distributed: a stepped outline for each store. */
+/** How the values of one layer's units are distributed: a stepped outline per store. */
 function distribution(measure, layer, width) {
   const values = report.stores.map((_, store) => sorted(unitValues(measure, store, layer)));
   const all = values.flatMap((of) => Array.from(of)), log = spansMuch(all);
@@ -158,8 +195,8 @@ function distribution(measure, layer, width) {
     return found;
   });
   const y = scale(counts.flat(), { zero: true, count: 4 });
-  const area = { left: 44, right: width - 12, top: 26, bottom: 236 };
-  const { down, marks } = axes(area, x, y, [withUnit(measure), "units"]);
+  const area = plotArea(width, 44);
+  const { down, marks } = axes(area, x, y, [withUnit(measure), "number of units"]);
   const step = (area.right - area.left) / bins;
   const shapes = counts.map((found, store) => {
     let path = `M${area.left} ${area.bottom}`;
@@ -167,7 +204,7 @@ function distribution(measure, layer, width) {
     return s("path", { class: `store${store} outline`, d: `${path}V${area.bottom}Z` });
   });
   const label = report.stores.map((store, at) => `${store.name}: median ${format(quantile(values[at], 0.5))}`).join("; ");
-  return canvas(width, 276, `Distribution of ${measure.name} over the layer's units. ${label}`, marks, shapes);
+  return canvas(width, PLOT_HEIGHT + legendHeight(), `Distribution of ${measure.name} over the layer's units. ${label}`, marks, shapes);
 }
 
 /** Each unit of a layer as a point: the first store across, the second upwards; a click opens the unit. */
@@ -175,20 +212,22 @@ function scatter(measure, layer, width) {
   const [a, b] = [0, 1].map((store) => unitValues(measure, store, layer));
   const all = [...a, ...b], log = spansMuch(all);
   const [x, y] = [scale(all, { log }), scale(all, { log })];
-  const area = { left: 52, right: width - 12, top: 26, bottom: 236 };
-  const { across, down, marks } = axes(area, x, y, [report.stores[0].name, report.stores[1].name]);
+  const area = { left: 52, right: width - 12, top: 26, bottom: 236 + legendHeight() };
+  const titles = report.stores.map((store) => `${shortName(store.name, Math.max(6, Math.floor(width / 7) - withUnit(measure).length - 4))}: ${withUnit(measure)}`);
+  const { across, down, marks } = axes(area, x, y, titles);
+  marks.shift(); // the axes name the stores
   const { low, high } = x;
   const points = [];
-  const circles = Array.from(a, (value, channel) => {
+  a.forEach((value, channel) => {
     const [px, py] = [across(value), down(b[channel])];
-    if (!Number.isFinite(px + py)) return null;
-    points.push([px, py, channel]);
-    return s("circle", { class: "point", cx: px, cy: py, r: 3 });
+    if (Number.isFinite(px + py)) points.push([px, py, channel]);
   });
   const ring = s("circle", { class: "ring", r: 6, visibility: "hidden" });
-  const drawing = canvas(width, 276,
-    `${measure.name} of each unit, ${report.stores[0].name} against ${report.stores[1].name}; the units below are the same`,
-    marks, s("line", { class: "diagonal", x1: across(low), y1: down(low), x2: across(high), y2: down(high) }), circles, ring);
+  const drawing = canvas(width, PLOT_HEIGHT + legendHeight(),
+    `${measure.name} of each unit, ${report.stores[0].name} against ${report.stores[1].name}; the units are listed below`,
+    marks, s("line", { class: "diagonal", x1: across(low), y1: down(low), x2: across(high), y2: down(high) }),
+    text(across(high) - 8, down(high) + 4, "equal", { class: "tick", "text-anchor": "end" }),
+    dots(points, { class: "points" }), ring);
   const nearest = (event) => {
     const box = drawing.getBoundingClientRect(), [px, py] = [event.clientX - box.left, event.clientY - box.top];
     const best = points.reduce((found, point) => {
@@ -210,37 +249,42 @@ function scatter(measure, layer, width) {
   drawing.addEventListener("pointerleave", () => (ring.setAttribute("visibility", "hidden"), hideTip()));
   drawing.addEventListener("click", (event) => {
     const point = nearest(event);
-    if (point) go(`#/unit/${layer.start + point[2]}`);
+    if (point) go(addressOf("unit", layer.start + point[2]));
   });
   return drawing;
 }
 
-/** Power by radial frequency, DC apart, a line for each store; a bin that the map has not is left out. */
+/** Power by radial frequency without DC, a line per store, both axes logarithmic; bins that the map lacks are left out. */
 function spectrumPlot(spectra, title, width, label) {
   const frequency = report.frequency.slice(1);
   const shares = spectra.map((power) => Array.from(power.subarray(1)));
-  const x = scale([0, ...frequency], { zero: true }), y = scale(shares.flat(), { log: true });
-  const area = { left: 60, right: width - 12, top: 26, bottom: 236 };
-  const { across, down, marks } = axes(area, x, y, ["frequency, cycles a pixel of the map", title]);
+  const resolved = frequency.filter((_, bin) => shares.some((power) => power[bin] > 0));
+  const x = scale(resolved, { log: true }), y = scale(shares.flat(), { log: true });
+  const area = plotArea(width, 60);
+  const { across, down, marks } = axes(area, x, y, ["frequency, cycles/pixel of the map", title]);
   const lines = shares.map((power, store) => {
     const points = power.map((value, bin) => (value > 0 ? [across(frequency[bin]), down(value)] : null)).filter(Boolean);
-    return s("g", { class: `store${store}` },
-      s("polyline", { class: "line", points: points.map((point) => point.join(" ")).join(",") }),
-      points.map(([cx, cy]) => s("circle", { class: "dot", cx, cy, r: 2.5 })));
+    return [
+      s("polyline", { class: `line store${store}`, points: points.map((point) => point.join(" ")).join(",") }),
+      dots(points, { class: `ends store${store}` })];
   });
-  return canvas(width, 276, label, marks, lines);
+  return canvas(width, PLOT_HEIGHT + legendHeight(), label, marks, lines);
 }
 
-/** How often a unit has each activation: bars of shares on a logarithmic axis, zero apart in the middle or left. */
+/** The numbers of `spectrumPlot`. */
+const spectrumRows = (spectra) => [["frequency_cycles_per_pixel", ...report.stores.map((store) => store.name)],
+  ...report.frequency.map((frequency, bin) => [frequency, ...spectra.map((power) => power[bin])]).slice(1)];
+
+/** How often a unit has each activation: shares in bins of half an octave on a square-root axis, with zero as a bin of its own. */
 function histogramPlot(histograms, width, label) {
-  const edges = report.histogram; // signed edges of the shown bins; the bin around zero is the middle one
+  const edges = report.histogram; // signed edges of the bins; the one around zero is in the middle
   const bins = edges.length - 1, middle = (bins - 1) / 2;
   const used = [...Array(bins).keys()].filter((bin) => histograms.some((shares) => shares[bin] > 0));
   const first = Math.min(middle, ...used), last = Math.max(middle + 1, ...used);
-  const area = { left: 52, right: width - 12, top: 26, bottom: 236 };
+  const area = plotArea(width, 52);
   const step = (area.right - area.left) / (last - first + 1);
   const top = Math.max(1e-9, ...histograms.map((shares) => Math.max(...shares.subarray(first, last + 1))));
-  const y = scale([0, Math.sqrt(top)], { zero: true }); // a root axis: rare activations are seen beside the zeros
+  const y = scale([0, Math.sqrt(top)], { zero: true }); // so that rare activations show beside the zeros
   const down = (share) => area.bottom - y.at(Math.sqrt(share)) * (area.bottom - area.top);
   const ticks = [1, 0.5, 0.2, 0.05, 0.01, 0.001, 1e-4].filter((share) => share <= top * 1.05)
     .reduce((kept, share) => (kept.length && down(share) - down(kept.at(-1)) < 15 ? kept : [...kept, share]), []);
@@ -257,13 +301,18 @@ function histogramPlot(histograms, width, label) {
       names.push([bin > middle ? bin : bin + 1, format(edges[bin > middle ? bin : bin + 1])]);
     }
   }
-  return canvas(width, 276, label,
+  return canvas(width, PLOT_HEIGHT + legendHeight(), label, legendIn(area.left, area.right),
     ticks.map((share) => [
       s("line", { class: "grid", x1: area.left, x2: area.right, y1: down(share), y2: down(share) }),
       text(area.left - 6, down(share) + 4, `${format(share * 100)} %`, { class: "tick", "text-anchor": "end" })]),
     s("line", { class: "axis", x1: area.left, x2: area.right, y1: area.bottom, y2: area.bottom }),
     names.map(([bin, name]) => text(area.left + (bin - first) * step, area.bottom + 17, name, { class: "tick", "text-anchor": "middle" })),
     text((area.left + area.right) / 2, area.bottom + 34, "activation", { class: "title", "text-anchor": "middle" }),
-    text(area.left, area.top - 8, "share of positions", { class: "title" }),
+    text(area.left, area.top - 8, "share of positions (square-root scale)", { class: "title" }),
     bars);
 }
+
+/** The numbers of `histogramPlot`, bins that no store uses left out. */
+const histogramRows = (histograms) => [["bin_left", "bin_right", ...report.stores.map((store) => store.name)],
+  ...report.histogram.slice(1).map((right, bin) => [report.histogram[bin], right, ...histograms.map((shares) => shares[bin])])
+    .filter(([, , ...shares]) => shares.some((share) => share > 0))];

@@ -1,59 +1,94 @@
-// The views: the network by layer, a layer with its units, and one unit.
+// The views: the network by layer, a layer with its units, the units of a class, and one unit.
 
-const state = { measure: 0, sort: "channel", marks: true };
 let report; // the part "overview", once it is read
 const findings = document.getElementById("findings");
+const UNITS_PER_PAGE = 24;
+
+// Where the page is, all of which its address holds: see main.js.
+const shown = { kind: "overview", index: 0, measure: 0, order: "unit", page: 1 };
+let marksShown = true;
 
 const pair = () => report.stores.length === 2;
 const withUnit = (measure) => (measure.unit && measure.unit !== "1" ? `${measure.name}, ${measure.unit}` : measure.name);
 
-/** A name cut in its middle to so many letters: layers differ at both ends. */
+/** A name shortened in its middle to so many letters: layers differ at both ends. */
 function shortName(name, most) {
   const tail = Math.floor((most - 1) * 0.4);
-  return name.length > most ? `${name.slice(0, most - 1 - tail)}…${name.slice(-tail)}` : name;
+  return name.length > most ? `${name.slice(0, most - 1 - tail)}…${tail ? name.slice(-tail) : ""}` : name;
 }
 
-const measure = () => report.measures[state.measure];
+const measure = () => report.measures[shown.measure];
 
 /** The values of a layer's units of one store, a typed array. */
 function unitValues(of, store, layer) {
   return report.arrays[`${of.key}:${store}`].subarray(layer.start, layer.start + layer.units);
 }
 
+const valueOf = (of, store, unit) => report.arrays[`${of.key}:${store}`][unit];
+
 const layerOf = (unit) => report.layers.findIndex((layer) => unit < layer.start + layer.units);
 
-/** The store's name beside its colour and shape. */
+const unitName = (unit) => {
+  const layer = report.layers[layerOf(unit)];
+  return `${layer.name}/${unit - layer.start}`;
+};
+
+/** A store's name beside its colour and shape. */
 const storeName = (store) =>
   h("span", { class: `key store${store}` }, h("i", { "aria-hidden": "true" }), report.stores[store].name);
 
 const legend = () => h("p", { class: "legend" }, report.stores.map((_, store) => storeName(store)));
 
-/** A choice of what is plotted; `changed` is called after the choice. */
+/** A choice of the measure that is plotted; `changed` is called after the choice. */
 function measureChoice(changed) {
   const about = h("span", { class: "about" }, measure().about);
   const select = h("select", { id: "measure", onchange: () => {
-    state.measure = select.selectedIndex;
+    change({ measure: select.selectedIndex, page: 1 });
     about.textContent = measure().about;
     changed();
-  } }, report.measures.map((m, index) => h("option", { selected: index === state.measure }, m.name)));
+  } }, report.measures.map((m, index) => h("option", { selected: index === shown.measure }, m.name)));
   return h("div", { class: "choice" }, h("label", { for: "measure" }, "Measure"), select, about);
 }
 
 // Images with their receptive fields.
 
-/** Whether a position's receptive field is the whole image. */
-function seesAll(layer, row, column) {
+/** What one position of a layer's map depends on: {rows, columns} in pixels of the input, and whether that is all of it. */
+function fieldAt(layer, row, column) {
   const { top, bottom, left, right } = layer.field;
-  return bottom[row] - top[row] > 0.999 && right[column] - left[column] > 0.999;
+  const [height, width] = [bottom[row] - top[row], right[column] - left[column]];
+  const [rows, columns] = [height, width].map((share) => Math.round(share * report.crop));
+  return { rows, columns, all: height > 0.999 && width > 0.999 };
 }
 
-/** The mark of where in the image a position of a layer's map looks: what it sees, and its centre. */
+/** In words, how much of the image one position depends on; empty where fields are not known. */
+function fieldWords(layer, position) {
+  if (!layer.field) return "";
+  const { rows, columns, all } = fieldAt(layer, Math.floor(position / layer.width), position % layer.width);
+  return all ? "sees the whole image" : `sees ${rows} × ${columns} of ${report.crop} × ${report.crop} pixels`;
+}
+
+/** In words, how much of the image the positions of a layer's maps depend on. */
+function fieldsOfLayer(layer) {
+  if (!layer.field) return "";
+  const all = Array.from({ length: layer.height * layer.width }, (_, at) =>
+    fieldAt(layer, Math.floor(at / layer.width), at % layer.width));
+  const whole = all.filter((field) => field.all).length;
+  if (whole === all.length) return "; each position sees the whole image";
+  const area = (field) => field.rows * field.columns;
+  const [least, most] = [Math.min, Math.max].map((pick) => all.find((field) => area(field) === pick(...all.map(area))));
+  const size = (field) => `${field.rows} × ${field.columns}`, of = `of ${report.crop} × ${report.crop} pixels`;
+  if (whole) return `; ${whole} of ${all.length} positions see the whole image, the others at least ${size(least)} ${of}`;
+  return size(least) === size(most) ? `; each position sees ${size(least)} ${of}`
+    : `; positions see ${size(least)} (at the border) to ${size(most)} ${of}`;
+}
+
+/** Marks where in the image a position of a layer's map looks: its receptive field, and the field's centre. */
 function fieldMark(layer, position) {
   const row = Math.floor(position / layer.width), column = position % layer.width;
   const percent = (value) => `${(100 * value).toFixed(2)}%`;
   const marks = [h("b", { class: "centre", style: {
     left: percent((column + 0.5) / layer.width), top: percent((row + 0.5) / layer.height) } })];
-  if (layer.field && !seesAll(layer, row, column)) {
+  if (layer.field && !fieldAt(layer, row, column).all) {
     const { top, bottom, left, right } = layer.field;
     marks.unshift(h("b", { class: "field", style: {
       left: percent(left[column]), width: percent(right[column] - left[column]),
@@ -62,7 +97,7 @@ function fieldMark(layer, position) {
   return marks;
 }
 
-/** One image among a unit's greatest; `found` is {picture, position, value}. */
+/** One of a unit's top images; `found` is {picture, position, value}. */
 function picture(layer, found) {
   const { path, label } = found.picture < 0 ? { path: "no image", label: -1 } : pictureNote(found.picture);
   const frame = h("span", { class: "frame" });
@@ -71,56 +106,71 @@ function picture(layer, found) {
     else frame.classList.add("missing");
   }, () => frame.classList.add("missing"));
   if (found.picture >= 0) frame.append(...fieldMark(layer, found.position));
-  return { frame, path, name: label < 0 ? "" : report.classes[label] ?? `class ${label}` };
+  return { frame, path, name: label < 0 ? "" : className(label) };
 }
+
+const className = (label) => report.classes[label] ?? `class ${label}`;
 
 function pictureNote(index) {
   return { path: report.pictures.paths[index], label: report.arrays["picture:label"][index] };
 }
 
 /** The top images of a unit: [{picture, position, value}], greatest first. */
-function topOf(data, layer, store, channel) {
+function topOf(data, store, channel) {
   const ranks = data.ranks[store];
   const { [`picture:${store}`]: pictures, [`position:${store}`]: positions, [`value:${store}`]: values } = data.arrays;
   if (!pictures) return [];
   return Array.from({ length: ranks }, (_, rank) => {
     const at = channel * ranks + rank;
     return { picture: pictures[at], position: positions[at], value: values[at] };
-  }).filter((found) => found.picture >= 0 && found.value !== 0); // zero: all images are equal there
+  }).filter((found) => found.picture >= 0 && found.value !== 0); // at zero all images are equal
 }
 
 // The overview.
 
+const findingRows = () => [...findings.querySelectorAll(".findings tr")].map((row) => [...row.cells].flatMap((cell) => {
+  const parts = cell.querySelectorAll(".claim, .how");
+  return parts.length ? [...parts].map((part) => part.textContent) : cell.textContent.trim() === "Finding" ? ["Finding", "Measured by"]
+    : cell.textContent.trim() === "Measure" ? ["Measure", "About"] : [cell.textContent.trim().replace(/\s+/g, " ")];
+}));
+
 function overview() {
+  const heading = findings.querySelector("#findings-heading");
+  if (!heading.querySelector(".save")) heading.append(saving("findings", { rows: findingRows }));
   const plot = h("div");
   const draw = () => {
     const of = measure();
     plot.replaceChildren(
-      figure(`${of.name} of the units of each layer`, (width) => layerPlot(of, width),
-        h("p", { class: "hint" }, "Boxes hold half of a layer's units, lines 5 to 95 %, the bar is the median. Choose a layer to see its units.")),
+      figure(`${of.name} by layer`, `${of.key} by layer`, (width) => layerPlot(of, width), () => boxRows(of),
+        h("p", { class: "hint" }, "Each box holds the middle half of a layer's units, whiskers go from 5 to 95 %, the bar is the median. Select a layer to see its units.")),
       layerTable(of),
     );
     fillExtremes();
   };
   const extremes = h("ol", { class: "cards" });
   const fillExtremes = () => {
-    const units = [...Array(report.units).keys()].filter((unit) => Number.isFinite(extremeness(unit)));
-    units.sort((a, b) => extremeness(b) - extremeness(a) || a - b);
+    const scores = new Map();
+    for (let unit = 0; unit < report.units; unit++) {
+      const score = extremeness(unit);
+      if (Number.isFinite(score)) scores.set(unit, score);
+    }
+    const units = [...scores.keys()].sort((a, b) => scores.get(b) - scores.get(a) || a - b);
     fillCards(extremes, units.slice(0, 12));
   };
   const view = h("section", { "aria-labelledby": "by-layer" },
-    h("h2", { id: "by-layer" }, "Layer by layer"), legend(), measureChoice(draw), plot,
+    h("h2", { id: "by-layer" }, "Layer by layer"), measureChoice(draw), plot,
     h("h2", null, pair() ? "Units that differ most" : "Units that stand out"),
     h("p", { class: "hint" }, pair()
-      ? "By the chosen measure, of units with the same index, against the spread of their layer."
-      : "By the chosen measure, against the spread of their layer."), extremes);
+      ? "Units of the same index whose difference between the two networks is furthest from what is usual in their layer, by the chosen measure."
+      : "Units whose value is furthest from what is usual in their layer, by the chosen measure."),
+    legend(), extremes);
   draw();
   return [findings, view];
 }
 
 const spreads = new Map();
 
-/** How far a unit is from what is usual in its layer: its difference between the stores, or its value. */
+/** How far a unit's value, or its difference between the stores, is from its layer's median, relative to the spread. */
 function extremeness(unit) {
   const of = measure(), layer = report.layers[layerOf(unit)], key = `${of.key}/${layer.start}`;
   const values = report.stores.map((_, store) => unitValues(of, store, layer));
@@ -134,79 +184,111 @@ function extremeness(unit) {
   return Math.abs(value(unit - layer.start) - middle) / spread;
 }
 
-/** The same numbers as the plot by layer, to read and to copy. */
+/** The medians of the plot by layer as a table, built when it is opened. */
 function layerTable(of) {
-  const body = h("tbody", null, report.layers.map((layer, index) => h("tr", null,
-    h("th", { scope: "row" }, h("a", { href: `#/layer/${index}` }, layer.name)), h("td", null, grouped(layer.units)),
-    report.stores.map((_, store) => h("td", null, format(quantile(sorted(unitValues(of, store, layer)), 0.5)))))));
-  return h("details", null, h("summary", null, "The same as a table"),
-    h("div", { class: "wide" }, h("table", null,
-      h("caption", null, `Median of ${withUnit(of)}`),
-      h("thead", null, h("tr", null, ["layer", "units", ...report.stores.map((store) => store.name)].map((name) =>
-        h("th", { scope: "col" }, name)))), body)));
+  const hold = h("div", { class: "wide" });
+  const fill = () => hold.replaceChildren(h("table", null,
+    h("caption", null, `Median of ${withUnit(of)} over each layer's units`),
+    h("thead", null, h("tr", null, ["layer", "units", ...report.stores.map((store) => store.name)].map((name) =>
+      h("th", { scope: "col" }, name)))),
+    h("tbody", null, report.layers.map((layer, index) => h("tr", null,
+      h("th", { scope: "row" }, h("a", to("layer", index), layer.name)), h("td", null, grouped(layer.units)),
+      report.stores.map((_, store) => h("td", null, format(quantile(sorted(unitValues(of, store, layer)), 0.5)))))))));
+  return h("details", { ontoggle: (event) => event.target.open && fill() }, h("summary", null, "Medians as a table"), hold);
+}
+
+// Units as cards, in an order, page by page.
+
+const ORDERS = [
+  ["unit", "unit number"], ["s-high", "$0, highest first"], ["s-low", "$0, lowest first"],
+  ["r-high", "$1, highest first"], ["r-low", "$1, lowest first"], ["difference", "largest difference first"],
+];
+const orders = () => ORDERS.slice(0, pair() ? 6 : 3);
+
+/** These units in the chosen order; those without a value come last. */
+function inOrder(units) {
+  const value = (store) => (unit) => valueOf(measure(), store, unit);
+  const [a, b] = [value(0), value(1)];
+  const key = {
+    "s-high": (unit) => -a(unit), "s-low": a, "r-high": (unit) => -b(unit), "r-low": b,
+    difference: (unit) => -Math.abs(b(unit) - a(unit)),
+  }[shown.order];
+  if (!key) return units;
+  const orLast = (found) => (Number.isFinite(found) ? found : Number.MAX_VALUE);
+  return units.toSorted((c, d) => orLast(key(c)) - orLast(key(d)) || c - d);
+}
+
+const unitsOf = (layer) => Array.from({ length: layer.units }, (_, channel) => layer.start + channel);
+
+/** The page of the layer's list that has this unit. */
+const pageOf = (unit) => 1 + Math.floor(inOrder(unitsOf(report.layers[layerOf(unit)])).indexOf(unit) / UNITS_PER_PAGE);
+
+/** The list of some units: the choice of their order, one page of cards, and links to the other pages. */
+function unitList(units, name) {
+  const cards = h("ol", { class: "cards" });
+  const pagers = ["Pages", "Pages, again"].map((words) => h("nav", { class: "pages", "aria-label": words }));
+  const fill = () => {
+    const ordered = inOrder(units), pages = Math.max(1, Math.ceil(ordered.length / UNITS_PER_PAGE));
+    shown.page = Math.min(shown.page, pages);
+    const first = (shown.page - 1) * UNITS_PER_PAGE;
+    fillCards(cards, ordered.slice(first, first + UNITS_PER_PAGE), name);
+    const range = `${grouped(Math.min(first + 1, ordered.length))}–${grouped(Math.min(first + UNITS_PER_PAGE, ordered.length))} of ${plural(ordered.length, "unit")}`;
+    for (const pager of pagers) pager.replaceChildren(h("span", { class: "range" }, range), ...pageLinks(pages));
+    pagers[1].hidden = pages === 1;
+  };
+  const sort = h("select", { id: "order", onchange: () => (change({ order: orders()[sort.selectedIndex][0], page: 1 }), fill()) },
+    orders().map(([value, words]) => h("option", { selected: value === shown.order },
+      words.replace("$0", report.stores[0].name).replace("$1", report.stores[1]?.name ?? ""))));
+  const rows = () => [
+    ["layer", "channel", ...report.measures.flatMap((of) => report.stores.map((store) => `${of.key} (${store.name})`))],
+    ...inOrder(units).map((unit) => {
+      const layer = report.layers[layerOf(unit)];
+      return [layer.name, unit - layer.start, ...report.measures.flatMap((of) => report.stores.map((_, store) => valueOf(of, store, unit)))];
+    })];
+  const heading = h("h2", { id: "units", tabindex: -1 }, "Units", saving("all measures of the units", { rows }));
+  return { fill, elements: [heading, legend(),
+    h("div", { class: "choice" }, h("label", { for: "order" }, "Order"), sort, markChoice()), pagers[0], cards, pagers[1]] };
+}
+
+/** Links to the first, the last and the neighbouring pages. */
+function pageLinks(pages) {
+  if (pages === 1) return [];
+  const near = [...new Set([1, shown.page - 1, shown.page, shown.page + 1, pages])].filter((page) => page >= 1 && page <= pages);
+  return near.flatMap((page, at) => [
+    at && page - near[at - 1] > 1 ? h("span", { "aria-hidden": "true" }, "…") : null,
+    h("a", { class: "button", ...to(shown.kind, shown.index, page), "aria-label": `Page ${page} of ${pages}`,
+      "aria-current": page === shown.page ? "page" : null }, String(page)),
+  ]).filter(Boolean);
 }
 
 // A layer.
 
-const ORDERS = [
-  ["channel", "channel"], ["first", "$0, greatest first"], ["first-", "$0, least first"],
-  ["second", "$1, greatest first"], ["second-", "$1, least first"], ["difference", "difference, greatest first"],
-];
-
-/** The units of a layer in the chosen order. */
-function inOrder(layer) {
-  const [a, b] = report.stores.map((_, store) => unitValues(measure(), store, layer));
-  const key = {
-    first: (c) => -a[c], "first-": (c) => a[c], second: (c) => -b?.[c], "second-": (c) => b?.[c],
-    difference: (c) => -Math.abs(b?.[c] - a[c]),
-  }[state.sort];
-  const channels = [...Array(layer.units).keys()];
-  if (key) channels.sort((c, d) => orLast(key(c)) - orLast(key(d)) || c - d);
-  return channels.map((channel) => layer.start + channel);
-}
-
-const orLast = (value) => (Number.isFinite(value) ? value : Number.MAX_VALUE);
-
 function layerView(index) {
-  const layer = report.layers[index];
-  const plots = h("div", { class: "plots" }), cards = h("ol", { class: "cards" });
-  const fillUnits = () => fillCards(cards, inOrder(layer), (unit) => `unit ${unit - layer.start}`);
-  const orders = ORDERS.slice(0, pair() ? 6 : 3);
-  const sort = h("select", { id: "sort", onchange: () => ((state.sort = orders[sort.selectedIndex][0]), fillUnits()) },
-    orders.map(([value, name]) => h("option", { selected: value === state.sort },
-      name.replace("$0", report.stores[0].name).replace("$1", report.stores[1]?.name ?? ""))));
+  const layer = report.layers[index], plots = h("div", { class: "plots" });
+  const list = unitList(unitsOf(layer), (unit) => `unit ${unit - layer.start}`);
   const draw = () => {
     const of = measure();
+    const rows = () => [["channel", ...report.stores.map((store) => store.name)],
+      ...unitsOf(layer).map((unit) => [unit - layer.start, ...report.stores.map((_, store) => valueOf(of, store, unit))])];
     plots.replaceChildren(
-      figure(`${of.name} of the units`, (width) => distribution(of, layer, width)),
-      ...(pair() ? [figure("Unit by unit", (width) => scatter(of, layer, width))] : []));
+      figure(`Distribution of ${of.name}`, `${layer.name} ${of.key} distribution`, (width) => distribution(of, layer, width), rows),
+      ...(pair() ? [figure(`${of.name}, unit by unit`, `${layer.name} ${of.key} unit by unit`, (width) => scatter(of, layer, width), rows)] : []));
     part(`layer-${index}`).then((data) => {
       const spectra = report.stores.map((_, store) => data.arrays[`mean-spectrum:${store}`]).filter(Boolean);
       if (spectra.length === report.stores.length && spectra[0].some((value, bin) => bin > 0 && value > 0)) {
-        plots.append(figure("Mean power spectrum", (width) => spectrumPlot(spectra, "power of a coefficient, share", width, "Mean over the layer's units of their power by frequency, each unit's total being 1")));
+        plots.append(figure("Mean power spectrum", `${layer.name} mean spectrum`, (width) => spectrumPlot(spectra, "share of power per coefficient", width,
+          "Mean over the layer's units of their power by frequency, the total power of each unit being 1"), () => spectrumRows(spectra)));
       }
     }, complain);
-    fillUnits();
+    list.fill();
   };
   const view = h("section", null,
     h("nav", { class: "around", "aria-label": "Layers" }, step(index - 1, "layer", "previous layer"), step(index + 1, "layer", "next layer")),
     h("h1", { tabindex: -1 }, breakable(layer.name)),
-    h("p", { class: "facts" }, `${plural(layer.units, "unit")}, maps of ${layer.height} × ${layer.width}${fieldSize(layer)}`),
-    legend(), measureChoice(draw), plots,
-    h("h2", null, "Units"),
-    h("div", { class: "choice" }, h("label", { for: "sort" }, "Order"), sort, markChoice()), cards);
+    h("p", { class: "facts" }, `${plural(layer.units, "unit")}, maps of ${layer.height} × ${layer.width}${fieldsOfLayer(layer)}`),
+    measureChoice(draw), plots, list.elements);
   draw();
   return [view];
-}
-
-/** In words, how much of the input a unit in the middle of the map sees. */
-function fieldSize(layer) {
-  if (!layer.field) return "";
-  const row = layer.height >> 1, column = layer.width >> 1, { top, bottom, left, right } = layer.field;
-  const [height, width] = [bottom[row] - top[row], right[column] - left[column]];
-  if (seesAll(layer, row, column)) return ", each position sees the whole image";
-  const [rows, columns] = [height, width].map((share) => Math.round(share * report.crop));
-  return `, a position in the middle sees about ${rows} × ${columns} of ${report.crop} pixels`;
 }
 
 function step(index, kind, words) {
@@ -214,25 +296,50 @@ function step(index, kind, words) {
   const arrow = words.startsWith("previous") ? "←" : "→";
   if (index < 0 || index >= all) return h("span", { class: "button off", "aria-hidden": "true" }, arrow);
   const name = kind === "layer" ? report.layers[index].name : unitName(index);
-  return h("a", { class: "button", href: `#/${kind}/${index}`, rel: words.startsWith("previous") ? "prev" : "next",
+  return h("a", { class: "button", ...to(kind, index), rel: words.startsWith("previous") ? "prev" : "next",
     title: name, "aria-label": `${words}: ${name}` }, arrow);
 }
 
-const unitName = (unit) => {
-  const layer = report.layers[layerOf(unit)];
-  return `${layer.name}/${unit - layer.start}`;
-};
-
 function markChoice() {
-  const box = h("input", { type: "checkbox", id: "marks", checked: state.marks, onchange: () => showMarks(box.checked) });
-  return h("label", { class: "check", for: "marks" }, box, "receptive fields");
+  const box = h("input", { type: "checkbox", id: "marks", checked: marksShown, onchange: () => showMarks(box.checked) });
+  return h("label", { class: "check", for: "marks" }, box, "Show receptive fields");
 }
 
 function showMarks(on) {
-  state.marks = on;
+  marksShown = on;
   document.body.classList.toggle("unmarked", !on);
   const box = document.getElementById("marks");
   if (box) box.checked = on;
+}
+
+// A class.
+
+const preferring = (store, label, layer) => {
+  const found = report.arrays[`preferred:${store}`];
+  return found ? unitsOf(layer).filter((unit) => found[unit] === label) : [];
+};
+
+/** The units that respond most to one class, of either store. */
+function classView(label) {
+  const counts = report.layers.map((layer) => report.stores.map((_, store) => preferring(store, label, layer)));
+  const units = [...new Set(counts.flat(2))].sort((a, b) => a - b);
+  const totals = report.stores.map((_, store) => counts.reduce((sum, of) => sum + of[store].length, 0));
+  const list = unitList(units);
+  const table = h("table", null,
+    h("caption", null, "Units that prefer this class ", saving(`units that prefer ${className(label)}`, { rows: () =>
+      [["layer", "units", ...report.stores.map((store) => store.name)],
+        ...report.layers.map((layer, at) => [layer.name, layer.units, ...counts[at].map((found) => found.length)])] })),
+    h("thead", null, h("tr", null, h("th", { scope: "col" }, "layer"), h("th", { scope: "col" }, "units"),
+      report.stores.map((_, store) => h("th", { scope: "col" }, storeName(store))))),
+    h("tbody", null, report.layers.map((layer, at) => h("tr", null, h("th", { scope: "row" }, h("a", to("layer", at), layer.name)),
+      h("td", null, grouped(layer.units)), counts[at].map((found) => h("td", null, grouped(found.length)))))));
+  const view = h("section", null,
+    h("h1", { tabindex: -1 }, className(label)),
+    h("p", { class: "facts" }, `A unit prefers the class with its greatest mean activation: ${report.stores
+      .map((store, at) => `${plural(totals[at], "unit")} of ${store.name}`).join(", ")} prefer this one.`),
+    h("div", { class: "wide" }, table), measureChoice(list.fill), list.elements);
+  list.fill();
+  return [view];
 }
 
 // Cards of units, filled when they come near the window.
@@ -246,11 +353,11 @@ const nearby = new IntersectionObserver((entries) => {
 }, { rootMargin: "400px" });
 
 function fillCards(list, units, name = unitName) {
-  const links = units.map((unit) => h("a", { class: "card", href: `#/unit/${unit}`, "data-unit": unit, "aria-label": cardWords(unit) },
+  const links = units.map((unit) => h("a", { class: "card", ...to("unit", unit), "data-unit": unit, "aria-label": cardWords(unit) },
     h("span", { class: "name" }, breakable(name(unit))),
     report.stores.map((_, store) => h("span", { class: `strip store${store}` }, h("i", { "aria-hidden": "true" }))),
     h("span", { class: "values" }, report.stores.map((_, store) =>
-      h("span", { class: `store${store}` }, format(report.arrays[`${measure().key}:${store}`][unit]))))));
+      h("span", { class: `store${store}` }, format(valueOf(measure(), store, unit)))))));
   list.replaceChildren(...links.map((link) => h("li", null, link)));
   const at = Math.max(0, units.indexOf(lastUnit));
   const columns = () => (links[0] ? Math.max(1, Math.round(list.clientWidth / links[0].parentElement.offsetWidth)) : 1);
@@ -259,14 +366,14 @@ function fillCards(list, units, name = unitName) {
 }
 
 const cardWords = (unit) => `${unitName(unit)}, ${measure().name} ${report.stores
-  .map((store, at) => `${store.name} ${format(report.arrays[`${measure().key}:${at}`][unit])}`).join(", ")}`;
+  .map((store, at) => `${store.name} ${format(valueOf(measure(), at, unit))}`).join(", ")}`;
 
 async function fillCard(card, unit) {
   const index = layerOf(unit), layer = report.layers[index];
   const data = await part(`layer-${index}`).catch(complain);
   if (!data) return;
   card.querySelectorAll(".strip").forEach((strip, store) => {
-    for (const found of topOf(data, layer, store, unit - layer.start).slice(0, 4)) strip.append(picture(layer, found).frame);
+    for (const found of topOf(data, store, unit - layer.start).slice(0, 4)) strip.append(picture(layer, found).frame);
   });
 }
 
@@ -274,7 +381,7 @@ async function fillCard(card, unit) {
 
 function unitView(unit) {
   const index = layerOf(unit), layer = report.layers[index], channel = unit - layer.start;
-  const units = inOrder(layer), at = units.indexOf(unit);
+  const units = inOrder(unitsOf(layer)), at = units.indexOf(unit);
   const around = [units[at - 1] ?? layer.start - 1, units[at + 1] ?? layer.start + layer.units];
   const body = h("div", { class: "unit" });
   part(`layer-${index}`).then((data) => {
@@ -283,58 +390,84 @@ function unitView(unit) {
     const spectra = slice("spectrum", report.frequency.length), histograms = slice("histogram", report.histogram.length - 1);
     const plots = h("div", { class: "plots" });
     if (spectra.every(Boolean) && spectra.some((power) => power.some((value, bin) => bin > 0 && value > 0))) {
-      plots.append(figure("Power spectrum", (width) => spectrumPlot(spectra, "power of a coefficient, activation²", width, `Mean power of ${unitName(unit)} by frequency`)));
+      plots.append(figure("Power spectrum", `${unitName(unit)} spectrum`, (width) => spectrumPlot(spectra, "power per coefficient, activation²", width,
+        `Mean power of ${unitName(unit)} by frequency`), () => spectrumRows(spectra)));
     }
     if (histograms.every(Boolean)) {
-      plots.append(figure("Histogram of activations", (width) => histogramPlot(histograms, width, `Shares of the activations of ${unitName(unit)}`)));
+      plots.append(figure("Histogram of activations", `${unitName(unit)} histogram`, (width) => histogramPlot(histograms, width,
+        `Histogram of the activations of ${unitName(unit)}`), () => histogramRows(histograms)));
     }
-    body.replaceChildren(h("div", { class: "sides" }, stores.map((store) => side(data, layer, store, channel))), plots, valueTable(unit));
+    body.replaceChildren(h("div", { class: "sides" }, stores.map((store) => side(data, layer, store, channel))), plots, valueTable(unit, layer));
   }, complain);
   return [h("section", null,
     h("nav", { class: "around", "aria-label": "Units" }, step(around[0], "unit", "previous unit"), step(around[1], "unit", "next unit")),
-    h("h1", { tabindex: -1 }, h("a", { href: `#/layer/${index}` }, breakable(layer.name)), h("span", null, ` / ${channel}`)),
-    h("p", { class: "facts" }, `unit ${grouped(unit + 1)} of ${grouped(report.units)}, maps of ${layer.height} × ${layer.width}${fieldSize(layer)}`),
+    h("h1", { tabindex: -1 }, h("a", to("layer", index, pageOf(unit)), breakable(layer.name)), h("span", null, ` / ${channel}`)),
+    h("p", { class: "facts" }, `unit ${channel} of ${grouped(layer.units)} in this layer (numbered from 0), maps of ${layer.height} × ${layer.width}`),
+    h("p", { class: "hint" }, layer.field ? "A yellow frame is the receptive field of the image's maximum, the dot its centre. Where the maximum sees the whole image there is no frame."
+      : "The dot is the centre of what the image's maximum sees."),
     h("div", { class: "choice" }, markChoice()), body)];
 }
 
 /** One store's half of a unit: its top images and its classes. */
 function side(data, layer, store, channel) {
-  const top = topOf(data, layer, store, channel);
+  const top = topOf(data, store, channel), unit = unitName(layer.start + channel);
   const images = top.map((found, rank) => {
-    const { frame, path, name } = picture(layer, found);
-    const words = `${rank + 1}: ${format(found.value)}${name ? `, ${name}` : ""}, ${path}`;
+    const { frame, path, name } = picture(layer, found), seen = fieldWords(layer, found.position);
+    const words = [`${rank + 1}: ${format(found.value)}`, name, path, seen].filter(Boolean).join(", ");
     return tipped(h("li", { tabindex: 0, "aria-label": words }, frame,
       h("span", { class: "caption" }, h("b", null, format(found.value)), " ", name || path)),
-    () => [path, ...(name ? [name] : []), `activation ${format(found.value)}`]);
+    () => [path, name, `activation ${format(found.value)}`, seen && `its maximum ${seen}`].filter(Boolean));
   });
+  const rows = () => [["rank", "activation", "row", "column", "class", "path"], ...top.map((found, rank) => {
+    const { path, label } = pictureNote(found.picture);
+    return [rank + 1, found.value, Math.floor(found.position / layer.width), found.position % layer.width, label < 0 ? "" : className(label), path];
+  })];
   return h("div", { class: `side store${store}` },
-    h("h2", null, storeName(store)),
+    h("h2", null, storeName(store), top.length ? saving(`${unit} top images ${report.stores[store].name}`, { rows }) : null),
     top.length ? h("ol", { class: "images", "aria-label": `Top images, ${report.stores[store].name}` }, images)
-               : h("p", { class: "hint" }, "No image excites this unit, or none were recorded."),
-    classProfile(data, store, channel));
+               : h("p", { class: "hint" }, "No image activates this unit, or its top images were not recorded."),
+    classProfile(data, store, channel, unit));
 }
 
 /** Mean activation by class, the greatest classes as bars. */
-function classProfile(data, store, channel) {
+function classProfile(data, store, channel, unit) {
   const count = data.classes?.[store] ?? 0;
   if (!count) return null;
   const classes = data.arrays[`class:${store}`].subarray(channel * count, (channel + 1) * count);
   const means = data.arrays[`class-mean:${store}`].subarray(channel * count, (channel + 1) * count);
   const rest = data.arrays[`class-rest:${store}`]?.[channel];
-  const rows = Array.from(classes, (label, rank) => [report.classes[label] ?? `class ${label}`, means[rank]]);
+  const rows = Array.from(classes, (label, rank) => [className(label), means[rank], label]);
   if (Number.isFinite(rest)) rows.push([`mean of the other ${grouped(data.others[store])}`, rest]);
   const most = Math.max(...rows.map(([, value]) => Math.abs(value))) || 1;
-  return h("table", { class: "bars" }, h("caption", null, "Mean activation by class"), h("tbody", null, rows.map(([name, value]) =>
-    h("tr", null, h("th", { scope: "row", title: name }, name),
+  const buttons = saving(`${unit} mean activation by class ${report.stores[store].name}`,
+    { rows: () => [["class", "mean_activation"], ...rows.map((row) => row.slice(0, 2))] });
+  return h("table", { class: "bars" }, h("caption", null, "Mean activation by class ", buttons), h("tbody", null, rows.map(([name, value, label]) =>
+    h("tr", null, h("th", { scope: "row", title: name }, label === undefined ? name : h("a", to("class", label), name)),
       h("td", { class: "bar" }, h("i", { style: { width: `${(100 * Math.max(0, value)) / most}%` } })),
       h("td", null, format(value))))));
 }
 
-/** Every measure of the unit. */
-function valueTable(unit) {
-  return h("div", { class: "wide" }, h("table", { class: "values" }, h("caption", null, "Measures"),
-    h("thead", null, h("tr", null, h("th", { scope: "col" }, "measure"), report.stores.map((_, store) => h("th", { scope: "col" }, storeName(store))))),
+/** The share of the layer's units, in per cent, that lie below a unit's value; half of those with the same value count. */
+function percentile(of, store, unit, layer) {
+  const value = valueOf(of, store, unit), values = unitValues(of, store, layer).filter(Number.isFinite);
+  if (!Number.isFinite(value)) return NaN;
+  const below = values.reduce((count, other) => count + (other < value ? 1 : other === value ? 0.5 : 0), 0);
+  return (100 * below) / values.length;
+}
+
+/** Every measure of the unit, and where it stands in its layer. */
+function valueTable(unit, layer) {
+  const rows = () => [
+    ["measure", "unit", ...report.stores.flatMap((store) => [store.name, `${store.name}, percentile in layer`])],
+    ...report.measures.map((of) => [of.key, of.unit, ...report.stores.flatMap((_, store) => [valueOf(of, store, unit), percentile(of, store, unit, layer)])])];
+  return h("div", { class: "wide" }, h("table", { class: "values" },
+    h("caption", null, "Measures. The percentile is the share of the layer's units with a lower value. ", saving(`${unitName(unit)} measures`, { rows })),
+    h("thead", null, h("tr", null, h("th", { scope: "col" }, "measure"), report.stores.map((_, store) => [
+      h("th", { scope: "col" }, storeName(store)), h("th", { scope: "col" }, "percentile")]))),
     h("tbody", null, report.measures.map((of) => h("tr", null,
       h("th", { scope: "row", title: of.about }, withUnit(of)),
-      report.stores.map((_, store) => h("td", null, format(report.arrays[`${of.key}:${store}`][unit]))))))));
+      report.stores.map((_, store) => {
+        const place = percentile(of, store, unit, layer);
+        return [h("td", null, format(valueOf(of, store, unit))), h("td", { class: "percentile" }, Number.isFinite(place) ? `${Math.round(place)} %` : "–")];
+      }))))));
 }
