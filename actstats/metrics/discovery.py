@@ -51,7 +51,7 @@ def resolve_metrics(
             known = [*BUILTINS, *installed]
             offer = nearest(name, known) or "; there are " + ", ".join(known)
             raise ActstatsError(
-                f"no metric is named {name!r}{offer} (a class of your own: --metric package.module:Class)"
+                f"no metric is named {name!r}{offer} (a class of your own: `custom=package.module:Class`)"
             )
         found[name] = _instantiate(installed[name].value)
     for item in custom if isinstance(custom, Sequence) and not isinstance(custom, str) else [custom]:

@@ -5,22 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import zarr
 
-from actstats.data import MISSING, OK, PENDING, REFUSED, UNREADABLE
 from actstats.errors import ActstatsError
-from actstats.store import Store
-
-REASONS: Final = {
-    PENDING: "pending",
-    OK: "read",
-    MISSING: "missing",
-    UNREADABLE: "unreadable",
-    REFUSED: "refused",
-}
-"""What each value of the coordinate `status` means, in a word."""
+from actstats.store.store import STATUSES, Store
 
 
 @dataclass(frozen=True)
@@ -32,9 +22,9 @@ class Variable:
     shape: tuple[int, ...]
     dtype: str
     nbytes: int
-    """Of all its values, before compression."""
+    """Size of its values, before compression."""
     stored: int
-    """Of its files."""
+    """Size of its files."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +37,13 @@ class Description:
     completed: list[bool]
     """For each partition."""
     statuses: dict[str, int]
-    """Number of images by what became of them, a value of `REASONS`."""
+    """Number of images by status, a value of `STATUSES`."""
     variables: list[Variable]
     coordinates: list[Variable]
     failures: dict[str, str]
-    """Reason by path, of the images that were not read."""
+    """Status by path, of the images that were not read."""
+    computed_on: dict[str, int]
+    """Number of complete partitions by the device and the version of torch that computed them."""
 
     @property
     def complete(self) -> bool:
@@ -67,29 +59,29 @@ def describe(path: str | Path) -> Description:
     """
     store = Store.open(path)
     try:
-        status = [int(value) for value in _values(store, "status")]
-        paths = [str(value) for value in _values(store, "path")]
+        status = store.statuses().tolist()
+        paths = [str(value) for value in store.read("path", ...)]
         arrays = [_variable(store.path, array) for _, array in sorted(store.group.arrays())]
-        completed = [bool(value) for value in store.completed]
         outputs = set(store.manifest["outputs"])
         layers = store.manifest["layers"]
     except (KeyError, ValueError) as error:
-        raise ActstatsError(f"{path} is damaged: {error}; sweep it again with --overwrite") from error
+        raise ActstatsError(f"{path} is damaged: {error}; sweep again with `overwrite=True`") from error
     counts = Counter(status)
+    machines = (
+        f"{record.get('device', 'unknown')}, torch {record.get('versions', {}).get('torch', 'unknown')}"
+        for record in store.provenance()
+    )
     return Description(
         path=store.path,
         manifest=store.manifest,
         units=sum(layer["units"] for layer in layers),
-        completed=completed,
-        statuses={name: counts[value] for value, name in REASONS.items() if counts[value]},
+        completed=store.completed.tolist(),
+        statuses={name: counts[value] for value, name in STATUSES.items() if counts[value]},
         variables=[array for array in arrays if array.name in outputs],
         coordinates=[array for array in arrays if array.name not in outputs],
-        failures={p: REASONS[s] for p, s in zip(paths, status, strict=True) if s not in (OK, PENDING)},
+        failures={p: STATUSES[s] for p, s in zip(paths, status, strict=True) if s > 0},
+        computed_on=dict(Counter(machines)),
     )
-
-
-def _values(store: Store, name: str) -> Any:
-    return store.group[name][...]  # type: ignore[index]
 
 
 def _variable(root: Path, array: zarr.Array[Any]) -> Variable:

@@ -27,7 +27,7 @@ def find_device(name: str) -> torch.device:
         raise ActstatsError(f"device {name!r} has no kernels; give auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ActstatsError(
-            f"device {name!r} is not there: torch sees {torch.cuda.device_count()} CUDA devices; use --device cpu"
+            f"device {name!r} is not there: torch sees {torch.cuda.device_count()} CUDA devices; use `device=cpu`"
         )
     return device
 
@@ -87,7 +87,7 @@ def in_eval_mode(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def out_of_memory_explained(batch_size: int, also: str = "; completed partitions are kept") -> Iterator[None]:
     """Say in one line that memory ran out, and what to change."""
-    advice = f"out of memory with --batch-size {batch_size}{also}: try a smaller one"
+    advice = f"out of memory with `batch_size={batch_size}`{also}: try a smaller one"
     try:
         yield
     except (MemoryError, torch.OutOfMemoryError) as error:

@@ -19,10 +19,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
+import numpy as np
+
 from actstats.errors import ActstatsError, nearest
 from actstats.metrics import Chosen, resolve_metrics
 from actstats.store import Schema, Store, parse_compression
 from actstats.store import manifest as manifests
+from actstats.store.store import MISSING, missing_error
 from actstats.support import named_object, sha256_of
 from actstats.sweeping.settings import Execution, Settings, names_of, require_known
 
@@ -334,9 +337,18 @@ class SweepPlan:
             self.store, self.manifest, schema, source.paths, source.labels, overwrite=how.overwrite
         )
         try:
+            notes = manifests.changes(store.manifest, self.manifest)
+            if how.repair:
+                notes += _discard_damaged(store)
+            elif missing := store.missing_objects():
+                raise missing_error(store.path, missing)
             index, count = how.part
             complete = store.completed
-            todo = [p for p in range(index, schema.partitions, count) if not complete[p]]
+            # What was missing may have come back; what could not be decoded is as it was.
+            retried = {int(i) // store.partition_size for i in np.flatnonzero(store.statuses() == MISSING)}
+            if retried:
+                notes.append(f"{_count(len(retried), 'partition')} had missing images, which are tried again")
+            todo = [p for p in range(index, schema.partitions, count) if not complete[p] or p in retried]
             started = Started(
                 store=store.path,
                 arch=self.manifest["arch"],
@@ -346,7 +358,7 @@ class SweepPlan:
                 partitions=schema.partitions,
                 complete=int(complete.sum()),
                 todo=sum(stop - start for start, stop in map(schema.bounds, todo)),
-                notes=tuple(manifests.changes(store.manifest, self.manifest)),
+                notes=tuple(notes),
             )
             if how.on_start is not None:
                 how.on_start(started)
@@ -362,6 +374,7 @@ class SweepPlan:
                 partitions=len(todo),
                 complete=bool(store.completed.all()),
                 failures=failures,
+                failed=bool((store.statuses() > 0).mean() > how.max_failed),
             )
         finally:
             store.close()
@@ -609,6 +622,7 @@ def _complete_already(
         or Settings.from_manifest(manifest) != settings
         or not found.completed.all()
         or found.missing_objects()
+        or (found.statuses() == MISSING).any()
     ):
         return None
     if manifest["weights"]["source"].startswith("file:"):
@@ -667,6 +681,31 @@ def _refuse_unreadable(source: Source) -> None:
     raise ActstatsError(
         f"none of the {len(source)} images of {source.spec} can be read; {source.paths[0]}: {first}"
     )
+
+
+def _discard_damaged(store: Store) -> list[str]:
+    """Forget the partitions with a damaged object, and say which, a line each.
+
+    Raises:
+        ActstatsError: a coordinate is damaged, which belongs to all partitions.
+    """
+    found: dict[int, list[str]] = {}
+    for name, partition, reason in store.damage():
+        if partition is None:
+            raise ActstatsError(
+                f"{store.path}: the coordinate {name} is damaged ({reason}) and cannot be computed again; "
+                "sweep again with `overwrite=True`"
+            )
+        found.setdefault(partition, []).append(name)
+    store.discard(sorted(found))
+    return [
+        f"partition {p} is damaged ({', '.join(names)}) and computed again"
+        for p, names in sorted(found.items())
+    ]
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _layer_record(layer: Layer) -> dict[str, Any]:

@@ -55,7 +55,7 @@ class Started:
     todo: int
     """Images that this run has to do."""
     notes: Sequence[str] = ()
-    """What differs from the run that made the store, without changing a number; one line each."""
+    """What is worth knowing before: partitions computed again, versions that changed; one line each."""
 
 
 @dataclass(frozen=True)
@@ -74,3 +74,5 @@ class Summary:
     """Whether every partition of the store is complete now."""
     failures: dict[str, str] = field(default_factory=dict)
     """Reason by path, of the images that this run could not read."""
+    failed: bool = False
+    """Whether more of the whole sweep's images failed than `Execution.max_failed` allows."""

@@ -102,6 +102,8 @@ class Execution:
         part: (i, n): compute every n-th partition, from the i-th on; n processes fill one store.
         strict: stop at the first image that cannot be read instead of recording it.
         overwrite: remove a store of another sweep that is in the way.
+        repair: check every object of the store first, and compute partitions with a damaged one again.
+        max_failed: share of the images that may fail to be read before `Summary.failed` is set, 0 to 1.
         on_start: called once, when the store is open.
         on_progress: called after each batch.
 
@@ -114,6 +116,8 @@ class Execution:
     part: tuple[int, int] = (0, 1)
     strict: bool = False
     overwrite: bool = False
+    repair: bool = False
+    max_failed: float = 0.5
     on_start: Callable[[Started], None] | None = None
     on_progress: Callable[[Progress], None] | None = None
 
@@ -123,6 +127,8 @@ class Execution:
         index, count = self.part
         if not 0 <= index < count:
             raise ActstatsError(f"part is {index}/{count}; it must be I/N with 0 <= I < N")
+        if not 0 <= self.max_failed <= 1:
+            raise ActstatsError(f"max_failed is {self.max_failed}; it must be a share from 0 to 1")
 
 
 def names_of(kind: type[Settings] | type[Execution]) -> list[str]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from actstats.errors import ActstatsError
 from actstats_cli import options
 from actstats_cli.printing import count, print_json, size, table
 
@@ -20,18 +21,27 @@ SHOWN: Final = 10
 
 @click.command()
 @click.argument("store", type=click.Path())
+@click.option(
+    "--verify",
+    is_flag=True,
+    help="Read every object and compare its checksum; exit status 1 if any is damaged.",
+)
 @options.as_json
-def info(store: str, as_json: bool) -> None:
-    """Say what is in a store: what was swept, how complete it is, sizes, images that were not read.
+def info(store: str, verify: bool, as_json: bool) -> None:
+    """Describe a store: what was swept, how complete it is, sizes, images that were not read.
 
-    --json has the whole manifest, and every image that was not read.
+    --json prints the whole manifest and every image that was not read.
 
     \b
         actstats info googlenet.zarr
+        actstats info googlenet.zarr --verify
         actstats info googlenet.zarr --json | jq .manifest.weights
     """
     from actstats.store.description import describe
 
+    if verify:
+        _verify(store, as_json)
+        return
     description = describe(store)
     if as_json:
         found = dataclasses.asdict(description)
@@ -39,6 +49,29 @@ def info(store: str, as_json: bool) -> None:
     else:
         for line in _lines(description):
             click.echo(line)
+
+
+def _verify(path: str, as_json: bool) -> None:
+    from actstats.store import Store
+
+    store = Store.open(path)
+    found = [
+        {"variable": name, "partition": partition, "reason": reason}
+        for name, partition, reason in store.damage()
+    ]
+    done = int(store.completed.sum())
+    if as_json:
+        print_json({"path": path, "partitions": done, "damage": found})
+    else:
+        for entry in found:
+            where = "" if entry["partition"] is None else f" of partition {entry['partition']}"
+            click.echo(f"{path}: {entry['variable']}{where} is damaged: {entry['reason']}")
+        if not found:
+            click.echo(f"{path}: all objects of {count(done, 'complete partition')} are intact")
+    if found:
+        raise ActstatsError(
+            f"{path}: {count(len(found), 'object')} damaged; sweep again with `repair=True` to compute them anew"
+        )
 
 
 def _lines(description: Description) -> Iterator[str]:
@@ -67,12 +100,14 @@ def _facts(description: Description) -> Iterator[tuple[str, str]]:
         f"{len(manifest['layers']):,} ({', '.join(manifest['selectors'])}), {description.units:,} units",
     )
     yield "metrics", ", ".join(manifest["metrics"])
-    state = "complete" if description.complete else "not complete: run the same sweep again to go on"
+    state = "complete" if description.complete else "not complete: rerun the same sweep to resume"
     yield (
         "partitions",
         f"{done} of {len(description.completed)} of {manifest['partition_size']:,} images, {state}",
     )
     decoded = ", JPEGs decoded by the device" if manifest.get("decode") == "device" else ""
+    if len(description.computed_on) > 1:
+        yield "mixed", "; ".join(f"{n} partitions on {where}" for where, n in description.computed_on.items())
     yield "run", f"batch size {manifest['batch_size']}, {manifest['device']}, amp {manifest['amp']}{decoded}"
     yield "made", f"{manifest['created']}, actstats {manifest['versions'].get('actstats', '?')}"
 

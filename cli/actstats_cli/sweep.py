@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from actstats.sweeping.settings import AMP, DECODERS, Settings
+from actstats.errors import ActstatsError
+from actstats.sweeping.settings import AMP, DECODERS, Execution, Settings
 from actstats_cli import options
 from actstats_cli.printing import count, duration, print_json, size, table
 from actstats_cli.progress import Reporter
@@ -98,6 +99,19 @@ class Part(click.ParamType[tuple[int, int]]):
 @click.option("--strict", is_flag=True, help="Stop at the first image that cannot be read.")
 @click.option("--overwrite", is_flag=True, help="Remove another sweep's store that is in the way.")
 @click.option(
+    "--repair",
+    is_flag=True,
+    help="Check the store first, and compute partitions with a damaged object again.",
+)
+@click.option(
+    "--max-failed",
+    type=click.FloatRange(0, 1),
+    default=Execution.max_failed,
+    show_default=True,
+    metavar="SHARE",
+    help="End with exit status 1 where a greater share of the images could not be read.",
+)
+@click.option(
     "--dry-run", is_flag=True, help="Print what would be computed and how large it is; create nothing."
 )
 @click.option("--measure", is_flag=True, help="With --dry-run: run a few batches to tell how long it takes.")
@@ -111,6 +125,8 @@ def sweep(
     workers: int | None,
     strict: bool,
     overwrite: bool,
+    repair: bool,
+    max_failed: float,
     dry_run: bool,
     measure: bool,
     as_json: bool,
@@ -143,7 +159,14 @@ def sweep(
         return
     import actstats
 
-    execution: dict[str, Any] = {"part": part, "workers": workers, "strict": strict, "overwrite": overwrite}
+    execution: dict[str, Any] = {
+        "part": part,
+        "workers": workers,
+        "strict": strict,
+        "overwrite": overwrite,
+        "repair": repair,
+        "max_failed": max_failed,
+    }
     with Reporter() as reporter:
         try:
             summary = actstats.sweep(
@@ -162,6 +185,11 @@ def sweep(
     else:
         for line in _lines(summary):
             click.echo(line)
+    if summary.failed:
+        raise ActstatsError(
+            f"more than {max_failed:.0%} of the images could not be read (`max_failed={max_failed:g}`); "
+            f"see them with: actstats info {summary.store}"
+        )
 
 
 def default_name(arch: str, robust: str | None, data: str) -> str:
@@ -186,7 +214,6 @@ def _embedded_instead(arch: str, store: Path, planning: dict[str, Any]) -> bool:
     """
     if arch != "googlenet" or planning["weights"] != "default" or planning["robust"] not in (None, "default"):
         return False
-    from actstats.errors import ActstatsError
     from actstats.store import Store
 
     name = "robust googlenet" if planning["robust"] else "googlenet"

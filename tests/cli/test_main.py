@@ -71,11 +71,8 @@ def test_a_reader_that_has_had_enough_ends_it_quietly():
     [
         ("swep", "no command is named 'swep'; did you mean sweep?"),
         ("", "Usage: "),
-        (
-            "sweep --arch alexnet --out s.zarr",
-            "Missing option '--data'. Give a folder of images, a .tar, or demo",
-        ),
-        ("sweep --arch alexnet --data demo", "Missing option '--out'. Give a folder for the results"),
+        ("sweep --data demo", "Missing option '--arch'"),
+        ("sweep --arch alexnet --data demo --measure", "--measure goes with --dry-run"),
         ("sweep --arch alexnet --data demo --out s.zarr --batch-size 0", "--batch-size"),
         ("sweep --arch alexnet --data demo --out s.zarr --part 3/2", "I/N with 0 <= I < N"),
         ("sweep --arch alexnet --data demo --out s.zarr --part second", "I/N with 0 <= I < N"),

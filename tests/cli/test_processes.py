@@ -76,7 +76,7 @@ def test_ctrl_c_finishes_nothing_half_and_says_how_to_go_on(images, slow):
     assert 1 <= done < 5
     last = text.splitlines()[-1]
     assert last.startswith("actstats: stopped; ")
-    assert last.endswith(f"{done} of 5 partitions complete in stopped.zarr; run the same command to go on")
+    assert last.endswith(f"{done} of 5 partitions complete in stopped.zarr; rerun the same command to resume")
 
     output_of(f"{options} stopped.zarr")
     output_of(f"{options} whole.zarr")

@@ -104,7 +104,7 @@ def test_info_of_a_sweep_that_is_not_complete(images, tmp_path):
     text = output_of(f"info {tmp_path / 's.zarr'}")
     assert "5 pending, 3 read, 1 unreadable" in text
     assert "resize 256, crop 224, bilinear, distorted: greyscale + scramble:4" in text
-    assert "1 of 3 of 4 images, not complete: run the same sweep again to go on" in text
+    assert "1 of 3 of 4 images, not complete: rerun the same sweep to resume" in text
 
 
 def test_what_is_no_store_is_named(store, tmp_path):
@@ -116,7 +116,7 @@ def test_what_is_no_store_is_named(store, tmp_path):
     for name, said in {
         "gone.zarr": "no store at",
         "foreign.zarr": "is a Zarr group, but not one that actstats wrote",
-        "newer.zarr": "has store format 99, this version of actstats reads 1",
+        "newer.zarr": "has store format 99, this version of actstats reads 1 and 2",
         "file": "it is no Zarr v3 group",
         "damaged.zarr": "it is no Zarr v3 group",
     }.items():
@@ -159,7 +159,7 @@ def test_top_draws_a_sheet_also_of_images_that_were_moved_or_lost(images, store,
         ("features.1/x", "is not of the form LAYER/CHANNEL"),
         ("featurs.1/0", "no layer 'featurs.1' was swept; did you mean features.1"),
         ("features.1/64", "layer features.1 has channels 0 to 63, there is no 64"),
-        ("features.1/0 --out sheet.xyz", "cannot draw to sheet.xyz: .xyz is no picture's; use .png"),
+        ("features.1/0 --out sheet.xyz", "cannot draw to sheet.xyz: .xyz is not an image format; use .png"),
         (
             "features.1/0 --out no/such/folder/sheet.png",
             "no/such/folder/sheet.png: No such file or directory",
@@ -176,7 +176,7 @@ def test_top_says_when_the_images_are_not_where_they_were(images, tmp_path):
     output_of(f"{SWEEP} --data {tmp_path / 'images'} --out {tmp_path / 's.zarr'} --metrics top")
     (tmp_path / "images").rename(tmp_path / "moved")
     said = failure_of(f"top {tmp_path / 's.zarr'} features.1/0 --out {tmp_path / 'sheet.png'}")
-    assert said.endswith("if the images were moved, say with --data where they are")
+    assert said.endswith("if the images were moved, say where they are with --data")
 
 
 def test_top_needs_the_metric_and_a_complete_partition(images, tmp_path):

@@ -39,7 +39,7 @@ def test_the_summary_names_the_store_the_sizes_and_what_could_not_be_read(images
     text = output_of(f"{SWEEP} --data {images} --out {tmp_path / 's.zarr'} --metrics mean")
     assert f"{tmp_path / 's.zarr'}: 9 images, 192 units of 2 layers" in text
     assert "9 images in " in text
-    assert "2 images could not be read, and count for nothing:" in text
+    assert "2 images could not be read and are excluded:" in text
     assert "  cat/1.png: not an image of a known format" in text
     again = output_of(f"{SWEEP} --data {images} --out {tmp_path / 's.zarr'} --metrics mean")
     assert "it was complete, there was nothing to do" in again
@@ -103,7 +103,7 @@ def test_parts_fill_one_store(images, store, tmp_path):
     text = output_of(f"{command} --part 1/2")
     assert "not all partitions are complete" in text
     result = actstats(f"{command} --part 0/2")
-    assert "going on: 1 of 3 partitions were complete" in result.stderr
+    assert "resuming: 1 of 3 partitions were complete" in result.stderr
     assert files_of(tmp_path / "s.zarr") == files_of(store)
 
 

@@ -86,4 +86,4 @@ def test_a_batch_too_large_for_memory_says_which_option_to_lower(photographs, tm
     process.start()
     process.join()
     assert process.exitcode == 0
-    assert "out of memory with --batch-size 1" in said.read_text()
+    assert "out of memory with `batch_size=1`" in said.read_text()
