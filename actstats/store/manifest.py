@@ -8,6 +8,8 @@ when and by which words a store was made is only for the record.
 from __future__ import annotations
 
 import datetime
+import hashlib
+import json
 import platform
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -21,6 +23,7 @@ READABLE: Final = (1, 2)
 _TOLD: Final = frozenset({"versions.python", "versions.zarr"})
 _RECORDED: Final = frozenset(
     {
+        "checksum",
         "created",
         "machine",
         "request",
@@ -54,6 +57,12 @@ def build(**parts: Any) -> dict[str, Any]:
     """Return a manifest of `parts`, with the format's number, versions, machine and date."""
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     return {"actstats": FORMAT, **parts, "versions": versions(), "machine": machine(), "created": now}
+
+
+def checksum(manifest: Mapping[str, Any]) -> str:
+    """Return the SHA-256, in hex, of a manifest's entries but the checksum itself."""
+    entries = {name: value for name, value in manifest.items() if name != "checksum"}
+    return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
 
 
 def flatten(manifest: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

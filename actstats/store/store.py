@@ -235,7 +235,7 @@ class Store:
         """Return the variable and the partition of each object that a complete partition should have and has not."""
         done = np.flatnonzero(self.completed).tolist()
         found = []
-        for name in (*self.manifest["outputs"], "status"):
+        for name in (*self.manifest["outputs"], *(n for n in _PER_PARTITION if n in self.group)):
             sizes = self._objects(name)
             found += [(name, partition) for partition in done if not sizes.get(partition)]
         return found
@@ -245,13 +245,16 @@ class Store:
 
         The partition is None for a coordinate, which belongs to all.
         """
+        yield from (("zarr.json", None, reason) for reason in self._damaged_metadata())
         missing = set(self.missing_objects())
         yield from (
             (name, partition, "its object is missing or empty") for name, partition in sorted(missing)
         )
         for name in sorted(self.group.array_keys()):
             shared = name not in self.manifest["outputs"] and name not in _PER_PARTITION
-            if shared and (reason := self._unreadable(name, ...)):
+            if shared and self.manifest["actstats"] > 1 and not self._objects(name).get(0):
+                yield name, None, "its object is missing or empty"
+            elif shared and (reason := self._unreadable(name, ...)):
                 yield name, None, reason
         for partition in np.flatnonzero(self.completed).tolist():
             start, stop = self.bounds(partition)
@@ -275,6 +278,21 @@ class Store:
                 f"`actstats info --verify {self.path}` lists what is damaged"
             )
         return np.asarray(self.group[name][where])
+
+    def _damaged_metadata(self) -> Iterator[str]:
+        """Yield what is wrong with the manifest, and with each array's metadata, which the store has twice."""
+        if self.manifest["actstats"] == 1:
+            return
+        if self.manifest.get("checksum") != manifests.checksum(self.manifest):
+            yield "the manifest is not what was written"
+        root = json.loads((self.path / "zarr.json").read_bytes())
+        for name, metadata in root["consolidated_metadata"]["metadata"].items():
+            try:
+                same = json.loads((self.path / name / "zarr.json").read_bytes()) == metadata
+            except (OSError, ValueError):
+                same = False
+            if not same:
+                yield f"the metadata of {name} is not what was written"
 
     def _unreadable(self, name: str, where: Any) -> str | None:
         try:
@@ -473,7 +491,11 @@ def _write_group(
     labels: NDArray[np.int64],
 ) -> None:
     coordinates = " ".join((*COORDINATES, "provenance"))
-    group = zarr.create_group(files, zarr_format=3, attributes={**manifest, "coordinates": coordinates})
+    group = zarr.create_group(
+        files,
+        zarr_format=3,
+        attributes={**manifest, "checksum": manifests.checksum(manifest), "coordinates": coordinates},
+    )
     # Objects of one flat folder per array: one listing says which partitions it has.
     common: dict[str, Any] = {"chunk_key_encoding": {"name": "default", "separator": "."}}
     checksum = zarr.codecs.Crc32cCodec()

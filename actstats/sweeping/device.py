@@ -32,14 +32,19 @@ def find_device(name: str) -> torch.device:
     return device
 
 
+def refuse_meta(model: nn.Module) -> None:
+    """Raise `ActstatsError` for a network on the meta device, which holds no weights."""
+    if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
+        raise ActstatsError("the network is on the meta device, so it has no weights; load them first")
+
+
 def to_device(model: nn.Module, device: torch.device) -> nn.Module:
     """Return the network, moved to `device`, its weights of 2-D convolutions in channels_last memory format.
 
     Raises:
         ActstatsError: the network is on the meta device, which holds no weights.
     """
-    if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
-        raise ActstatsError("the network is on the meta device, so it has no weights; load them first")
+    refuse_meta(model)
     model = model.to(device)
     # Not `model.to(memory_format=...)`, which fails on the 5-D weights of a Conv3d.
     for tensor in (*model.parameters(), *model.buffers()):

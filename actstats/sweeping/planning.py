@@ -658,7 +658,9 @@ def _request(
 
 def _with_preprocessing(model: nn.Module | Loaded, preprocessing: Preprocessing | None) -> Loaded:
     from actstats.models import Loaded
+    from actstats.sweeping.device import refuse_meta
 
+    refuse_meta(model.model if isinstance(model, Loaded) else model)
     if not isinstance(model, Loaded):
         if preprocessing is None:
             raise ActstatsError("a module of your own needs preprocessing=actstats.Preprocessing(...)")

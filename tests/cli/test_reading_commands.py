@@ -117,8 +117,8 @@ def test_what_is_no_store_is_named(store, tmp_path):
         "gone.zarr": "no store at",
         "foreign.zarr": "is a Zarr group, but not one that actstats wrote",
         "newer.zarr": "has store format 99, this version of actstats reads 1 and 2",
-        "file": "it is no Zarr v3 group",
-        "damaged.zarr": "it is no Zarr v3 group",
+        "file": "it is not a Zarr v3 group",
+        "damaged.zarr": "it is not a Zarr v3 group",
     }.items():
         assert said in failure_of(f"info {tmp_path / name}")
         assert said in failure_of(f"top {tmp_path / name} features.1/0")
