@@ -197,7 +197,7 @@ def test_images_that_are_gone_leave_a_note_and_placeholders(stores, hostile, tmp
     store = swept(moved, tmp_path / "s.zarr", 0)
     moved.rename(tmp_path / "elsewhere")
     report = write_report([store], tmp_path / "gone.html")
-    assert any("--data" in note for note in report.notes)
+    assert any("`data=`" in note for note in report.notes)
     assert not any(parts_of(report.page)["overview"][0]["pictures"]["kept"])
     found = write_report([store], tmp_path / "found.html", data=str(tmp_path / "elsewhere"))
     assert not found.notes
