@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -59,3 +60,28 @@ def test_the_architecture_names_every_module():
         name = str(path.relative_to(run_page.DOCS.parent)).partition(f"{floor}/")[2]
         if path.name != "__init__.py":
             assert f"`{name}`" in text, f"{floor}: {name}"
+
+
+def test_the_citation_has_the_version_of_the_package():
+    root = run_page.DOCS.parent
+    version = tomllib.loads((root / "pyproject.toml").read_text())["project"]["version"]
+    citation = (root / "CITATION.cff").read_text().splitlines()
+    assert f"version: {version}" in citation
+    # What the format requires of every file.
+    assert {"cff-version", "message", "title", "authors"} <= {line.partition(":")[0] for line in citation}
+    assert f"version = {{{version}}}" in " ".join((run_page.DOCS / "citing.md").read_text().split())
+    assert f"## {version}" in (run_page.DOCS / "changelog.md").read_text()
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_shells_named_are_completed(shell):
+    from click.testing import CliRunner
+
+    from actstats_cli.main import main
+
+    assert f"_ACTSTATS_COMPLETE={shell}_source actstats" in (run_page.DOCS / "installation.md").read_text()
+    environment = {"_ACTSTATS_COMPLETE": f"{shell}_complete", "COMP_WORDS": "actstats com", "COMP_CWORD": "1"}
+    if shell == "fish":
+        environment["COMP_CWORD"] = "com"
+    offered = CliRunner().invoke(main, env=environment, prog_name="actstats").output
+    assert "compare" in offered.replace(",", "\n").split()

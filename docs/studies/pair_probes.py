@@ -7,18 +7,21 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 import xarray as xr
 from markdown_table import table
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from actstats import open_source
-from actstats.analysis import smoothness, unit_table
+from actstats.analysis import plotting, smoothness, unit_table
 from actstats.analysis.decisions import read_decisions
 from actstats.analysis.shape_bias import HUMANS, shape_bias
 from actstats.data import Source
 from actstats.demo.pair import Stores
 from actstats.distort import parse
+from actstats.layers import select_layers
+from actstats.layers.layer import Layer
 from actstats.models import Loaded
 from actstats.probing.ablate import INTACT, ablate_accuracy, ablate_decisions
 from actstats.probing.concepts import open_segmented
@@ -26,7 +29,6 @@ from actstats.probing.cue_conflict import decide
 from actstats.probing.cues import Version, cue_accuracy
 from actstats.probing.detectors import detectors, dissection
 from actstats.probing.dissect import overlaps, thresholds
-from actstats.probing.networks import swept_layers
 from actstats.probing.unit_sets import by_category, by_rank, each_unit
 
 VERSIONS = (
@@ -36,7 +38,7 @@ VERSIONS = (
 RANK = "roughness"
 SHARE = 0.1
 SINGLY = ("conv1",)  # Its units are ablated one by one.
-COLOURS = {"S": "#c2571a", "R": "#00756b", HUMANS: "#555555"}
+COLOURS = {**plotting.COLOURS, HUMANS: "#555555"}
 
 Pair = Mapping[str, Loaded]
 
@@ -117,11 +119,17 @@ def _cue_lines(cues: pd.DataFrame) -> Iterator[str]:
     )
 
 
+def swept_layers(dataset: xr.Dataset, loaded: Loaded) -> list[Layer]:
+    """Return the layers of a sweep in the network that was swept."""
+    names = [layer["name"] for layer in dataset.attrs["layers"]]
+    return select_layers(loaded.model, torch.zeros(2, *loaded.preprocessing.shape), names)
+
+
 def _dissected(stores: Stores, pair: Pair, photographs: Path) -> dict[str, xr.Dataset]:
     """Return for each network the concept that each unit overlaps most."""
     found = {}
     for (name, loaded), dataset in zip(pair.items(), stores.opened(), strict=True):
-        layers, _ = swept_layers(dataset.attrs, loaded)
+        layers = swept_layers(dataset, loaded)
         found[name] = dissection(overlaps(loaded, open_segmented(photographs), layers, thresholds(dataset)))
     return found
 
@@ -157,7 +165,7 @@ def _ablation_lines(
     rows: dict[str, list[tuple[object, ...]]] = {"rank": [], "category": [], "singly": []}
     found = {}
     for (name, loaded), dataset in zip(pair.items(), stores.opened(), strict=True):
-        layers, _ = swept_layers(dataset.attrs, loaded)
+        layers = swept_layers(dataset, loaded)
         ranked = by_rank(unit_table(smoothness(dataset)), RANK, [SHARE])
         sets = [*ranked, *by_category(units[name])]
         right = ablate_accuracy(loaded, images, layers, sets).set_index("ablation")
