@@ -1,9 +1,9 @@
-"""Take the pictures of the report that the documentation shows, of the embedded pair over the demo photographs.
+"""Take the screenshots of the report that the documentation shows, of the embedded pair over the demo photographs.
 
     actstats demo --out actstats-demo
     python docs/shoot_report.py actstats-demo/report.html
 
-Needs a Chromium and playwright (extra `browser`); writes into `docs/assets`.
+Needs Chromium and playwright (extra `browser`). Writes into `docs/assets`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,16 @@ ASSETS = Path(__file__).parent / "assets"
 
 
 class Shot(NamedTuple):
-    """One picture: its name, the view, the window's size, pixels a point, light or dark, and what to do before."""
+    """One screenshot.
+
+    Attributes:
+        name: of the file, without its ending.
+        view: the address after the page's name.
+        size: of the window, in points.
+        scale: pixels per point.
+        scheme: light or dark.
+        script: JavaScript to run before the screenshot is taken.
+    """
 
     name: str
     view: str
@@ -34,7 +43,7 @@ class Shot(NamedTuple):
 SHOTS = (
     Shot("report", "", (1240, 900), 1, "light"),
     Shot("report-unit", "#/unit/{unit}", (1240, 900), 1, "light"),
-    Shot("report-phone-dark", "#/layer/{layer}", (390, 760), 2, "dark", "scrollTo(0, 560)"),
+    Shot("report-phone-dark", "#/layer/{layer}", (390, 760), 2, "dark", "scrollTo(0, 1310)"),
     Shot(
         "report-phone-light",
         "",
@@ -47,7 +56,7 @@ SHOTS = (
 
 
 def main() -> None:
-    """Take all pictures."""
+    """Take all screenshots."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -66,7 +75,7 @@ def main() -> None:
 
 
 def take(browser: Browser, page: Path, shot: Shot, **where: int) -> None:
-    """Open the page as `shot` says and keep what the window shows, with few colours."""
+    """Open the page as `shot` says and save what the window shows, with 256 colours."""
     width, height = shot.size
     context = browser.new_context(
         viewport={"width": width, "height": height}, device_scale_factor=shot.scale, color_scheme=shot.scheme
@@ -77,7 +86,7 @@ def take(browser: Browser, page: Path, shot: Shot, **where: int) -> None:
     opened.wait_for_function("[...document.images].every((image) => image.complete)")
     if shot.script:
         opened.evaluate(shot.script)
-    opened.wait_for_timeout(1000)  # pictures that come into view are drawn
+    opened.wait_for_timeout(1000)  # thumbnails that came into view are drawn
     picture = Image.open(io.BytesIO(opened.screenshot())).convert("RGB")
     few = picture.quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.FLOYDSTEINBERG)
     few.save(ASSETS / f"{shot.name}.png", optimize=True)
