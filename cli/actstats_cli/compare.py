@@ -117,6 +117,6 @@ def compare(
 
 
 def _rows(names: Sequence[str], findings: Sequence[Finding]) -> Iterator[tuple[str, ...]]:
-    yield ("finding", *names, "difference" if len(names) == 2 else "", "")
+    yield ("finding", *names, "difference", "verdict") if len(names) == 2 else ("median", *names, "", "")
     for finding in findings:
         yield (finding.claim, *finding.values, finding.difference, finding.words)

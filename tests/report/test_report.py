@@ -390,7 +390,7 @@ def test_a_contact_sheet_does_not_wait_for_the_report():
 def test_the_command_prints_the_findings_and_where_the_page_is(stores, tmp_path):
     page = tmp_path / "new" / "report.html"
     text = output_of(f"compare {stores[0]} {stores[1]} --report {page} --top 3")
-    assert text.splitlines()[0].split() == ["finding", "s", "r", "difference"]
+    assert text.splitlines()[0].split() == ["finding", "s", "r", "difference", "verdict"]
     assert "R's activation maps are smoother" in text
     assert f"wrote {page}, " in text
     found = json.loads(output_of(f"compare {stores[0]} --name one --json"))
