@@ -8,6 +8,7 @@ activations written out in plain arithmetic (`x * torch.sigmoid(x)`) are followe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Container, Iterator
 from typing import Final
 
@@ -26,6 +27,7 @@ _ARITHMETIC: Final = frozenset({
     "mul", "add", "sub", "rsub", "div", "neg", "pow", "square", "sqrt", "rsqrt", "reciprocal", "abs", "multiply",
     "divide", "subtract", "true_divide",
 })
+_SHIFTS: Final = frozenset({"add", "sub", "subtract"})
 _REDUCTIONS: Final = frozenset({"mean", "var", "var_mean", "std", "std_mean", "sum"})
 _PADS: Final = frozenset({"pad", "constant_pad_nd", "reflection_pad2d", "replication_pad2d"})
 # fmt: on
@@ -76,7 +78,7 @@ def _chain(graph: Graph, start: int) -> Iterator[tuple[int, int, bool]]:
     yield start, 0, False
     unread = {start: len(graph.values[start].consumers)}
     pending = set(graph.values[start].consumers)
-    steps, activated = 0, False
+    steps, activated, reduced = 0, False, False
     while pending:
         index = min(pending)
         pending.remove(index)
@@ -90,8 +92,11 @@ def _chain(graph: Graph, start: int) -> Iterator[tuple[int, int, bool]]:
             operation.moves or activates or operation.name in _ARITHMETIC or (normalises and not activated)
         ):
             return
+        if not reduced and _scales_alone(graph, operation):
+            return
         steps += not operation.moves
         activated |= activates
+        reduced |= operation.name in _REDUCTIONS
         for i in inner:
             unread[i] -= 1
         for i in operation.outputs:
@@ -102,6 +107,24 @@ def _chain(graph: Graph, start: int) -> Iterator[tuple[int, int, bool]]:
         whole = sorted(graph.values[result].shape) == sorted(graph.values[start].shape)
         if whole and not left:
             yield result, steps, activated
+
+
+def _scales_alone(graph: Graph, operation: Operation) -> bool:
+    """Return whether the operation is a learnt scale, such as a layer scale: neither activation nor normalisation.
+
+    That is a product with weights which no shift by weights follows. With one it is the affine part of a
+    normalisation whose statistics are constants.
+    """
+    if operation.name not in ("mul", "multiply") or not _reads_weights(graph, operation):
+        return False
+    readers = [graph.operations[index] for index in set(graph.values[operation.outputs[0]].consumers)]
+    return not (len(readers) == 1 and readers[0].name in _SHIFTS and _reads_weights(graph, readers[0]))
+
+
+def _reads_weights(graph: Graph, operation: Operation) -> bool:
+    """Return whether one of the operation's inputs is a tensor of several numbers that no image decides."""
+    values = (graph.values[index] for index in operation.inputs)
+    return any(not value.computed and math.prod(value.shape) > 1 for value in values)
 
 
 def _block(graph: Graph, convolution: int, calls: list[Call]) -> Call:

@@ -43,8 +43,9 @@ def block_modules(model: nn.Module, calls: Mapping[str, int]) -> list[str]:
     """Return the names of the network's blocks: the outermost composite modules of classes that occur repeatedly.
 
     `calls` is how often each module ran. A class occurs repeatedly if its modules ran twice or more in one forward
-    pass. Beside such blocks, a module of another class that is built from repeated ones is a block too (the two
-    downsampling modules among Inception v3's mixed ones, say).
+    pass. A block has weights: a norm with its activation is none. A class that holds several blocks of one class in
+    a container is a stage, and its blocks count, not itself. Beside blocks, a module of another class that is built
+    from repeated ones is a block too (such as the two downsampling modules among Inception v3's mixed ones).
     """
     ran: Counter[type[nn.Module]] = Counter()
     for name, module in model.named_modules():
@@ -52,8 +53,24 @@ def block_modules(model: nn.Module, calls: Mapping[str, int]) -> list[str]:
             ran[type(module)] += calls.get(name, 0)
     repeated = {kind for kind, count in ran.items() if count > 1}
 
+    def is_unit(module: nn.Module) -> bool:
+        composite = _is_composite(module) and not _is_container(module)
+        return type(module) in repeated and composite and _layers_with_weights(module) > 0
+
+    def holds_blocks(module: nn.Module) -> bool:
+        for container in filter(_is_container, module.children()):
+            # A convolution with its norm, two of which make a branch of a block, has one layer with weights.
+            kinds = Counter(
+                type(c) for c in container.children() if is_unit(c) and _layers_with_weights(c) > 1
+            )
+            if any(count > 1 for count in kinds.values()):
+                return True
+        return False
+
+    stages = {type(module) for module in model.modules() if is_unit(module) and holds_blocks(module)}
+
     def is_repeated(module: nn.Module) -> bool:
-        return type(module) in repeated and _is_composite(module) and not _is_container(module)
+        return is_unit(module) and type(module) not in stages
 
     def blocks(name: str, module: nn.Module) -> Iterator[str]:
         children = [c for c in _children(name, module) if _ran_inside(*c, calls)]
@@ -66,6 +83,11 @@ def block_modules(model: nn.Module, calls: Mapping[str, int]) -> list[str]:
                 yield from blocks(child_name, child)
 
     return list(blocks("", model))
+
+
+def _layers_with_weights(module: nn.Module) -> int:
+    """Return how many modules inside have weights of their own beyond a scale and a shift of channels."""
+    return sum(any(p.ndim > 1 for p in inner.parameters(recurse=False)) for inner in module.modules())
 
 
 def _is_composite(module: nn.Module) -> bool:

@@ -146,7 +146,7 @@ def _compile(
             if name not in absent
         },
     )
-    return triton.compile(source, target=TARGETS[build.target], options={"num_warps": warps})
+    return triton.compile(source, target=TARGETS[build.target], options={"num_warps": warps, **compat.LAUNCH})
 
 
 def _usage(kernel: Any) -> Usage:

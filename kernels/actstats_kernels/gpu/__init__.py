@@ -102,6 +102,7 @@ def _launch_accumulate(
         *tables,
         **accumulate_constants(layout, tiles, _precision),
         num_warps=tiles.warps,
+        **compat.LAUNCH,
     )
     return scratch
 
@@ -124,6 +125,7 @@ def _launch_spectrum(x: Tensor, layout: Layout, tiles: launch.SpectrumTiles, mea
         *constants(tiles, layout.height, layout.width, x.device),
         **spectrum_constants(layout, tiles, _precision),
         num_warps=tiles.warps,
+        **compat.LAUNCH,
     )
     return scratch
 

@@ -23,3 +23,7 @@ PRECISIONS: Final[dict[str, tuple[str, ...]]] = {
     "hip": ("ieee", "tf32"),
 }
 """The precisions of `tl.dot` on f32 that each backend has, the default first: the fastest that is as good as f32."""
+
+LAUNCH: Final = {"enable_fp_fusion": True}
+"""Options of every launch. Products and sums are fused on purpose: the kernels are held to their definitions with
+it, and the default changes in Triton 3.10."""

@@ -202,7 +202,8 @@ def spectrum_kernel(
     mean_square = tl.zeros([CHANNELS], tl.float32)
     for r in range(rounds):
         image = block * rounds + r
-        present = (image < images) & (own < channels)
+        # A vector on both sides: the interpreter of Triton 3.9 makes int32 of a scalar condition and a vector one.
+        present = (own < channels) & (image + tl.zeros_like(own) < images)
         cell = means + image.to(tl.int64) * moments_n + own.to(tl.int64) * moments_c
         mean = tl.load(cell, mask=present, other=float("nan"))
         read = mean == mean
