@@ -22,6 +22,7 @@ from actstats.analysis.coverage import usable
 from actstats.errors import ActstatsError
 from actstats.layers.receptive import ReceptiveField
 from actstats.report.findings import Compared
+from actstats.report.networks import field_step
 from actstats.report.pictures import Pictures
 from actstats.store.merging import merge
 from actstats_kernels.bins import (
@@ -155,6 +156,7 @@ def overview_part(
         "stores": [{"name": name} for name in compared.names],
         "units": start,
         "crop": crop,
+        "fieldStep": field_step(crop),
         "layers": layers,
         "measures": [
             {"key": measure.key, "name": measure.name, "unit": measure.unit, "about": measure.about}

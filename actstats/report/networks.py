@@ -26,6 +26,11 @@ def rebuild(store: str | Path) -> nn.Module | str:
         return str(error)
 
 
+def field_step(crop: int) -> int:
+    """Return the accuracy, in pixels, of the receptive fields in a report on inputs of `crop` pixels a side."""
+    return max(1, crop // _PROBES)
+
+
 def swept_fields(manifest: Mapping[str, Any], network: nn.Module | str) -> dict[str, ReceptiveField]:
     """Return receptive fields by layer, accurate to a fiftieth of the input; none without a network."""
     if isinstance(network, str):
@@ -35,4 +40,4 @@ def swept_fields(manifest: Mapping[str, Any], network: nn.Module | str) -> dict[
     network = network.to(memory_format=torch.channels_last)
     wanted = [entry["name"] for entry in manifest["layers"]]
     layers = select_layers(network, torch.zeros(1, *shape), wanted)
-    return receptive_fields(network, shape, layers, step=max(1, crop // _PROBES))
+    return receptive_fields(network, shape, layers, step=field_step(crop))

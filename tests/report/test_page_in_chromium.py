@@ -366,7 +366,7 @@ def test_a_layer_of_many_units_makes_few_elements(opened, hostile, tmp_path):
 def test_a_layer_says_how_many_of_its_positions_see_the_whole_image(opened, hostile, tmp_path):
     # With 55 pixels features.7 has 6 x 6 positions, the middle 2 x 2 of which see all, the corners 39 x 39.
     size = Preprocessing.imagenet(size=55, resize=60)
-    layers = ("features.7", "features.9")
+    layers = ("features.7", "features.9", "classifier.3")
     store = swept(hostile, tmp_path / "s.zarr", 0, layers=layers, preprocessing=size)
     page = write_report([store], tmp_path / "report.html").page
     report = opened(page, "#/layer/0")
@@ -378,6 +378,10 @@ def test_a_layer_says_how_many_of_its_positions_see_the_whole_image(opened, host
     report.keyboard.press("ArrowRight")
     report.arrive("#/layer/1")
     assert report.locator(".facts").inner_text().endswith("; each position sees the whole image")
+    report.keyboard.press("ArrowRight")
+    report.arrive("#/layer/2")  # 1,000 maps of one position, which have no neighbours
+    assert report.locator(".plots").inner_text() == "No unit of this layer has a value of roughness."
+    assert report.locator(".cards .card").count() == 24
     # Beside each image stands what its own maximum sees, and a frame only where that is not everything.
     for channel in range(12):
         report.goto(page.as_uri() + f"#/unit/{channel}")

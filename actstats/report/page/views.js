@@ -57,14 +57,17 @@ function fieldAt(layer, row, column) {
   const { top, bottom, left, right } = layer.field;
   const [height, width] = [bottom[row] - top[row], right[column] - left[column]];
   const [rows, columns] = [height, width].map((share) => Math.round(share * report.crop));
-  return { rows, columns, all: height > 0.999 && width > 0.999 };
+  return { rows, columns, all: Math.min(rows, columns) > report.crop - report.fieldStep };
 }
+
+/** A size in words, with as much certainty as it was measured with. */
+const fieldSize = ({ rows, columns }) => `${report.fieldStep > 1 ? "about " : ""}${rows} × ${columns}`;
 
 /** In words, how much of the image one position depends on; empty where fields are not known. */
 function fieldWords(layer, position) {
   if (!layer.field) return "";
-  const { rows, columns, all } = fieldAt(layer, Math.floor(position / layer.width), position % layer.width);
-  return all ? "sees the whole image" : `sees ${rows} × ${columns} of ${report.crop} × ${report.crop} pixels`;
+  const field = fieldAt(layer, Math.floor(position / layer.width), position % layer.width);
+  return field.all ? "sees the whole image" : `sees ${fieldSize(field)} of ${report.crop} × ${report.crop} pixels`;
 }
 
 /** In words, how much of the image the positions of a layer's maps depend on. */
@@ -76,10 +79,11 @@ function fieldsOfLayer(layer) {
   if (whole === all.length) return "; each position sees the whole image";
   const area = (field) => field.rows * field.columns;
   const [least, most] = [Math.min, Math.max].map((pick) => all.find((field) => area(field) === pick(...all.map(area))));
-  const size = (field) => `${field.rows} × ${field.columns}`, of = `of ${report.crop} × ${report.crop} pixels`;
-  if (whole) return `; ${whole} of ${all.length} positions see the whole image, the others at least ${size(least)} ${of}`;
-  return size(least) === size(most) ? `; each position sees ${size(least)} ${of}`
-    : `; positions see ${size(least)} (at the border) to ${size(most)} ${of}`;
+  const of = `of ${report.crop} × ${report.crop} pixels`;
+  if (whole) return `; ${whole} of ${all.length} positions see the whole image, the others at least ${fieldSize(least)} ${of}`;
+  const alike = most.rows - least.rows <= report.fieldStep && most.columns - least.columns <= report.fieldStep && report.fieldStep > 1;
+  return alike || area(least) === area(most) ? `; each position sees ${fieldSize(most)} ${of}`
+    : `; positions see ${fieldSize(least)} (at the border) to ${fieldSize(most)} ${of}`;
 }
 
 /** Marks where in the image a position of a layer's map looks: its receptive field, and the field's centre. */
@@ -270,7 +274,9 @@ function layerView(index) {
     const of = measure();
     const rows = () => [["channel", ...report.stores.map((store) => store.name)],
       ...unitsOf(layer).map((unit) => [unit - layer.start, ...report.stores.map((_, store) => valueOf(of, store, unit))])];
-    plots.replaceChildren(
+    const some = report.stores.some((_, store) => unitValues(of, store, layer).some(Number.isFinite));
+    if (!some) plots.replaceChildren(h("p", { class: "hint" }, `No unit of this layer has a value of ${of.name}.`));
+    else plots.replaceChildren(
       figure(`Distribution of ${of.name}`, `${layer.name} ${of.key} distribution`, (width) => distribution(of, layer, width), rows),
       ...(pair() ? [figure(`${of.name}, unit by unit`, `${layer.name} ${of.key} unit by unit`, (width) => scatter(of, layer, width), rows)] : []));
     part(`layer-${index}`).then((data) => {
