@@ -43,6 +43,7 @@ class Shot(NamedTuple):
 SHOTS = (
     Shot("report", "", (1240, 900), 1, "light"),
     Shot("report-unit", "#/unit/{unit}", (1240, 900), 1, "light"),
+    Shot("report-unit-dark", "#/unit/{unit}", (1240, 900), 1, "dark"),
     Shot("report-phone-dark", "#/layer/{layer}", (390, 760), 2, "dark", "scrollTo(0, 1310)"),
     Shot(
         "report-phone-light",

@@ -70,7 +70,8 @@ def demo(
     if as_json:
         files = [str(file) for file in made.files]
         stores = [str(store) for store in (*made.stores.clean, *made.stores.noisy)]
-        print_json({"rows": [dataclasses.asdict(row) for row in made.rows], "stores": stores, "files": files})
+        rows = [dataclasses.asdict(row) for row in made.rows]
+        print_json({"rows": rows, "stores": stores, "files": files, "notes": made.notes})
         return
     for line in table(_rows(made.rows), "<>>>>"):
         click.echo(line)

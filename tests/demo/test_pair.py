@@ -112,6 +112,7 @@ def test_the_demonstration_makes_stores_table_pictures_and_report(demonstrated):
     out, printed = demonstrated
     assert [row["measure"] for row in printed["rows"]] == list(COMPARED.values())
     assert all(np.isfinite(row["standard"]) for row in printed["rows"])
+    assert printed["notes"][0].startswith("These 16 images are crops of 8 photographs")
     assert {path.name for path in out.iterdir()} == {
         "s.zarr", "r.zarr", "s-noisy.zarr", "r-noisy.zarr",
         "comparison.csv", "kernels.png", "layers.png", "report.html",
