@@ -18,9 +18,9 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
     """Return a phrase that offers the known names nearest to `name`, or an empty string.
 
     >>> nearest("googlnet", ["googlenet", "alexnet", "vgg16"])
-    '; did you mean googlenet, alexnet?'
+    '; did you mean googlenet?'
     """
-    found = difflib.get_close_matches(name, list(known), n=count, cutoff=0.5)
+    found = difflib.get_close_matches(name, list(known), n=count, cutoff=0.6)
     return f"; did you mean {', '.join(found)}?" if found else ""
 
 

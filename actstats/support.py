@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -66,6 +67,24 @@ def named_object(reference: str, role: str, form: str) -> object:
     except AttributeError as error:
         raise ActstatsError(f"{role} {reference!r}: {error}") from error
     return found
+
+
+def cache_folder() -> Path:
+    """Return the folder for downloads and what else can be made again: `ACTSTATS_CACHE`, or the user's cache."""
+    chosen = os.environ.get("ACTSTATS_CACHE")
+    if chosen:
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "actstats"
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file beside its place and move it there, so that it is whole whenever it is seen."""
+    beside = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
+    try:
+        beside.write_bytes(content)
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def sha256_of(file: Path) -> str:

@@ -7,10 +7,17 @@
 (256, 256)
 """
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from actstats.data.image import MISSING, OK, PENDING, REFUSED, UNREADABLE, ImageError
-from actstats.data.loader import Batch, batches
-from actstats.data.opening import open_source
 from actstats.data.source import NO_LABEL, Source
+
+if TYPE_CHECKING:
+    from actstats.data.loader import Batch, batches
+    from actstats.data.opening import open_source
 
 __all__ = [
     "MISSING",
@@ -25,3 +32,12 @@ __all__ = [
     "batches",
     "open_source",
 ]
+
+# The loader imports torch, which listing images does without.
+_HOMES = {"Batch": "loader", "batches": "loader", "open_source": "opening"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'actstats.data' has no attribute {name!r}")
+    return getattr(import_module(f"actstats.data.{_HOMES[name]}"), name)

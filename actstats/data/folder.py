@@ -1,19 +1,28 @@
-"""A folder of images: flat, or by class (each class a folder), as ImageNet's training and validation sets
-lie.
+"""A folder of images: flat, or with a folder per class, as ImageNet's training and validation sets are laid out.
 
-Images are in the order of their paths, by code point. Links are followed. Hidden files and folders, and
-files that are no images by their ending, are passed over.
+Images are in the order of their paths, by code point. Links are followed. Hidden files and folders, files that are
+not images by their ending, and what is no regular file are passed over.
 """
 
 from __future__ import annotations
 
+import csv
 import os
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import Final
 
 from actstats.data.image import MISSING, UNREADABLE, ImageError, is_image_name
-from actstats.data.source import EncodedSource, Listing, fingerprint, folder_classes, printable
+from actstats.data.source import EncodedSource, fingerprint, folder_classes, printable
 from actstats.errors import ActstatsError
+
+_THREADS: Final = 16
+"""Folders listed and files asked for their size at a time: on a network file system each takes milliseconds."""
+_AHEAD: Final = 2 * _THREADS
 
 
 class FolderSource(EncodedSource):
@@ -21,21 +30,36 @@ class FolderSource(EncodedSource):
 
     kind = "folder"
 
-    def __init__(self, spec: str, root: Path, names: list[str], limit: int | None) -> None:
-        """List the first `limit` of `names`, which are files under `root` as `find_images` gives them."""
-        labels, classes = folder_classes([printable(name) for name in names])
+    def __init__(self, spec: str, root: Path, names: Sequence[str], more: Sequence[str] = ()) -> None:
+        """Take the files `names` under `root`; `more` are further ones that are not listed but have classes."""
+        paths = [printable(name) for name in names]
+        labels, classes = folder_classes([*paths, *(printable(name) for name in more)])
         self._root = os.fspath(root)
-        self._names = names[:limit]
-        paths = [printable(name) for name in self._names]
-        mark = fingerprint(paths, (_size(self._file(index)) for index in range(len(paths))))
-        super().__init__(spec, Listing(paths, labels[:limit], classes, mark))
+        self._names = list(names)
+        with ThreadPoolExecutor(_THREADS) as pool:
+            blocks = pool.map(self._sizes, range(0, len(names), 256))
+            mark = fingerprint(paths, (size for block in blocks for size in block))
+        super().__init__(spec, paths, labels[: len(paths)], classes, mark)
 
     def read(self, index: int) -> bytes:
-        """Return the encoded bytes of image `index`; thread-safe; raises `ImageError`."""
+        """Return the encoded bytes of image `index`; thread-safe.
+
+        Raises:
+            ImageError: the file is missing, or no regular file, or cannot be read.
+            ActstatsError: the whole folder is gone.
+        """
         try:
-            with open(self._file(index), "rb", buffering=0) as file:  # noqa: PTH123 - twice as fast as Path
+            # A pipe would block, and a device never end: neither is read.
+            descriptor = os.open(self._file(index), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            with open(descriptor, "rb", buffering=0) as file:  # noqa: PTH123
+                if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                    raise ImageError(UNREADABLE, "not a regular file")
                 return file.readall()
         except FileNotFoundError:
+            if not os.path.isdir(self._root):  # noqa: PTH112
+                raise ActstatsError(
+                    f"the folder {self._root} is gone; bring it back and rerun the same command to resume"
+                ) from None
             raise ImageError(MISSING, "the file is not there") from None
         except OSError as error:
             raise ImageError(UNREADABLE, f"cannot be read: {error.strerror}") from None
@@ -43,32 +67,113 @@ class FolderSource(EncodedSource):
     def _file(self, index: int) -> str:
         return os.path.join(self._root, self._names[index])  # noqa: PTH118
 
+    def _sizes(self, start: int) -> list[int]:
+        return [_size(self._file(index)) for index in range(start, min(start + 256, len(self._names)))]
 
-def find_images(root: Path) -> list[str]:
-    """Return the names of all images under `root`, relative to it and with `/`, sorted.
+
+def list_folder(root: Path, limit: int | None = None) -> tuple[list[str], list[str]]:
+    """Return the names of the first `limit` images under `root`, relative to it and with `/`, in order.
+
+    The second list has one further image of each folder that the limit left out, which names its class.
 
     Raises `ActstatsError` where a folder cannot be listed.
     """
-    try:
-        return sorted(_walk(os.fspath(root), "", frozenset()))
-    except OSError as error:
-        raise ActstatsError(f"cannot list the folder {error.filename}: {error.strerror}") from None
+    with ThreadPoolExecutor(_THREADS) as pool:
+        try:
+            walk = _Walk(pool)
+            found = walk.images(os.fspath(root))
+            names = list(islice(found, limit))
+            return names, list(walk.first_of_each_folder(found, names))
+        except OSError as error:
+            raise ActstatsError(f"cannot list the folder {error.filename}: {error.strerror}") from None
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _walk(folder: str, prefix: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:
+@dataclass(frozen=True)
+class _Entries:
+    """What a folder holds, in the order of the paths below it; True for folders."""
+
+    identity: tuple[int, int]
+    names: list[tuple[str, bool]]
+
+
+class _Walk:
+    """Lists a tree of folders in order, some folders ahead on threads."""
+
+    def __init__(self, pool: ThreadPoolExecutor) -> None:
+        self._pool = pool
+        self._skipping = False
+
+    def images(self, root: str) -> Iterator[str]:
+        yield from self._below(self._pool.submit(_entries, root), root, "", frozenset())
+
+    def first_of_each_folder(self, rest: Iterator[str], listed: Sequence[str]) -> Iterator[str]:
+        """Yield one image of each folder that is not in `listed`, from the rest of `images`."""
+        seen = {name.rpartition("/")[0] for name in listed}
+        self._skipping = True
+        for name in rest:
+            if (folder := name.rpartition("/")[0]) not in seen:
+                seen.add(folder)
+                yield name
+
+    def _below(
+        self, listing: Future[_Entries], folder: str, prefix: str, above: frozenset[tuple[int, int]]
+    ) -> Iterator[str]:
+        entries = listing.result()
+        if entries.identity in above:  # a link to a folder that it lies in
+            return
+        folders = iter([name for name, is_folder in entries.names if is_folder])
+        ahead = [(name, self._submit(folder, name)) for name in islice(folders, _AHEAD)]
+        passed = False
+        for name, is_folder in entries.names:
+            if is_folder:
+                inner, future = ahead.pop(0)
+                if (following := next(folders, None)) is not None:
+                    ahead.append((following, self._submit(folder, following)))
+                yield from self._below(
+                    future, f"{folder}/{inner}", f"{prefix}{inner}/", above | {entries.identity}
+                )
+            elif not passed:
+                yield f"{prefix}{name}"
+                passed = self._skipping
+
+    def _submit(self, folder: str, name: str) -> Future[_Entries]:
+        return self._pool.submit(_entries, f"{folder}/{name}", first=self._skipping)
+
+
+def _entries(folder: str, *, first: bool = False) -> _Entries:
+    """List a folder; `first`: only as far as its first image, which names its class."""
     state = os.stat(folder)  # noqa: PTH116
-    here = (state.st_dev, state.st_ino)
-    if here in above:  # A link to a folder that it lies in.
-        return
+    found = []
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            if entry.is_dir():
-                yield from _walk(entry.path, f"{prefix}{entry.name}/", above | {here})
-            # A broken link is listed: its image is missing. Pipes and devices, which may block, are not.
-            elif is_image_name(entry.name) and (entry.is_file() or entry.is_symlink()):
-                yield f"{prefix}{entry.name}"
+            if _is_folder(entry):
+                found.append((entry.name, True))
+            elif is_image_name(entry.name) and _may_be_read(entry):
+                found.append((entry.name, False))
+                if first:
+                    break
+    # By the paths that follow, in which a folder's name ends with a slash.
+    found.sort(key=lambda item: f"{item[0]}/" if item[1] else item[0])
+    return _Entries((state.st_dev, state.st_ino), found)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _may_be_read(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a file, or a broken link, whose image is missing; not a pipe or a device, nor a link to one."""
+    try:
+        return entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path))  # noqa: PTH110
+    except OSError:
+        return entry.is_symlink()
 
 
 def _size(file: str) -> int:
@@ -76,3 +181,38 @@ def _size(file: str) -> int:
         return os.stat(file).st_size  # noqa: PTH116
     except OSError:
         return -1
+
+
+def segmented_images(root: Path, limit: int | None = None) -> tuple[list[str], list[str]] | None:
+    """Return the images of a segmented dataset under `root/images`, as `list_folder` does; None if `root` holds none.
+
+    That is a folder laid out as Broden (`index.csv` and `images/`), whose index lists them in order, or one with
+    `images/` and `masks/`. The masks are images as well, which are not listed.
+
+    Raises:
+        ActstatsError: an index that cannot be read.
+    """
+    if not (root / "images").is_dir():
+        return None
+    if (root / "index.csv").is_file():
+        names = [row["image"] for row in read_rows(root / "index.csv", "image")]
+        return names[:limit], [] if limit is None else names[limit:]
+    return list_folder(root / "images", limit) if (root / "masks").is_dir() else None
+
+
+def read_rows(file: Path, *columns: str) -> list[dict[str, str]]:
+    """Return the rows of a CSV file, which has to have these columns, as text by column.
+
+    Raises:
+        ActstatsError: no such file, no CSV, or a column is missing.
+    """
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as text:
+            reader = csv.DictReader(text)
+            missing = [name for name in columns if name not in (reader.fieldnames or ())]
+            if missing:
+                raise ActstatsError(f"{file} has no column {', '.join(missing)}")
+            return [{key: value or "" for key, value in row.items() if key is not None} for row in reader]
+    except (OSError, ValueError, csv.Error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ActstatsError(f"cannot read {file}: {reason}") from None

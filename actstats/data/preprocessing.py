@@ -15,21 +15,27 @@ torch.Size([3, 32, 32])
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from actstats.errors import ActstatsError, nearest
 
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
 IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
 IMAGENET_STD: Final = (0.229, 0.224, 0.225)
+
+LARGEST: Final = 16_384
+"""Pixels of a side that an image may be resized or cropped to."""
 
 INTERPOLATIONS: Final = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 """Torchvision's names of PIL's filters; both antialias when they shrink."""
@@ -54,10 +60,16 @@ class Preprocessing:
         if self.interpolation not in INTERPOLATIONS:
             hint = nearest(self.interpolation, INTERPOLATIONS)
             raise ActstatsError(f"unknown interpolation {self.interpolation!r} in the preprocessing{hint}")
-        if self.crop < 1 or (self.resize is not None and self.resize < 1):
-            raise ActstatsError(f"the preprocessing's sizes must be positive, not {self.resize}, {self.crop}")
-        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
-            raise ActstatsError("the preprocessing needs a mean and a positive std for each of three colours")
+        for size in (self.resize, self.crop):
+            if size is not None and not (isinstance(size, int) and 0 < size <= LARGEST):
+                raise ActstatsError(
+                    f"the preprocessing's sizes must be from 1 to {LARGEST} pixels, not {size}"
+                )
+        finite = all(math.isfinite(value) for value in (*self.mean, *self.std))
+        if len(self.mean) != 3 or len(self.std) != 3 or not finite or min(self.std) <= 0:
+            raise ActstatsError(
+                "the preprocessing needs a finite mean and a positive std for each of three colours"
+            )
 
     @classmethod
     def imagenet(cls, size: int = 224, resize: int | None = 256) -> Self:
@@ -121,12 +133,14 @@ class Preprocessing:
         if pixels.is_floating_point():
             rows = (pixels.flatten(2) - mean).div_(std)
         else:
-            rows = pixels.to(torch.float32).flatten(2)
+            rows = pixels.float().flatten(2)
             rows.div_(full).sub_(mean).div_(std)
         return rows.view(pixels.shape).permute(0, 3, 1, 2)
 
     def __call__(self, image: Image.Image) -> Tensor:
         """Return `image` as the network reads it, f32 [3, H, W]."""
+        import torch
+
         return self.normalize(torch.from_numpy(self.pixels(image).copy())[None])[0]
 
 
@@ -146,6 +160,8 @@ def _constants(
     They are kept, since a copy to a GPU at each batch would wait for it. 255 is a tensor because CUDA
     multiplies by the reciprocal of a plain number, which rounds otherwise than the CPU's division.
     """
+    import torch  # imported here: listing and drawing images do without
+
     with torch.inference_mode(False):
         full = torch.tensor(255.0, device=device)
         centre, spread = (torch.tensor(values).repeat(width).to(device) for values in (mean, std))

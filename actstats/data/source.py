@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -38,18 +37,11 @@ class Source(Protocol):
         ...
 
     def image(self, index: int) -> Image.Image:
-        """Return image `index`, decoded, in mode RGB; raises `ImageError`; called from several threads."""
+        """Return image `index`, decoded, in mode RGB; called from several threads.
+
+        Raises `ImageError` where this image cannot be read, `ActstatsError` where the whole source is gone.
+        """
         ...
-
-
-@dataclass(frozen=True)
-class Listing:
-    """The images of a source: see `Source` for the fields."""
-
-    paths: list[str]
-    labels: NDArray[np.int64]
-    classes: list[str]
-    fingerprint: str
 
 
 class EncodedSource(ABC):
@@ -57,12 +49,16 @@ class EncodedSource(ABC):
 
     kind: str
 
-    def __init__(self, spec: str, listing: Listing) -> None:
-        self.spec = spec
-        self.paths = listing.paths
-        self.labels = listing.labels
-        self.classes = listing.classes
-        self.fingerprint = listing.fingerprint
+    def __init__(
+        self, spec: str, paths: list[str], labels: NDArray[np.int64], classes: list[str], mark: str
+    ) -> None:
+        self.spec, self.paths, self.labels, self.classes, self.fingerprint = (
+            spec,
+            paths,
+            labels,
+            classes,
+            mark,
+        )
 
     def __len__(self) -> int:
         return len(self.paths)

@@ -1,27 +1,31 @@
-"""Images in tar files and WebDataset shards, read in place: nothing is unpacked and nothing is written.
+"""Images in tar files and WebDataset shards, read in place: nothing is unpacked.
 
-Opening reads the headers alone. Images are in the order of their names within a shard, shard after shard,
-so that a tar of a folder is swept like the folder. An image's class is the number in its `.cls` member
-(WebDataset), or else the folder in its name. Members are only ever names and byte ranges: links are passed
-over, and a leading `/` or `..` in a name means nothing.
+Opening reads the headers alone, once: the index of a whole tar file is kept in the cache. Images are in the
+order of their names within a shard, shard after shard, so that a tar of a folder is swept like the folder; a
+limit takes the first members of the file. An image's class is the number in its `.cls` member (WebDataset),
+or else the folder in its name. Members are only ever names and byte ranges: links are passed over, and a
+leading `/` or `..` in a name means nothing.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from actstats.data.image import MISSING, UNREADABLE, ImageError, is_image_name
-from actstats.data.source import NO_LABEL, EncodedSource, Listing, fingerprint, folder_classes, printable
+from actstats.data.image import UNREADABLE, ImageError, is_image_name
+from actstats.data.source import NO_LABEL, EncodedSource, fingerprint, folder_classes, printable
 from actstats.errors import ActstatsError
+from actstats.support import cache_folder, replace_file
 
 _COMPRESSED: Final = {
     b"\x1f\x8b": "gunzip",
@@ -30,15 +34,22 @@ _COMPRESSED: Final = {
     b"\x28\xb5\x2f\xfd": "unzstd",
 }
 _OPEN_SHARDS: Final = 64
+_CLASS_BYTES: Final = 20
+"""A `.cls` member that is longer holds no number of a class."""
+_KEPT_FROM: Final = 1_000
+"""Members of a tar file whose index is worth keeping."""
+_INDEX: Final = 1
+"""Version of the kept indexes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """Where one file lies: `size` bytes from `offset` of shard number `shard`."""
+    """One file in a tar: its name, relative and with `/`, where its bytes lie, and what a `.cls` file holds."""
 
-    shard: int
+    name: str
     offset: int
     size: int
+    text: str | None = None
 
 
 class TarSource(EncodedSource):
@@ -46,8 +57,8 @@ class TarSource(EncodedSource):
 
     kind = "tar"
 
-    def __init__(self, spec: str, shards: Sequence[Path], limit: int | None) -> None:
-        """Index `shards` and list their first `limit` images.
+    def __init__(self, spec: str, shards: Iterable[Path], limit: int | None) -> None:
+        """Index `shards`, as far as their first `limit` images.
 
         With more than one shard, each path begins with its shard's. Raises `ActstatsError` for what is no
         tar file.
@@ -56,50 +67,49 @@ class TarSource(EncodedSource):
         # reader is done.
         self._descriptor = lru_cache(maxsize=_OPEN_SHARDS)(_Descriptor)
         self._shards = list(shards)
-        base = os.path.commonpath([shard.parent for shard in shards])
+        base = os.path.commonpath([shard.parent for shard in self._shards])
         names: list[str] = []
         paths: list[str] = []
-        members: list[Member] = []
-        numbers: dict[str, Member] = {}
-        for number, shard in enumerate(shards):
-            prefix = f"{printable(shard.relative_to(base).as_posix())}/" if len(shards) > 1 else ""
-            for name, member in sorted(index_tar(shard, number).items()):
+        self._members: list[tuple[int, Member]] = []
+        numbers: dict[str, str] = {}
+        for number, shard in enumerate(self._shards):
+            left = None if limit is None else limit - len(paths)
+            if left == 0:
+                break
+            prefix = f"{printable(shard.relative_to(base).as_posix())}/" if len(self._shards) > 1 else ""
+            for name, member in sorted(members_of(shard, left).items()):
                 if is_image_name(name.rpartition("/")[2]):
                     names.append(name)
                     paths.append(prefix + name)
-                    members.append(member)
-                elif name.endswith(".cls"):
-                    numbers[_sample(prefix + name)] = member
+                    self._members.append((number, member))
+                elif member.text is not None:
+                    numbers[_sample(prefix + name)] = member.text
         labels, classes = folder_classes(names)
-        paths, labels, self._members = paths[:limit], labels[:limit], members[:limit]
         if numbers:
-            labels, classes = self._numbered(paths, numbers), []
-        mark = fingerprint(paths, (member.size for member in self._members))
-        super().__init__(spec, Listing(paths, labels, classes, mark))
+            labels, classes = _numbered(paths, numbers), []
+        mark = fingerprint(paths, (member.size for _, member in self._members))
+        super().__init__(spec, paths, labels, classes, mark)
 
     def read(self, index: int) -> bytes:
-        """Return the encoded bytes of image `index`; thread-safe; raises `ImageError`."""
-        return self._read(self._members[index])
+        """Return the encoded bytes of image `index`; thread-safe.
 
-    def _read(self, member: Member) -> bytes:
+        Raises:
+            ImageError: the image cannot be read.
+            ActstatsError: its tar file is gone.
+        """
+        shard, member = self._members[index]
         try:
-            descriptor = self._descriptor(self._shards[member.shard])
+            descriptor = self._descriptor(self._shards[shard])
             data = os.pread(descriptor.number, member.size, member.offset)
         except FileNotFoundError:
-            raise ImageError(MISSING, "its tar file is not there any more") from None
+            raise ActstatsError(
+                f"the tar file {self._shards[shard]} is gone; bring it back and rerun the same command to resume"
+            ) from None
         except OSError as error:
             raise ImageError(UNREADABLE, f"cannot be read: {error.strerror}") from None
         if len(data) != member.size:
             raise ImageError(UNREADABLE, "its tar file was cut short")
         return data
-
-    def _numbered(self, paths: Sequence[str], numbers: dict[str, Member]) -> NDArray[np.int64]:
-        labels = np.full(len(paths), NO_LABEL, dtype=np.int64)
-        for index, path in enumerate(paths):
-            member = numbers.get(_sample(path))
-            if member is not None:
-                labels[index] = _class_number(self._read(member), f"{_sample(path)}.cls")
-        return labels
 
 
 class _Descriptor:
@@ -113,12 +123,44 @@ class _Descriptor:
             os.close(self.number)
 
 
-def index_tar(path: Path, shard: int = 0) -> dict[str, Member]:
-    """Return the regular files of a tar by name: relative, with `/`, the last where a name occurs twice.
+def members_of(path: Path, images: int | None = None) -> dict[str, Member]:
+    """Return the images and `.cls` files of a tar by name, the last where a name occurs twice.
 
-    Raises `ActstatsError` if it is compressed, damaged or no tar file.
+    `images`: stop after so many images, and what belongs to the last one's sample. A whole index is kept in
+    the cache, and taken from there while the tar's size and date are those it was made from.
+
+    Raises `ActstatsError` if the tar is compressed, damaged or none.
     """
-    found: dict[str, Member] = {}
+    kept = _kept_index(path)
+    members = _from_cache(kept) if kept is not None else None
+    if members is None:
+        members = _first(_scan(path), images) if images is not None else list(_scan(path))
+        if images is None and kept is not None and len(members) >= _KEPT_FROM:
+            _keep(kept, members)
+    elif images is not None:
+        members = _first(iter(members), images)
+    return {member.name: member for member in members}
+
+
+def _first(members: Iterator[Member], images: int) -> list[Member]:
+    """Return the members up to the `images`-th image, with the rest of its sample."""
+    found: list[Member] = []
+    seen: set[str] = set()
+    last = ""
+    for member in members:
+        if len(seen) == images and _sample(member.name) != last:
+            break
+        if is_image_name(member.name.rpartition("/")[2]):
+            if member.name not in seen and len(seen) == images:
+                break
+            seen.add(member.name)
+            last = _sample(member.name)
+        found.append(member)
+    return found
+
+
+def _scan(path: Path) -> Iterator[Member]:
+    """Yield the images and `.cls` files of a tar, in the order of the file."""
     try:
         with path.open("rb") as file:
             _refuse_compressed(path, file.read(6))
@@ -128,19 +170,64 @@ def index_tar(path: Path, shard: int = 0) -> dict[str, Member]:
                 while (entry := archive.next()) is not None:
                     kept.clear()  # A million of them would fill the memory.
                     if entry.isreg() and entry.sparse is None:
-                        parts = (
-                            part for part in printable(entry.name).split("/") if part not in ("", ".", "..")
-                        )
-                        found["/".join(parts)] = Member(shard, entry.offset_data, entry.size)
+                        parts = (p for p in printable(entry.name).split("/") if p not in ("", ".", ".."))
+                        name = "/".join(parts)
+                        if is_image_name(name.rpartition("/")[2]):
+                            yield Member(name, entry.offset_data, entry.size)
+                        elif name.endswith(".cls"):
+                            yield Member(name, entry.offset_data, entry.size, _text(file, entry))
                 # `tarfile` takes a damaged header for the end; the true end is zeros, or nothing.
                 file.seek(archive.offset)
                 if any(file.read(tarfile.BLOCKSIZE)):
                     raise tarfile.ReadError("damaged header")
-    except tarfile.TarError as error:
+    except (tarfile.TarError, ValueError, OverflowError) as error:  # the latter of a sparse file's header
         raise ActstatsError(f"{path} is not a whole tar file ({error}); fetch or pack it again") from None
     except OSError as error:
         raise ActstatsError(f"cannot read {path}: {error.strerror}") from None
-    return found
+
+
+def _text(file: IO[bytes], entry: tarfile.TarInfo) -> str:
+    """Return the text of a `.cls` member, read while passing by."""
+    data = os.pread(file.fileno(), min(entry.size, _CLASS_BYTES + 1), entry.offset_data)
+    return data.decode("latin-1")
+
+
+def _kept_index(path: Path) -> Path | None:
+    """Return where the index of a tar is kept: under its place, size and date."""
+    try:
+        state = path.stat()
+    except OSError:
+        return None
+    mark = f"{_INDEX}\0{path.absolute()}\0{state.st_size}\0{state.st_mtime_ns}"
+    return (
+        cache_folder() / "tar" / f"{hashlib.sha256(mark.encode('utf-8', 'surrogateescape')).hexdigest()}.json"
+    )
+
+
+def _from_cache(file: Path) -> list[Member] | None:
+    try:
+        with file.open("rb") as opened:
+            names, offsets, sizes, texts = json.load(opened)
+        members = [Member(*fields) for fields in zip(names, offsets, sizes, texts, strict=True)]
+    except (OSError, ValueError, TypeError):
+        return None
+    valid = (
+        type(m.name) is str
+        and type(m.offset) is type(m.size) is int
+        and min(m.offset, m.size) >= 0
+        and (m.text is None or type(m.text) is str)
+        for m in members
+    )
+    return members if all(valid) else None
+
+
+def _keep(file: Path, members: list[Member]) -> None:
+    columns = ([getattr(m, name) for m in members] for name in ("name", "offset", "size", "text"))
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(file, json.dumps(list(columns)).encode())
+    except OSError:
+        return  # A cache that cannot be written only costs time.
 
 
 def _refuse_compressed(path: Path, head: bytes) -> None:
@@ -155,8 +242,18 @@ def _sample(path: str) -> str:
     return f"{folder}{slash}{name.partition('.')[0]}"
 
 
-def _class_number(data: bytes, name: str) -> int:
-    try:
-        return int(data)
-    except ValueError:
-        raise ActstatsError(f"{name} should hold the number of a class, not {data[:20]!r}") from None
+def _numbered(paths: list[str], numbers: dict[str, str]) -> NDArray[np.int64]:
+    """Return the label that each image's `.cls` member gives it."""
+    labels = np.full(len(paths), NO_LABEL, dtype=np.int64)
+    for index, path in enumerate(paths):
+        text = numbers.get(_sample(path))
+        if text is None:
+            continue
+        try:
+            number = int(text) if len(text) <= _CLASS_BYTES else -1
+        except ValueError:
+            number = -1
+        if not 0 <= number < 2**31:
+            raise ActstatsError(f"{_sample(path)}.cls should hold the number of a class, not {text[:20]!r}")
+        labels[index] = number
+    return labels

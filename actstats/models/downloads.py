@@ -9,7 +9,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -23,6 +22,7 @@ from urllib.parse import unquote, urlsplit
 from urllib.request import Request, urlopen
 
 from actstats.errors import ActstatsError
+from actstats.support import cache_folder, replace_file
 
 _TIMEOUT: Final = 30.0
 """Seconds without an answer after which a connection has failed."""
@@ -43,14 +43,6 @@ class _Interrupted(Exception):  # noqa: N818 - the download goes on after it
     """A connection ended before the file did."""
 
 
-def cache_folder() -> Path:
-    """Return the folder that downloads land in."""
-    chosen = os.environ.get("ACTSTATS_CACHE")
-    if chosen:
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "actstats"
-
-
 def cached_file(url: str) -> Path:
     """Return where the file at an address lies, or would lie, in the cache.
 
@@ -66,11 +58,6 @@ def cached_file(url: str) -> Path:
         safe[-1] = f"{hashlib.sha256(address.query.encode()).hexdigest()[:8]}-{safe[-1]}"
     host = address.hostname if address.port is None else f"{address.hostname}_{address.port}"
     return cache_folder().joinpath("weights", host, *safe)
-
-
-def is_cached(url: str) -> bool:
-    """Return whether the file at an address was downloaded before."""
-    return cached_file(url).is_file()
 
 
 def fetch(url: str, *, sha256: str | None = None, offline: bool = False, advice: str = "") -> Fetched:
@@ -246,6 +233,4 @@ def _note(path: Path) -> dict[str, Any]:
 
 
 def _remember(path: Path, content: Mapping[str, Any]) -> None:
-    beside = path.with_name(f"{path.name}.{os.getpid()}")
-    beside.write_text(json.dumps(content))
-    beside.replace(path)
+    replace_file(path, json.dumps(content).encode())

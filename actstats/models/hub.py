@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from actstats.errors import ActstatsError
-from actstats.models.downloads import cache_folder
-from actstats.support import needs
+from actstats.support import cache_folder, needs
 
 _ADDRESS: Final = re.compile(
     r"hf://(?P<repository>[\w.-]+/[\w.-]+)/(?P<file>[^@#]+)(?:@(?P<revision>[\w./-]+))?"

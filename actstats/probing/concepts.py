@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from actstats.data import ImageError, Source, open_source
+from actstats.data.folder import read_rows, segmented_images
 from actstats.data.image import MISSING, UNREADABLE
-from actstats.data.segmented import read_rows, segmented_images
 from actstats.errors import ActstatsError, nearest
 
 Labels = list[int | NDArray[np.int32]]

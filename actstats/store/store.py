@@ -24,6 +24,7 @@ import zarr
 import zarr.codecs
 from numpy.typing import NDArray
 
+from actstats.data import MISSING, OK, PENDING, REFUSED, UNREADABLE
 from actstats.errors import ActstatsError, ManifestMismatchError
 from actstats.store import manifest as manifests
 from actstats.store.files import DurableStore, InUse, beside, remove_abandoned, sync
@@ -39,9 +40,14 @@ COORDINATES: Final = (
     "bin_left", "bin_right", "completed",
 )  # fmt: skip
 _PER_PARTITION: Final = ("status", "provenance", "completed")
-STATUSES: Final = {-1: "pending", 0: "read", 1: "missing", 2: "unreadable", 3: "refused"}
+STATUSES: Final = {
+    PENDING: "pending",
+    OK: "read",
+    MISSING: "missing",
+    UNREADABLE: "unreadable",
+    REFUSED: "refused",
+}
 """What became of an image, by the value of the coordinate `status`."""
-MISSING: Final = 1
 
 
 class Store:

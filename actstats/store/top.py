@@ -12,6 +12,7 @@ import xarray as xr
 from actstats.errors import ActstatsError, nearest
 from actstats.store import Store
 from actstats.store.merging import merge
+from actstats.store.store import missing_error
 
 
 @dataclass(frozen=True)
@@ -84,11 +85,14 @@ def top_images(store: str | Path, unit: str | Unit) -> list[Hit]:
         unit = find_unit(opened.manifest, unit)
     if "top_image" not in opened.group:
         raise ActstatsError(f"{store} was swept without the metric top, so it does not know the top images")
-    dataset = xr.open_zarr(opened.path)
     if not opened.completed.any():
-        raise ActstatsError(f"no partition of {store} is complete yet; run its sweep again to go on")
-    lists = dataset[["top_value", "top_image", "top_position"]]
-    merged = merge(lists.isel(unit=[unit.index])).isel(unit=0).load()
+        raise ActstatsError(f"no partition of {store} is complete yet; rerun its sweep to resume")
+    if missing := opened.missing_objects():
+        raise missing_error(store, missing)
+    # Without dask: of each partition only the chunk with this unit is read.
+    dataset = xr.open_zarr(opened.path, chunks=None)
+    lists = dataset[["top_value", "top_image", "top_position"]].isel(unit=[unit.index]).load()
+    merged = merge(lists.assign_coords(completed=("partition", opened.completed))).isel(unit=0)
     paths, labels = (dataset[name].values for name in ("path", "label"))
     found = []
     for rank, image in enumerate(merged["top_image"].values.tolist()):

@@ -21,11 +21,12 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 
+from actstats.data import MISSING
 from actstats.errors import ActstatsError, nearest
 from actstats.metrics import Chosen, resolve_metrics
 from actstats.store import Schema, Store, parse_compression
 from actstats.store import manifest as manifests
-from actstats.store.store import MISSING, missing_error
+from actstats.store.store import missing_error
 from actstats.support import named_object, sha256_of
 from actstats.sweeping.settings import Execution, Settings, names_of, require_known
 

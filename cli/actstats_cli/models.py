@@ -35,7 +35,7 @@ def models(arch: str | None, robust_only: bool, threat: str | None, cached: bool
         actstats models --cached --json
     """
     from actstats.models.catalogue import entries
-    from actstats.models.downloads import cache_folder
+    from actstats.support import cache_folder
 
     found = [
         entry

@@ -74,7 +74,9 @@ def test_batches_equal_one_by_one(workers: int, size: int) -> None:
 
 def test_ranges_may_skip(tmp_path: object) -> None:
     source = Pictures(40)
-    for batch in batches(source, SMALL, iter([(30, 33), (2, 5)]), workers=2):
+    found = list(batches(source, SMALL, iter([(30, 33), (2, 5)]), workers=2))
+    assert [(batch.start, batch.stop) for batch in found] == [(30, 33), (2, 5)]
+    for batch in found:
         _check(batch, source)
 
 

@@ -128,7 +128,7 @@ def test_a_sweep_so_decoded_says_so_and_is_another_sweep(tmp_path):
     [
         ("demo", {}, "demo has no files to decode; leave --decode device away"),
         ("folder", {"distort": ["greyscale"]}, "distorted on the CPU"),
-        ("folder", {"decode": "nvjpeg"}, "decode is 'nvjpeg'; give pillow, device"),
+        ("folder", {"decode": "nvjpeg"}, "decode is 'nvjpeg'; choose from pillow, device"),
     ],
 )
 def test_what_does_not_go_together_is_refused_before_a_store_is_made(tmp_path, images, more, line):

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from actstats.errors import ActstatsError
-from actstats.models.downloads import Fetched, cache_folder, cached_file, fetch, is_cached
+from actstats.models.downloads import Fetched, cached_file, fetch
+from actstats.support import cache_folder
 from tests.models.server import Server
 
 DATA = bytes(range(256)) * 20_000
@@ -34,12 +35,10 @@ def only_files(cache: Path) -> set[str]:
 
 
 def test_a_file_comes_once(server: Server, url: str, cache: Path) -> None:
-    assert not is_cached(url)
     assert fetch(url) == Fetched(cached_file(url), DIGEST)
     assert cached_file(url).read_bytes() == DATA
     assert cached_file(url).is_relative_to(cache)
     assert only_files(cache) == {"net.pt", "net.pt.json"}
-    assert is_cached(url)
     assert fetch(url, sha256=DIGEST.upper()[:12], offline=True).sha256 == DIGEST
     assert server.seen == [(PATH, None)]
 
@@ -55,7 +54,7 @@ def test_it_goes_on_in_the_next_run(server: Server, url: str) -> None:
     message = fails(url)
     assert "the connection ended after 1,000,000 of 5,120,000 bytes" in message
     assert "run the same command to go on" in message
-    assert not is_cached(url)
+    assert not cached_file(url).is_file()
     assert fetch(url).sha256 == DIGEST
     assert server.seen[-1] == (PATH, "bytes=1000000-")
 
@@ -93,7 +92,7 @@ def test_a_file_that_is_no_longer_what_came_first(server: Server, url: str) -> N
     fetch(url).path.unlink()
     server.files[PATH] = b"another"
     assert "is not the file that came first" in fails(url)
-    assert not is_cached(url)
+    assert not cached_file(url).is_file()
 
 
 def test_a_file_put_there_by_hand(server: Server, url: str) -> None:
