@@ -36,6 +36,7 @@ def demo(
     overwrite: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
     on_start: Callable[[Started], None] | None = None,
+    on_stage: Callable[[str], None] | None = None,
 ) -> Demo:
     """Sweep the two networks embedded in actstats, S and R, over the demo photographs, and compare them.
 
@@ -50,6 +51,7 @@ def demo(
         overwrite: replace stores of a different demonstration.
         on_progress: called after each batch of each sweep.
         on_start: called when each sweep begins.
+        on_stage: called, with what comes in words, after the sweeps.
 
     Raises:
         ActstatsError: the folder cannot be written, or holds sweeps of something else.
@@ -73,11 +75,14 @@ def demo(
         on_progress=on_progress,
         on_start=on_start,
     )
+    say = on_stage or (lambda _: None)
+    say("comparing the two networks")
     models = standard.model.cpu(), robust.model.cpu()
     rows, layers = compare_pair(stores, *models)
     files = [folder / name for name in ("comparison.csv", "kernels.png", "layers.png", "report.html")]
     write_table(layers, files[0])
     kernel_sheet(*models).save(files[1])
     draw_layers(layers, files[2])
+    say("writing the report")
     report = write_report(stores.clean, files[3], names=("S", "R"), noisy=stores.noisy)
     return Demo(stores, rows, files, report.notes)

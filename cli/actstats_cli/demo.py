@@ -58,6 +58,10 @@ def demo(
             reporter = stack.enter_context(Reporter())
             reporter.started(start)
 
+        def stage(words: str) -> None:
+            stack.close()
+            click.echo(words, err=True)
+
         made = run(
             out,
             layers=layers,
@@ -66,6 +70,7 @@ def demo(
             overwrite=overwrite,
             on_progress=lambda done: reporter.advance(done),
             on_start=started,
+            on_stage=stage,
         )
     if as_json:
         files = [str(file) for file in made.files]

@@ -105,6 +105,7 @@ def demonstrated(tmp_path_factory):
     ]
     result = CliRunner().invoke(main, ["demo", *options])
     assert result.exit_code == 0, result.output
+    assert result.stderr.splitlines()[-2:] == ["comparing the two networks", "writing the report"]
     return out, json.loads(result.stdout)
 
 
