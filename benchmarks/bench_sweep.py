@@ -21,7 +21,7 @@ from actstats.layers import Layer, select_layers, watch
 from actstats.metrics import resolve_metrics
 from actstats.models import Loaded, load_model
 from actstats.store import Schema
-from actstats.sweeping.buffers import Buffers, Layout, Partition
+from actstats.sweeping.buffers import Buffers, Partition, PartitionLayout
 
 BATCH = 32
 ROUNDS = 7
@@ -74,7 +74,7 @@ def test_sweep(benchmark, network, name):
     loaded, layers, images = network
     chosen = resolve_metrics(CHOICES[name])
     schema = Schema.of(chosen, layers, BATCH, partition_size=BATCH, top_k=16)
-    layout = Layout(schema, chosen, torch.device("cpu"))
+    layout = PartitionLayout(schema, chosen, torch.device("cpu"))
     buffers = Buffers(layout)
     partition = Partition(layout, buffers, 0)
     rows = torch.arange(BATCH).numpy()

@@ -67,20 +67,39 @@ def load_model(
 
 
 def load_from_manifest(
-    attrs: Mapping[str, Any], *, weights: str | Path | None = None, offline: bool = False
+    attrs: Mapping[str, Any],
+    *,
+    weights: str | Path | None = None,
+    offline: bool = False,
+    arch: str | None = None,
 ) -> tuple[nn.Module, Preprocessing]:
     """Rebuild what was swept from a dataset's attributes: the network in eval mode, and its preprocessing.
 
-    `weights` says where a weights file lies now, if it was moved since. What came from a network is taken from the
-    cache, or downloaded again unless `offline`. A network of `package.module:factory` is made by calling that.
+    `weights` says where a weights file lies now, if it was moved since. What was downloaded is taken from the
+    cache, or downloaded again unless `offline`. Nothing that the attributes name is imported: a network that a
+    factory made is rebuilt only if the caller names that factory, `package.module:factory`, as `arch`.
 
-    Raises `ActstatsError` if the weights cannot be had any more, or are not those that were swept.
+    Raises `ActstatsError` if the weights are no longer available, or are not those that were swept.
     """
-    arch, record = attrs["arch"], attrs["weights"]
+    name, record = attrs.get("arch"), attrs.get("weights")
+    if (
+        not isinstance(name, str)
+        or not isinstance(record, Mapping)
+        or not isinstance(record.get("source"), str)
+    ):
+        raise ActstatsError(
+            "the attributes do not say which network was swept: `arch` or `weights` is missing"
+        )
+    if arch is not None and arch != name:
+        raise ActstatsError(f"the network that was swept is {name}, not {arch}")
     source, arguments = record["source"], record.get("builder")
     if arguments is None:
-        raise ActstatsError(f"a {arch} of the caller's own was swept, which cannot be rebuilt by name")
-    builder = builder_of(arch)
+        raise ActstatsError(f"a {name} of the caller's own was swept, which cannot be rebuilt by name")
+    if ":" in name and arch is None:
+        raise ActstatsError(
+            f"the network comes from {name}, which is code of whoever swept it; to call it, give `arch={name}`"
+        )
+    builder = builder_of(name)
     if "seed" in record:
         model = builder.build(arguments, record["seed"])
     else:
@@ -89,7 +108,7 @@ def load_from_manifest(
         model = builder.fill(arguments, checkpoint, published=located.published)
     if state_sha256(model) != record["sha256"]:
         raise ActstatsError(
-            f"the weights of {arch} ({source}) are not those that were swept: another SHA-256"
+            f"the weights of {name} ({source}) are not those that were swept: another SHA-256"
         )
     return model, Preprocessing.from_dict(attrs["preprocessing"])
 

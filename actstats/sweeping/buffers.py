@@ -25,7 +25,7 @@ from actstats_kernels.bins import MOMENTS
 
 
 @dataclass(frozen=True)
-class Layout:
+class PartitionLayout:
     """What every partition of a sweep computes, and on which device."""
 
     schema: Schema
@@ -42,7 +42,7 @@ class Buffers:
     more than a short one.
     """
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: PartitionLayout) -> None:
         """Allocate the kernel's buffers that the chosen statistics need, and those of custom metrics."""
         schema = layout.schema
         lengths = {**schema.lengths, "image": schema.partition_size, "moment": len(MOMENTS)}
@@ -83,7 +83,7 @@ class Buffers:
 class Partition:
     """One partition in the making. Rows are readable images, packed; unreadable ones appear in `finish`."""
 
-    def __init__(self, layout: Layout, buffers: Buffers, index: int) -> None:
+    def __init__(self, layout: PartitionLayout, buffers: Buffers, index: int) -> None:
         """Begin partition `index` in `buffers`, which nothing else may use any more."""
         self.layout, self.index = layout, index
         self.start, self.stop = layout.schema.bounds(index)
@@ -185,7 +185,7 @@ class Partition:
 class PartitionResult:
     """A partition's results on their way to the store."""
 
-    layout: Layout
+    layout: PartitionLayout
     index: int
     status: NDArray[np.int8]
     rows: Rows

@@ -213,15 +213,12 @@ class SweepPlan:
                 caller's own.
         """
         if self._loaded is None:
-            made_by = self.manifest["arch"] if ":" in self.manifest["arch"] else None
-            if made_by is not None and not self._trust and arch != made_by:
-                raise ActstatsError(
-                    f"{self.store} names {made_by} as its network, which is code of its maker's; give that "
-                    "name as `arch=` to call it"
-                )
             from actstats.models import Loaded, load_from_manifest
 
-            model, preprocessing = load_from_manifest(self.manifest, weights=weights, offline=offline)
+            named = arch or (self.manifest["arch"] if self._trust else None)
+            model, preprocessing = load_from_manifest(
+                self.manifest, weights=weights, offline=offline, arch=named
+            )
             kept: dict[str, Any] = {n: self.manifest[n] for n in _IDENTITY if n in self.manifest}
             self._loaded = Loaded(model, preprocessing, kept)
         return self._loaded
@@ -386,7 +383,7 @@ class SweepPlan:
         Raises:
             ActstatsError: the network or the images cannot be had, or the device is of another kind than planned.
         """
-        from actstats.sweeping.buffers import Layout
+        from actstats.sweeping.buffers import PartitionLayout
         from actstats.sweeping.device import find_device, out_of_memory_explained, to_device
         from actstats.sweeping.run import Job
 
@@ -398,7 +395,7 @@ class SweepPlan:
         loaded = self.network()
         with out_of_memory_explained(self.settings.batch_size):
             to_device(loaded.model, target)
-        layout = Layout(self.schema, self._metrics(), target, self.settings.bitround)
+        layout = PartitionLayout(self.schema, self._metrics(), target, self.settings.bitround)
         return Job(loaded, self.images(), layout, self.settings, self.chain)
 
     def _metrics(self) -> Chosen:

@@ -30,7 +30,7 @@ from actstats.models import Loaded
 from actstats.store import Store
 from actstats.store.manifest import versions
 from actstats.sweeping.batches import Feed
-from actstats.sweeping.buffers import Buffers, Layout, Partition, PartitionResult, reason_of
+from actstats.sweeping.buffers import Buffers, Partition, PartitionLayout, PartitionResult, reason_of
 from actstats.sweeping.device import in_eval_mode, out_of_memory_explained
 from actstats.sweeping.progress import Progress
 from actstats.sweeping.settings import Execution, Settings
@@ -44,7 +44,7 @@ class Job:
 
     loaded: Loaded
     source: Source
-    layout: Layout
+    layout: PartitionLayout
     settings: Settings
     chain: Chain | None = None
 

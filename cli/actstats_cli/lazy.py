@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib import import_module
 from typing import Any
 
@@ -15,12 +15,18 @@ class LazyGroup(click.Group):
     """A group whose commands are imported when they are asked for. They import torch no earlier than they run.
 
     `table` has each command's name, in the order of `--help`, and the module that has it under this name, with `_`
-    for `-`.
+    for `-`. `nested` has the commands of groups inside this one, by the group, to say where one is.
     """
 
-    def __init__(self, *args: Any, table: Mapping[str, str], **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        table: Mapping[str, str],
+        nested: Mapping[str, Collection[str]] | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
-        self.table = table
+        self.table, self.nested = table, nested or {}
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names of all commands, in the table's order."""
@@ -37,6 +43,11 @@ class LazyGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the command that the arguments begin with, or offer the nearest name."""
-        if args[0] not in self.table and not args[0].startswith("-"):
-            ctx.fail(f"no command is named {args[0]!r}{nearest(args[0], self.table)}")
+        name = args[0]
+        if name not in self.table and not name.startswith("-"):
+            owner = next((command for command, inner in self.nested.items() if name in inner), None)
+            hint = (
+                f"; did you mean {ctx.command_path} {owner} {name}?" if owner else nearest(name, self.table)
+            )
+            ctx.fail(f"no command is named {name!r}{hint}")
         return super().resolve_command(ctx, args)

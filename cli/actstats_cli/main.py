@@ -9,6 +9,7 @@ from typing import IO, Any, Final
 import click
 
 from actstats.errors import ActstatsError
+from actstats_cli.analyze import ANALYSES
 from actstats_cli.lazy import LazyGroup
 
 COMMANDS: Final = {
@@ -83,6 +84,7 @@ class Main(LazyGroup):
 @click.group(
     cls=Main,
     table=COMMANDS,
+    nested={"analyze": ANALYSES},
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(package_name="actstats", message="%(prog)s %(version)s")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -14,24 +14,31 @@ if TYPE_CHECKING:
     from actstats.models.catalogue import Entry
 
 
+ANY: Final = "any"
+"""What --robust alone stands for."""
+
+
 @click.command()
 @click.option(
     "--arch", metavar="PATTERN", help="Only architectures of this name; * and ? match, as in 'resnet*'."
 )
-@click.option("--robust", "robust_only", is_flag=True, help="Only adversarially trained ones.")
 @click.option(
-    "--threat", metavar="NORM[:EPS]", help="Only this threat model: l2, linf, l2:3, linf:4 (in 1/255)."
+    "--robust",
+    is_flag=False,
+    flag_value=ANY,
+    metavar="[l2:EPS or linf:EPS]",
+    help="Only adversarially trained ones, or those of one threat model: l2, linf, l2:3, linf:4 (in 1/255).",
 )
 @click.option("--cached", is_flag=True, help="Only what is on this machine.")
 @options.as_json
-def models(arch: str | None, robust_only: bool, threat: str | None, cached: bool, as_json: bool) -> None:
+def models(arch: str | None, robust: str | None, cached: bool, as_json: bool) -> None:
     """List published weights: torchvision's, and adversarially trained ones.
 
     Any other weights are a file, an address, or hf://OWNER/REPOSITORY/FILE: see actstats sweep --help.
 
     \b
         actstats models --robust
-        actstats models --arch 'resnet*' --threat linf
+        actstats models --arch 'resnet*' --robust linf
         actstats models --cached --json
     """
     from actstats.models.catalogue import entries
@@ -39,8 +46,8 @@ def models(arch: str | None, robust_only: bool, threat: str | None, cached: bool
 
     found = [
         entry
-        for entry in entries(robust_only=robust_only or threat is not None)
-        if _fits(entry, arch, threat) and (entry.file is not None or not cached)
+        for entry in entries(robust_only=robust is not None)
+        if _fits(entry, arch, None if robust == ANY else robust) and (entry.file is not None or not cached)
     ]
     if as_json:
         print_json({"cache": str(cache_folder()), "models": [entry.to_dict() for entry in found]})

@@ -141,6 +141,12 @@ device = click.option(
 workers = number("--workers", "Threads that decode images. Default: one per core, at most 8.", least=0)
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 
+factory = click.option(
+    "--arch",
+    metavar="MODULE:FACTORY",
+    help="The factory that made the swept network, to call it again: a store's own word for it is not obeyed.",
+)
+
 network = together(arch, weights, robust, seed, offline)
 stored = together(metrics, metric, per_image, top_k, partition_size)
 """What decides the size of a store, besides the layers."""

@@ -24,7 +24,7 @@ SHOWN: Final = 5
 DEMO: Final = "demo"
 
 
-class Part(click.ParamType[tuple[int, int]]):
+class PartOf(click.ParamType[tuple[int, int]]):
     """I/N: the I-th of N processes, counted from 0."""
 
     name = "I/N"
@@ -91,7 +91,7 @@ class Part(click.ParamType[tuple[int, int]]):
 )
 @click.option(
     "--part",
-    type=Part(),
+    type=PartOf(),
     default="0/1",
     show_default=True,
     help="Compute every N-th partition, from the I-th on: N processes fill one store.",

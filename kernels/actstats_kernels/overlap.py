@@ -36,7 +36,8 @@ def add_overlap(maps: Tensor, threshold: Tensor, labels: Tensor, both: Tensor) -
     if maps.device.type == "cpu":
         from actstats_kernels.cpu.overlap import add_overlap as add
 
-        return add(maps, threshold, labels, both)
+        tables = (*taps(maps.shape[1], labels.shape[1]), *taps(maps.shape[2], labels.shape[2]))
+        return add(maps, threshold, labels, both, tables)
     active, ids, found = overlap(maps, threshold, labels)
     both[:, ids] += found
     return active

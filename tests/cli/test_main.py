@@ -124,3 +124,9 @@ def test_what_a_user_can_act_on_is_one_line(error, status, line):
 def test_a_fault_of_the_program_is_not_hidden():
     with pytest.raises(ZeroDivisionError):
         raised(ZeroDivisionError(), catch_exceptions=False)
+
+
+def test_a_command_of_a_group_is_pointed_to():
+    result = actstats("smoothness s.zarr")
+    assert result.exit_code == 2
+    assert "no command is named 'smoothness'; did you mean main analyze smoothness?" in result.output

@@ -44,12 +44,12 @@ def test_models_says_where_to_go_for_what_has_no_address():
 
 
 def test_models_finds_by_threat_model():
-    found = json.loads(output_of("models --threat linf:4 --json"))["models"]
+    found = json.loads(output_of("models --robust linf:4 --json"))["models"]
     assert {entry["arch"] for entry in found} == {"resnet18", "resnet50", "wide_resnet50_2"}
     assert all(entry["threat"] == "linf:4" for entry in found)
-    every = json.loads(output_of("models --threat linf --json"))["models"]
+    every = json.loads(output_of("models --robust linf --json"))["models"]
     assert len(every) == 15
-    assert "no threat model" in failure_of("models --threat round")
+    assert "no threat model" in failure_of("models --robust round")
 
 
 def test_models_knows_what_is_here():

@@ -108,12 +108,13 @@ def test_dissection_of_a_swept_network(tmp_path):
         f"sweep --arch {SHAPE} --weights none --data {tmp_path / 'set'} --layers relu --metrics histogram "
         f"--no-per-image --device cpu --out {store}"
     )
-    found = rows(f"analyze dissect {store} --by unit --top 0.15 --iou 0.5 --device cpu")
+    found = rows(f"analyze dissect {store} --by unit --top 0.15 --iou 0.5 --device cpu --arch {SHAPE}")
     # Each colour is in one image, where its bright third is; brightness is in all, so it has a third of each.
     assert [row["concept_name"] for row in found[:3]] == list(COLOURS)
     assert [row["detects"] for row in found] == [True, True, True, False]
     table = rows(
-        f"analyze dissect {store} --top 0.15 --iou 0.5 --device cpu --layers relu --categories object"
+        f"analyze dissect {store} --top 0.15 --iou 0.5 --device cpu --layers relu --categories object "
+        f"--arch {SHAPE}"
     )
     assert [(row["category"], row["detectors"], row["concepts"]) for row in table] == [
         ("all", 3, 3),

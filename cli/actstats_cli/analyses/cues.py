@@ -29,6 +29,7 @@ from actstats_cli.analyses import output, passing
     help="A version that is there already, repeatable: stylised=stylised/, with the same class folders.",
 )
 @click.option("--correct-only", is_flag=True, help="Only images that all the networks get right when clean.")
+@passing.names
 @passing.classes
 @options.limit
 @passing.passes
@@ -37,6 +38,7 @@ from actstats_cli.analyses import output, passing
 @options.as_json
 def cues(
     networks: tuple[str, ...],
+    names: tuple[str, ...],
     data: str,
     distort: tuple[str, ...],
     others: tuple[str, ...],
@@ -66,8 +68,7 @@ def cues(
     from actstats.probing.cues import Version, cue_accuracy
     from actstats.probing.networks import open_network
 
-    if len(set(networks)) < len(networks):
-        raise ActstatsError("a network is given twice")
+    called = passing.named(networks, names)
     versions = [Version(spec, chain=parse([spec])) for spec in distort]
     for other in others:
         name, equals, images = other.partition("=")
@@ -75,7 +76,7 @@ def cues(
             raise ActstatsError(f"--images is NAME=IMAGES, stylised=folder/ say, not {other!r}")
         versions.append(Version(name, source=open_source(images, limit=limit)))
     source = open_source(data, limit=limit)
-    loaded = {name: open_network(name, offline=offline) for name in networks}
+    loaded = {called[network]: open_network(network, offline=offline) for network in networks}
     with passing.counting() as advance:
         found = cue_accuracy(
             loaded,

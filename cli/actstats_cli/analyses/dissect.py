@@ -46,6 +46,7 @@ from actstats_cli.analyses import output, passing
     help="Rows and columns of the grid on which overlaps are counted. Default: 112, or the input's if smaller.",
 )
 @options.limit
+@options.factory
 @passing.passes
 @output.by
 @output.out
@@ -59,6 +60,7 @@ def dissect(
     iou: float,
     resolution: int | None,
     limit: int | None,
+    arch: str | None,
     batch_size: int,
     device: str,
     workers: int | None,
@@ -89,7 +91,7 @@ def dissect(
     segmented = open_segmented(data or dataset.attrs["data"]["spec"], categories, limit)
     limits = thresholds(dataset, top)
     plan = SweepPlan.from_store(store)
-    loaded = plan.network()
+    loaded = plan.network(arch=arch)
     chosen, places = plan.layers(layers)
     said = []
     if limit is None and segmented.source.fingerprint != dataset.attrs["data"]["fingerprint"]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from actstats_cli import options
 from actstats_cli.analyses import output
 
 if TYPE_CHECKING:
@@ -18,8 +19,9 @@ if TYPE_CHECKING:
 @click.option(
     "--weights", metavar="FILE", multiple=True, help="Where the weights lie now, repeatable, one a store."
 )
+@options.factory
 @output.wanted
-def kernels(stores: tuple[Path, ...], weights: tuple[str, ...], **wanted: Any) -> None:
+def kernels(stores: tuple[Path, ...], weights: tuple[str, ...], arch: str | None, **wanted: Any) -> None:
     """How rough the convolution kernels of a network are.
 
     The numbers are those of `smoothness`, of weights: by layer, or by filter (--by unit). The network is the one
@@ -40,7 +42,8 @@ def kernels(stores: tuple[Path, ...], weights: tuple[str, ...], **wanted: Any) -
     files = iter(weights)
 
     def of_network(dataset: xr.Dataset) -> xr.Dataset:
-        model, _ = actstats.load_from_manifest(dataset.attrs, weights=next(files, None))
+        named = arch if ":" in dataset.attrs["arch"] else None
+        model, _ = actstats.load_from_manifest(dataset.attrs, weights=next(files, None), arch=named)
         return kernel_smoothness(model)
 
     output.run(of_network, stores, ["roughness", "step", "total_variation"], **wanted)

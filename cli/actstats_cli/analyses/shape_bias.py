@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 @click.option(
     "--network", "networks", multiple=True, metavar="NETWORK", help="Which to show them to, repeatable."
 )
+@passing.names
 @passing.classes
 @click.option(
     "--save-decisions",
@@ -63,6 +65,7 @@ def shape_bias(
     decisions: tuple[str, ...],
     stimuli: str | None,
     networks: tuple[str, ...],
+    names: tuple[str, ...],
     classes: tuple[str, ...],
     save_decisions: Path | None,
     by: str,
@@ -102,8 +105,16 @@ def shape_bias(
     tables = [read_decisions(recorded)] if recorded else []
     notes: list[str] = []
     if stimuli:
+        called = passing.named(networks, names)
         shown = _shown(
-            stimuli, networks, classes, offline, notes, batch_size=batch_size, device=device, workers=workers
+            stimuli,
+            called,
+            classes,
+            offline,
+            notes,
+            batch_size=batch_size,
+            device=device,
+            workers=workers,
         )
         if save_decisions is not None:
             from actstats.analysis.decisions import write_decisions
@@ -118,7 +129,7 @@ def shape_bias(
 
 def _shown(
     stimuli: str,
-    networks: tuple[str, ...],
+    networks: Mapping[str, str],
     classes: tuple[str, ...],
     offline: bool,
     notes: list[str],
@@ -136,12 +147,12 @@ def _shown(
 
     source = open_source(stimuli)
     tables = []
-    for network in networks:
+    for network, name in networks.items():
         with passing.counting() as advance:
             table = decide(
                 open_network(network, offline=offline),
                 source,
-                name=network,
+                name=name,
                 classes=classes or None,
                 batch_size=batch_size,
                 device=device,
@@ -152,7 +163,7 @@ def _shown(
         if left["unknown"]:
             notes.append(
                 f"{left['unknown']:,} of {left['stimuli']:,} stimuli show a category that "
-                f"{network} does not know, and are left out"
+                f"{name} does not know, and are left out"
             )
         if left["unreadable"]:
             notes.append(f"{left['unreadable']:,} stimuli could not be read and are left out")

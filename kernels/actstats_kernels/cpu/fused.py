@@ -21,7 +21,7 @@ from torch import Tensor
 
 from actstats_kernels.bins import FREQUENCY_BINS, HISTOGRAM_BINS
 from actstats_kernels.cpu import team
-from actstats_kernels.cpu.moments import BFLOAT16, FLOAT16, FLOAT32, LANE_STARTS, Source, read_map
+from actstats_kernels.cpu.moments import BFLOAT16, FLOAT16, FLOAT32, LANE_STARTS, MapBlock, read_map
 from actstats_kernels.cpu.simd import (
     LANES,
     LINE,
@@ -96,7 +96,7 @@ def _task(a, task, slot):  # type: ignore[no-untyped-def]
     lanes = min(LANES, a.channels - first_channel)
     group = task // a.blocks
     start, stop = group * a.group, min((group + 1) * a.group, a.images)
-    source = Source(a.dtype, lanes, a.stride_c, a.stride_h, a.stride_w)
+    source = MapBlock(a.dtype, lanes, a.stride_c, a.stride_h, a.stride_w)
     power, line = slot, slot + _POWER_BYTES
     counts = line + LINE
     plane = counts + _COUNTS_BYTES

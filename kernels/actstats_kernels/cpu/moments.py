@@ -48,7 +48,7 @@ LANE_STARTS: Final = (np.arange(LANES) * SLOTS).astype(np.int32)
 """Where the counts of each lane begin in a block's counts [16, 520]."""
 
 
-class Source(NamedTuple):
+class MapBlock(NamedTuple):
     """Where a block's maps lie: strides in bytes, `lanes` of its 16 channels exist."""
 
     dtype: int

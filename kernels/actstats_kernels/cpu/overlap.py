@@ -10,18 +10,21 @@ from typing import Any
 import numpy as np
 import torch
 from numba import njit
+from numpy.typing import NDArray
 from torch import Tensor
 
-from actstats_kernels.overlap import taps
 
+def add_overlap(
+    maps: Tensor, threshold: Tensor, labels: Tensor, both: Tensor, tables: tuple[NDArray[Any], ...]
+) -> Tensor:
+    """See `actstats_kernels.overlap.add_overlap`; `tables` are its `taps` of rows, then of columns.
 
-def add_overlap(maps: Tensor, threshold: Tensor, labels: Tensor, both: Tensor) -> Tensor:
-    """See `actstats_kernels.overlap.add_overlap`. Each thread has a range of units of its own."""
-    units, height, width = maps.shape
+    Each thread has a range of units of its own.
+    """
+    units = len(maps)
     active = torch.zeros(units, dtype=torch.int64)
     x = maps.detach().float().contiguous().numpy()
     grid = labels.contiguous().numpy()
-    tables = (*taps(height, grid.shape[1]), *taps(width, grid.shape[2]))
     arguments = (x, threshold.double().contiguous().numpy(), grid, *tables, active.numpy(), both.numpy())
     threads = min(torch.get_num_threads(), units)
     bounds = np.linspace(0, units, threads + 1).astype(np.int64).tolist()
