@@ -12,13 +12,13 @@ until it is computed:
 says which images took no part.
 """
 
+from actstats.analysis.classes import class_means, selectivity, variety
 from actstats.analysis.comparing import cliffs_delta, compare_units
 from actstats.analysis.coverage import notes
-from actstats.analysis.noise import noise, noise_by_layer
-from actstats.analysis.quantiles import quantiles
-from actstats.analysis.selectivity import class_means, selectivity, variety
-from actstats.analysis.smoothness import kernel_smoothness, smoothness
-from actstats.analysis.spectrum import spectrum
+from actstats.analysis.histograms import quantiles
+from actstats.analysis.noise_blocking import noise, noise_by_layer
+from actstats.analysis.roughness import kernel_smoothness, smoothness
+from actstats.analysis.spectra import spectrum
 from actstats.analysis.tables import by_layer, unit_table, write_table
 
 __all__ = [

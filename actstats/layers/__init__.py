@@ -4,9 +4,7 @@
 patterns, `watch` hands over their maps during later forward passes.
 """
 
-from actstats.layers.layer import Layer
-from actstats.layers.probe import Candidate, Probe, probe
-from actstats.layers.select import PRESETS, select, select_layers
-from actstats.layers.watch import watch
+from actstats.layers.layer import Layer, watch
+from actstats.layers.selection import PRESETS, Candidate, Probe, probe, select, select_layers
 
 __all__ = ["PRESETS", "Candidate", "Layer", "Probe", "probe", "select", "select_layers", "watch"]

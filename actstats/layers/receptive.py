@@ -15,8 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from actstats.layers.layer import Layer
-from actstats.layers.watch import watch
+from actstats.layers.layer import Layer, watch
 
 _BATCH = 16
 

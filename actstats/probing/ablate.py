@@ -16,8 +16,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from actstats.analysis.proportions import mcnemar
-from actstats.analysis.shape_bias import bias_interval
+from actstats.analysis.shape_bias import bias_interval, mcnemar
 from actstats.data import NO_LABEL, Source
 from actstats.errors import ActstatsError
 from actstats.layers import Layer

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from actstats.analysis.decisions import cues
+from actstats.analysis.shape_bias import cues
 from actstats.data import Source
 from actstats.errors import ActstatsError
 from actstats.models import Loaded

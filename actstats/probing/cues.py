@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from actstats.analysis.proportions import mcnemar, proportion_interval
+from actstats.analysis.shape_bias import mcnemar, proportion_interval
 from actstats.data import NO_LABEL, Source
 from actstats.distort import Chain
 from actstats.errors import ActstatsError

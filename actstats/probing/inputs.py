@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from actstats.analysis.pairing import require_same_images
+from actstats.analysis.comparing import require_same_images
 from actstats.errors import ActstatsError
 
 _WORKERS = 2

@@ -21,9 +21,9 @@ from actstats.analysis import (
     smoothness,
     spectrum,
 )
+from actstats.analysis.comparing import require_same_units
 from actstats.analysis.coverage import notes as coverage_notes
 from actstats.analysis.coverage import usable
-from actstats.analysis.pairing import require_same_units
 from actstats.errors import ActstatsError
 from actstats.report.networks import rebuild
 from actstats.store import open_dataset

@@ -15,8 +15,7 @@ from matplotlib.figure import Figure
 
 from actstats import open_source
 from actstats.analysis import plotting, smoothness, unit_table
-from actstats.analysis.decisions import read_decisions
-from actstats.analysis.shape_bias import HUMANS, shape_bias
+from actstats.analysis.shape_bias import HUMANS, read_decisions, shape_bias
 from actstats.data import Source
 from actstats.demo.pair import Stores
 from actstats.distort import parse
@@ -27,8 +26,7 @@ from actstats.probing.ablate import INTACT, ablate_accuracy, ablate_decisions
 from actstats.probing.concepts import open_segmented
 from actstats.probing.cue_conflict import decide
 from actstats.probing.cues import Version, cue_accuracy
-from actstats.probing.detectors import detectors, dissection
-from actstats.probing.dissect import overlaps, thresholds
+from actstats.probing.dissect import detectors, dissection, overlaps, thresholds
 from actstats.probing.unit_sets import by_category, by_rank, each_unit
 
 VERSIONS = (

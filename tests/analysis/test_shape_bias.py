@@ -11,8 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actstats.analysis.decisions import COLUMNS, cues, read_decisions, write_decisions
-from actstats.analysis.shape_bias import bias_interval, shape_bias
+from actstats.analysis.shape_bias import (
+    COLUMNS,
+    bias_interval,
+    cues,
+    read_decisions,
+    shape_bias,
+    write_decisions,
+)
 from actstats.errors import ActstatsError
 
 NAMES = ("airplane", "bear", "cat")

@@ -19,8 +19,7 @@ from torch import Tensor, nn
 
 from actstats import ActstatsError, Loaded, Preprocessing, open_source, select_layers, sweep
 from actstats.probing.concepts import Concepts, open_segmented
-from actstats.probing.detectors import detectors, dissection, iou
-from actstats.probing.dissect import labels_on_grid, overlaps, thresholds
+from actstats.probing.dissect import detectors, dissection, iou, labels_on_grid, overlaps, thresholds
 from tests.conftest import SmallNet, photograph
 
 PLAIN = Preprocessing(resize=40, crop=32)

@@ -82,8 +82,7 @@ def dissect(
     """
     from actstats.analysis import notes, unit_table
     from actstats.probing.concepts import open_segmented
-    from actstats.probing.detectors import detectors, dissection
-    from actstats.probing.dissect import overlaps, thresholds
+    from actstats.probing.dissect import detectors, dissection, overlaps, thresholds
     from actstats.store import open_dataset
     from actstats.sweeping.planning import SweepPlan
 

@@ -93,8 +93,7 @@ def shape_bias(
     """
     import pandas as pd
 
-    from actstats.analysis.decisions import read_decisions
-    from actstats.analysis.shape_bias import ALL
+    from actstats.analysis.shape_bias import ALL, read_decisions
     from actstats.analysis.shape_bias import shape_bias as analysis
 
     recorded = [*decisions, *files]
@@ -117,7 +116,7 @@ def shape_bias(
             workers=workers,
         )
         if save_decisions is not None:
-            from actstats.analysis.decisions import write_decisions
+            from actstats.analysis.shape_bias import write_decisions
 
             write_decisions(shown, save_decisions)
             notes.append(f"wrote {count(len(shown), 'decision')} to {save_decisions}")

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from actstats.analysis.comparing import require_same_images, require_same_network, require_same_units
 from actstats.analysis.coverage import result, usable
-from actstats.analysis.pairing import require_same_images, require_same_network, require_same_units
 
 _DESCRIBED = {
     "clean": ("activation", "total variation on the clean images, mean over the images"),

@@ -1,0 +1,363 @@
+"""From a network to the layers that selectors name: one forward pass finds out what can be hooked."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+from actstats.errors import ActstatsError, nearest
+from actstats.layers.axes import Grid, Labels
+from actstats.layers.chains import convolution_calls
+from actstats.layers.graph import IMAGE_VALUE, Call, Graph, Value, trace
+from actstats.layers.layer import Layer
+from actstats.support import one_or_more
+
+# fmt: off
+PAPER: Final[Mapping[str, Mapping[str, int]]] = {
+    "AlexNet": {"features.1": 64, "features.4": 192, "features.7": 384, "features.9": 256, "features.11": 256},
+    "GoogLeNet": {
+        "conv1": 64, "conv2": 64, "conv3": 192, "inception3a": 256, "inception3b": 480, "inception4a": 512,
+        "inception4b": 512, "inception4c": 512, "inception4d": 528, "inception4e": 832, "inception5a": 832,
+        "inception5b": 1024,
+    },
+    "ResNet-50": {"conv1": 64, "layer1": 256, "layer2": 512, "layer3": 1024, "layer4": 2048},
+}
+# fmt: on
+"""The modules, with their units, that "The shape and simplicity biases of adversarially robust ImageNet-trained
+CNNs" (Chen, Agarwal, Nguyen) looks at."""
+
+_RESNET_50: Final = {"layer1.0.conv1": 64, "layer1.2.conv3": 256, "layer3.5.conv3": 1024}
+"""What tells ResNet-50 from its deeper and wider kin, in whose `layer3` there is a block 6 or wider convolutions."""
+
+
+def paper_modules(units: Mapping[str, int]) -> list[str] | None:
+    """Return the modules that the preset `paper` names, or None if the network is none of the paper's.
+
+    `units` are those of each module of the network; a network is known by these, not by the name of its class.
+    """
+    for network, modules in PAPER.items():
+        telling = {**modules, **_RESNET_50} if network == "ResNet-50" else modules
+        deeper = network == "ResNet-50" and "layer3.6.conv3" in units
+        if not deeper and all(units.get(name) == count for name, count in telling.items()):
+            return list(modules)
+    return None
+
+
+def block_modules(model: nn.Module, calls: Mapping[str, int]) -> list[str]:
+    """Return the names of the network's blocks: the outermost composite modules of classes that occur repeatedly.
+
+    `calls` is how often each module ran. A class occurs repeatedly if its modules ran twice or more in one forward
+    pass. A block has weights: a norm with its activation is none. A class that holds several blocks of one class in
+    a container is a stage, and its blocks count, not itself. Beside blocks, a module of another class that is built
+    from repeated ones is a block too (such as the two downsampling modules among Inception v3's mixed ones).
+    """
+    ran: Counter[type[nn.Module]] = Counter()
+    for name, module in model.named_modules():
+        if not _is_container(module):
+            ran[type(module)] += calls.get(name, 0)
+    repeated = {kind for kind, count in ran.items() if count > 1}
+
+    def is_unit(module: nn.Module) -> bool:
+        composite = _is_composite(module) and not _is_container(module)
+        return type(module) in repeated and composite and _layers_with_weights(module) > 0
+
+    def holds_blocks(module: nn.Module) -> bool:
+        for container in filter(_is_container, module.children()):
+            # A convolution with its norm, two of which make a branch of a block, has one layer with weights.
+            kinds = Counter(
+                type(c) for c in container.children() if is_unit(c) and _layers_with_weights(c) > 1
+            )
+            if any(count > 1 for count in kinds.values()):
+                return True
+        return False
+
+    stages = {type(module) for module in model.modules() if is_unit(module) and holds_blocks(module)}
+
+    def is_repeated(module: nn.Module) -> bool:
+        return is_unit(module) and type(module) not in stages
+
+    def blocks(name: str, module: nn.Module) -> Iterator[str]:
+        children = [c for c in _children(name, module) if _ran_inside(*c, calls)]
+        among_blocks = any(is_repeated(child) for _, child in children)
+        for child_name, child in children:
+            built_from_repeated = any(is_repeated(inner) for inner in child.modules())
+            if calls.get(child_name, 0) and (is_repeated(child) or (among_blocks and built_from_repeated)):
+                yield child_name
+            else:
+                yield from blocks(child_name, child)
+
+    return list(blocks("", model))
+
+
+def _layers_with_weights(module: nn.Module) -> int:
+    """Return how many modules inside have weights of their own beyond a scale and a shift of channels."""
+    return sum(any(p.ndim > 1 for p in inner.parameters(recurse=False)) for inner in module.modules())
+
+
+def _is_composite(module: nn.Module) -> bool:
+    return next(module.children(), None) is not None
+
+
+def _is_container(module: nn.Module) -> bool:
+    """Return whether the module only holds others: a list, or a sequence that is not a named block of leaves."""
+    if isinstance(module, nn.ModuleList | nn.ModuleDict):
+        return type(module).forward in (nn.ModuleList.forward, nn.ModuleDict.forward)
+    if type(module).forward is not nn.Sequential.forward:
+        return False
+    return type(module) is nn.Sequential or any(_is_composite(child) for child in module.children())
+
+
+def _children(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the module's children with their full names, those of containers in the containers' place."""
+    for child_name, child in module.named_children():
+        full = f"{name}.{child_name}" if name else child_name
+        if _is_container(child):
+            yield from _children(full, child)
+        else:
+            yield full, child
+
+
+def _ran_inside(name: str, module: nn.Module, calls: Mapping[str, int]) -> bool:
+    return any(calls.get(f"{name}.{inner}".rstrip("."), 0) for inner, _ in module.named_modules())
+
+
+IMAGES = 2
+"""Images in the pass: with two, an axis that does not hold the images shows."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A layer that can be hooked, and the presets that it is in: of `conv`, `block`, `all` and `paper`."""
+
+    layer: Layer
+    presets: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a network did with an example.
+
+    Attributes:
+        candidates: every layer that can be hooked, in the order in which the modules returned.
+        refused: the calls, by layer name, whose output cannot be hooked, each with the reason.
+        never_ran: the modules that were never called, each with the likely reason.
+        default: the preset that stands for `conv` here: `block` in a network with at most one convolution.
+    """
+
+    candidates: tuple[Candidate, ...]
+    refused: Mapping[str, str]
+    never_ran: Mapping[str, str]
+    default: str
+
+
+def probe(model: nn.Module, example: Tensor) -> Probe:
+    """Run `model` once on two images of `example` [n, 3, H, W] and return what can be hooked.
+
+    The pass runs in eval and inference mode, channels_last, on the example's device; the model is left as it was.
+
+    Raises:
+        ActstatsError: the model cannot run on the example.
+    """
+    images = example[:IMAGES] if len(example) >= IMAGES else example[:1].expand(IMAGES, *example.shape[1:])
+    memory_format = torch.channels_last if images.ndim == 4 else torch.contiguous_format
+    try:
+        graph = trace(model, images.contiguous(memory_format=memory_format))
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ActstatsError(
+            f"the model fails on an example of shape {list(images.shape)}: {reason}"
+        ) from error
+    return _digest(model, graph)
+
+
+def _digest(model: nn.Module, graph: Graph) -> Probe:
+    counts = Counter(call.module for call in graph.calls)
+    layers: dict[tuple[str, int], Layer] = {}
+    refused: dict[str, str] = {}
+    for call in graph.calls:
+        name = f"{call.module}:{call.number}" if counts[call.module] > 1 else call.module
+        made = call.problem or _layer(name, call, graph.values[call.output or 0])
+        if isinstance(made, Layer):
+            layers[call.module, call.number] = made
+        else:
+            call.problem = made
+            refused[name] = made
+    units = {layer.module: layer.units for layer in layers.values()}
+    blocks = set(block_modules(model, counts))
+    members = {
+        "conv": {(call.module, call.number) for call in convolution_calls(graph)},
+        "block": {key for key in layers if key[0] in blocks},
+        "paper": {key for key in layers if key[0] in (paper_modules(units) or ())},
+    }
+    default = "conv"
+    if len(members["conv"]) <= 1 and members["block"]:
+        members["conv"], default = members["block"], "block"
+    members["all"] = _distinct(graph, [members["conv"], members["block"]])
+    candidates = tuple(
+        Candidate(layer, tuple(preset for preset, keys in members.items() if key in keys))
+        for key, layer in layers.items()
+    )
+    return Probe(candidates, refused, _never_ran(model, counts), default)
+
+
+def _layer(name: str, call: Call, value: Value) -> Layer | str:
+    """Return the layer of a call that returned `value`, or why it has no maps."""
+    shape = value.shape
+    axes = _axes(value.labels)
+    if axes is None:
+        return f"it returns {list(shape)}, and which axes hold units, rows and columns cannot be told"
+    sizes = dict(zip(axes, shape, strict=True))
+    height, width, prefix = sizes.get("h", 1), sizes.get("w", 1), 0
+    if "t" in axes:
+        grid = value.labels[axes.index("t")]
+        assert isinstance(grid, Grid)
+        height, width, prefix = grid.height, grid.width, grid.before
+    units = sizes.get("c", 1)
+    return Layer(name, call.module, call.number, call.kind, units, height, width, shape[1:], axes, prefix)
+
+
+def _axes(labels: Labels) -> str | None:
+    """Return a letter for each axis (see `Layer.axes`), or None if the labels do not tell.
+
+    Where no axis but the images' is known the conventions [N, C] and [N, T, C] decide.
+    """
+    rest = labels[1:]
+    if not any(rest):
+        return {0: "n", 1: "nc", 2: "nwc"}.get(len(rest))
+    letters = ["t" if isinstance(label, Grid) else label or "c" for label in rest]
+    if len(set(letters)) < len(letters) or ("t" in letters and {"h", "w"} & set(letters)):
+        return None
+    return "n" + "".join(letters)
+
+
+def _distinct(graph: Graph, preferred: Sequence[set[tuple[str, int]]]) -> set[tuple[str, int]]:
+    """Return one call for each value that is returned: one of the first preferred set that has any, or the first.
+
+    A mere rearrangement of a value, or the image itself, is not another value.
+    """
+    chosen: dict[int, tuple[int, tuple[str, int]]] = {}
+    for call in graph.calls:
+        if call.output is None or call.problem:
+            continue
+        key, content = (call.module, call.number), graph.values[call.output].content
+        rank = next((at for at, keys in enumerate(preferred) if key in keys), len(preferred))
+        if content != IMAGE_VALUE and (content not in chosen or rank < chosen[content][0]):
+            chosen[content] = rank, key
+    return {key for _, key in chosen.values()}
+
+
+def _never_ran(model: nn.Module, counts: Mapping[str, int]) -> dict[str, str]:
+    """Return why each module that was never called was not."""
+    modules = dict(model.named_modules())
+    reasons = {}
+    for name, module in modules.items():
+        if name == "" or name in counts:
+            continue
+        parent = name.rpartition(".")[0]
+        holder = modules.get(parent)
+        if isinstance(module, nn.ModuleList | nn.ModuleDict):
+            reason = f"it only holds modules; '{name}.*' names those inside"
+        elif isinstance(holder, nn.MultiheadAttention):
+            reason = f"{parent}, a MultiheadAttention, uses its weights without calling it"
+        elif parent in counts or parent == "":
+            unused = "an auxiliary head, an unused branch, or used for its weights alone"
+            reason = f"{parent or 'the model'} does not call it in eval mode ({unused})"
+        else:
+            reason = f"{parent}, which holds it, did not call it"
+        reasons[name] = reason
+    return reasons
+
+
+PRESETS: Final = ("conv", "block", "all", "paper")
+
+
+def select_layers(
+    model: nn.Module, example: Tensor, selectors: str | Sequence[str] = ("conv",)
+) -> list[Layer]:
+    """Return the layers that any of `selectors` names, in the order of execution.
+
+    A selector is one of
+
+    - `conv`: the output of every convolution, after the normalisation and activation that directly follow it, as
+      far as a module returns that (what a network computes by functions between its modules no hook can see);
+      in a network with at most one convolution, `block`;
+    - `block`: the output of every block, the outermost modules of classes that run repeatedly;
+    - `all`: every distinct value that a module returns;
+    - `paper`: the modules of AlexNet, GoogLeNet or ResNet-50 that the paper looks at;
+    - a module's name, `inception3a`: all its calls; with `:k`, `layer1.0.relu:1`: its call k, counted from 0;
+    - a pattern of whole names, `*.branch1`, with `*`, `?` and `[...]` as in a shell.
+
+    `example` [n, 3, H, W] is what the network is probed with (see `probe`).
+
+    Raises:
+        ActstatsError: a selector names nothing, or something that cannot be hooked.
+    """
+    return select(probe(model, example), selectors)
+
+
+def select(probed: Probe, selectors: str | Sequence[str]) -> list[Layer]:
+    """Return the layers of a probed network that any of `selectors` names; see `select_layers`."""
+    if not selectors:
+        raise ActstatsError("no layers were asked for: give a preset, a module's name or a pattern")
+    chosen = {layer.name for selector in one_or_more(selectors) for layer in _matches(probed, selector)}
+    return [c.layer for c in probed.candidates if c.layer.name in chosen]
+
+
+def _matches(probed: Probe, selector: str) -> list[Layer]:
+    """Return the layers that one selector names: one or more."""
+    if selector in PRESETS:
+        return _preset(probed, selector)
+    if found := [c.layer for c in probed.candidates if _names(c, selector)]:
+        return found
+    if any(sign in selector for sign in "*?["):
+        found = [c.layer for c in probed.candidates if _fits(c, selector)]
+        if found:
+            return found
+    raise ActstatsError(_why_nothing(probed, selector))
+
+
+def _names(candidate: Candidate, selector: str) -> bool:
+    layer = candidate.layer
+    return selector in (layer.name, layer.module, f"{layer.module}:{layer.call}")
+
+
+def _fits(candidate: Candidate, pattern: str) -> bool:
+    return fnmatchcase(candidate.layer.name, pattern) or fnmatchcase(candidate.layer.module, pattern)
+
+
+def _preset(probed: Probe, preset: str) -> list[Layer]:
+    if found := [c.layer for c in probed.candidates if preset in c.presets]:
+        return found
+    if preset == "paper":
+        raise ActstatsError(
+            f"preset 'paper' is for {', '.join(PAPER)} with their usual modules; this network is none of them: "
+            "use 'conv', 'block' or module names"
+        )
+    has = {"conv": "no convolution whose output a module returns", "block": "no repeated blocks of modules"}
+    raise ActstatsError(
+        f"preset '{preset}' names nothing: this network has {has.get(preset, 'no module to hook')}; "
+        "use 'all' or module names"
+    )
+
+
+def _why_nothing(probed: Probe, selector: str) -> str:
+    for name, reason in {**probed.refused, **probed.never_ran}.items():
+        same = selector in (name, name.rpartition(":")[0])
+        if same or fnmatchcase(name, selector):
+            verb = "never ran" if name in probed.never_ran else "cannot be hooked"
+            given = "" if same else f"layer pattern '{selector}' fits nothing that can be hooked: "
+            return f"{given}layer '{name}' {verb}: {reason}"
+    module, _, number = selector.rpartition(":")
+    calls = sum(c.layer.module == module for c in probed.candidates)
+    if calls and number.isdigit():
+        times = "once" if calls == 1 else f"{calls} times"
+        return f"layer '{selector}': {module} is called {times} in a forward pass; its calls count from 0"
+    known = [*PRESETS, *dict.fromkeys(c.layer.module for c in probed.candidates), *probed.never_ran]
+    hint = nearest(selector, known) or "; list what can be hooked with: actstats layers"
+    return f"no layer fits '{selector}'{hint}"
