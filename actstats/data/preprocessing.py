@@ -86,8 +86,11 @@ class Preprocessing:
         if set(record) != names:
             odd = ", ".join(sorted(set(record) ^ names))
             raise ActstatsError(f"the record is no preprocessing of this version: see its fields {odd}")
-        mean, std = (tuple(float(value) for value in record[name]) for name in ("mean", "std"))
-        return cls(**{**record, "mean": mean, "std": std})
+        try:
+            mean, std = (tuple(float(value) for value in record[name]) for name in ("mean", "std"))
+            return cls(**{**record, "mean": mean, "std": std})
+        except (TypeError, ValueError) as error:
+            raise ActstatsError(f"the record of the preprocessing has a wrong type: {error}") from None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record from which `from_dict` rebuilds an equal object; fit for JSON."""

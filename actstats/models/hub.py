@@ -26,7 +26,7 @@ def parse_address(address: str) -> tuple[str, str, str | None]:
     Raises `ActstatsError` for one of another form.
     """
     found = _ADDRESS.fullmatch(address)
-    if found is None:
+    if found is None or {".", ".."} & set(address.partition("@")[0].split("/")):
         raise ActstatsError(
             f"{address!r} is no file on the hub; give hf://OWNER/REPOSITORY/FILE or ...FILE@REVISION"
         )

@@ -20,6 +20,7 @@ from actstats.models import torchvision_zoo as zoo
 from actstats.models.builders import Builder, Own, builder_of
 from actstats.models.checkpoints import Checkpoint, read_checkpoint, state_sha256, unwrap
 from actstats.models.loaded import Loaded
+from actstats.models.recorded import MOST_CLASSES, read_record
 from actstats.models.sources import Located, locate, relocate
 
 _IDENTITY: Final = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
@@ -73,32 +74,34 @@ def load_from_manifest(
     offline: bool = False,
     arch: str | None = None,
 ) -> tuple[nn.Module, Preprocessing]:
-    """Rebuild what was swept from a dataset's attributes: the network in eval mode, and its preprocessing.
+    """Rebuild the network that was swept from the attributes of its store.
 
-    `weights` says where a weights file lies now, if it was moved since. What was downloaded is taken from the
-    cache, or downloaded again unless `offline`. Nothing that the attributes name is imported: a network that a
-    factory made is rebuilt only if the caller names that factory, `package.module:factory`, as `arch`.
+    Nothing that the attributes name is imported or called, so a stranger's store is safe to pass. Published
+    weights come from the cache, or are downloaded again.
 
-    Raises `ActstatsError` if the weights are no longer available, or are not those that were swept.
+    Args:
+        attrs: attributes of the store; the entries `arch`, `weights` and `preprocessing` are read.
+        weights: where the weights file is now, if it was moved.
+        offline: never touch the network.
+        arch: the factory, `package.module:factory`, if one made the network. It is imported and called only if it
+            is the very one that the attributes name.
+
+    Returns:
+        The network in eval mode, and its preprocessing.
+
+    Raises:
+        ActstatsError: an entry is missing, of the wrong type or out of bounds; the weights are no longer
+            available or differ from those that were swept; a factory made the network and `arch` is not that
+            factory.
     """
-    name, record = attrs.get("arch"), attrs.get("weights")
-    if (
-        not isinstance(name, str)
-        or not isinstance(record, Mapping)
-        or not isinstance(record.get("source"), str)
-    ):
-        raise ActstatsError(
-            "the attributes do not say which network was swept: `arch` or `weights` is missing"
-        )
+    name, record, preprocessing = read_record(attrs)
     if arch is not None and arch != name:
         raise ActstatsError(f"the network that was swept is {name}, not {arch}")
-    source, arguments = record["source"], record.get("builder")
-    if arguments is None:
-        raise ActstatsError(f"a {name} of the caller's own was swept, which cannot be rebuilt by name")
     if ":" in name and arch is None:
         raise ActstatsError(
             f"the network comes from {name}, which is code of whoever swept it; to call it, give `arch={name}`"
         )
+    source, arguments = record["source"], record["builder"]
     builder = builder_of(name)
     if "seed" in record:
         model = builder.build(arguments, record["seed"])
@@ -110,7 +113,7 @@ def load_from_manifest(
         raise ActstatsError(
             f"the weights of {name} ({source}) are not those that were swept: another SHA-256"
         )
-    return model, Preprocessing.from_dict(attrs["preprocessing"])
+    return model, preprocessing
 
 
 def _drawn(builder: Builder, seed: int) -> Loaded:
@@ -183,6 +186,10 @@ def _classes(builder: Builder, checkpoint: Checkpoint) -> int | None:
     if noted is not None and type(noted) is not int:
         raise ActstatsError(
             f"{checkpoint.path} has a num_classes in its metadata that is no number: {noted!r}"
+        )
+    if weight is None and noted is not None and not 0 < noted <= MOST_CLASSES:
+        raise ActstatsError(
+            f"{checkpoint.path} has num_classes={noted} in its metadata, not 1 to {MOST_CLASSES:,}"
         )
     if weight is not None and noted is not None and len(weight) != noted:
         raise ActstatsError(f"{checkpoint.path} has {len(weight)} classes, and {noted!r} by its metadata")

@@ -58,7 +58,11 @@ def locate(builder: Builder, weights: str, asked: str | None, *, offline: bool) 
         return _remote(spec, part, sha256, offline=offline)
     if _is_file(spec):
         return _local(Path(spec), part, sha256)
-    found = builder.published(spec, offline=offline)
+    return _published(builder, spec, offline=offline)
+
+
+def _published(builder: Builder, name: str, *, offline: bool) -> Located:
+    found = builder.published(name, offline=offline)
     return Located(
         found.path,
         {"source": found.source},
@@ -80,10 +84,8 @@ def relocate(
     if moved is not None:
         spec, chosen, sha256 = _split(str(moved))
         return _local(Path(spec), chosen or part, sha256)
-    if kind == "torchvision":
-        return locate(builder, name, None, offline=offline)
-    if kind == "timm":
-        return locate(builder, "default", None, offline=offline)
+    if kind in ("torchvision", "timm"):
+        return _published(builder, name if kind == "torchvision" else "default", offline=offline)
     if kind == "robust":
         return _robust(robust.by_name(name), offline=offline)
     if kind == "demo":
@@ -142,6 +144,10 @@ def _split(weights: str) -> tuple[str, str | None, str | None]:
         found = _SHA256.fullmatch(piece)
         if found:
             sha256 = found[1]
+        elif piece.startswith("sha256="):
+            raise ActstatsError(
+                f"`weights=` has {piece!r} behind its #; a SHA-256 is 8 to 64 hexadecimal digits"
+            )
         elif piece:
             part = piece
     return spec, part, sha256

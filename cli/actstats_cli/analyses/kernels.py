@@ -42,7 +42,7 @@ def kernels(stores: tuple[Path, ...], weights: tuple[str, ...], arch: str | None
     files = iter(weights)
 
     def of_network(dataset: xr.Dataset) -> xr.Dataset:
-        named = arch if ":" in dataset.attrs["arch"] else None
+        named = arch if ":" in str(dataset.attrs.get("arch")) else None
         model, _ = actstats.load_from_manifest(dataset.attrs, weights=next(files, None), arch=named)
         return kernel_smoothness(model)
 

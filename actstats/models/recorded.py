@@ -1,0 +1,101 @@
+"""What a store says about its network, checked before any of it is used: a stranger may have written it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from actstats.data.preprocessing import Preprocessing
+from actstats.errors import ActstatsError
+
+MOST_CLASSES: Final = 100_000
+"""Classes that a network may have where no tensor in a file proves them. ImageNet-21k has 21,843."""
+_LARGEST_IMAGE: Final = 2048
+"""Side of the images that a vision transformer may be built for; its position embedding grows with the square."""
+_LONGEST: Final = 4096
+"""Characters of a name, path or address."""
+_ARCH: Final = re.compile(r"(timm/)?[\w.-]{1,200}|[\w.]{1,200}:[\w.]{1,200}", re.ASCII)
+_SOURCE: Final = re.compile(
+    r"none|factory|file:.+|torchvision:[\w.]+|timm:[\w.-]+|robust:[\w./-]+|demo:[rs]|url:https?://\S+|hf://\S+",
+    re.DOTALL,
+)
+_SHA256: Final = re.compile(r"[0-9a-f]{64}")
+
+
+def _is_bool(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _up_to(most: int, least: int = 1) -> Callable[[Any], bool]:
+    return lambda value: type(value) is int and least <= value <= most
+
+
+def _like(pattern: re.Pattern[str]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, str) and len(value) <= _LONGEST and bool(pattern.fullmatch(value))
+
+
+_TEXT: Final = _like(re.compile(r"[^\0]+"))
+_WEIGHTS: Final[Mapping[str, Callable[[Any], bool]]] = {
+    "source": _like(_SOURCE),
+    "sha256": _like(_SHA256),
+    "file_sha256": _like(_SHA256),
+    "seed": _up_to(2**63 - 1, 0),
+    "part": _TEXT,
+    "path": _TEXT,
+    "resolved": _TEXT,
+}
+_BUILDER: Final[Mapping[str, Callable[[Any], bool]]] = {
+    "num_classes": _up_to(MOST_CLASSES),
+    "image_size": _up_to(_LARGEST_IMAGE),
+    "aux_logits": _is_bool,
+    "init_weights": _is_bool,
+    "transform_input": _is_bool,
+}
+
+
+def read_record(attrs: Mapping[str, Any]) -> tuple[str, dict[str, Any], Preprocessing]:
+    """Return `arch`, `weights` and the preprocessing in the attributes of a store.
+
+    Raises:
+        ActstatsError: an entry is missing, of another type, out of bounds, or unknown where it would be passed on;
+            or the network was a module of the caller's own, of which no name is recorded.
+    """
+    arch, record = attrs.get("arch"), attrs.get("weights")
+    if not isinstance(arch, str) or not isinstance(record, Mapping):
+        raise ActstatsError("the store does not say which network was swept: `arch` or `weights` is missing")
+    arguments = record.get("builder")
+    if arguments is None:
+        raise ActstatsError(f"a {arch[:80]!r} of the caller's own was swept, which cannot be rebuilt by name")
+    if not _ARCH.fullmatch(arch):
+        raise _damaged("arch", arch)
+    if not isinstance(arguments, Mapping):
+        raise _damaged("weights.builder", arguments)
+    for name, value in arguments.items():
+        if name not in _BUILDER or not _BUILDER[name](value):
+            raise _damaged(f"weights.builder.{name}", value)
+    needed = {"source", "sha256"} | _needed_by(record)
+    for name, fits in _WEIGHTS.items():
+        if (name in needed or name in record) and not fits(record.get(name)):
+            raise _damaged(f"weights.{name}", record.get(name))
+    preprocessing = attrs.get("preprocessing")
+    if not isinstance(preprocessing, Mapping):
+        raise _damaged("preprocessing", preprocessing)
+    return arch, dict(record), Preprocessing.from_dict(preprocessing)
+
+
+def _needed_by(record: Mapping[str, Any]) -> set[str]:
+    source = str(record.get("source"))
+    if source in ("none", "factory"):
+        return {"seed"}
+    return {"resolved"} if source.startswith("file:") else {"file_sha256"}
+
+
+def _damaged(name: str, value: Any) -> ActstatsError:
+    try:
+        text = repr(value)
+    except ValueError:  # a number of more digits than Python prints
+        text = "a number"
+    return ActstatsError(
+        f"the store has an impossible {name}: {text if len(text) <= 80 else f'{text[:77]}...'}"
+    )
