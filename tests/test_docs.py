@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 import actstats
-from docs import run_page
-from tests.test_house import MODULES
+from docs import module_table, run_page
 
 
 @pytest.fixture(scope="module")
@@ -53,13 +52,8 @@ def test_the_reference_has_every_public_name():
     assert {f"actstats.{name}" for name in actstats.__all__} <= shown
 
 
-def test_the_architecture_names_every_module():
-    text = (run_page.DOCS / "architecture.md").read_text()
-    for floor, path in MODULES:
-        # `data/tar.py` in the table of its floor; a package's `__init__` goes with its folder.
-        name = str(path.relative_to(run_page.DOCS.parent)).partition(f"{floor}/")[2]
-        if path.name != "__init__.py":
-            assert f"`{name}`" in text, f"{floor}: {name}"
+def test_the_table_of_modules_is_up_to_date():
+    assert module_table.FILE.read_text() == module_table.table(), "run python docs/module_table.py"
 
 
 def test_the_citation_has_the_version_of_the_package():
