@@ -33,12 +33,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--data", required=True, help="the tar that train_pair.py read")
     parser.add_argument(
-        "--weights", nargs=2, type=Path, metavar=("S", "R"), help="files, else the embedded pair"
+        "--weights", nargs=2, type=Path, metavar=("S", "R"), help="weights files; default: the embedded pair"
     )
-    parser.add_argument("--epsilon", type=float, default=1.0, help="radius of the training of R")
-    parser.add_argument("--every", type=int, help="only every so many-th image, to try it")
-    parser.add_argument("--out", type=Path, help="where the figures go, as JSON")
-    parser.add_argument("--table", type=Path, help="where they go as the table of the model card")
+    parser.add_argument("--epsilon", type=float, default=1.0, help="radius that R was trained with")
+    parser.add_argument("--every", type=int, help="use only every N-th image, to try it out", metavar="N")
+    parser.add_argument("--out", type=Path, help="JSON file for the figures")
+    parser.add_argument("--table", type=Path, help="file for the table in the model card")
     given = parser.parse_args()
     images = read_images(given.data, "val")
     if given.every:
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def accuracies(loaded: Loaded, images: Images, radii: Sequence[float]) -> list[float]:
-    """Return the share of images named rightly under an attack of each radius, ascending; 0: the clean images."""
+    """Return the share of images classified correctly at each radius, ascending; radius 0 means clean images."""
     model = loaded.model.to(memory_format=torch.channels_last)
 
     def predict(x: Tensor) -> Tensor:
@@ -94,7 +94,7 @@ def accuracies(loaded: Loaded, images: Images, radii: Sequence[float]) -> list[f
 
 
 def table(figures: dict[str, Any], radii: tuple[float, ...]) -> str:
-    """Return the figures as a Markdown table, in per cent."""
+    """Return the figures as a Markdown table, in percent."""
     heads = ["network", "clean", *(f"PGD-{STEPS}, ε = {radius:g}" for radius in radii[1:])]
     rows = [[name, *(f"{100 * a:.1f}" for a in figures[name]["accuracy"].values())] for name in "SR"]
     return "\n".join(lines(heads, rows))

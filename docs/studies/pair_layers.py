@@ -1,4 +1,4 @@
-"""The pair layer by layer: tables and figures of everything that a unit's statistics tell."""
+"""The pair layer by layer: tables and figures of all statistics of its units."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def write(stores: Stores, pair: Mapping[str, Loaded], into: Path) -> None:
 
 
 def _more(stores: Stores) -> Iterator[str]:
-    """Yield what is measured of units beside total variation and its kin."""
+    """Yield the table of the remaining measures: selectivity, spectra, sparsity."""
     found = []
     for dataset in stores.opened():
         parts = (spectrum(dataset), selectivity(dataset), quantiles(dataset, 0.995))
@@ -87,7 +87,7 @@ def _more(stores: Stores) -> Iterator[str]:
 
 
 def _noise(stores: Stores) -> Iterator[str]:
-    """Yield the paper's outlier rule, and the share of the noise that each layer blocks."""
+    """Yield the table of outliers by the paper's rule and of the share of noise that each layer blocks."""
     tables = []
     (standard, _), pairs = stores.opened(), zip(stores.opened(), stores.opened(noisy=True), strict=True)
     for clean, noisy in pairs:

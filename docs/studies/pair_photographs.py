@@ -1,4 +1,4 @@
-"""Photographs of the study with masks of what can be read off their pixels, so that nobody has to label anything.
+"""The study's photographs, with masks computed from their pixels, so that nobody has to label anything.
 
 Each photograph gets a mask for each category of concepts:
 
@@ -29,7 +29,7 @@ TEXTURES = ("smooth", "coarse", "fine")
 
 
 def lay_out(tar: str, split: str, root: Path) -> None:
-    """Write the images of one split of the tar, and their masks, into `root`, as a folder of masks lies."""
+    """Write the images of one split of the tar, and their masks, into `root`, in the layout of a folder of masks."""
     source = open_source(tar)
     rows = ["category,number,name"]
     names = {"colour": COLOURS, "edge": EDGES, "texture": TEXTURES, "photograph": source.classes}
@@ -54,14 +54,14 @@ def lay_out(tar: str, split: str, root: Path) -> None:
 
 
 def colours(image: Image.Image) -> NDArray[np.int64]:
-    """Return the number of each position's colour, 0 in the dark."""
+    """Return the colour's number at each position, 0 where it is dark."""
     hue, saturation, value = np.asarray(image.convert("HSV")).astype(int).transpose(2, 0, 1)
     found = np.where(saturation < 60, len(COLOURS), 1 + (hue + 21) // 43 % 6)
     return np.where(value < 50, 0, found)
 
 
 def edges(image: Image.Image) -> NDArray[np.int64]:
-    """Return the number of the direction in which the brightness changes, 0 where it hardly does."""
+    """Return the number of the direction in which brightness changes, 0 where it hardly changes."""
     grey = _grey(image)
     across, down = (ndimage.sobel(grey, axis) / 8 for axis in (1, 0))
     direction = np.round(np.arctan2(down, across) / (np.pi / 4)).astype(int) % 4
@@ -69,7 +69,7 @@ def edges(image: Image.Image) -> NDArray[np.int64]:
 
 
 def textures(image: Image.Image) -> NDArray[np.int64]:
-    """Return the number of each position's texture, 0 for most."""
+    """Return the texture's number at each position, 0 at most positions."""
     grey = _grey(image)
     little, much = (ndimage.gaussian_filter(grey, sigma) for sigma in (0.8, 2.4))
     fine, coarse = (np.sqrt(ndimage.gaussian_filter(band**2, 2)) for band in (grey - little, little - much))

@@ -1,4 +1,4 @@
-"""The pair as it answers: shape against texture, one cue gone, which concepts its units detect, and ablation."""
+"""The pair's answers: shape or texture, one cue removed, concepts that units detect, ablation."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def swept_layers(dataset: xr.Dataset, loaded: Loaded) -> list[Layer]:
 
 
 def _dissected(stores: Stores, pair: Pair, photographs: Path) -> dict[str, xr.Dataset]:
-    """Return for each network the concept that each unit overlaps most."""
+    """Return, for each network, the concept that each unit overlaps most."""
     found = {}
     for (name, loaded), dataset in zip(pair.items(), stores.opened(), strict=True):
         layers = swept_layers(dataset, loaded)
@@ -220,7 +220,7 @@ def _share(value: float, low: float, high: float) -> str:
 
 
 def draw(biases: pd.DataFrame, cues: pd.DataFrame, file: Path) -> None:
-    """Draw shape biases and accuracies with a cue gone, each with its interval."""
+    """Draw shape biases, and accuracies with one cue removed, with their intervals."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1, 3))
     whole = biases[biases["category"] == "all"].set_index("observer")

@@ -1,10 +1,10 @@
-"""Put the embedded pair through everything that actstats measures, and write the tables and figures of `pair.md`.
+"""Measure the embedded pair by everything that actstats offers, and write the tables and figures of `pair.md`.
 
     python docs/studies/study_pair.py --data tiny-imagenet-11.tar --stimuli cue-conflict-sample.tar \
         --decisions cue-conflict-decisions.tar.gz --work pair
 
-The photographs are those of the validation split of `--data`, which neither network was trained on; they go, with the
-masks that are made from them, and with the sweeps, into `--work`. Sweeps that are there already go on, or are used.
+The photographs are the validation split of `--data`, which neither network was trained on. They are written to
+`--work`, with the masks computed from them and the sweeps. Sweeps that are already there are resumed, or reused.
 """
 
 from __future__ import annotations
@@ -27,9 +27,11 @@ def main() -> None:
     """Lay out the photographs, sweep, analyse, probe, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--data", required=True, help="tar of the photographs, by split and category")
-    parser.add_argument("--split", default="val", help="only images in a folder of this name")
+    parser.add_argument("--split", default="val", help="use only images in a folder of this name")
     parser.add_argument("--stimuli", required=True, help="cue-conflict stimuli")
-    parser.add_argument("--decisions", type=Path, help="recorded decisions on them, to set beside the pair's")
+    parser.add_argument(
+        "--decisions", type=Path, help="recorded decisions on them, to compare with the pair's"
+    )
     parser.add_argument("--work", type=Path, required=True, help="folder for photographs, masks and stores")
     parser.add_argument("--into", type=Path, default=HERE, help="folder for tables and figures")
     given = parser.parse_args()

@@ -1,10 +1,10 @@
-"""Train the pair of GoogLeNets that actstats ships: S as usual, R on adversarial examples, all else equal.
+"""Train the pair of GoogLeNets that actstats ships: S normally, R on adversarial examples, all else equal.
 
     python docs/studies/train_pair.py --data tiny-imagenet-11.tar --out pair
 
 The tar holds 64x64 photographs as `.../train/<category>/<file>` and `.../val/<category>/<file>`. Each epoch
-is appended to `OUT/googlenet-{s,r}.jsonl` and ends with a state from which the same command goes on. The
-weights are in `OUT/googlenet-{s,r}.safetensors` at the end; `evaluate_pair.py` measures them.
+is appended to `OUT/googlenet-{s,r}.jsonl` and ends with a saved state, from which the same command resumes.
+The final weights are in `OUT/googlenet-{s,r}.safetensors`; `evaluate_pair.py` measures them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ PREPROCESSING = Preprocessing(resize=SIZE, crop=SIZE, mean=(0.5, 0.5, 0.5), std=
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that decides the weights, but the data. S and R differ in `epsilon` alone: S has 0.
+    """Everything that determines the weights except the data. S and R differ only in `epsilon`, which is 0 for S.
 
     `cycles` has epochs and greatest learning rate of each cycle: up from a 25th of it within `warm_up` of the
     cycle and down to 0, along cosines. `growth` has, from each epoch on, the side of the images and the steps of
@@ -87,10 +87,12 @@ def main() -> None:
     """Train both networks, or one of them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument(
-        "--data", required=True, help="tar of train/ and val/ with a folder for each category"
+        "--data", required=True, help="tar of train/ and val/, each with a folder per category"
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for logs, states and weights")
-    parser.add_argument("--epsilon", type=float, default=1.0, help="of R: l2 radius, pixels in [0, 1]")
+    parser.add_argument(
+        "--epsilon", type=float, default=1.0, help="l2 radius of R's attack, pixels in [0, 1]"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=("s", "r"), help="train one of the two")
     parser.add_argument("--threads", type=int, default=2)
@@ -126,7 +128,7 @@ def network(classes: int, seed: int) -> nn.Module:
 
 
 def fit(stem: Path, recipe: Recipe, train: Images, val: Images) -> None:
-    """Train one network, going on from its state if there is one, and write its weights."""
+    """Train one network, resuming from its saved state if there is one, and write its weights."""
     log, saved = stem.with_suffix(".jsonl"), stem.with_suffix(".state")
     model, average, settled = (network(len(train.classes), recipe.seed) for _ in range(3))
     optimizer = torch.optim.SGD(
@@ -175,7 +177,7 @@ def one_epoch(
     train: Images,
     epoch: int,
 ) -> float:
-    """Run one epoch and return its mean loss. Its random numbers depend on seed and epoch alone."""
+    """Run one epoch and return its mean loss. Its random numbers depend only on seed and epoch."""
     torch.manual_seed(1000 * recipe.seed + epoch)
     order = torch.randperm(len(train.labels))
     size, total = recipe.batch_size, 0.0
@@ -216,7 +218,7 @@ def one_epoch(
 
 @torch.no_grad()
 def augmented(pixels: Tensor, side: int, recipe: Recipe) -> Tensor:
-    """Return f32 images in [0, 1] of this side: a crop, flip, brightness, contrast and saturation of each."""
+    """Return augmented images, f32 in [0, 1], of this side: crop, flip, brightness, contrast, saturation."""
     count = len(pixels)
     images = (pixels.float() / 255).contiguous(memory_format=torch.channels_last)
 
@@ -263,14 +265,14 @@ def follow(average: nn.Module, model: nn.Module, decay: float) -> None:
 
 @torch.no_grad()
 def accuracy(model: nn.Module, images: Images) -> float:
-    """Return the share of images that `model` names rightly."""
+    """Return the share of images that `model` classifies correctly."""
     model.eval()
     found = [logits(model, part.float() / 255).argmax(1) for part in images.pixels.split(100)]
     return (torch.cat(found) == images.labels).double().mean().item()
 
 
 def write_weights(path: Path, model: nn.Module, recipe: Recipe, classes: list[str]) -> None:
-    """Write `model` as f16 with all that is needed to use it in the metadata."""
+    """Write `model` as f16, with everything needed to use it in the metadata."""
     notes = {
         "arch": "googlenet",
         "num_classes": str(len(classes)),
