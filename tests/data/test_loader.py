@@ -1,13 +1,14 @@
 """Batches: in order, equal to decoding one by one, and leaving no thread behind."""
 
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from actstats.data import MISSING, OK, REFUSED, Batch, ImageError, batches
+from actstats.data import MISSING, OK, REFUSED, Batch, ImageError, batches, open_source
 from actstats.data.preprocessing import Preprocessing
 from actstats.errors import ActstatsError
 from tests.data.images import picture
@@ -102,6 +103,21 @@ def test_a_fault_of_the_program_is_raised_in_order() -> None:
     assert [next(running).start, next(running).start] == [0, 10]
     with pytest.raises(ZeroDivisionError, match="a bug"):
         next(running)
+    assert not _decoders()
+
+
+@pytest.mark.parametrize("workers", [0, 3])
+def test_a_source_that_is_gone_stops_the_batches(workers: int, tmp_path: Path) -> None:
+    for index in range(4):
+        (tmp_path / "set").mkdir(exist_ok=True)
+        picture(seed=index).save(tmp_path / "set" / f"{index}.png")
+    source = open_source(tmp_path / "set")
+    (tmp_path / "set" / "0.png").unlink()
+    [batch] = batches(source, SMALL, [(0, 4)], workers=workers)
+    assert batch.status.tolist() == [MISSING, OK, OK, OK]
+    (tmp_path / "set").rename(tmp_path / "away")
+    with pytest.raises(ActstatsError, match="is gone; bring it back"):
+        list(batches(source, SMALL, [(0, 4)], workers=workers))
     assert not _decoders()
 
 
