@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import IO, Any, Final, cast
 
-from actstats.models.checkpoints.pickles import MOST_BYTES, Machine
+from actstats.models.checkpoints.pickles import MOST_BYTES, Budget, Machine, storage_key
 from actstats.models.checkpoints.records import Refused, Storage, TensorRecord, dtype_named
 
 _MAGIC: Final = 0x1950A86A20F9469CFC6C
@@ -40,7 +40,7 @@ def read_archive(file: IO[bytes]) -> tuple[Any, Machine]:
     file.seek(0)
     if start == b"PK\x03\x04":
         return _read_zip(file, end)
-    return _read_tar(file, end) if is_tar else _read_stream(file, end, nested=False)
+    return _read_tar(file, end) if is_tar else _read_stream(file, end)
 
 
 class Window:
@@ -107,10 +107,10 @@ class _Places:
         self._file.seek(start + numel * itemsize)
 
 
-def _read_stream(file: IO[bytes], end: int, *, nested: bool) -> tuple[Any, Machine]:
-    """Read what `torch.save` wrote before its version 1.6, or a bare pickle."""
+def _read_stream(file: IO[bytes], end: int, budget: Budget | None = None) -> tuple[Any, Machine]:
+    """Read what `torch.save` wrote before its version 1.6, or a bare pickle. A nested one has its parent's budget."""
     archive = _Places(file)
-    machine = Machine(archive, unpack=None if nested else _read_nested)
+    machine = Machine(archive, unpack=_read_nested if budget is None else None, budget=budget or Budget(end))
     window = Window(file, end)
     content = machine.read(window)
     if content != _MAGIC:
@@ -121,17 +121,16 @@ def _read_stream(file: IO[bytes], end: int, *, nested: bool) -> tuple[Any, Machi
     if not isinstance(system, Mapping) or not system.get("little_endian", True):
         raise Refused("it was written on a big-endian machine")
     content = machine.read(window)
-    for key in machine.read(window):
-        archive.place(str(key), machine.storages[str(key)].dtype.itemsize, end)
+    for key in map(storage_key, machine.read(window)):
+        archive.place(key, machine.storages[key].dtype.itemsize, end)
     return content, machine
 
 
 def _read_nested(data: bytes, parent: Machine) -> Any:
     """Read a storage as Python's own pickle keeps it: a stream within the pickle."""
     file = io.BytesIO(data)
-    content, machine = _read_stream(file, len(data), nested=True)
+    content, machine = _read_stream(file, len(data), parent.budget)
     parent.foreign |= machine.foreign
-    parent.budget -= 100
     return content
 
 
@@ -173,7 +172,7 @@ def _read_zip(file: IO[bytes], end: int) -> tuple[Any, Machine]:
         raise Refused("it was written on a big-endian machine")
     if archive.getinfo(f"{root}data.pkl").file_size > MOST_BYTES:
         raise Refused(f"its pickle is larger than {MOST_BYTES:,} bytes")
-    machine = Machine(_Zip(archive, root), unpack=_read_nested)
+    machine = Machine(_Zip(archive, root), unpack=_read_nested, budget=Budget(end))
     return machine.read(io.BytesIO(archive.read(f"{root}data.pkl"))), machine
 
 
@@ -205,7 +204,9 @@ def _read_tar(file: IO[bytes], end: int) -> tuple[Any, Machine]:
         raise Refused("it has a folder in the place of a file")
     storages, tensors, content = opened
     objects: dict[str, Any] = {}
-    machine = Machine(_Places(storages), find=lambda identifier: _found(objects, identifier))
+    machine = Machine(
+        _Places(storages), find=lambda identifier: _found(objects, identifier), budget=Budget(end)
+    )
     _note_storages(storages, archive.getmember("storages").size, machine, objects)
     _note_tensors(tensors, archive.getmember("tensors").size, machine, objects)
     return machine.read(Window(content, archive.getmember("pickle").size)), machine
@@ -213,7 +214,7 @@ def _read_tar(file: IO[bytes], end: int) -> tuple[Any, Machine]:
 
 def _found(objects: Mapping[str, Any], identifier: Any) -> Any:
     # A container comes as a tuple: its class, and the source code of that.
-    return identifier[0] if isinstance(identifier, tuple) else objects[str(identifier)]
+    return identifier[0] if isinstance(identifier, tuple) else objects[storage_key(identifier)]
 
 
 def _note_storages(file: IO[bytes], end: int, machine: Machine, objects: dict[str, Any]) -> None:
@@ -224,11 +225,12 @@ def _note_storages(file: IO[bytes], end: int, machine: Machine, objects: dict[st
         dtype = dtype_named(cls)
         if dtype is None:
             raise Refused("it has a storage of an unknown kind")
-        archive.place(str(key), dtype.itemsize, end)
-        objects[str(key)] = Storage(archive, str(key), dtype, archive.places[str(key)][1] // dtype.itemsize)
+        key = storage_key(key)
+        archive.place(key, dtype.itemsize, end)
+        objects[key] = Storage(archive, key, dtype, archive.places[key][1] // dtype.itemsize)
     for key, root, start, numel in machine.read(Window(file, end)):
-        whole = objects[str(root)]
-        objects[str(key)] = Storage(archive, whole.key, whole.dtype, numel, start)
+        whole = objects[storage_key(root)]
+        objects[storage_key(key)] = Storage(archive, whole.key, whole.dtype, numel, start)
 
 
 def _note_tensors(file: IO[bytes], end: int, machine: Machine, objects: dict[str, Any]) -> None:
@@ -239,9 +241,13 @@ def _note_tensors(file: IO[bytes], end: int, machine: Machine, objects: dict[str
             raise Refused("it has a tensor of an impossible shape")
         shape = struct.unpack(f"<{2 * ndim + 1}q", file.read(16 * ndim + 8))
         record = TensorRecord(
-            objects[str(storage)], shape[-1], shape[:ndim], shape[ndim:-1], objects[str(storage)].dtype
+            objects[storage_key(storage)],
+            shape[-1],
+            shape[:ndim],
+            shape[ndim:-1],
+            objects[storage_key(storage)].dtype,
         )
-        objects[str(key)] = record
+        objects[storage_key(key)] = record
 
 
 def _check_names(names: Iterable[str]) -> None:

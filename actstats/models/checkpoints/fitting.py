@@ -19,12 +19,23 @@ def fit(model: nn.Module, checkpoint: Checkpoint, arch: str) -> None:
     Raises `ActstatsError` that counts the keys that do not fit and names the first few.
     """
     state = OrderedDict(checkpoint.state)
+    wrong = [
+        name
+        for name, tensor in model.state_dict().items()
+        if name in state and tensor.is_floating_point() and not state[name].is_floating_point()
+    ]
+    if wrong:
+        kinds = ", ".join(sorted({str(state[name].dtype).removeprefix("torch.") for name in wrong}))
+        raise ActstatsError(
+            f"{checkpoint.path.name} has {len(wrong)} weights of {kinds} ({first(wrong)}) where {arch} has real "
+            "numbers; a quantised or complex network cannot be loaded"
+        )
     # Modules use it to read their older layouts. Some raise if their own version is missing, as it is in
     # files that hold plain names and tensors.
     vars(state)["_metadata"] = checkpoint.layout or {"": {"version": getattr(model, "_version", None)}}
     try:
         model.load_state_dict(state)
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, TypeError, AttributeError) as error:
         found = "; ".join(_misfits(model.state_dict(), state)) or " ".join(str(error).split())[:200]
         raise ActstatsError(f"{checkpoint.path.name} does not fit {arch}: {found}") from None
 

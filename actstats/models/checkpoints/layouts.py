@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Final, NamedTuple
 
 from torch import Tensor
@@ -25,6 +27,12 @@ _RENAMED: Final = (
     # DenseNet's published files say `denselayer1.norm.1` for what is now `denselayer1.norm1`.
     (re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\."), r"\1\2."),
 )
+
+
+_LONGEST_NAME: Final = 1000
+_MOST_DOTS: Final = 64
+"""Bounds of a weight's name; every ending of it behind a dot is looked up."""
+_MOST_WEIGHTS: Final = 1_000_000
 
 
 class Part(NamedTuple):
@@ -55,8 +63,14 @@ def find_part(content: Any, key: str | None = None) -> Part:
     for name in (*PARTS, "") if key is None else (key,):
         state, layout = _state_of(choices.get(name))
         if state:
+            for weight in state:
+                if len(weight) > _LONGEST_NAME or weight.count(".") > _MOST_DOTS:
+                    raise Refused(f"it has a weight whose name is too long or too deep, {weight[:40]}...")
             return Part(name, state, layout)
-    there = [name for name, value in choices.items() if name and _state_of(value)[0]]
+    # For a message: one part may lie under many keys, so each is looked at once, and not all of them.
+    few = dict(islice(choices.items(), 100))
+    holds = {id(value): bool(_state_of(value)[0]) for value in {id(v): v for v in few.values()}.values()}
+    there = [name for name, value in few.items() if name and holds[id(value)]]
     if there:
         raise Refused(f"its weights lie under {', '.join(there[:6])}; choose with FILE#{there[0]}")
     asked = f"under {key!r}" if key else "neither alone nor under state_dict, model or the like"
@@ -119,10 +133,12 @@ def find_normaliser(state: Mapping[str, Tensor]) -> tuple[Normaliser | None, set
         parent, dot, last = name.rpartition(".")
         twin = f"{parent}{dot}{_MEANS.get(last)}"
         if last in _MEANS and twin in state and state[name].numel() == state[twin].numel() == 3:
+            if not (state[name].is_floating_point() and state[twin].is_floating_point()):
+                raise Refused(f"its normaliser {parent or name} holds no real numbers")
             mean, std = (tuple(state[each].flatten().float().tolist()) for each in (name, twin))
-            if min(std) <= 0:
+            if not all(map(math.isfinite, (*mean, *std))) or min(std) <= 0:
                 raise Refused(
-                    f"its normaliser {parent or name} has a standard deviation that is not positive"
+                    f"its normaliser {parent or name} has no finite mean and positive standard deviation"
                 )
             found[Normaliser(mean, std)] = name
             names |= {name, twin}
@@ -149,6 +165,8 @@ def _state_of_module(module: Foreign, prefix: str, seen: set[int]) -> dict[str, 
     fields = module.state
     if id(module) in seen or not isinstance(fields, Mapping):
         return {}
+    if len(prefix) > _LONGEST_NAME:
+        raise Refused(f"it has a module whose name is too long, {prefix[:40]}...")
     seen.add(id(module))
     kept = {name: fields.get(name) for name in ("_parameters", "_buffers", "_modules")}
     parameters, buffers, children = (value if isinstance(value, Mapping) else {} for value in kept.values())
@@ -160,5 +178,7 @@ def _state_of_module(module: Foreign, prefix: str, seen: set[int]) -> dict[str, 
     }
     for name, child in children.items():
         if isinstance(child, Foreign) and len(seen) < 10_000:
-            state |= _state_of_module(child, f"{prefix}{name}.", seen)
+            state |= _state_of_module(child, f"{prefix}{str(name)[:_LONGEST_NAME]}.", seen)
+        if len(state) > _MOST_WEIGHTS:
+            raise Refused(f"it has more than {_MOST_WEIGHTS:,} weights")
     return state

@@ -36,6 +36,9 @@ MOST_BYTES: Final = 256 << 20
 """Bytes of pickle, tensors apart, beyond which a file is refused; an optimiser's state takes a few million."""
 MOST_OPCODES: Final = 2_000_000
 """Opcodes beyond which a file is refused: some seconds of reading. A large optimiser's state takes 200,000."""
+_LONGEST_NAME: Final = 1000
+"""Characters of the name of a function, class or storage."""
+_MOST_AXES: Final = 64
 _LATEST: Final = 5
 
 _CONSTANTS: Final[dict[str, Callable[[Any], Any]]] = {
@@ -80,8 +83,32 @@ NO_TENSORS: Final = _NoTensors()
 """The archive of a pickle that is alone."""
 
 
+class Budget:
+    """What reading one file may take, however its pickles are nested.
+
+    `opcodes` bounds the work. `copies` bounds the memory: the bytes that calls within a pickle may copy, three times
+    the file's `size` and a mebibyte. What is honest is copied twice at most, as text made bytes and as a nested file.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.opcodes = MOST_OPCODES
+        self.copies = 3 * size + (1 << 20)
+
+    def step(self, count: int = 1) -> None:
+        """Pay for opcodes; raise `Refused` where none are left."""
+        self.opcodes -= count
+        if self.opcodes < 0:
+            raise Refused(f"its pickle has more than {MOST_OPCODES:,} opcodes")
+
+    def copy(self, size: int) -> None:
+        """Pay for a copy of so many bytes; raise `Refused` where too many were made."""
+        self.copies -= size
+        if self.copies < 0:
+            raise Refused("its pickle copies its own content over and over")
+
+
 class Machine:
-    """Reads pickles that belong together, within one budget of opcodes.
+    """Reads pickles that belong together, within one budget.
 
     `foreign` collects the names that tensors do not need, `storages` the storages that were named, by key. `find`
     says what a persistent id stands for, `unpack` what a file of PyTorch's within the pickle holds.
@@ -92,11 +119,13 @@ class Machine:
         archive: Archive,
         find: Callable[[Any], Any] | None = None,
         unpack: Callable[[bytes, Machine], Any] | None = None,
+        *,
+        budget: Budget | None = None,
     ) -> None:
         self.archive = archive
         self.foreign: set[str] = set()
         self.storages: dict[str, Storage] = {}
-        self.budget = MOST_OPCODES
+        self.budget = budget or Budget(0)
         self._find = find or self._storage
         self._unpack = unpack
 
@@ -110,9 +139,7 @@ class Machine:
         memo: dict[int, Any] = {}
         opcodes: Iterator[Any] = pickletools.genops(file)  # type: ignore[arg-type]
         for opcode, argument, _ in opcodes:
-            self.budget -= 1
-            if self.budget < 0:
-                raise Refused(f"its pickle has more than {MOST_OPCODES:,} opcodes")
+            self.budget.step()
             name = opcode.name
             if name in _CONSTANTS:
                 stack.append(_CONSTANTS[name](argument))
@@ -140,6 +167,8 @@ class Machine:
         """Return what a file of PyTorch's within the pickle holds."""
         if self._unpack is None or not isinstance(data, bytes):
             raise Refused("it nests files in files")
+        self.budget.step(100)
+        self.budget.copy(len(data))
         return self._unpack(data, self)
 
     def _gather(self, name: str, argument: Any, items: list[Any], stack: list[Any]) -> None:
@@ -204,6 +233,8 @@ class Machine:
     def _named(self, module: Any, name: Any) -> Name:
         if not isinstance(module, str) or not isinstance(name, str):
             raise TypeError("a name that is no text")
+        if len(module) + len(name) > _LONGEST_NAME:
+            raise Refused(f"it names something in more than {_LONGEST_NAME:,} characters")
         found = Name(module, name)
         if not is_known(found):
             self.foreign.add(str(found))
@@ -218,7 +249,8 @@ class Machine:
         dtype = dtype_named(cls)
         if kind != "storage" or dtype is None or type(numel) is not int or numel < 0:
             raise Refused(f"it has a storage of an unknown kind, {named(cls)}")
-        whole = self.storages.setdefault(str(name), Storage(self.archive, str(name), dtype, numel))
+        text = storage_key(name)
+        whole = self.storages.setdefault(text, Storage(self.archive, text, dtype, numel))
         if view and view[0] is not None:
             _, start, length = view[0]
             return Storage(self.archive, whole.key, dtype, int(length), int(start))
@@ -227,8 +259,8 @@ class Machine:
 
 # The few functions that pickles of PyTorch call, each done here by its name on plain data.
 
-_SCALARS: Final = (str, bytes, int, float, complex, type(None), Name, Foreign, Storage, TensorRecord)
-_LONGEST_KEY: Final = 32
+_SCALARS: Final = (str, bytes, int, float, type(None), Name, Foreign, Storage, TensorRecord)
+_LARGEST_KEY: Final = 1 << 53
 
 
 def make(machine: Machine, maker: Any, arguments: Any) -> Any:
@@ -257,16 +289,21 @@ def pairs(items: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
 
 
 def key(value: Any) -> Any:
-    """Return `value` if it can be a key at once; hashing tuples in tuples could take forever."""
-    if isinstance(value, _SCALARS):
-        return value
-    if (
-        isinstance(value, tuple)
-        and len(value) <= _LONGEST_KEY
-        and all(isinstance(x, _SCALARS) for x in value)
-    ):
+    """Return `value` if it is a plain one, else a placeholder.
+
+    Tuples in tuples could take forever to hash. Tuples, complex and huge numbers can be made to collide, and a dict
+    of colliding keys takes time that grows with their square; texts cannot, since Python salts their hashes.
+    """
+    if isinstance(value, _SCALARS) and not (isinstance(value, int) and abs(value) > _LARGEST_KEY):
         return value
     return Foreign("a key that is no plain value")
+
+
+def storage_key(value: Any) -> str:
+    """Return the key of a storage as text; raise `Refused` for what is neither a short text nor a number."""
+    if not isinstance(value, str | int) or (isinstance(value, str) and len(value) > _LONGEST_NAME):
+        raise Refused("it has a storage whose key is neither a short text nor a number")
+    return str(value)
 
 
 def fill(target: Any, entries: Iterable[tuple[Any, Any]]) -> Any:
@@ -319,7 +356,7 @@ def _tensor_of_dtype(
 def _record(storage: Any, offset: Any, size: Any, stride: Any, dtype: torch.dtype | None) -> TensorRecord:
     if not isinstance(storage, Storage) or not isinstance(size, tuple) or not isinstance(stride, tuple):
         raise Refused("it has a tensor without a storage or a shape")
-    if len(size) != len(stride):
+    if len(size) != len(stride) or len(size) > _MOST_AXES:
         raise Refused("it has a tensor of an impossible shape")
     return TensorRecord(storage, offset, size, stride, dtype or storage.dtype)
 
@@ -333,6 +370,7 @@ def _of_type(machine: Machine, maker: Any, cls: Any, arguments: Any, state: Any 
 
 
 def _ordered(machine: Machine, entries: Iterable[Any] = (), *_: Any) -> OrderedDict[Any, Any]:
+    _pay(machine, entries)
     found: OrderedDict[Any, Any] = OrderedDict()
     fill(found, ((name, value) for name, value in entries))
     return found
@@ -343,15 +381,23 @@ def _counted(machine: Machine, *_: Any) -> dict[Any, Any]:
 
 
 def _set(machine: Machine, items: Sequence[Any] = ()) -> set[Any]:
+    _pay(machine, items)
     return set(map(key, items))
 
 
+def _pay(machine: Machine, items: Any) -> None:
+    """Pay for a copy of a container that may have been copied before."""
+    machine.budget.copy(64 * len(items))
+
+
 def _size(machine: Machine, numbers: Iterable[Any] = ()) -> tuple[Any, ...]:
+    _pay(machine, numbers)
     return tuple(numbers)
 
 
 def _bytes(machine: Machine, text: str = "", encoding: str = "latin1", *_: Any) -> bytes:
     # How protocol 2 writes bytes; any other codec would be looked up by name.
+    machine.budget.copy(len(text))
     return text.encode("latin1") if encoding in ("latin1", "latin-1") else b""
 
 

@@ -71,6 +71,9 @@ def read_checkpoint(path: Path, part: str | None = None, sha256: str | None = No
     Raises `ActstatsError`.
     """
     try:
+        if path.exists() and not path.is_file():
+            what = "a folder" if path.is_dir() else "a pipe or a device"
+            raise ActstatsError(f"cannot read the weights file {path}: it is {what}")
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             if sha256 and not digest.startswith(sha256.lower()):

@@ -128,6 +128,34 @@ BOMBS = {
     "lists doubled sixty times": b"\x80\x04]" + b"q\x00h\x00h\x00\x86" * 60 + b".",
     "opcodes without end": b"\x80\x04" + b"]0" * 150_000 + b"N.",
     "marks without end": b"\x80\x04" + b"(" * 190_000 + b".",
+    "a storage whose key is a tuple doubled 34 times": b"\x80\x04("
+    + crafted.text("storage")
+    + crafted.name("torch.FloatStorage")
+    + b"N\x85"
+    + b"2\x86" * 34
+    + crafted.text("cpu")
+    + b"K\x01tQ.",
+    "one text made bytes 20,000 times": b"\x80\x04"
+    + crafted.text("x" * 400_000)
+    + b"q\x000]"
+    + (crafted.name("_codecs.encode") + b"h\x00" + crafted.text("latin1") + b"\x86Ra") * 20_000
+    + b".",
+    "one list made a size 20,000 times": b"\x80\x04]("
+    + b"N" * 100_000
+    + b"eq\x000]"
+    + (crafted.name("torch.Size") + b"h\x00\x85Ra") * 20_000
+    + b".",
+    "keys that collide": b"\x80\x04}("
+    + b"".join(
+        b"(" + b"".join(b"J" + struct.pack("<i", -1 - (i >> bit & 1)) for bit in range(15)) + b"tN"
+        for i in range(10_000)
+    )
+    + b"u.",
+    "one long name 1,000 times": b"\x80\x04"
+    + crafted.text("x" * 400_000)
+    + b"q\x000"
+    + b"".join(b"h\x00" + crafted.text(str(i)) + b"\x930" for i in range(1_000))
+    + b"N.",
     "no end": b"\x80\x04]",
     "an unknown opcode": b"\x80\x04\xff.",
     "an empty stack": b"\x80\x04R.",
