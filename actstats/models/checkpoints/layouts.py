@@ -133,12 +133,13 @@ def find_normaliser(state: Mapping[str, Tensor]) -> tuple[Normaliser | None, set
         parent, dot, last = name.rpartition(".")
         twin = f"{parent}{dot}{_MEANS.get(last)}"
         if last in _MEANS and twin in state and state[name].numel() == state[twin].numel() == 3:
-            if not (state[name].is_floating_point() and state[twin].is_floating_point()):
+            if state[name].is_complex() or state[twin].is_complex():
                 raise Refused(f"its normaliser {parent or name} holds no real numbers")
             mean, std = (tuple(state[each].flatten().float().tolist()) for each in (name, twin))
             if not all(map(math.isfinite, (*mean, *std))) or min(std) <= 0:
                 raise Refused(
-                    f"its normaliser {parent or name} has no finite mean and positive standard deviation"
+                    f"its normaliser {parent or name} has values that are not finite, or a standard deviation that "
+                    "is not positive"
                 )
             found[Normaliser(mean, std)] = name
             names |= {name, twin}
