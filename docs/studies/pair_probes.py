@@ -234,8 +234,9 @@ def draw(biases: pd.DataFrame, cues: pd.DataFrame, file: Path) -> None:
         for at, row in enumerate(cues[cues["network"] == name].itertuples()):
             _bar(right, at + shift, row.accuracy, row.low, row.high, COLOURS[name], 0.38)
     right.set_xticks(range(len(versions)), versions, rotation=40, ha="right", fontsize=8)
-    right.set_title(
-        "right, of the photographs that both get right when clean (orange S, green R)", fontsize=10
+    right.set_title("accuracy on the photographs that both get right when clean", fontsize=10)
+    right.legend(
+        [right.patches[0], right.patches[len(versions)]], ["S", "R"], frameon=False, loc="upper center"
     )
     for axes in (left, right):
         axes.set_ylim(0, 1)
