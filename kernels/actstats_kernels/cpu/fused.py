@@ -7,8 +7,13 @@ in place, counts by atomic integer additions, and power in a sum of the task's o
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import os
+import tempfile
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
@@ -180,7 +185,25 @@ def _worker() -> Any:
     folder = Path(__file__).parent
     sources = (folder / f"{name}.py" for name in ("simd", "dft", "moments", "spectrum", "fused"))
     digest = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).digest()
-    return _make_worker(int.from_bytes(digest[:7], "big"))
+    with _alone(digest.hex()[:14]):
+        return _make_worker(int.from_bytes(digest[:7], "big"))
+
+
+@contextmanager
+def _alone(name: str) -> Iterator[None]:
+    """Let one process of this user in at a time: the first compiles, the others then find its code in the cache."""
+    path = Path(tempfile.gettempdir(), f"actstats-{os.getuid()}-{name}.lock")
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError:  # then each compiles for itself
+        yield
+        return
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 class _Scratch(threading.local):
