@@ -236,7 +236,7 @@ def draw(biases: pd.DataFrame, cues: pd.DataFrame, file: Path) -> None:
     right.set_xticks(range(len(versions)), versions, rotation=40, ha="right", fontsize=8)
     right.set_title("accuracy on the photographs that both get right when clean", fontsize=10)
     right.legend(
-        [right.patches[0], right.patches[len(versions)]], ["S", "R"], frameon=False, loc="upper center"
+        [right.patches[0], right.patches[len(versions)]], ["S", "R"], frameon=False, loc=(0.32, 0.78)
     )
     for axes in (left, right):
         axes.set_ylim(0, 1)
