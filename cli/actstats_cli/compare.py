@@ -10,7 +10,7 @@ import click
 
 from actstats_cli import options
 from actstats_cli.analyses.output import computing, one_or_two, scheduler
-from actstats_cli.printing import print_json, size, table
+from actstats_cli.printing import note, print_json, size, table
 
 if TYPE_CHECKING:
     from actstats.report.findings import Finding
@@ -109,8 +109,8 @@ def compare(
         return
     for line in table(list(_rows(called, findings)), "<" + ">" * len(called) + "<<"):
         click.echo(line)
-    for note in notes:
-        click.echo(f"note: {note}", err=True)
+    for text in notes:
+        note(text)
     if page is not None:
         beside = f" and {report.folder}" if report.folder else ""
         click.echo(f"wrote {page}{beside}, {size(report.bytes)}")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from actstats_cli import options
-from actstats_cli.printing import print_json, table
+from actstats_cli.printing import note, print_json, table
 from actstats_cli.progress import Reporter
 
 if TYPE_CHECKING:
@@ -87,8 +87,8 @@ def demo(
         "-1 if all units of R are lower, 1 if all are higher. lower in: layers in which delta is at most"
     )
     click.echo(f"-{SMALLEST_EFFECT} (less is negligible) and its interval excludes 0.")
-    for note in made.notes:
-        click.echo(f"note: {note}", err=True)
+    for text in made.notes:
+        note(text)
     for file in made.files:
         click.echo(f"wrote {file}")
 

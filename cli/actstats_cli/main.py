@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import re
 from typing import IO, Any, Final
 
 import click
@@ -11,6 +10,7 @@ import click
 from actstats.errors import ActstatsError
 from actstats_cli.analyze import ANALYSES
 from actstats_cli.lazy import LazyGroup
+from actstats_cli.printing import with_flags
 
 COMMANDS: Final = {
     "demo": "actstats_cli.demo",
@@ -23,25 +23,6 @@ COMMANDS: Final = {
     "compare": "actstats_cli.compare",
 }
 """Each command's name, in the order of `actstats --help`, and the module that has it under this name."""
-
-
-_FLAGS: Final = {"custom": "metric", "images": "data", "store": "out"}
-"""Arguments whose options have another name."""
-
-
-def with_flags(message: str) -> str:
-    """Return an error's message with the options of the command line in place of the arguments it names.
-
-    >>> with_flags("use another `batch_size=`, or `weights=none`")
-    'use another --batch-size, or --weights none'
-    """
-
-    def flag(found: re.Match[str]) -> str:
-        name = _FLAGS.get(found["name"], found["name"]).replace("_", "-")
-        value = "" if found["value"] in ("", "True") else f" {found['value']}"
-        return f"--{name}{value}"
-
-    return re.sub(r"`(?P<name>[a-z_]+)=(?P<value>[^`]*)`", flag, message)
 
 
 class Failure(click.ClickException):

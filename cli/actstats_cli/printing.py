@@ -4,10 +4,34 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Final
 
 import click
+
+_FLAGS: Final = {"custom": "metric", "images": "data", "store": "out"}
+"""Arguments whose options have another name."""
+
+
+def with_flags(message: str) -> str:
+    """Return an error's message with the options of the command line in place of the arguments it names.
+
+    >>> with_flags("use another `batch_size=`, or `weights=none`")
+    'use another --batch-size, or --weights none'
+    """
+
+    def flag(found: re.Match[str]) -> str:
+        name = _FLAGS.get(found["name"], found["name"]).replace("_", "-")
+        value = "" if found["value"] in ("", "True") else f" {found['value']}"
+        return f"--{name}{value}"
+
+    return re.sub(r"`(?P<name>[a-z_]+)=(?P<value>[^`]*)`", flag, message)
+
+
+def note(text: str) -> None:
+    """Print what is worth knowing beside the result, on stderr."""
+    click.echo(f"note: {with_flags(text)}", err=True)
 
 
 def size(count: float) -> str:

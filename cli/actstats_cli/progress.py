@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import click
 
-from actstats_cli.printing import count, duration
+from actstats_cli.printing import count, duration, note
 
 if TYPE_CHECKING:
     from actstats.sweeping.progress import Progress, Started
@@ -40,8 +40,8 @@ class Reporter:
             f"{count(start.images, 'image')} in {count(start.partitions, 'partition')}, to {start.store}",
             err=True,
         )
-        for note in start.notes:
-            click.echo(f"note: {note}", err=True)
+        for text in start.notes:
+            note(text)
         if start.complete and total:
             click.echo(
                 f"resuming: {start.complete} of {count(start.partitions, 'partition')} were complete",

@@ -12,6 +12,7 @@ import click
 
 from actstats.errors import ActstatsError, nearest
 from actstats_cli import options
+from actstats_cli.printing import note
 from actstats_cli.printing import table as text_table
 
 if TYPE_CHECKING:
@@ -150,8 +151,8 @@ def put(
         texts = [not pd.api.types.is_numeric_dtype(printed[name]) for name in printed]
         for line in text_table(rows, "".join("<" if text else ">" for text in texts)):
             click.echo(line)
-    for note in notes:
-        click.echo(f"note: {note}", err=True)
+    for text in notes:
+        note(text)
     for path in filter(None, (out, plot)):
         click.echo(f"wrote {path}", err=True)
 
