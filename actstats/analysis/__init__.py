@@ -14,9 +14,11 @@ says which images took no part.
 
 from actstats.analysis.classes import class_means, selectivity, variety
 from actstats.analysis.comparing import cliffs_delta, compare_units
+from actstats.analysis.counterparts import match
 from actstats.analysis.coverage import notes
 from actstats.analysis.histograms import quantiles
 from actstats.analysis.noise_blocking import noise, noise_by_layer
+from actstats.analysis.representations import similarity
 from actstats.analysis.roughness import kernel_smoothness, smoothness
 from actstats.analysis.spectra import spectrum
 from actstats.analysis.tables import by_layer, unit_table, write_table
@@ -27,11 +29,13 @@ __all__ = [
     "cliffs_delta",
     "compare_units",
     "kernel_smoothness",
+    "match",
     "noise",
     "noise_by_layer",
     "notes",
     "quantiles",
     "selectivity",
+    "similarity",
     "smoothness",
     "spectrum",
     "unit_table",

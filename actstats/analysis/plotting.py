@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
 from actstats.analysis.tables import by_layer, columns_of
 from actstats.errors import ActstatsError
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 FORMATS: Final = (".png", ".svg", ".pdf")
 COLOURS: Final = {"S": "#1b5dbd", "R": "#c45000"}
 """Blue for the standard network and orange for the robust one, in every plot; both can be read as text on white."""
+_MARKS: Final = (("unit", "#767676", "o"), ("outlier: its change stands out in its layer", "#a3005c", "x"))
+"""What stands for a unit on clean against noisy images, and for an outlier: neither network's colour."""
 
 
 def draw_layers(found: Mapping[str, xr.Dataset], numbers: Sequence[str], path: str | Path) -> None:
@@ -34,17 +37,26 @@ def draw_layers(found: Mapping[str, xr.Dataset], numbers: Sequence[str], path: s
     tables = {name: by_layer(result) for name, result in found.items()}
     first = next(iter(tables.values()))
     columns = columns_of(first, numbers)
+    colours = dict(zip(tables, COLOURS.values(), strict=False))
     figure, panels = _panels(len(columns), 2.2, sharex=True)
     for axes, column in zip(panels, columns, strict=True):
         for name, table in tables.items():
             places = np.arange(len(table))
             if f"{column}_median" in table:
+                low, high = table[f"{column}_p10"], table[f"{column}_p90"]
                 axes.fill_between(
-                    places, table[f"{column}_p10"], table[f"{column}_p90"], alpha=0.2, linewidth=0
+                    places, low, high, color=colours[name], alpha=0.2, linewidth=0,
+                    label=f"{name}, 10 % to 90 % of units",
+                )  # fmt: skip
+                axes.plot(
+                    places,
+                    table[f"{column}_median"],
+                    marker=".",
+                    color=colours[name],
+                    label=f"{name}, median",
                 )
-                axes.plot(places, table[f"{column}_median"], marker=".", label=name)
             else:
-                axes.plot(places, table[column], marker=".", label=name)
+                axes.plot(places, table[column], marker=".", color=colours[name], label=f"{name}, units")
         axes.set_ylabel(_axis(next(iter(found.values())), str(column)))
     _name_layers(panels[-1], first["layer"].tolist())
     panels[0].legend(frameon=False)
@@ -52,31 +64,72 @@ def draw_layers(found: Mapping[str, xr.Dataset], numbers: Sequence[str], path: s
 
 
 def draw_spectra(found: Mapping[str, xr.Dataset], numbers: Sequence[str], path: str | Path) -> None:
-    """Draw each layer's share of power over frequency, one panel a result, the layers from light to dark.
+    """Draw the power of one Fourier coefficient over frequency, log-log: a panel a layer, a line a result.
 
-    A line is the mean over a layer's units, without DC, at the bins that its maps resolve. `numbers` changes nothing.
+    A line is the mean over a layer's units of the share of power in a radial bin, divided by the number of
+    coefficients in it, so that white noise is flat; without DC, at the bins that the maps resolve. All panels have
+    the same axes. `numbers` changes nothing.
 
     Raises:
         ActstatsError: a file that cannot be written, or no matplotlib.
     """
-    figure, panels = _panels(len(found), 3.4, sharex=True)
-    for axes, (name, result) in zip(panels, found.items(), strict=True):
-        curves = result["share"].groupby("layer").mean()
-        layers = list(dict.fromkeys(result["layer"].values.tolist()))
-        colours = require_extra("matplotlib", "analysis", "--plot").colormaps["viridis_r"]
-        for at, layer in enumerate(layers):
-            curve = curves.sel(layer=layer).dropna("frequency")
-            label = layer if at in (0, len(layers) - 1) else None
-            axes.plot(
-                curve["frequency"],
-                curve,
-                marker=".",
-                color=colours(at / max(1, len(layers) - 1)),
-                label=label,
-            )
-        axes.set(title=name, ylabel="share of power", ylim=(0, None))
-        axes.legend(frameon=False)
-    panels[-1].set_xlabel("cycles a pixel of the map")
+    curves = {name: _per_coefficient(result) for name, result in found.items()}
+    layers = list(dict.fromkeys(layer for curve in curves.values() for layer in curve))
+    figure, panels = _panels(len(layers), 2.2, columns=min(5, len(layers)), sharex=True, sharey=True)
+    for axes, layer in zip(panels, layers, strict=True):
+        for (name, curve), colour in zip(curves.items(), COLOURS.values(), strict=False):
+            if layer in curve:
+                axes.plot(*curve[layer], marker=".", markersize=3, linewidth=1, color=colour, label=name)
+        axes.set_xscale("log")
+        axes.set_yscale("log", nonpositive="mask")
+        axes.set_title(str(layer), fontsize=8)
+        axes.tick_params(labelsize=7)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, loc="outside upper center", ncols=len(labels) or 1)
+    figure.supxlabel("spatial frequency (cycles a pixel of the map)")
+    figure.supylabel("share of power of one coefficient")
+    _save(figure, path)
+
+
+def _per_coefficient(found: xr.Dataset) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """Return frequencies and the mean share of power per coefficient of each layer that resolves any."""
+    frequency = found["frequency"].values.astype(np.float64)
+    curves = {}
+    for layer, share in found["share"].groupby("layer"):
+        mean = share.mean("unit").values
+        # The number of coefficients in a ring grows with its radius; its constant only shifts the whole curve.
+        kept = np.isfinite(mean) & (frequency > 0)
+        if kept.any():
+            weight = 2 * np.pi * frequency[kept]
+            curves[str(layer)] = frequency[kept], mean[kept] / weight
+    order = dict.fromkeys(found["layer"].values.tolist())
+    return {layer: curves[layer] for layer in order if layer in curves}
+
+
+def draw_similarity(found: xr.Dataset, path: str | Path) -> None:
+    """Draw a heat map of layers by layers for each measure of `similarity`, with lines between the networks.
+
+    Raises:
+        ActstatsError: a file that cannot be written, or no matplotlib.
+    """
+    names = [str(name) for name in found]
+    figure, panels = _panels(len(names), 5.0)
+    networks = found["network"].values.tolist()
+    several = len(set(networks)) > 1
+    labels = [
+        f"{network} {layer}" if several else str(layer)
+        for network, layer in zip(networks, found["layer"].values.tolist(), strict=True)
+    ]
+    for axes, name in zip(panels, names, strict=True):
+        image = axes.imshow(found[name].values, vmin=0, vmax=1, cmap="viridis")
+        _name_layers(axes, labels)
+        places = range(0, len(labels), -(-len(labels) // 30))
+        axes.set_yticks(list(places), [labels[at] for at in places], fontsize=7)
+        for at in range(1, len(networks)):
+            if networks[at] != networks[at - 1]:
+                axes.axhline(at - 0.5, color="white", linewidth=1)
+                axes.axvline(at - 0.5, color="white", linewidth=1)
+        figure.colorbar(image, ax=axes, label=str(found[name].attrs.get("long_name", name)))
     _save(figure, path)
 
 
@@ -91,13 +144,15 @@ def draw_noise(found: xr.Dataset, path: str | Path) -> None:
     figure, panels = _panels(len(layers), 2.4, columns=min(5, len(layers)))
     for axes, layer in zip(panels, layers, strict=True):
         units = table[table["layer"] == layer]
-        for marked, style in ((False, "C0"), (True, "C3")):
-            some = units[units["outlier"] == marked]
-            axes.scatter(some["clean"], some["noisy"], s=8, color=style, label="outlier" if marked else None)
+        for marked, (label, style, sign) in enumerate(_MARKS):
+            some = units[units["outlier"] == bool(marked)]
+            axes.scatter(some["clean"], some["noisy"], s=10, color=style, marker=sign, label=label)
         end = float(np.nanmax(units[["clean", "noisy"]].to_numpy(), initial=0)) or 1.0
-        axes.plot([0, end], [0, end], color="grey", linewidth=0.8, zorder=0)
+        axes.plot([0, end], [0, end], color="grey", linewidth=0.8, zorder=0, label="no change")
         axes.set_title(str(layer), fontsize=8)
         axes.tick_params(labelsize=7)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, loc="outside upper center", ncols=len(labels))
     figure.supxlabel("total variation, clean")
     figure.supylabel("total variation, noisy")
     _save(figure, path)

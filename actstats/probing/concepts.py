@@ -117,6 +117,16 @@ class MaskFolder:
         self._folders = [path for path in folders if _category(path) in chosen]
         self._images = root / "images"
         self.source: Source = open_source(root, limit=limit)
+        # Masks that none of the images leads to would else be an image without concepts, all through.
+        if self.source.paths and not any(
+            (folder / Path(path).with_suffix(".png")).is_file()
+            for folder in self._folders
+            for path in self.source.paths
+        ):
+            raise ActstatsError(
+                f"none of the {len(self.source.paths):,} images in {root / 'images'} has a mask: the mask of "
+                f"images/NAME.jpg is masks/CATEGORY/NAME.png, with the same folders in NAME"
+            )
         named = _named(root / "labels.csv", chosen)
         names, belongs = [""], [-1]
         self._numbers: dict[str, tuple[int, int]] = {}

@@ -15,6 +15,8 @@ ANALYSES: Final = {
     "spectrum": "actstats_cli.analyses.spectrum",
     "selectivity": "actstats_cli.analyses.selectivity",
     "quantiles": "actstats_cli.analyses.quantiles",
+    "match": "actstats_cli.analyses.match",
+    "similarity": "actstats_cli.analyses.similarity",
     "shape-bias": "actstats_cli.analyses.shape_bias",
     "cues": "actstats_cli.analyses.cues",
     "dissect": "actstats_cli.analyses.dissect",

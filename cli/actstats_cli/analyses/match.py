@@ -1,0 +1,77 @@
+"""`actstats analyze match`: which unit of another network corresponds to each unit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from actstats_cli import options
+from actstats_cli.analyses import output
+
+VARIABLE = click.option(
+    "--variable",
+    type=click.Choice(["mean", "maximum"]),
+    default="mean",
+    show_default=True,
+    help="The value of a unit on an image that is compared.",
+)
+
+
+@click.command()
+@click.argument("first", type=click.Path(path_type=Path))
+@click.argument("second", type=click.Path(path_type=Path))
+@VARIABLE
+@click.option(
+    "--least",
+    type=click.FloatRange(0, 1),
+    default=0.5,
+    show_default=True,
+    help="The correlation on held-out images from which on two units are counterparts.",
+)
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="Of the halves and of the shuffled images."
+)
+@output.by
+@output.out
+@output.scheduler
+@options.as_json
+def match(
+    first: Path,
+    second: Path,
+    variable: str,
+    least: float,
+    seed: int,
+    by: str,
+    out: Path | None,
+    scheduler: str | None,
+    as_json: bool,
+) -> None:
+    """Find the counterpart of each unit of FIRST among the units of the same layer of SECOND.
+
+    Both are sweeps over the same images. held_out is the correlation on one half of the images with the unit chosen
+    on the other half, chance the best correlation with shuffled images, same_channel what pairing by channel gives.
+
+    \b
+        actstats analyze match standard.zarr robust.zarr
+        actstats analyze match standard.zarr robust.zarr --by unit --out matches.csv
+    """
+    from actstats.analysis import by_layer, notes, unit_table
+    from actstats.analysis import match as analysis
+    from actstats.store import open_dataset
+
+    with output.computing(scheduler):
+        found = analysis(open_dataset(first), open_dataset(second), variable, least=least, seed=seed)
+    if by == "unit":
+        table = unit_table(found)
+        shown = ["layer", "channel", "counterpart_channel", "correlation", "held_out", "margin", "chance"]
+    else:
+        table = by_layer(found.assign(matched=found["counterpart"] >= 0))
+        numbers = ("correlation", "held_out", "chance", "same_channel")
+        shown = ["layer", "units", "matched", *(f"{name}_median" for name in numbers)]
+    said = notes(found)
+    if found.attrs["images_not_finite"]:
+        said.append(
+            f"{found.attrs['images_not_finite']:,} images have a value that is not finite and are left out"
+        )
+    output.put(table, table[shown], said, out=out, as_json=as_json)

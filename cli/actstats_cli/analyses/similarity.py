@@ -1,0 +1,74 @@
+"""`actstats analyze similarity`: how alike the layers of one network or of several represent images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from actstats.errors import ActstatsError
+from actstats_cli import options
+from actstats_cli.analyses import output
+from actstats_cli.analyses.match import VARIABLE
+
+
+@click.command()
+@click.argument("stores", metavar="STORE...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--name", "names", multiple=True, metavar="NAME", help="What to call a store, once for each.")
+@VARIABLE
+@click.option(
+    "--sample",
+    type=click.IntRange(3, 20_000),
+    default=1000,
+    show_default=True,
+    help="Images in the dissimilarity matrices of RSA.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the draw of those images.")
+@output.out
+@output.plot
+@output.scheduler
+@options.as_json
+def similarity(
+    stores: tuple[Path, ...],
+    names: tuple[str, ...],
+    variable: str,
+    sample: int,
+    seed: int,
+    out: Path | None,
+    plot: Path | None,
+    scheduler: str | None,
+    as_json: bool,
+) -> None:
+    """Compare all layers with one another, within and across networks: linear CKA and RSA.
+
+    The stores are sweeps over the same images. A row for each pair of layers: cka, cka_unbiased (to be read where
+    there are fewer images than units), rsa. --plot draws them as heat maps.
+
+    \b
+        actstats analyze similarity googlenet.zarr --plot similarity.svg
+        actstats analyze similarity s.zarr r.zarr --name S --name R --out similarity.csv
+    """
+    from actstats.analysis import notes, plotting
+    from actstats.analysis import similarity as analysis
+    from actstats.store import open_dataset
+
+    if names and len(names) != len(stores):
+        raise ActstatsError(f"give --name once for each store: {len(stores)} times, not {len(names)}")
+    called = names or tuple(str(s) if len({x.name for x in stores}) < len(stores) else s.name for s in stores)
+    if len(set(called)) < len(called):
+        raise ActstatsError("two stores have one name: give each its own with --name")
+    with output.computing(scheduler):
+        opened = {name: open_dataset(store) for name, store in zip(called, stores, strict=True)}
+        found = analysis(opened, variable, sample=sample, seed=seed)
+    if plot is not None:
+        plotting.draw_similarity(found, plot)
+    table = found.to_dataframe().reset_index()
+    # The measures are symmetric: each pair once.
+    table = table[table["row"] <= table["column"]].drop(columns=["row", "column"])
+    table = table[["network", "layer", "other_network", "other_layer", "cka", "cka_unbiased", "rsa"]]
+    said = notes(found)
+    if found.attrs["images_not_finite"]:
+        said.append(
+            f"{found.attrs['images_not_finite']:,} images have a value that is not finite and are left out"
+        )
+    output.put(table, table, said, out=out, as_json=as_json, plot=plot)
