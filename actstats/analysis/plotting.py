@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from actstats.analysis.spectra import per_coefficient
 from actstats.analysis.tables import by_layer, columns_of
 from actstats.errors import ActstatsError
 from actstats.support import require_extra
@@ -73,7 +74,7 @@ def draw_spectra(found: Mapping[str, xr.Dataset], numbers: Sequence[str], path: 
     Raises:
         ActstatsError: a file that cannot be written, or no matplotlib.
     """
-    curves = {name: _per_coefficient(result) for name, result in found.items()}
+    curves = {name: _layer_curves(result) for name, result in found.items()}
     layers = list(dict.fromkeys(layer for curve in curves.values() for layer in curve))
     figure, panels = _panels(len(layers), 2.2, columns=min(5, len(layers)), sharex=True, sharey=True)
     for axes, layer in zip(panels, layers, strict=True):
@@ -91,19 +92,19 @@ def draw_spectra(found: Mapping[str, xr.Dataset], numbers: Sequence[str], path: 
     _save(figure, path)
 
 
-def _per_coefficient(found: xr.Dataset) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
-    """Return frequencies and the mean share of power per coefficient of each layer that resolves any."""
-    frequency = found["frequency"].values.astype(np.float64)
+def _layer_curves(found: xr.Dataset) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """Return frequencies and the mean share of power of a coefficient of each layer that resolves any."""
+    density, frequency = (values.values for values in per_coefficient(found))
+    layers = found["layer"].values
     curves = {}
-    for layer, share in found["share"].groupby("layer"):
-        mean = share.mean("unit").values
-        # The number of coefficients in a ring grows with its radius; its constant only shifts the whole curve.
-        kept = np.isfinite(mean) & (frequency > 0)
-        if kept.any():
-            weight = 2 * np.pi * frequency[kept]
-            curves[str(layer)] = frequency[kept], mean[kept] / weight
-    order = dict.fromkeys(found["layer"].values.tolist())
-    return {layer: curves[layer] for layer in order if layer in curves}
+    for layer in dict.fromkeys(layers.tolist()):
+        # A dead unit has no spectrum. The maps of a layer are of one size, and so resolve the same rings.
+        alive = np.flatnonzero(np.asarray(layers == layer) & np.isfinite(density).any(1))
+        if len(alive):
+            mean = density[alive].mean(0)
+            kept = np.isfinite(mean)
+            curves[str(layer)] = frequency[alive[0]][kept], mean[kept]
+    return curves
 
 
 def draw_similarity(found: xr.Dataset, path: str | Path) -> None:

@@ -74,6 +74,19 @@ def spectrum(dataset: xr.Dataset) -> xr.Dataset:
     )
 
 
+def per_coefficient(found: xr.Dataset) -> tuple[xr.DataArray, xr.DataArray]:
+    """Return the share of power of one coefficient, and the middle frequency of its ring, f64 [unit, frequency].
+
+    `found` is a result of `spectrum`. A share is that of a ring over the number of coefficients in the ring, so white
+    noise is flat. Both are NaN for DC and for rings that a unit's map does not resolve.
+    """
+    count, frequency = _rings(found["height"].values, found["width"].values)
+    share = found["share"].transpose("unit", "frequency")
+    known = (count > 0) & np.isfinite(share.values)
+    density = np.divide(share.values, count, out=np.full(count.shape, np.nan), where=known)
+    return share.copy(data=density), share.copy(data=np.where(known, frequency, np.nan))
+
+
 def _summary(
     power: NDArray[np.float64], count: NDArray[np.int64], frequency: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], ...]:

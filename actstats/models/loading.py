@@ -76,8 +76,8 @@ def load_from_manifest(
 ) -> tuple[nn.Module, Preprocessing]:
     """Rebuild the network that was swept from the attributes of its store.
 
-    Nothing that the attributes name is imported or called, so a stranger's store is safe to pass. Published
-    weights come from the cache, or are downloaded again.
+    Nothing that the attributes name is imported or called. The weights file that they name is opened, or downloaded
+    from its address: for a store that you do not trust give `weights` and `offline`.
 
     Args:
         attrs: attributes of the store; the entries `arch`, `weights` and `preprocessing` are read.

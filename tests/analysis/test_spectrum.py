@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from actstats.analysis import by_layer, spectrum
+from actstats.analysis.spectra import per_coefficient
 from tests.analysis.made import grating, make_store
 
 
@@ -65,3 +66,13 @@ def test_power_is_the_mean_over_the_images_that_were_read(tmp_path):
     dataset = make_store(tmp_path / "s.zarr", {"layer": maps}, unreadable=[1], stop_after=1)
     found = spectrum(dataset).compute()
     np.testing.assert_allclose(found["power"].sum("frequency"), (1 + 9 + 16) / 3 / 2, rtol=1e-5)
+
+
+def test_white_noise_is_flat_per_coefficient_into_the_corners(tmp_path):
+    maps = np.random.default_rng(0).normal(size=(40, 2, 32, 48)).astype(np.float32)
+    density, frequency = per_coefficient(spectrum(make_store(tmp_path / "n.zarr", {"layer": maps})).compute())
+    flat = density.values[:, 1:] * (32 * 48 - 1)
+    assert np.isfinite(flat).all()
+    np.testing.assert_allclose(flat, 1, atol=0.2)
+    assert np.isnan(density[:, 0]).all()
+    assert 0.5 < float(frequency.max()) <= np.sqrt(0.5)

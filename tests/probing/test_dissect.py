@@ -325,3 +325,13 @@ def test_what_does_not_fit_is_said_in_one_line(broden, tmp_path):
 def test_the_images_of_a_segmented_dataset_are_opened_without_its_masks(broden):
     assert open_source(broden).paths == [f"set/{index}.png" for index in range(9)]
     assert len(open_source(broden, limit=4)) == 4
+
+
+def test_masks_that_belong_to_no_image_are_refused_with_the_layout(tmp_path):
+    (tmp_path / "images" / "a").mkdir(parents=True)
+    (tmp_path / "masks" / "object").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(tmp_path / "images" / "a" / "x.png")
+    # One folder too high: images/a/x.png has its mask at masks/object/a/x.png.
+    Image.fromarray(np.full((8, 8), 1, dtype=np.uint8)).save(tmp_path / "masks" / "object" / "x.png")
+    with pytest.raises(ActstatsError, match=r"none of the 1 images .* masks/CATEGORY/NAME.png"):
+        open_segmented(tmp_path)

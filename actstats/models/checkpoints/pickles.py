@@ -2,7 +2,7 @@ r"""A pickle read as plain data: tensors are noted, all else that it names stays
 
 Python's own unpickler imports what a pickle names, and calls it. This one has no way to do either: it handles
 numbers, texts, bytes, lists, tuples, sets and dicts, does by name the few functions that PyTorch rebuilds tensors
-with (`makers`), and puts a `Foreign` in the place of everything else. `pickletools` splits the bytes into opcodes;
+with, and puts a `Foreign` in the place of everything else. `pickletools` splits the bytes into opcodes;
 its readers run nothing.
 
 >>> import io, pickle
