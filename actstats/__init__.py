@@ -26,9 +26,10 @@ if TYPE_CHECKING:
     from actstats.models import Loaded, load_from_manifest, load_model
     from actstats.store import open_dataset
     from actstats.store.merging import merge
-    from actstats.sweeping.planning import SweepPlan, plan, sweep
+    from actstats.sweeping.planning import SweepPlan, plan
     from actstats.sweeping.progress import Summary
     from actstats.sweeping.settings import Execution, Settings
+    from actstats.sweeping.sweeps import sweep
 
 __all__ = [
     "ActstatsError",
@@ -67,7 +68,7 @@ _HOMES = {
     "open_source": "data",
     "plan": "sweeping.planning",
     "select_layers": "layers",
-    "sweep": "sweeping.planning",
+    "sweep": "sweeping.sweeps",
 }
 
 

@@ -22,8 +22,8 @@ from actstats.data import Source
 from actstats.models import Loaded
 from actstats.report.findings import MEASURES, count_layers
 from actstats.store import open_dataset
-from actstats.sweeping.planning import sweep
 from actstats.sweeping.progress import Progress, Started, Summary
+from actstats.sweeping.sweeps import sweep
 
 _NAMES = {measure.key: measure.name for measure in MEASURES}
 COMPARED: Final = {

@@ -1,5 +1,5 @@
 """Sweeps: from images and a network to a store.
 
-`planning.plan` makes a `SweepPlan`, which `run`s. `settings.Settings` decide its numbers, `settings.Execution` how it
-is computed.
+`planning.plan` makes a `SweepPlan`, which `run`s; `sweeps.sweep` is both. `settings.Settings` decide its numbers,
+`settings.Execution` how it is computed.
 """

@@ -1,4 +1,4 @@
-"""A sweep as an object: `plan` finds out all about it and writes nothing, `SweepPlan.run` does it, `sweep` is both.
+"""A sweep as an object: `plan` finds out all about it and writes nothing, `SweepPlan.run` does it.
 
 A plan is its manifest and the place of its store. Network and images are references, a source with a checksum
 and a spec with a fingerprint, from which another process opens them again: so a plan can be pickled, kept as
@@ -27,7 +27,7 @@ from actstats.metrics import Chosen, resolve_metrics
 from actstats.store import Schema, Store, parse_compression
 from actstats.store import manifest as manifests
 from actstats.store.store import missing_error
-from actstats.support import named_object, sha256_of
+from actstats.support import named_object
 from actstats.sweeping.settings import Execution, Settings, names_of, require_known
 
 if TYPE_CHECKING:
@@ -495,7 +495,7 @@ def plan(
     target = find_device(device)
     chain = parse(decided.distort)
     source = open_source(images, limit=limit) if isinstance(images, str | Path) else images
-    asked = _request(model, weights, robust, seed, device)
+    asked = request(model, weights, robust, seed, device)
     if isinstance(model, str):
         model = load_model(model, weights, robust=robust, seed=seed, offline=offline)
     loaded = _with_preprocessing(model, preprocessing)
@@ -550,101 +550,7 @@ def plan(
     return made
 
 
-def sweep(
-    model: str | nn.Module | Loaded,
-    images: str | Path | Source,
-    store: str | Path,
-    *,
-    device: str = "auto",
-    **options: Any,
-) -> Summary:
-    """Compute statistics of every unit of `model` over `images`, in one pass, into the store at `store`.
-
-    It is `plan(model, images, store, ...).run(...)`. An interrupted sweep resumes where it stopped: call it
-    again with the same arguments.
-
-    Args:
-        model: an architecture's name, a `Loaded` model, or a module of your own (which needs `preprocessing`).
-        images: a folder, tar files or `"demo"` (see `open_source`), or an open source.
-        store: path of the Zarr store, created if missing.
-        device: "cpu", "cuda", "cuda:1", or "auto": a GPU if there is one.
-        **options: the other arguments of `plan` (weights, robust, seed, offline, preprocessing, limit), the fields of
-            `Settings` (layers, metrics, batch_size, ...) and those of `Execution` (workers, part, strict, overwrite,
-            on_start, on_progress).
-
-    Returns:
-        A summary of this run.
-
-    Raises:
-        ActstatsError: anything that the user can mend, in one line. Completed partitions are kept.
-        KeyboardInterrupt: on Ctrl-C, after the partition that is being written is complete.
-    """
-    running = [name for name in names_of(Execution) if name != "device"]
-    require_known(options, "sweep", *_PLANNING, *names_of(Settings), *running)
-    execution = {name: options.pop(name) for name in running if name in options}
-    Execution(**execution)  # checked before anything is loaded
-    finished = _complete_already(model, images, store, device, options)
-    return finished or plan(model, images, store, device=device, **options).run(**execution, device=device)
-
-
-_PLANNING: Final = ("weights", "robust", "seed", "offline", "preprocessing", "limit")
-
-
-def _complete_already(
-    model: Any, images: Any, store: str | Path, device: str, options: Mapping[str, Any]
-) -> Summary | None:
-    """Return the summary of a sweep that is complete, without loading the network; None where that takes more.
-
-    What an architecture's name and a file stand for is known without; what code of the caller's own stands
-    for is not.
-    """
-    if (
-        not isinstance(model, str)
-        or ":" in model
-        or not isinstance(images, str | Path)
-        or not Path(store).exists()
-    ):
-        return None
-    settings = Settings(**{name: value for name, value in options.items() if name in names_of(Settings)})
-    if settings.custom or options.get("preprocessing") is not None:
-        return None
-    found = Store.open(store)
-    manifest, data = found.manifest, found.manifest["data"]
-    asked = _request(
-        model, options.get("weights", "default"), options.get("robust"), options.get("seed", 0), device
-    )
-    if (
-        manifest["actstats"] != manifests.FORMAT
-        or manifest.get("request") != asked
-        or manifest["versions"] != manifests.versions()
-        or Settings.from_manifest(manifest) != settings
-        or not found.completed.all()
-        or found.missing_objects()
-        or (found.statuses() == MISSING).any()
-    ):
-        return None
-    if manifest["weights"]["source"].startswith("file:"):
-        file = Path(str(options.get("weights")).partition("#")[0]).expanduser()
-        if not file.is_file() or sha256_of(file) != manifest["weights"].get("file_sha256"):
-            return None
-    from actstats.data import open_source
-    from actstats.sweeping.progress import Progress, Summary
-
-    source = open_source(images, limit=options.get("limit"))
-    if (len(source), source.fingerprint) != (data["images"], data["fingerprint"]):
-        return None
-    return Summary(
-        store=found.path,
-        images=data["images"],
-        units=sum(layer["units"] for layer in manifest["layers"]),
-        layers=len(manifest["layers"]),
-        progress=Progress(0, 0, 0, 0.0, 0.0),
-        partitions=0,
-        complete=True,
-    )
-
-
-def _request(
+def request(
     model: Any, weights: str, robust: str | bool | None, seed: int, device: str
 ) -> dict[str, Any] | None:
     """Return by which words a network was asked for; None for one that was handed over."""
@@ -724,74 +630,3 @@ def _device_of(model: nn.Module) -> torch.device:
     import torch
 
     return next((p.device for p in model.parameters()), torch.device("cpu"))
-
-
-@dataclass(frozen=True)
-class LayerListing:
-    """Layers of a network, and what a sweep of them would store.
-
-    Attributes:
-        layers: those listed, in the order of execution.
-        presets: the presets that each of them is in, by its name.
-        refused: the calls whose output cannot be hooked, by layer name, each with the reason.
-        never_ran: the modules that were never called, each with the likely reason.
-        schema: what a sweep of `layers` stores.
-    """
-
-    layers: tuple[Layer, ...]
-    presets: Mapping[str, tuple[str, ...]]
-    refused: Mapping[str, str]
-    never_ran: Mapping[str, str]
-    schema: Schema
-
-    @property
-    def bytes_per_image(self) -> int:
-        """Size of one image's values, before compression."""
-        return self.schema.bytes(per_image=True, images=1)
-
-    @property
-    def bytes_per_partition(self) -> int:
-        """Size of what is summed over one partition, before compression."""
-        return self.schema.bytes(per_image=False, images=1)
-
-
-def list_layers(
-    arch: str,
-    weights: str | Path = "none",
-    *,
-    robust: str | bool | None = None,
-    seed: int = 0,
-    offline: bool = False,
-    layers: Sequence[str] = (),
-    **settings: Any,
-) -> LayerListing:
-    """Run `arch` once and return what can be hooked; with `layers`, only those that they select.
-
-    The arguments are those of `plan`; of `Settings`, those that decide the size of a store.
-
-    Raises:
-        ActstatsError: an unknown architecture, layer or metric.
-    """
-    import torch
-
-    from actstats.layers import probe, select
-    from actstats.models import load_model
-
-    decided = Settings(**settings)
-    loaded = load_model(arch, str(weights), robust=robust, seed=seed, offline=offline)
-    probed = probe(loaded.model, torch.zeros(2, *loaded.preprocessing.shape))
-    found = select(probed, layers) if layers else [candidate.layer for candidate in probed.candidates]
-    schema = Schema.of(
-        resolve_metrics(decided.metrics, decided.custom),
-        found,
-        _MANY_IMAGES,
-        partition_size=decided.partition_size,
-        top_k=decided.top_k,
-        per_image=decided.per_image,
-    )
-    presets = {candidate.layer.name: candidate.presets for candidate in probed.candidates}
-    return LayerListing(tuple(found), presets, probed.refused, probed.never_ran, schema)
-
-
-_MANY_IMAGES: Final = 10**9
-"""More than a partition holds, whatever its size."""

@@ -11,7 +11,7 @@ from actstats_cli import options
 from actstats_cli.printing import count, print_json, size, table
 
 if TYPE_CHECKING:
-    from actstats.sweeping.planning import LayerListing
+    from actstats.sweeping.listing import LayerListing
 
 IMAGES: Final = (50_000, 1_281_167)
 """Images of ImageNet's validation and training sets."""
@@ -43,7 +43,7 @@ def layers(arch: str, weights: str | None, metrics: tuple[str, ...], as_json: bo
         actstats layers --arch googlenet --layers conv
         actstats layers --arch alexnet --layers 'features.*' --metrics mean,total_variation
     """
-    from actstats.sweeping.planning import list_layers
+    from actstats.sweeping.listing import list_layers
 
     if metrics:
         settings["metrics"] = metrics

@@ -1,0 +1,115 @@
+"""`sweep`: plan and run in one call, answered from the store alone where that is complete already."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from actstats.data import MISSING
+from actstats.store import Store
+from actstats.store import manifest as manifests
+from actstats.support import sha256_of
+from actstats.sweeping.planning import plan, request
+from actstats.sweeping.settings import Execution, Settings, names_of, require_known
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from actstats.data import Source
+    from actstats.models import Loaded
+    from actstats.sweeping.progress import Summary
+
+
+def sweep(
+    model: str | nn.Module | Loaded,
+    images: str | Path | Source,
+    store: str | Path,
+    *,
+    device: str = "auto",
+    **options: Any,
+) -> Summary:
+    """Compute statistics of every unit of `model` over `images`, in one pass, into the store at `store`.
+
+    It is `plan(model, images, store, ...).run(...)`. An interrupted sweep resumes where it stopped: call it
+    again with the same arguments.
+
+    Args:
+        model: an architecture's name, a `Loaded` model, or a module of your own (which needs `preprocessing`).
+        images: a folder, tar files or `"demo"` (see `open_source`), or an open source.
+        store: path of the Zarr store, created if missing.
+        device: "cpu", "cuda", "cuda:1", or "auto": a GPU if there is one.
+        **options: the other arguments of `plan` (weights, robust, seed, offline, preprocessing, limit), the fields of
+            `Settings` (layers, metrics, batch_size, ...) and those of `Execution` (workers, part, strict, overwrite,
+            on_start, on_progress).
+
+    Returns:
+        A summary of this run.
+
+    Raises:
+        ActstatsError: anything that the user can mend, in one line. Completed partitions are kept.
+        KeyboardInterrupt: on Ctrl-C, after the partition that is being written is complete.
+    """
+    running = [name for name in names_of(Execution) if name != "device"]
+    require_known(options, "sweep", *_PLANNING, *names_of(Settings), *running)
+    execution = {name: options.pop(name) for name in running if name in options}
+    Execution(**execution)  # checked before anything is loaded
+    finished = _complete_already(model, images, store, device, options)
+    return finished or plan(model, images, store, device=device, **options).run(**execution, device=device)
+
+
+_PLANNING: Final = ("weights", "robust", "seed", "offline", "preprocessing", "limit")
+
+
+def _complete_already(
+    model: Any, images: Any, store: str | Path, device: str, options: Mapping[str, Any]
+) -> Summary | None:
+    """Return the summary of a sweep that is complete, without loading the network; None where that takes more.
+
+    What an architecture's name and a file stand for is known without; what code of the caller's own stands
+    for is not.
+    """
+    if (
+        not isinstance(model, str)
+        or ":" in model
+        or not isinstance(images, str | Path)
+        or not Path(store).exists()
+    ):
+        return None
+    settings = Settings(**{name: value for name, value in options.items() if name in names_of(Settings)})
+    if settings.custom or options.get("preprocessing") is not None:
+        return None
+    found = Store.open(store)
+    manifest, data = found.manifest, found.manifest["data"]
+    asked = request(
+        model, options.get("weights", "default"), options.get("robust"), options.get("seed", 0), device
+    )
+    if (
+        manifest["actstats"] != manifests.FORMAT
+        or manifest.get("request") != asked
+        or manifest["versions"] != manifests.versions()
+        or Settings.from_manifest(manifest) != settings
+        or not found.completed.all()
+        or found.missing_objects()
+        or (found.statuses() == MISSING).any()
+    ):
+        return None
+    if manifest["weights"]["source"].startswith("file:"):
+        file = Path(str(options.get("weights")).partition("#")[0]).expanduser()
+        if not file.is_file() or sha256_of(file) != manifest["weights"].get("file_sha256"):
+            return None
+    from actstats.data import open_source
+    from actstats.sweeping.progress import Progress, Summary
+
+    source = open_source(images, limit=options.get("limit"))
+    if (len(source), source.fingerprint) != (data["images"], data["fingerprint"]):
+        return None
+    return Summary(
+        store=found.path,
+        images=data["images"],
+        units=sum(layer["units"] for layer in manifest["layers"]),
+        layers=len(manifest["layers"]),
+        progress=Progress(0, 0, 0, 0.0, 0.0),
+        partitions=0,
+        complete=True,
+    )
