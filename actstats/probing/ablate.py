@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,8 +21,8 @@ from actstats.errors import ActstatsError
 from actstats.layers import Layer
 from actstats.models import Loaded
 from actstats.probing.cue_conflict import stimuli, stimuli_readout
-from actstats.probing.forward import Advance, Subset, inputs, prepared, running
-from actstats.probing.readout import Readout, class_names, labelled_readout, output_count
+from actstats.probing.forward import Passes, Subset, inputs, prepared, running
+from actstats.probing.readout import NearestMean, Readout, labelled_readout, nearest_mean
 from actstats.probing.resume import Ablated, ablated
 from actstats.probing.unit_sets import UnitSet, check_units
 
@@ -33,20 +32,6 @@ INTACT = "intact"
 Decisions = NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class Passes:
-    """How the passes are made: `at_once` ablations of `batch_size` images in one, `workers` threads that decode.
-
-    `device` is "cpu", "cuda", or "auto"; `advance` is called with what is done and the total, in images times sets.
-    """
-
-    batch_size: int = 32
-    at_once: int = 8
-    device: str = "auto"
-    workers: int | None = None
-    advance: Advance | None = None
-
-
 def ablate_accuracy(
     loaded: Loaded,
     source: Source,
@@ -54,6 +39,8 @@ def ablate_accuracy(
     sets: Sequence[UnitSet],
     *,
     classes: Sequence[str] | None = None,
+    learn_from: Source | None = None,
+    at_once: int = 8,
     passes: Passes | None = None,
 ) -> pd.DataFrame:
     """Return the accuracy on labelled images with each set of units at zero.
@@ -64,7 +51,10 @@ def ablate_accuracy(
         layers: where the units are (`select_layers`).
         sets: units to be set to zero together.
         classes: names of the network's outputs in order; None: as its weights file has them, or ImageNet's.
-        passes: batch sizes, device, progress.
+        learn_from: other images of the same classes, for a network that has other classes: an image is said to be of
+            the class whose mean outputs on these, with no unit at zero, are nearest. None: as the outputs are named.
+        at_once: ablations in one pass, each of a batch of images.
+        passes: batch size, device, progress over the images.
 
     Returns:
         A row for the network `intact` and one for each set: `ablation`, `layers`, `units` (at zero), `images`,
@@ -75,13 +65,13 @@ def ablate_accuracy(
         ActstatsError: units that the layers lack, images without classes, or classes that the network cannot say.
     """
     passes = passes or Passes()
-    target = _checked(loaded, layers, sets, passes)
-    names = class_names(loaded) if classes is None else classes
-    readout, truth = labelled_readout(output_count(loaded, target), source, names)
+    target = _checked(loaded, layers, sets, at_once, passes)
+    learned = None if learn_from is None else nearest_mean(loaded, learn_from, target, passes)
+    readout, truth = labelled_readout(loaded, source, target, classes=classes, learned=learned)
     shown = np.flatnonzero(truth != NO_LABEL)
     counts = np.zeros((len(sets) + 1, 4), dtype=np.int64)
     for at, rows, intact, decided in _decisions(
-        loaded, Subset(source, shown.tolist()), layers, sets, readout, target, passes
+        loaded, Subset(source, shown.tolist()), layers, sets, readout, target, at_once, passes
     ):
         right, before = decided == truth[shown[rows]], intact == truth[shown[rows]]
         counts[at] += len(rows), right.sum(), (before & ~right).sum(), (right & ~before).sum()
@@ -108,6 +98,8 @@ def ablate_decisions(
     sets: Sequence[UnitSet],
     *,
     classes: Sequence[str] | None = None,
+    learn_from: Source | None = None,
+    at_once: int = 8,
     passes: Passes | None = None,
 ) -> pd.DataFrame:
     """Return how a network decides cue-conflict stimuli, by shape or by texture, with each set of units at zero.
@@ -126,9 +118,9 @@ def ablate_decisions(
         ActstatsError: units that the layers lack, no stimuli, or a network that knows fewer than two categories.
     """
     passes = passes or Passes()
-    target = _checked(loaded, layers, sets, passes)
+    target = _checked(loaded, layers, sets, at_once, passes)
     shown = stimuli(source)
-    readout = stimuli_readout(loaded, output_count(loaded, target), shown, classes)
+    readout = stimuli_readout(loaded, target, shown, classes=classes, learn_from=learn_from, passes=passes)
     known = shown["shape"].isin(readout.names) & shown["texture"].isin(readout.names)
     shown = shown[known & (shown["shape"] != shown["texture"])].reset_index(drop=True)
     if shown.empty:
@@ -141,7 +133,9 @@ def ablate_decisions(
     }
     counts = np.zeros((len(sets) + 1, 5), dtype=np.int64)
     chosen = Subset(source, shown["image"].tolist())
-    for at, rows, intact, decided in _decisions(loaded, chosen, layers, sets, readout, target, passes):
+    for at, rows, intact, decided in _decisions(
+        loaded, chosen, layers, sets, readout, target, at_once, passes
+    ):
         shape, texture = (decided == cues[cue][rows] for cue in ("shape", "texture"))
         before = intact == cues["shape"][rows]
         counts[at] += len(rows), shape.sum(), texture.sum(), (before & ~shape).sum(), (shape & ~before).sum()
@@ -168,12 +162,12 @@ def ablate_decisions(
 
 
 def _checked(
-    loaded: Loaded, layers: Sequence[Layer], sets: Sequence[UnitSet], passes: Passes
+    loaded: Loaded, layers: Sequence[Layer], sets: Sequence[UnitSet], at_once: int, passes: Passes
 ) -> torch.device:
     if not sets:
         raise ActstatsError("no set of units was given to be ablated")
-    if passes.at_once < 1:
-        raise ActstatsError(f"the ablations in one pass are {passes.at_once}; they must be at least 1")
+    if at_once < 1:
+        raise ActstatsError(f"the ablations in one pass are {at_once}; they must be at least 1")
     check_units(sets, layers)
     return prepared(loaded, passes.device)
 
@@ -183,8 +177,9 @@ def _decisions(
     source: Source,
     layers: Sequence[Layer],
     sets: Sequence[UnitSet],
-    readout: Readout,
+    readout: Readout | NearestMean,
     device: torch.device,
+    at_once: int,
     passes: Passes,
 ) -> Iterator[tuple[int, NDArray[np.int64], Decisions, Decisions]]:
     """Yield, for each batch, (0, rows, intact, intact), then (1 + set, rows, intact, decided) for every set."""
@@ -193,12 +188,11 @@ def _decisions(
     for index, chosen in enumerate(sets):
         groups.setdefault(tuple(sorted(chosen.units)), []).append(index)
     ways: dict[tuple[str, ...], Ablated] = {}
-    done, total = 0, len(source) * len(sets)
-    batches = inputs(loaded, source, device, batch_size=passes.batch_size, workers=passes.workers)
+    batches = inputs(loaded, source, device, passes)
     with closing(batches):
         while True:
             # Inference mode is left before each `yield`, so that it never holds in the caller's code.
-            with running(loaded, passes.batch_size, f" and --at-once {passes.at_once}"):
+            with running(loaded, passes.batch_size, f" and `at_once={at_once}`"):
                 found = next(batches, None)
                 if found is None:
                     return
@@ -210,17 +204,14 @@ def _decisions(
                     if names not in ways:
                         ways[names] = ablated(loaded.model, [by_name[name] for name in names], images)
                     ways[names].record(images)
-                    for start in range(0, len(members), passes.at_once):
-                        part = members[start : start + passes.at_once]
+                    for start in range(0, len(members), at_once):
+                        part = members[start : start + at_once]
                         masks = {
                             name: _mask([sets[i] for i in part], by_name[name]).to(device) for name in names
                         }
                         outputs = ways[names].outputs(masks)
                         decided = readout.decide(outputs.flatten(0, 1)).reshape(len(part), len(rows))
                         results += [(1 + i, rows, intact, row) for i, row in zip(part, decided, strict=True)]
-                        done += len(part) * (batch.stop - batch.start)
-                        if passes.advance is not None:
-                            passes.advance(done, total)
             yield from results
 
 

@@ -18,8 +18,8 @@ from actstats.data import NO_LABEL, Source
 from actstats.distort import Chain
 from actstats.errors import ActstatsError
 from actstats.models import Loaded
-from actstats.probing.forward import Advance, logits, prepared
-from actstats.probing.readout import class_names, labelled_readout, output_count
+from actstats.probing.forward import Passes, logits, prepared
+from actstats.probing.readout import labelled_readout, nearest_mean
 
 CLEAN = "clean"
 """The name of the version that nothing was done to."""
@@ -41,10 +41,8 @@ def cue_accuracy(
     *,
     classes: Sequence[str] | None = None,
     correct_only: bool = False,
-    batch_size: int = 32,
-    device: str = "auto",
-    workers: int | None = None,
-    advance: Advance | None = None,
+    learn_from: Source | None = None,
+    passes: Passes | None = None,
 ) -> pd.DataFrame:
     """Return each network's accuracy on the clean images and on each version of them.
 
@@ -55,10 +53,9 @@ def cue_accuracy(
         classes: names of the networks' outputs in order; None: as their weights have them, or ImageNet's.
         correct_only: count only the images whose clean version all the networks get right ("ImageNet-CL" in the
             paper); another source's images belong to the clean ones of the same path, endings aside.
-        batch_size: images a forward pass.
-        device: "cpu", "cuda", or "auto".
-        workers: threads that decode; None: one for each core but at most 8.
-        advance: called after each batch, with the images done of this version and network.
+        learn_from: other images of the same classes, for networks that have other classes: an image is said to be of
+            the class whose mean outputs on these are nearest (`NearestMean`). None: what the outputs stand for.
+        passes: batch size, device, progress (of one version and network at a time).
 
     Returns:
         A row for each version, `clean` first, and network: `version`, `network`, `images`, `correct`, `accuracy`,
@@ -77,24 +74,16 @@ def cue_accuracy(
     if again:
         raise ActstatsError(f"two versions of the images have the name {again[0]!r}")
     right: dict[str, dict[str, NDArray[np.int8]]] = {version.name: {} for version in named}
+    passes = passes or Passes()
     for network, loaded in networks.items():
-        target = prepared(loaded, device)
-        outputs = output_count(loaded, target)
-        names = class_names(loaded) if classes is None else classes
+        target = prepared(loaded, passes.device)
+        learned = None if learn_from is None else nearest_mean(loaded, learn_from, target, passes)
         for version in named:
             if version.chain is not None:
                 version.chain.check(loaded.preprocessing)
             images = version.source or source
-            readout, truth = labelled_readout(outputs, images, names)
-            rows, found = logits(
-                loaded,
-                images,
-                target,
-                batch_size=batch_size,
-                workers=workers,
-                chain=version.chain,
-                advance=advance,
-            )
+            readout, truth = labelled_readout(loaded, images, target, classes=classes, learned=learned)
+            rows, found = logits(loaded, images, target, passes, version.chain)
             said = np.full(len(images), -1, dtype=np.int8)
             said[rows] = readout.decide(found) == truth[rows]
             said[truth == NO_LABEL] = -1

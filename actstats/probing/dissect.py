@@ -24,7 +24,7 @@ from actstats.errors import ActstatsError
 from actstats.layers import Layer, watch
 from actstats.models import Loaded
 from actstats.probing.concepts import Concepts, Labels, Segmented
-from actstats.probing.forward import Advance, inputs, prepared, running
+from actstats.probing.forward import Passes, inputs, prepared, running
 from actstats_kernels.overlap import add_overlap
 
 TOP: Final = 0.005
@@ -55,10 +55,7 @@ def overlaps(
     threshold: NDArray[np.float64],
     *,
     resolution: int | None = None,
-    batch_size: int = 32,
-    device: str = "auto",
-    workers: int | None = None,
-    advance: Advance | None = None,
+    passes: Passes | None = None,
 ) -> xr.Dataset:
     """Count, in one pass over the images, where each unit is active (above its threshold) and what is labelled there.
 
@@ -68,10 +65,7 @@ def overlaps(
         layers: those whose units are dissected (`select_layers`).
         threshold: of each unit, f64 [unit], the layers' units one after the other (`thresholds`).
         resolution: rows and columns of the grid; None: 112, or the network's input if that is smaller.
-        batch_size: images a forward pass.
-        device: "cpu", "cuda", or "auto".
-        workers: threads that decode; None: one for each core but at most 8.
-        advance: called after each batch.
+        passes: batch size, device, progress.
 
     Returns:
         Integers: `intersection` i64 [unit, concept], the positions that are active and labelled; `active` i64 [unit,
@@ -88,10 +82,11 @@ def overlaps(
     grid = min(RESOLUTION, loaded.preprocessing.crop) if resolution is None else resolution
     if grid < 1:
         raise ActstatsError(f"the resolution is {grid}; it must be at least 1")
-    target = prepared(loaded, device)
+    passes = passes or Passes()
+    target = prepared(loaded, passes.device)
     counts = _Counts(concepts, layers, threshold, target)
     pool = ThreadPoolExecutor(
-        max(1, workers if workers is not None else 4), thread_name_prefix="actstats-masks"
+        max(1, passes.workers if passes.workers is not None else 4), thread_name_prefix="actstats-masks"
     )
 
     def labelled(index: int) -> NDArray[np.int32] | None:
@@ -102,9 +97,14 @@ def overlaps(
         except ImageError:
             return None
 
-    passes = inputs(loaded, segmented.source, target, batch_size=batch_size, workers=workers, advance=advance)
-    with pool, running(loaded, batch_size), closing(passes), watch(loaded.model, layers, counts.update):
-        for batch, images in passes:
+    batches = inputs(loaded, segmented.source, target, passes)
+    with (
+        pool,
+        running(loaded, passes.batch_size),
+        closing(batches),
+        watch(loaded.model, layers, counts.update),
+    ):
+        for batch, images in batches:
             counts.labels = list(pool.map(labelled, (batch.position + batch.start).tolist()))
             loaded.model(images)
     return counts.dataset(len(segmented.source))

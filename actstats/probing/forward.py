@@ -1,9 +1,10 @@
-"""A network over a source of images, batch by batch: the loop that analyses share."""
+"""A network over a source of images, batch by batch: the loop that everything here shares, around `Feed`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,11 +17,27 @@ from actstats.data.loader import split
 from actstats.distort import Chain
 from actstats.errors import ActstatsError
 from actstats.models import Loaded
-from actstats.sweeping.batches import Feed
+from actstats.sweeping.batches import Feed, OnProgress
 from actstats.sweeping.device import find_device, in_eval_mode, out_of_memory_explained, to_device
 
-Advance = Callable[[int, int], None]
-"""Called after each batch with the images that are done, and their total."""
+
+@dataclass(frozen=True)
+class Passes:
+    """How images pass through a network.
+
+    Attributes:
+        batch_size: images per forward pass.
+        device: "cpu", "cuda", "cuda:1", or "auto": a GPU if there is one.
+        workers: threads that decode images; None: one per core, at most 8.
+        decode: "pillow", or "device" to decode on the network's device, as `Settings.decode`.
+        on_progress: called after each batch.
+    """
+
+    batch_size: int = 32
+    device: str = "auto"
+    workers: int | None = None
+    decode: str = "pillow"
+    on_progress: OnProgress | None = None
 
 
 class Subset:
@@ -39,6 +56,12 @@ class Subset:
     def image(self, index: int) -> Image.Image:
         """Return image `index` of the subset, decoded, in mode RGB; raises `ImageError`; thread-safe."""
         return self._source.image(self._indices[index])
+
+
+def halves(source: Source) -> tuple[Subset, Subset]:
+    """Return every other image of each class of a source, and the rest."""
+    ordered = np.argsort(source.labels, kind="stable")
+    return tuple(Subset(source, np.sort(ordered[start::2]).tolist()) for start in (0, 1))  # type: ignore[return-value]
 
 
 def prepared(loaded: Loaded, device: str) -> torch.device:
@@ -67,33 +90,29 @@ def inputs(
     loaded: Loaded,
     source: Source,
     device: torch.device,
-    *,
-    batch_size: int = 32,
-    workers: int | None = None,
+    passes: Passes,
     chain: Chain | None = None,
-    advance: Advance | None = None,
 ) -> Generator[tuple[Batch, Tensor], None, None]:
     """Yield each batch with a readable image, and the network's input for it, f32 [n, 3, H, W] on `device`.
 
-    Run it inside `running`, and close it. `chain` distorts each cropped image (`actstats.distort`); `advance` counts
-    every image, those that cannot be read too.
+    Run it inside `running`, and close it. `chain` distorts each cropped image (`actstats.distort`).
 
     Raises:
         ActstatsError: no image that can be read.
     """
     total, read = len(source), 0
-    report = None if advance is None else lambda progress: advance(progress.done, progress.total)
     feed = Feed(
         loaded,
         source,
         device,
-        split(0, total, batch_size),
+        split(0, total, passes.batch_size),
         chain=chain,
-        workers=workers,
-        on_progress=report,
+        decode=passes.decode,
+        workers=passes.workers,
+        on_progress=passes.on_progress,
     )
-    with closing(iter(feed)) as passes:
-        for batch, images in passes:
+    with closing(iter(feed)) as found:
+        for batch, images in found:
             read += len(batch.position)
             if images is not None:
                 yield batch, images
@@ -106,19 +125,14 @@ def logits(
     loaded: Loaded,
     source: Source,
     device: torch.device,
-    *,
-    batch_size: int = 32,
-    workers: int | None = None,
+    passes: Passes,
     chain: Chain | None = None,
-    advance: Advance | None = None,
 ) -> tuple[NDArray[np.int64], Tensor]:
     """Return which images could be read, i64 [n], and the network's outputs for them, f32 [n, outputs] on the CPU."""
     rows, found = [], []
-    passes = inputs(
-        loaded, source, device, batch_size=batch_size, workers=workers, chain=chain, advance=advance
-    )
-    with running(loaded, batch_size), closing(passes):
-        for batch, images in passes:
+    batches = inputs(loaded, source, device, passes, chain)
+    with running(loaded, passes.batch_size), closing(batches):
+        for batch, images in batches:
             rows.append(batch.position + batch.start)
             found.append(loaded.model(images).float().cpu())
     return np.concatenate(rows), torch.cat(found)

@@ -1,4 +1,4 @@
-"""From a network's outputs to named decisions: its own classes, ImageNet's, or entry-level categories.
+"""From a network's outputs to named decisions: its own classes, ImageNet's, entry-level categories, or learned ones.
 
 >>> import torch
 >>> readout = Readout(("cat", "dog"), ((0, 1), (2,)))
@@ -19,6 +19,7 @@ from torch import Tensor
 from actstats.data import NO_LABEL, Source
 from actstats.errors import ActstatsError
 from actstats.models import Loaded
+from actstats.probing.forward import Passes, logits
 from actstats.probing.imagenet import CATEGORIES, SYNSETS
 from actstats.sweeping.device import in_eval_mode
 
@@ -50,6 +51,36 @@ class Readout:
         """Return the forced choice among those of `names` that can be said, in this readout's order."""
         kept = [index for index, name in enumerate(self.names) if name in set(names)]
         return Readout(tuple(self.names[i] for i in kept), tuple(self.groups[i] for i in kept))
+
+
+@dataclass(frozen=True)
+class NearestMean:
+    """What a network's outputs were seen to mean: `names`, and the mean outputs of each, f64 [names, outputs]."""
+
+    names: tuple[str, ...]
+    means: Tensor
+
+    def decide(self, logits: Tensor) -> NDArray[np.int64]:
+        """Return for each image, i64 [N], the name whose mean outputs are nearest (Euclidean); the lowest on ties."""
+        chosen: NDArray[np.int64] = torch.cdist(logits.double().cpu(), self.means).numpy().argmin(1)
+        return chosen
+
+
+def nearest_mean(loaded: Loaded, source: Source, device: torch.device, passes: Passes) -> NearestMean:
+    """Return the mean outputs of a network, on `device`, over the images of each class of a source.
+
+    Raises:
+        ActstatsError: fewer than two classes have an image that can be read.
+    """
+    rows, found = logits(loaded, source, device, passes)
+    labels = source.labels[rows]
+    seen = np.unique(labels[labels != NO_LABEL])
+    if len(seen) < 2:
+        raise ActstatsError(f"nothing can be learned from {source.spec}: it has fewer than two classes")
+    means = torch.stack([found[torch.from_numpy(labels == label)].double().mean(0) for label in seen])
+    return NearestMean(
+        tuple(source.classes[label] if source.classes else str(label) for label in seen), means
+    )
 
 
 def singly(names: Sequence[str]) -> Readout:
@@ -132,12 +163,18 @@ def forced_choice(outputs: int, wanted: Sequence[str], classes: Sequence[str] | 
 
 
 def labelled_readout(
-    outputs: int, source: Source, classes: Sequence[str] | None = None
-) -> tuple[Readout, NDArray[np.int64]]:
+    loaded: Loaded,
+    source: Source,
+    device: torch.device,
+    *,
+    classes: Sequence[str] | None = None,
+    learned: NearestMean | None = None,
+) -> tuple[Readout | NearestMean, NDArray[np.int64]]:
     """Return the readout that can say the classes of a source's images, and what it should say of each.
 
-    The second is i64 [images], an index into the readout's names, `NO_LABEL` where an image has no class. Where the
-    source's labels are bare numbers they are those of the outputs. `classes` names the network's outputs.
+    The second is i64 [images], an index into the readout's names, `NO_LABEL` where an image has no class that it can
+    say. Where the source's labels are bare numbers they are those of the outputs. `classes` names the outputs of the
+    network, which is on `device`; None: as its weights have them, or ImageNet's. A `learned` readout stays as it is.
 
     Raises:
         ActstatsError: no image has a class, or the network cannot say them.
@@ -145,6 +182,10 @@ def labelled_readout(
     labels = source.labels
     if not (labels != NO_LABEL).any():
         raise ActstatsError(f"no image of {source.spec} has a class: accuracy needs a folder for each class")
+    if learned is not None:
+        named = source.classes or [str(index) for index in range(int(labels.max()) + 1)]
+        return learned, _said(learned, named, labels)
+    outputs = output_count(loaded, device)
     if not source.classes:
         if labels.max() >= outputs:
             raise ActstatsError(
@@ -153,8 +194,16 @@ def labelled_readout(
         return singly([str(index) for index in range(outputs)]), labels
     used = [source.classes[label] for label in np.unique(labels[labels != NO_LABEL])]
     whole = len(source.classes) == outputs
-    readout = readout_for(outputs, source.classes if whole else used, classes)
+    known = class_names(loaded) if classes is None else classes
+    readout = readout_for(outputs, source.classes if whole else used, known)
+    return readout, _said(readout, source.classes, labels)
+
+
+def _said(
+    readout: Readout | NearestMean, classes: Sequence[str], labels: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Return the index into the readout's names of each label, `NO_LABEL` where it has none."""
     names = {name: index for index, name in enumerate(readout.names)}
     # Past the last class stands for no label, which indexes it as -1.
-    said = np.array([*(names.get(name, NO_LABEL) for name in source.classes), NO_LABEL], dtype=np.int64)
-    return readout, said[labels]
+    said = np.array([*(names.get(name, NO_LABEL) for name in classes), NO_LABEL], dtype=np.int64)
+    return said[labels]

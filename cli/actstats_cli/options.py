@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from actstats.metrics import BUILTINS
-from actstats.sweeping.settings import Settings
+from actstats.sweeping.settings import DECODERS, Settings
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
@@ -137,6 +137,13 @@ limit = number("--limit", "Use only the first N images.")
 batch_size = number("--batch-size", "Images per forward pass.", default=Settings.batch_size)
 device = click.option(
     "--device", default="auto", show_default=True, help="cpu, cuda, cuda:N, or auto: a GPU if there is one."
+)
+decode = click.option(
+    "--decode",
+    type=click.Choice(DECODERS),
+    default=Settings.decode,
+    show_default=True,
+    help="device: decode JPEGs on the GPU; faster, but not the same pixels to the last bit.",
 )
 workers = number("--workers", "Threads that decode images. Default: one per core, at most 8.", least=0)
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")

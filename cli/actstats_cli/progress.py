@@ -23,13 +23,61 @@ PATIENCE = 5.0
 """Seconds after which a first batch that is not done wants an explanation."""
 
 
-class Reporter:
-    """Reports on stderr what a sweep is going to do and how far it is; close it before anything else is printed."""
+class Bar:
+    """Shows on stderr how far a loop over images is; close it before anything else is printed."""
 
     def __init__(self) -> None:
-        self.store: Path | None = None
         self._bar: Any = None
         self._last = time.monotonic()
+
+    def advance(self, progress: Progress) -> None:
+        """Take the state after another batch, of the same loop or of a new one."""
+        waiting = f"{progress.waiting_share:.0%} waiting for data"
+        if _has_room_for_a_bar():
+            if self._bar is None or self._bar.total != progress.total or progress.done < self._bar.n:
+                self.begin(progress.total)
+            self._bar.set_postfix_str(waiting, refresh=False)
+            self._bar.update(progress.done - self._bar.n)
+        elif time.monotonic() - self._last >= EVERY or progress.done == progress.total:
+            self._last = time.monotonic()
+            click.echo(
+                f"{progress.done:,} of {progress.total:,} images ({progress.done / progress.total:.0%}), "
+                f"{progress.rate:.1f} images/s, {duration(progress.remaining)} to go, {waiting}",
+                err=True,
+            )
+
+    def begin(self, total: int) -> None:
+        """Draw an empty bar, where there is room for one."""
+        self.close()
+        if _has_room_for_a_bar():
+            from tqdm import tqdm
+
+            layout = (
+                "{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
+            )
+            self._bar = tqdm(total=total, unit=" images", bar_format=layout, dynamic_ncols=True)
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Reporter(Bar):
+    """Reports on stderr what a sweep is going to do and how far it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.store: Path | None = None
         self._timer = threading.Timer(PATIENCE, self._explain)
 
     def started(self, start: Started) -> None:
@@ -47,14 +95,8 @@ class Reporter:
                 f"resuming: {start.complete} of {count(start.partitions, 'partition')} were complete",
                 err=True,
             )
-        if total and _has_room_for_a_bar():
-            from tqdm import tqdm
-
-            layout = (
-                "{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
-            )
-            self._bar = tqdm(total=total, unit=" images", bar_format=layout, dynamic_ncols=True)
         if total:
+            self.begin(total)
             self._timer.daemon = True
             self._timer.start()
 
@@ -66,27 +108,12 @@ class Reporter:
     def advance(self, progress: Progress) -> None:
         """Take the state after another batch."""
         self._timer.cancel()
-        waiting = f"{progress.waiting_share:.0%} waiting for data"
-        if self._bar is not None:
-            self._bar.set_postfix_str(waiting, refresh=False)
-            self._bar.update(progress.done - self._bar.n)
-        elif time.monotonic() - self._last >= EVERY or progress.done == progress.total:
-            self._last = time.monotonic()
-            click.echo(
-                f"{progress.done:,} of {progress.total:,} images ({progress.done / progress.total:.0%}), "
-                f"{progress.rate:.1f} images/s, {duration(progress.remaining)} to go, {waiting}",
-                err=True,
-            )
+        super().advance(progress)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Say nothing more."""
         self._timer.cancel()
-        if self._bar is not None:
-            self._bar.close()
+        super().close()
 
 
 def _has_room_for_a_bar() -> bool:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from actstats.errors import ActstatsError
-from actstats.sweeping.settings import AMP, DECODERS, Execution, Settings
+from actstats.sweeping.settings import AMP, Execution, Settings
 from actstats_cli import options
 from actstats_cli.printing import count, duration, print_json, size, table
 from actstats_cli.progress import Reporter
@@ -69,13 +69,7 @@ class PartOf(click.ParamType[tuple[int, int]]):
     help="Run the forward pass under autocast in this dtype.",
 )
 @options.workers
-@click.option(
-    "--decode",
-    type=click.Choice(DECODERS),
-    default=Settings.decode,
-    show_default=True,
-    help="device: decode JPEGs on the GPU; faster, but not the same pixels to the last bit.",
-)
+@options.decode
 @click.option(
     "--bitround",
     type=click.IntRange(1, 23),

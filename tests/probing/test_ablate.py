@@ -13,7 +13,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from actstats import ActstatsError, Loaded, open_source, select_layers
-from actstats.probing.ablate import Passes, ablate_accuracy, ablate_decisions
+from actstats.probing.ablate import ablate_accuracy, ablate_decisions
+from actstats.probing.forward import Passes
 from actstats.probing.resume import Resumed, Whole, ablated
 from actstats.probing.unit_sets import UnitSet, by_category, by_rank, complement, each_unit, units_named
 from tests.conftest import SmallNet
@@ -39,7 +40,7 @@ def test_it_finds_the_one_unit_that_carries_shape(shape_net, stimuli):
     layers = layers_of(shape_net, "relu")
     found = ablate_decisions(
         shape_net, open_source(stimuli), layers, each_unit(layers), classes=list(COLOURS),
-        passes=Passes(batch_size=4, at_once=3, device="cpu", workers=0),
+        at_once=3, passes=Passes(batch_size=4, device="cpu", workers=0),
     )  # fmt: skip
     assert found["ablation"].tolist() == ["intact", "relu/0", "relu/1", "relu/2", "relu/3"]
     assert found["trials"].tolist() == [6] * 5
@@ -167,7 +168,7 @@ def test_what_comes_before_the_layer_runs_once_for_all_ablations(shape_net, stim
     shape_net.model.stem.register_forward_hook(lambda _m, _a, out: seen.append(len(out)))
     ablate_decisions(
         shape_net, open_source(stimuli), layers, each_unit(layers) * 5, classes=list(COLOURS),
-        passes=Passes(batch_size=6, at_once=2, device="cpu", workers=0),
+        at_once=2, passes=Passes(batch_size=6, device="cpu", workers=0),
     )  # fmt: skip
     # The blank image that tells the outputs, the intact pass, two comparisons of both ways, and the one that counts.
     assert seen == [1, 6, 12, 6, 12, 6, 6]

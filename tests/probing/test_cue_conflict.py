@@ -12,9 +12,12 @@ from actstats import Loaded, open_source
 from actstats.analysis.shape_bias import shape_bias
 from actstats.errors import ActstatsError
 from actstats.probing.cue_conflict import decide
+from actstats.probing.forward import Passes
 from actstats.probing.imagenet import CATEGORIES
 from actstats.probing.readout import Readout, forced_choice, output_count, readout_for
 from tests.probing.probed import COLOURS, PLAIN, ByColour, ByPlace, stimulus, write_stimuli
+
+CPU = Passes(device="cpu", workers=0)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +48,7 @@ class Goes(nn.Module):
 )  # fmt: skip
 def test_a_network_that_goes_by_one_cue_has_the_bias_for_it(stimuli, by, outputs, count, classes):
     loaded = Loaded.of(Goes(by, outputs, count), PLAIN)
-    table = decide(loaded, open_source(stimuli), name="net", classes=classes, device="cpu", batch_size=4)
+    table = decide(loaded, open_source(stimuli), name="net", classes=classes, passes=Passes(4, "cpu"))
     assert len(table) == 9
     assert (table["response"] == table[by]).all()
     row = shape_bias(table).iloc[0]
@@ -54,17 +57,17 @@ def test_a_network_that_goes_by_one_cue_has_the_bias_for_it(stimuli, by, outputs
 
 def test_only_stimuli_of_known_categories_are_shown(stimuli, tmp_path):
     loaded = Loaded.of(Goes("shape", [0, 1, 2], 3), PLAIN)
-    table = decide(loaded, open_source(stimuli), classes=["bear", "bird", "ship"], device="cpu")
+    table = decide(loaded, open_source(stimuli), classes=["bear", "bird", "ship"], passes=CPU)
     assert sorted(zip(table["shape"], table["texture"], strict=True)) == [
         ("bear", "bear"), ("bear", "bird"), ("bird", "bear"), ("bird", "bird"),
     ]  # fmt: skip
     with pytest.raises(ActstatsError, match="1 of the stimuli's categories"):
-        decide(loaded, open_source(stimuli), classes=["bear", "car", "ship"], device="cpu")
+        decide(loaded, open_source(stimuli), classes=["bear", "car", "ship"], passes=CPU)
     with pytest.raises(ActstatsError, match="2 class names were given, but the network has 3 outputs"):
-        decide(loaded, open_source(stimuli), classes=["bear", "car"], device="cpu")
+        decide(loaded, open_source(stimuli), classes=["bear", "car"], passes=CPU)
     stimulus("bear", COLOURS["dog"]).save(tmp_path / "photograph.png")
     with pytest.raises(ActstatsError, match=r"no image of .* is named as a cue-conflict stimulus"):
-        decide(loaded, open_source(tmp_path), device="cpu")
+        decide(loaded, open_source(tmp_path), passes=CPU)
 
 
 def test_unreadable_stimuli_are_left_out_of_the_decisions(stimuli, tmp_path):
@@ -72,13 +75,13 @@ def test_unreadable_stimuli_are_left_out_of_the_decisions(stimuli, tmp_path):
     stimulus("dog", COLOURS["bear"]).save(tmp_path / "dog1-bear1.png")
     loaded = Loaded.of(Goes("shape", [0, 1, 2], 3), PLAIN)
     source = open_source(tmp_path)
-    table = decide(loaded, source, classes=list(COLOURS), device="cpu")
+    table = decide(loaded, source, classes=list(COLOURS), passes=CPU)
     assert table["imagename"].tolist() == ["dog1-bear1.png"]
     (tmp_path / "dog1-bear1.png").write_bytes(b"no image")
     with pytest.raises(
         ActstatsError, match=r"none of the 2 images .* can be read; bear1-dog1.png: not an image"
     ):
-        decide(loaded, source, classes=list(COLOURS), device="cpu")
+        decide(loaded, source, classes=list(COLOURS), passes=CPU)
 
 
 def test_categories_are_compared_by_their_mean_probability():

@@ -6,12 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor
 
 from actstats import ActstatsError, Loaded, open_source
 from actstats.distort import parse
 from actstats.probing.cues import Version, cue_accuracy
+from actstats.probing.forward import Passes, Subset, halves
 from actstats.probing.networks import open_network, parse_network
 from tests.probing.probed import COLOURS, PLAIN, ByColour, ByPlace, stimulus
+
+CPU = Passes(device="cpu", workers=0)
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +45,11 @@ def test_each_network_fails_where_its_cue_is_gone(images, networks):
     ]
     seen = []
     table = cue_accuracy(
-        networks, open_source(images / "clean"), versions, device="cpu", workers=0, batch_size=5,
-        advance=lambda done, total: seen.append((done, total)),
-    )  # fmt: skip
+        networks,
+        open_source(images / "clean"),
+        versions,
+        passes=Passes(5, "cpu", 0, on_progress=lambda progress: seen.append((progress.done, progress.total))),
+    )
     assert table["version"].tolist() == [
         v for v in ("clean", "scramble:30", "greyscale", "styled") for _ in range(2)
     ]
@@ -77,7 +84,7 @@ def test_only_images_that_all_get_right_count(images, networks, tmp_path):
         (tmp_path / folder / "bird" / "8.png").write_bytes(b"none")
     source = open_source(tmp_path / "clean")
     styled = Version("styled", source=open_source(tmp_path / "styled"))
-    every = cue_accuracy(networks, source, [styled], device="cpu", workers=0)
+    every = cue_accuracy(networks, source, [styled], passes=CPU)
     assert every["images"].tolist() == [8] * 4
     assert every["correct"].tolist() == [2, 8, 2, 8]
     chosen = cue_accuracy(
@@ -85,8 +92,7 @@ def test_only_images_that_all_get_right_count(images, networks, tmp_path):
         source,
         [styled, Version("noise", parse(["noise:0.01"]))],
         correct_only=True,
-        device="cpu",
-        workers=0,
+        passes=CPU,
     )
     assert chosen["images"].tolist() == [2] * 6
     assert chosen["accuracy"].tolist() == [1.0] * 6
@@ -99,9 +105,9 @@ def test_what_cannot_be_compared_is_said_in_one_line(images, networks):
     with pytest.raises(ActstatsError, match="have the name 'clean'"):
         cue_accuracy(networks, source, [Version("clean")])
     with pytest.raises(ActstatsError, match="needs more pixels than the 30"):
-        cue_accuracy(networks, source, [Version("s", parse(["scramble:31"]))], device="cpu")
+        cue_accuracy(networks, source, [Version("s", parse(["scramble:31"]))], passes=CPU)
     with pytest.raises(ActstatsError, match="cannot be matched"):
-        cue_accuracy(networks, source, [], classes=["a", "b", "c"], device="cpu")
+        cue_accuracy(networks, source, [], classes=["a", "b", "c"], passes=CPU)
 
 
 def test_networks_are_named_by_one_word(tmp_path):
@@ -116,3 +122,32 @@ def test_networks_are_named_by_one_word(tmp_path):
     assert loaded.identity["arch"] == "squeezenet1_1"
     with pytest.raises(ActstatsError, match="is not a store"):
         open_network(str(tmp_path))
+
+
+def test_a_network_of_other_classes_learns_them_from_other_images(images):
+    class Turned(ByColour):
+        """Says the classes in outputs of its own, whose greatest is of no class."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat([torch.full((len(x), 1), 99.0), -super().forward(x)], 1)
+
+    source = open_source(images / "clean")
+    taught, tested = halves(source)
+    assert sorted([*taught.paths, *tested.paths]) == sorted(source.paths)
+    assert np.bincount(taught.labels).tolist() == [3, 3, 3]
+    found = cue_accuracy(
+        {"net": Loaded.of(Turned(), PLAIN)},
+        tested,
+        [Version("greyscale", parse(["greyscale"]))],
+        learn_from=taught,
+        passes=CPU,
+    )
+    assert found["images"].tolist() == [len(tested)] * 2
+    assert found["accuracy"].tolist() == [1.0, pytest.approx(1 / 3)]
+
+
+def test_nothing_is_learned_from_images_of_one_class(images, networks):
+    source = open_source(images / "clean")
+    one = Subset(source, np.flatnonzero(source.labels == 0).tolist())
+    with pytest.raises(ActstatsError, match="fewer than two classes"):
+        cue_accuracy(networks, source, [], learn_from=one, passes=CPU)

@@ -20,7 +20,10 @@ from torch import Tensor, nn
 from actstats import ActstatsError, Loaded, Preprocessing, open_source, select_layers, sweep
 from actstats.probing.concepts import Concepts, open_segmented
 from actstats.probing.dissect import detectors, dissection, iou, labels_on_grid, overlaps, thresholds
+from actstats.probing.forward import Passes
 from tests.conftest import SmallNet, photograph
+
+CPU = Passes(device="cpu", workers=0)
 
 PLAIN = Preprocessing(resize=40, crop=32)
 CATEGORIES = ("color", "object", "part", "scene")
@@ -157,9 +160,7 @@ def test_it_equals_a_plain_float64_implementation(broden, tmp_path, preprocessin
     )
     limits = thresholds(xr.open_zarr(tmp_path / "store.zarr"), 0.05)
     layers = select_layers(loaded.model, torch.zeros(2, *preprocessing.shape), ["conv"])
-    counts = overlaps(
-        loaded, segmented, layers, limits, resolution=resolution, batch_size=4, device="cpu", workers=2
-    )
+    counts = overlaps(loaded, segmented, layers, limits, resolution=resolution, passes=Passes(4, "cpu", 2))
 
     outputs: dict[str, list[Tensor]] = {"first": [], "second": []}
     for name, kept in outputs.items():
@@ -270,7 +271,7 @@ def test_a_folder_of_masks_with_a_known_overlap(tmp_path):
     loaded = Loaded.of(BrightNet(), Preprocessing(None, 16, mean=(0, 0, 0), std=(1, 1, 1)))
     layers = select_layers(loaded.model, torch.zeros(2, 3, 16, 16), ["bright"])
     segmented = open_segmented(tmp_path)
-    counts = overlaps(loaded, segmented, layers, np.array([0.5, np.nan]), device="cpu")
+    counts = overlaps(loaded, segmented, layers, np.array([0.5, np.nan]), passes=CPU)
     # The second image has no labels, so that it counts for no category.
     assert counts["name"].values.tolist() == ["thing", "upper", "lower"]
     assert counts["active"].values.tolist() == [[128, 128], [0, 0]]
@@ -286,12 +287,12 @@ def test_a_folder_of_masks_with_a_known_overlap(tmp_path):
 
     only = open_segmented(tmp_path, ["part"], limit=1)
     assert len(only.source) == 1
-    assert overlaps(loaded, only, layers, np.zeros(2), device="cpu")["name"].values.tolist() == [
+    assert overlaps(loaded, only, layers, np.zeros(2), passes=CPU)["name"].values.tolist() == [
         "upper",
         "lower",
     ]
     (tmp_path / "masks" / "object" / "a" / "one.png").write_bytes(b"no image")
-    counts = overlaps(loaded, segmented, layers, np.array([0.5, 0.5]), device="cpu")
+    counts = overlaps(loaded, segmented, layers, np.array([0.5, 0.5]), passes=CPU)
     assert counts.attrs["images_unreadable"] == 1
     assert dissection(counts)["concept_name"].values.tolist() == ["", ""]
 
@@ -304,16 +305,16 @@ def test_what_does_not_fit_is_said_in_one_line(broden, tmp_path):
     loaded = Loaded.of(SmallNet(), PLAIN)
     layers = select_layers(loaded.model, torch.zeros(2, *PLAIN.shape), ["first"])
     with pytest.raises(ActstatsError, match="4 thresholds for the 5 units"):
-        overlaps(loaded, open_segmented(broden), layers, np.zeros(4), device="cpu")
+        overlaps(loaded, open_segmented(broden), layers, np.zeros(4), passes=CPU)
     with pytest.raises(ActstatsError, match="resolution is 0"):
-        overlaps(loaded, open_segmented(broden), layers, np.zeros(5), resolution=0, device="cpu")
+        overlaps(loaded, open_segmented(broden), layers, np.zeros(5), resolution=0, passes=CPU)
     (tmp_path / "images").mkdir()
     (tmp_path / "masks" / "object").mkdir(parents=True)
     photograph(0).save(tmp_path / "images" / "x.png")
     Image.fromarray(np.full((8, 8), 7, dtype=np.uint8)).save(tmp_path / "masks" / "object" / "x.png")
     (tmp_path / "labels.csv").write_text("category,number,name\nobject,2,thing\n")
     with pytest.raises(ActstatsError, match="labelled with the number 7, but the last that has a name is 2"):
-        overlaps(loaded, open_segmented(tmp_path), layers, np.zeros(5), device="cpu")
+        overlaps(loaded, open_segmented(tmp_path), layers, np.zeros(5), passes=CPU)
     (tmp_path / "labels.csv").write_text("category,number,name\nobject,two,thing\n")
     with pytest.raises(ActstatsError, match="is a positive integer, not 'two'"):
         open_segmented(tmp_path)

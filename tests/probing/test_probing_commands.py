@@ -12,6 +12,8 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+from actstats.data.demo import DemoSource
+from actstats.probing.demo_stimuli import DemoStimuli
 from actstats_cli.main import main
 from tests.probing.probed import COLOURS, stimulus, write_stimuli
 
@@ -65,6 +67,43 @@ def test_cues_of_two_networks(stimuli, tmp_path):
         ("clean", SHAPE): 1, ("clean", COLOUR): 1, ("greyscale", SHAPE): 1, ("greyscale", COLOUR): 1 / 3,
         ("conflict", SHAPE): 1, ("conflict", COLOUR): 1 / 3,
     })  # fmt: skip
+
+
+def test_they_run_on_what_ships():
+    pair = "googlenet=demo googlenet=demo+robust"
+    found = rows(f"analyze cues {pair} --distort scramble:8 --limit 32 --name S --name R")
+    accuracy = {(row["version"], row["network"]): row["accuracy"] for row in found}
+    assert {row["images"] for row in found} == {16}
+    # Eight photographs: far above chance, and less so without shape.
+    assert min(accuracy["clean", "S"], accuracy["clean", "R"]) > 0.5
+    assert accuracy["scramble:8", "S"] < accuracy["clean", "S"]
+    [intact, without] = rows("analyze ablate googlenet=demo --unit conv1/0,conv1/1 --limit 16")
+    assert (intact["ablation"], intact["units"], without["units"], without["images"]) == ("intact", 0, 2, 8)
+    stimuli = DemoStimuli(limit=9)
+    assert stimuli.paths[4] == "astronaut/astronaut1-camera1.png"
+    assert len(DemoStimuli()) == 7 * 6 * 4
+    found = rows("analyze ablate googlenet=demo --unit conv1/0 --stimuli demo --limit 9")
+    assert [row["trials"] for row in found] == [9, 9]
+
+
+def test_a_stimulus_has_the_phases_of_one_crop_and_the_amplitudes_of_another():
+    stimuli, crops = DemoStimuli(), DemoSource()
+    index = stimuli.paths.index("coffee/coffee2-brick2.png")
+    # The second crop of each photograph, as the path says.
+    shape, texture = (
+        crops.image([i for i, label in enumerate(crops.labels) if crops.classes[label] == name][1])
+        for name in ("coffee", "brick")
+    )
+    shape, texture, mixed = (
+        np.fft.fft2(np.asarray(image.resize((224, 224), Image.Resampling.BICUBIC), float).mean(2))
+        for image in (shape, texture, stimuli.image(index))
+    )
+    # Clipping to 8 bits changes both a little.
+    away = np.ones((224, 224), bool)
+    away[0, 0] = False
+    alike = np.cos(np.angle(mixed) - np.angle(shape))[away]
+    assert np.average(alike, weights=np.abs(mixed)[away]) > 0.9
+    assert np.corrcoef(np.log(np.abs(mixed[away])), np.log(np.abs(texture[away])))[0, 1] > 0.7
 
 
 def test_ablation_of_units_sets_and_ranks(stimuli, tmp_path):
@@ -125,8 +164,8 @@ def test_dissection_of_a_swept_network(tmp_path):
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ("shape-bias", "give --decisions FILE..., or --stimuli IMAGES with --network NETWORK"),
-        ("shape-bias --stimuli {stimuli}", "--stimuli and --network go together"),
+        ("shape-bias", "give --decisions FILE..., or --network NETWORK"),
+        ("shape-bias --stimuli {stimuli}", "say with --network who is to see the --stimuli"),
         (
             "shape-bias --stimuli {stimuli} --network squeezenet",
             "unknown architecture 'squeezenet'; did you mean",
@@ -137,7 +176,10 @@ def test_dissection_of_a_swept_network(tmp_path):
             "cues {net} --data {stimuli} --distort scrambel:4",
             "unknown distortion 'scrambel:4'; did you mean scramble",
         ),
-        ("ablate {net} --layers relu", "give either --data, to measure accuracy, or --stimuli"),
+        (
+            "ablate {net} --layers relu --data demo --stimuli demo",
+            "give either --data, to measure accuracy, or --stimuli",
+        ),
         ("ablate {net} --data {stimuli}", "give --layers, whose units are ablated one by one, or sets"),
         ("ablate {net} --data {stimuli} --unit relu", "a unit is named LAYER/CHANNEL"),
         ("ablate {net} --data {stimuli} --rank x", "--rank is FILE:COLUMN"),

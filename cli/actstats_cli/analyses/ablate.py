@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -21,8 +21,14 @@ SHOWN = 20
 
 @click.command()
 @click.argument("network")
-@click.option("--data", metavar="IMAGES", help="Measure the accuracy on these images in class folders.")
-@click.option("--stimuli", metavar="IMAGES", help="Or measure shape and texture decisions on these.")
+@click.option(
+    "--data",
+    metavar="IMAGES",
+    help="Measure the accuracy on these images in class folders. Default: demo, which ships.",
+)
+@click.option(
+    "--stimuli", metavar="IMAGES", help="Or measure shape and texture decisions on these (or demo)."
+)
 @options.layers_or_all
 @click.option(
     "--unit",
@@ -53,9 +59,10 @@ SHOWN = 20
 )
 @click.option("--keep", is_flag=True, help="Keep only the set: the other units of its layers are at zero.")
 @passing.classes
+@passing.learn_from
 @options.limit
 @options.number("--at-once", "Ablations in one pass, each of a batch of images.", default=8)
-@passing.passes
+@passing.how
 @options.offline
 @output.out
 @options.as_json
@@ -70,14 +77,13 @@ def ablate(
     shares: tuple[float, ...],
     keep: bool,
     classes: tuple[str, ...],
+    learn_from: str | None,
     limit: int | None,
     at_once: int,
-    batch_size: int,
-    device: str,
-    workers: int | None,
     offline: bool,
     out: Path | None,
     as_json: bool,
+    **how: Any,
 ) -> None:
     """What a network still tells with units at zero, and so which of them carry shape, or a class.
 
@@ -86,6 +92,7 @@ def ablate(
     ARCH+robust or ARCH+robust=l2:3, as sweep's --arch, --weights and --robust, or a sweep's store.
 
     \b
+        actstats analyze ablate googlenet=demo --layers conv1
         actstats analyze ablate alexnet --layers features.11 --stimuli stimuli/
         actstats analyze ablate alexnet --data val/ --unit features.1/3,features.1/7
         actstats analyze ablate alexnet.zarr --data val/ --concepts units.csv --keep
@@ -93,13 +100,12 @@ def ablate(
     """
     import torch
 
-    from actstats.data import open_source
     from actstats.layers import select_layers
-    from actstats.probing.ablate import Passes, ablate_accuracy, ablate_decisions
+    from actstats.probing.ablate import ablate_accuracy, ablate_decisions
     from actstats.probing.networks import open_network
     from actstats.probing.unit_sets import check_units, complement, each_unit
 
-    if (data is None) == (stimuli is None):
+    if data is not None and stimuli is not None:
         raise ActstatsError("give either --data, to measure accuracy, or --stimuli, for shape and texture")
     sets = _sets(units, concepts, rank, shares or (0.25,))
     names = layers or tuple(dict.fromkeys(layer for chosen in sets for layer in chosen.units))
@@ -107,6 +113,10 @@ def ablate(
         raise ActstatsError(
             "give --layers, whose units are ablated one by one, or sets: --unit, --concepts, --rank"
         )
+    if stimuli:
+        source, taught = passing.stimuli(stimuli, learn_from, limit)
+    else:
+        source, taught = passing.labelled(data or "demo", learn_from, limit)
     loaded = open_network(network, offline=offline)
     found_layers: list[Layer] = select_layers(
         loaded.model, torch.zeros(2, *loaded.preprocessing.shape), names
@@ -115,8 +125,7 @@ def ablate(
     check_units(sets, found_layers)
     if keep:
         sets = [complement(chosen, found_layers) for chosen in sets]
-    source = open_source(stimuli or data or "", limit=limit)
-    with passing.counting("ablated images") as advance:
+    with passing.passes(how) as passes:
         measure = ablate_decisions if stimuli else ablate_accuracy
         table = measure(
             loaded,
@@ -124,7 +133,9 @@ def ablate(
             found_layers,
             sets,
             classes=classes or None,
-            passes=Passes(batch_size, at_once, device, workers, advance),
+            learn_from=taught,
+            at_once=at_once,
+            passes=passes,
         )
     change = "shape_change" if stimuli else "change"
     order = table[change].abs().fillna(0).iloc[1:].sort_values(ascending=False, kind="stable").index

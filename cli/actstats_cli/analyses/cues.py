@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -13,7 +14,13 @@ from actstats_cli.analyses import output, passing
 
 @click.command()
 @click.argument("networks", metavar="NETWORK...", nargs=-1, required=True)
-@click.option("--data", required=True, metavar="IMAGES", help="Images in class folders: a folder or a .tar.")
+@click.option(
+    "--data",
+    default="demo",
+    show_default=True,
+    metavar="IMAGES",
+    help="Images in class folders: a folder or a .tar; or demo, which ships.",
+)
 @click.option(
     "--distort",
     multiple=True,
@@ -31,8 +38,9 @@ from actstats_cli.analyses import output, passing
 @click.option("--correct-only", is_flag=True, help="Only images that all the networks get right when clean.")
 @passing.names
 @passing.classes
+@passing.learn_from
 @options.limit
-@passing.passes
+@passing.how
 @options.offline
 @output.out
 @options.as_json
@@ -44,13 +52,12 @@ def cues(
     others: tuple[str, ...],
     correct_only: bool,
     classes: tuple[str, ...],
+    learn_from: str | None,
     limit: int | None,
-    batch_size: int,
-    device: str,
-    workers: int | None,
     offline: bool,
     out: Path | None,
     as_json: bool,
+    **how: Any,
 ) -> None:
     """How accurate networks are once shape, or texture, is gone from the images.
 
@@ -60,6 +67,7 @@ def cues(
     synset (n02123045) or one of the 16 entry-level categories for ImageNet's classifiers, or a network's own class.
 
     \b
+        actstats analyze cues googlenet=demo googlenet=demo+robust --distort scramble:4 --distort lowpass:8
         actstats analyze cues resnet50 resnet50+robust --data val/ --distort scramble:4 --distort contour
         actstats analyze cues s.zarr r.zarr --data val/ --images stylised=stylised-val/ --correct-only
     """
@@ -75,18 +83,16 @@ def cues(
         if not (name and equals and images):
             raise ActstatsError(f"--images is NAME=IMAGES, stylised=folder/ say, not {other!r}")
         versions.append(Version(name, source=open_source(images, limit=limit)))
-    source = open_source(data, limit=limit)
+    source, taught = passing.labelled(data, learn_from, limit)
     loaded = {called[network]: open_network(network, offline=offline) for network in networks}
-    with passing.counting() as advance:
+    with passing.passes(how) as passes:
         found = cue_accuracy(
             loaded,
             source,
             versions,
             classes=classes or None,
             correct_only=correct_only,
-            batch_size=batch_size,
-            device=device,
-            workers=workers,
-            advance=advance,
+            learn_from=taught,
+            passes=passes,
         )
     output.put(found, found, [], out=out, as_json=as_json)

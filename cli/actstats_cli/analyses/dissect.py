@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -47,7 +48,7 @@ from actstats_cli.analyses import output, passing
 )
 @options.limit
 @options.factory
-@passing.passes
+@passing.how
 @output.by
 @output.out
 @options.as_json
@@ -61,12 +62,10 @@ def dissect(
     resolution: int | None,
     limit: int | None,
     arch: str | None,
-    batch_size: int,
-    device: str,
-    workers: int | None,
     by: str,
     out: Path | None,
     as_json: bool,
+    **how: Any,
 ) -> None:
     """Which concepts the units detect: colours, textures, materials, parts, objects, scenes.
 
@@ -95,17 +94,14 @@ def dissect(
     said = []
     if limit is None and segmented.source.fingerprint != dataset.attrs["data"]["fingerprint"]:
         said.append(f"the thresholds are those of other images: {dataset.attrs['data']['spec']}")
-    with passing.counting() as advance:
+    with passing.passes(how) as passes:
         counts = overlaps(
             loaded,
             segmented,
             chosen,
             limits[[unit for place in places for unit in range(place.start, place.stop)]],
             resolution=resolution,
-            batch_size=batch_size,
-            device=device,
-            workers=workers,
-            advance=advance,
+            passes=passes,
         )
     found = dissection(counts, iou)
     table = unit_table(found) if by == "unit" else detectors(found)

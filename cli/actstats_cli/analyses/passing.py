@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from actstats.errors import ActstatsError
 from actstats_cli import options
-from actstats_cli.progress import EVERY
+from actstats_cli.printing import note
+from actstats_cli.progress import Bar
+
+if TYPE_CHECKING:
+    from actstats.data import Source
+    from actstats.probing.forward import Passes
 
 classes = click.option(
     "--classes",
@@ -30,8 +33,14 @@ names = click.option(
     metavar="NAME",
     help="What to call a network in the result, repeatable, one per network in their order.",
 )
-passes = options.together(options.batch_size, options.device, options.workers)
-"""How the network runs: --batch-size, --device, --workers."""
+learn_from = click.option(
+    "--learn-from",
+    metavar="IMAGES",
+    help="Images in class folders that show a network with other outputs what the classes are: an image is of the "
+    "class whose mean outputs on these are nearest. Default for demo: other crops of its photographs.",
+)
+how = options.together(options.batch_size, options.device, options.workers, options.decode)
+"""How the images pass through the network, the fields of `Passes`."""
 
 
 def named(networks: Sequence[str], names: Sequence[str]) -> dict[str, str]:
@@ -50,27 +59,44 @@ def named(networks: Sequence[str], names: Sequence[str]) -> dict[str, str]:
 
 
 @contextmanager
-def counting(noun: str = "images") -> Iterator[Callable[[int, int], None]]:
-    """Give a function that shows on stderr how many of how many are done; close before anything is printed."""
-    bar: Any = None
-    last, begun = time.monotonic(), time.monotonic()
+def passes(how: Mapping[str, Any]) -> Iterator[Passes]:
+    """Give the passes that a command's options ask for, with progress on stderr; close before anything is printed."""
+    from actstats.probing.forward import Passes
 
-    def advance(done: int, total: int) -> None:
-        nonlocal bar, last, begun
-        if sys.stderr.isatty():
-            if bar is None or bar.total != total or done < bar.n:
-                if bar is not None:
-                    bar.close()
-                from tqdm import tqdm
+    with Bar() as bar:
+        yield Passes(**how, on_progress=bar.advance)
 
-                bar = tqdm(total=total, unit=f" {noun}", dynamic_ncols=True, leave=False)
-            bar.update(done - bar.n)
-        elif time.monotonic() - last >= EVERY:
-            last = time.monotonic()
-            click.echo(f"{done:,} of {total:,} {noun} ({done / total:.0%}), {last - begun:.0f} s", err=True)
 
-    try:
-        yield advance
-    finally:
-        if bar is not None:
-            bar.close()
+def labelled(data: str, learn_from: str | None, limit: int | None) -> tuple[Source, Source | None]:
+    """Return the labelled images of --data, and those to learn their classes from, if a network is to learn them.
+
+    The demo's classes are its eight photographs, which no network has: half of the crops show them.
+    """
+    from actstats.data import open_source
+    from actstats.probing.forward import halves
+
+    if learn_from is not None:
+        return open_source(data, limit=limit), open_source(learn_from)
+    source = open_source(data, limit=limit)
+    if data != "demo":
+        return source, None
+    note(
+        "the classes are the demo's eight photographs: an image is said to be of that whose mean outputs, on every "
+        "other crop of each, are nearest"
+    )
+    taught, tested = halves(source)
+    return tested, taught
+
+
+def stimuli(spec: str, learn_from: str | None, limit: int | None = None) -> tuple[Source, Source | None]:
+    """Return the cue-conflict images of --stimuli, and those to learn their categories from, as `labelled`."""
+    from actstats.data import open_source
+    from actstats.probing.cue_conflict import open_stimuli
+
+    if learn_from is None and spec == "demo":
+        note(
+            "the stimuli have the phases of one of the demo's photographs and the amplitudes of another: for trying "
+            "the test out, not for results"
+        )
+        learn_from = "demo"
+    return open_stimuli(spec, limit=limit), None if learn_from is None else open_source(learn_from)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,6 +15,8 @@ from actstats_cli.printing import count
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from actstats.data import Source
 
 
 @click.command("shape-bias")
@@ -28,13 +30,15 @@ if TYPE_CHECKING:
 @click.option(
     "--stimuli",
     metavar="IMAGES",
-    help="Cue-conflict images to show to networks, <shape>/<shape><n>-<texture><n>.png: a folder or a .tar.",
+    help="Cue-conflict images to show to networks, <shape>/<shape><n>-<texture><n>.png: a folder or a .tar; "
+    "or demo, the default, which ships.",
 )
 @click.option(
     "--network", "networks", multiple=True, metavar="NETWORK", help="Which to show them to, repeatable."
 )
 @passing.names
 @passing.classes
+@passing.learn_from
 @click.option(
     "--save-decisions",
     metavar="FILE",
@@ -56,7 +60,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Of the intervals.",
 )
-@passing.passes
+@passing.how
 @options.offline
 @output.out
 @options.as_json
@@ -67,15 +71,14 @@ def shape_bias(
     networks: tuple[str, ...],
     names: tuple[str, ...],
     classes: tuple[str, ...],
+    learn_from: str | None,
     save_decisions: Path | None,
     by: str,
     confidence: float,
-    batch_size: int,
-    device: str,
-    workers: int | None,
     offline: bool,
     out: Path | None,
     as_json: bool,
+    **how: Any,
 ) -> None:
     """How often observers go by shape where an image's texture is another thing's.
 
@@ -86,6 +89,7 @@ def shape_bias(
     ARCH+robust=l2:3, as sweep's --arch, --weights and --robust, or a sweep's store.
 
     \b
+        actstats analyze shape-bias --network googlenet=demo --network googlenet=demo+robust
         actstats analyze shape-bias --decisions subject-01.csv resnet50.csv --json
         actstats analyze shape-bias --decisions raw-data/ --by category --out bias.csv
         actstats analyze shape-bias --stimuli stimuli/ --network resnet50 --network resnet50+robust \\
@@ -97,23 +101,21 @@ def shape_bias(
     from actstats.analysis.shape_bias import shape_bias as analysis
 
     recorded = [*decisions, *files]
-    if bool(stimuli) != bool(networks):
-        raise ActstatsError("--stimuli and --network go together: the images, and who is to see them")
+    if stimuli and not networks:
+        raise ActstatsError("say with --network who is to see the --stimuli")
     if not recorded and not networks:
-        raise ActstatsError("give --decisions FILE..., or --stimuli IMAGES with --network NETWORK")
+        raise ActstatsError("give --decisions FILE..., or --network NETWORK")
     tables = [read_decisions(recorded)] if recorded else []
     notes: list[str] = []
-    if stimuli:
+    if networks:
         called = passing.named(networks, names)
         shown = _shown(
-            stimuli,
+            *passing.stimuli(stimuli or "demo", learn_from),
             called,
             classes,
             offline,
             notes,
-            batch_size=batch_size,
-            device=device,
-            workers=workers,
+            how,
         )
         if save_decisions is not None:
             from actstats.analysis.shape_bias import write_decisions
@@ -127,36 +129,30 @@ def shape_bias(
 
 
 def _shown(
-    stimuli: str,
+    source: Source,
+    learn_from: Source | None,
     networks: Mapping[str, str],
     classes: tuple[str, ...],
     offline: bool,
     notes: list[str],
-    *,
-    batch_size: int,
-    device: str,
-    workers: int | None,
+    how: Mapping[str, Any],
 ) -> pd.DataFrame:
     """Return the networks' decisions on the stimuli; what was left out goes into `notes`."""
     import pandas as pd
 
-    from actstats.data import open_source
     from actstats.probing.cue_conflict import decide
     from actstats.probing.networks import open_network
 
-    source = open_source(stimuli)
     tables = []
     for network, name in networks.items():
-        with passing.counting() as advance:
+        with passing.passes(how) as passes:
             table = decide(
                 open_network(network, offline=offline),
                 source,
                 name=name,
                 classes=classes or None,
-                batch_size=batch_size,
-                device=device,
-                workers=workers,
-                advance=advance,
+                learn_from=learn_from,
+                passes=passes,
             )
         left = table.attrs
         if left["unknown"]:
