@@ -14,7 +14,7 @@ says which images took no part.
 
 from actstats.analysis.classes import class_means, selectivity, variety
 from actstats.analysis.comparing import cliffs_delta, compare_units
-from actstats.analysis.counterparts import match
+from actstats.analysis.counterparts import match, match_table
 from actstats.analysis.coverage import notes
 from actstats.analysis.histograms import quantiles
 from actstats.analysis.noise_blocking import noise, noise_by_layer
@@ -30,6 +30,7 @@ __all__ = [
     "compare_units",
     "kernel_smoothness",
     "match",
+    "match_table",
     "noise",
     "noise_by_layer",
     "notes",

@@ -37,6 +37,8 @@ def require_same_images(first: xr.Dataset, second: xr.Dataset) -> None:
             f"the stores have other images: {len(one):,} in the first and {len(two):,} in the second"
         )
     if not np.array_equal(one, two):
+        if np.array_equal(np.sort(one), np.sort(two)):
+            raise ActstatsError("the stores hold the same images in another order: sweep both over the same")
         at = int(np.flatnonzero(one != two)[0])
         raise ActstatsError(
             f"the stores have other images: number {at:,} is {one[at]} in the first and {two[at]} in the second"

@@ -2,211 +2,359 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
 
+from actstats.analysis.aligned import Aligned, Floats, align, cover, spread, within
 from actstats.analysis.coverage import result, usable
+from actstats.analysis.tables import unit_table
 from actstats.errors import ActstatsError
-
-Floats = NDArray[np.float64]
+from actstats.support import require_extra
 
 LEAST: Final = 0.5
 """The correlation on held-out images from which on two units count as counterparts."""
-_ROWS: Final = 4096
+_FEWEST: Final = 8
+_SHUFFLED: Final = 4096
+"""Most images of which the correlation by chance is taken: with fewer images, chance gives more."""
+_KEYS: Final = ("network", "other_network", "image_set")
 _DESCRIBED: Final = {
-    "counterpart": "unit of the other network that correlates best, as its index there; -1: none",
+    "counterpart": "unit of the other network that corresponds, as its index there; -1: none",
+    "counterpart_layer": "layer of the counterpart; empty: none",
     "counterpart_channel": "channel of the counterpart; -1: none",
-    "correlation": "greatest correlation with a unit of the other network's layer",
+    "best": "unit of the other network that correlates best, as its index there; -1: none",
+    "correlation": "correlation with the best unit of the other network",
     "margin": "by how much the greatest correlation exceeds the second greatest",
     "held_out": "correlation on one half of the images with the unit chosen on the other half",
     "chance": "greatest correlation where the other network's images are shuffled",
-    "same_channel": "correlation with the unit of the same channel",
-    "partner_channel": "channel of the partner in the one-to-one assignment; -1: none",
-    "partner_correlation": "correlation with the partner in the one-to-one assignment",
+    "same_channel": "correlation with the unit of the same layer and channel",
+    "partner": "partner in the one-to-one assignment of the layer, as its index there; -1: none",
+    "partner_channel": "channel of the partner; -1: none",
+    "partner_correlation": "correlation with the partner",
 }
 
 
 def match(
-    first: xr.Dataset, second: xr.Dataset, variable: str = "mean", *, least: float = LEAST, seed: int = 0
+    first: xr.Dataset,
+    second: xr.Dataset,
+    variable: str = "mean",
+    *,
+    across: bool = False,
+    least: float = LEAST,
+    seed: int = 0,
 ) -> xr.Dataset:
-    """Find the best counterpart of each unit of one network among the units of the same layer of another.
+    """Find the best counterpart of each unit of one network among the units of another.
 
     Units are compared by the Pearson correlation, over images, of a per-image statistic. A unit has a counterpart if
-    the unit that correlates best with it on one random half of the images still correlates by `least` or more on the
-    other half, and by more than any unit of the layer does by chance. The one-to-one assignment maximises the sum
-    of a layer's correlations (Hungarian method) and is not thresholded.
 
-    Memory is that of one layer's values in both stores, float32 [image, unit], and of its correlations.
+    1. the unit that correlates best with it on one random half of the images still correlates by `least` or more on
+       the other half,
+    2. and by more than any unit of its layer does with any candidate once the other network's images are shuffled,
+    3. and is the best one on all images, too.
+
+    The one-to-one assignment within each layer maximises the sum of its correlations (Hungarian method) and is not
+    thresholded.
+
+    Memory is bounded: blocks of images, and the correlations of 2,048 units at a time (or of one layer) with their
+    candidates. Each store is read twice, with `across` about once for every 2,048 units of the other one.
 
     Args:
         first: the store whose units are matched, as `open_dataset` gives it.
         second: the store in which counterparts are sought, of the same images in the same order.
         variable: the per-image statistic, `mean` or `maximum`.
+        across: seek among the units of all layers, not only of the layer of the same name.
         least: the least held-out correlation of a counterpart, in [0, 1].
         seed: of the halves and of the shuffled images.
 
     Returns:
-        By unit of `first`, for the layers that both stores have: `counterpart` i64 (index along `second`'s `unit`;
-        -1: none), `counterpart_channel` i64, `correlation`, `margin`, `held_out`, `chance`, `same_channel` f64, and
-        `partner_channel` i64, `partner_correlation` f64. Constant units have NaN correlations and no counterpart.
-        Images that either store could not read, or with a value that is not finite, are left out, and counted in the
-        attributes.
+        By unit of `first` (without `across`, of the layers that both stores have): `counterpart` i64 (index along
+        `second`'s `unit`; -1: none), `counterpart_layer`, `counterpart_channel` i64, `best` i64, `correlation`,
+        `margin`, `held_out`, `chance`, `same_channel` f64, and `partner` i64, `partner_channel` i64,
+        `partner_correlation` f64. Constant units have NaN correlations and no counterpart. Images that either store
+        could not read, or with a value that is not finite, are left out, and counted in the attributes.
 
     Raises:
         ActstatsError: the stores hold other images, have no layer in common, lack `variable`, or share fewer than 8
             images with values.
     """
-    if not 0 <= least <= 1:
-        raise ActstatsError(f"`least=` is a correlation from 0 to 1, not {least}")
-    a, b = (usable(found, "match", variable) for found in (first, second))
-    rows_a, rows_b = common_images(first, second, a, b)
-    layers_a, layers_b = a["layer"].values, b["layer"].values
-    layers = [layer for layer in dict.fromkeys(layers_a.tolist()) if (layers_b == layer).any()]
-    if not layers:
-        raise ActstatsError("the stores have no layer in common: match compares layers of the same name")
-    rng = np.random.default_rng(seed)
-    halves, shuffled = rng.permutation(len(rows_a)), rng.permutation(len(rows_a))
-    parts: list[dict[str, NDArray[Any]]] = []
-    units, dropped = [], 0
-    for layer in layers:
-        here, there = np.flatnonzero(layers_a == layer), np.flatnonzero(layers_b == layer)
-        x, y = values(a[variable], rows_a, here), values(b[variable], rows_b, there)
-        finite: NDArray[np.bool_] = np.asarray(np.isfinite(x).all(1) & np.isfinite(y).all(1))
-        order, other = halves[finite[halves]], shuffled[finite[shuffled]]
-        if len(order) < 8:
-            raise ActstatsError(
-                f"match needs 8 images or more with values in layer {layer}, not {len(order)}"
-            )
-        dropped = max(dropped, len(rows_a) - len(order))
-        middle = len(order) // 2
-        parts.append(_matched(x, y, order[:middle], order[middle:], np.sort(order), other, least, there))
-        units.append(here)
-    found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    kept = a.isel(unit=np.concatenate(units))
-    channels = b["channel"].values
-    for name in ("counterpart", "partner"):
-        at = found[name]
-        found[f"{name}_channel"] = np.where(at >= 0, channels[at], -1)
-    made = {
-        name: xr.DataArray(found[name], dims="unit", attrs={"units": "", "long_name": text})
-        for name, text in _DESCRIBED.items()
-    }
-    dataset = result(made, kept)
-    return dataset.assign_attrs(
-        images_read=len(rows_a) - dropped,
-        images_not_finite=dropped,
-        variable=variable,
-        least=least,
-        seed=seed,
-    )
+    return _match(first, second, variable, across, least, seed, both=False)[0]
 
 
-def common_images(
-    first: xr.Dataset, second: xr.Dataset, a: xr.Dataset, b: xr.Dataset
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the rows of `a` and of `b` that hold the images which both stores read.
+def match_both(first: xr.Dataset, second: xr.Dataset) -> tuple[xr.Dataset, xr.Dataset]:
+    """Return `match` of two stores in both directions, within layers, for the price of one."""
+    one, two = _match(first, second, "mean", False, LEAST, 0, both=True)
+    return one, two
+
+
+def match_table(found: xr.Dataset) -> pd.DataFrame:
+    """Return what `match` found as a table by unit that `read_matches` reads; its first columns say of what it is."""
+    table = unit_table(found)
+    for at, key in enumerate(_KEYS):
+        table.insert(at, key, found.attrs[key])
+    return table
+
+
+def read_matches(paths: Iterable[str | Path]) -> pd.DataFrame:
+    """Read tables that `match_table` made, one or several, from CSV, Parquet or JSON files.
 
     Raises:
-        ActstatsError: the stores were swept over other images, or in another order.
+        ActstatsError: a file that cannot be read, or holds no matches by unit.
     """
-    if (
-        first.attrs["data"]["fingerprint"] != second.attrs["data"]["fingerprint"]
-        or first.sizes["image"] != second.sizes["image"]
-        or ("path" in first and "path" in second and (first["path"].values != second["path"].values).any())
-    ):
-        raise ActstatsError(
-            "the stores hold other images, or the same in another order: sweep both over the same"
-        )
-    if a.sizes["image"] != b.sizes["image"]:
-        raise ActstatsError(
-            "one of the stores lacks partitions that the other has: complete both sweeps first"
-        )
-    good = np.flatnonzero((a["status"].values[: a.sizes["image"]] == 0) & (b["status"].values == 0))
-    return good, good
+    tables = []
+    for path in map(Path, paths):
+        names = dict.fromkeys((*_KEYS, "layer", "counterpart_layer"), str)
+        try:
+            if path.suffix == ".parquet":
+                require_extra("pyarrow", "analysis", "a Parquet file")
+                table = pd.read_parquet(path)
+            elif path.suffix == ".json":
+                table = pd.DataFrame(json.loads(path.read_text(encoding="utf-8")))
+            else:
+                table = pd.read_csv(path, dtype=names, keep_default_na=False, na_values={"held_out": [""]})
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or "it is no table"
+            raise ActstatsError(f"cannot read the matches in {path}: {reason}") from error
+        needed = {*_KEYS, "layer", "channel", "counterpart", "best", "held_out"}
+        if missing := needed - set(map(str, table.columns)):
+            raise ActstatsError(
+                f"{path} holds no matches by unit: it lacks {', '.join(sorted(missing))}; `actstats analyze match "
+                "FIRST SECOND --by unit --out FILE` writes them"
+            )
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)
 
 
-def values(variable: xr.DataArray, rows: NDArray[np.int64], units: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Return a variable's values of some images and of neighbouring units, in memory, f32 [image, unit]."""
-    block = variable.transpose("image", "unit").isel(unit=slice(int(units[0]), int(units[-1]) + 1)).values
-    found: NDArray[np.float32] = block if len(rows) == len(block) else block[rows]
-    return found
+def select_matches(table: pd.DataFrame, first: xr.Dataset, second: xr.Dataset) -> xr.Dataset | None:
+    """Return a table's matches of the units of `first` in `second`; None if it has none of these two.
 
+    Returns:
+        `counterpart` and `best` i64 and `held_out` f64, along all units of `first`.
 
-def correlations(
-    x: NDArray[np.float32], y: NDArray[np.float32], rows: NDArray[np.int64], others: NDArray[np.int64]
-) -> Floats:
-    """Return the correlation of each column of `x` with each of `y`, f64; NaN where a column is constant.
-
-    Row `rows[i]` of `x` is set beside row `others[i]` of `y`. Summed in float64, `_ROWS` images at a time.
+    Raises:
+        ActstatsError: the matches were made of other units.
     """
-    # From the first row, not from zero: a constant column then has a variance of exactly 0.
-    start_x, start_y = x[rows[0]].astype(np.float64), y[others[0]].astype(np.float64)
-    both = np.zeros((x.shape[1], y.shape[1]))
-    sums = [np.zeros(x.shape[1]), np.zeros(x.shape[1]), np.zeros(y.shape[1]), np.zeros(y.shape[1])]
-    for at in range(0, len(rows), _ROWS):
-        u, v = x[rows[at : at + _ROWS]] - start_x, y[others[at : at + _ROWS]] - start_y
-        both += u.T @ v
-        for total, part in zip(sums, (u.sum(0), (u * u).sum(0), v.sum(0), (v * v).sum(0)), strict=True):
-            total += part
-    n = len(rows)
-    covariance = both - np.outer(sums[0], sums[2]) / n
-    spread_x, spread_y = sums[1] - sums[0] ** 2 / n, sums[3] - sums[2] ** 2 / n
-    scale = np.sqrt(np.outer(np.maximum(spread_x, 0), np.maximum(spread_y, 0)))
-    found: NDArray[np.float64] = np.divide(
-        covariance, scale, out=np.full_like(scale, np.nan), where=scale > 0
+    keys = _identity(first, second)
+    rows = table[np.all([table[name] == value for name, value in keys.items()], axis=0)]
+    if rows.empty:
+        return None
+    units = pd.MultiIndex.from_arrays([first["layer"].values.astype(object), first["channel"].values])
+    named = rows.set_index(["layer", "channel"])[["counterpart", "best", "held_out"]]
+    strange = not named.index.isin(units).all() or named.index.has_duplicates
+    if strange or not rows[["counterpart", "best"]].lt(second.sizes["unit"]).all(axis=None):
+        raise ActstatsError("the matches are of other units than the stores': match these stores again")
+    named = named.reindex(units)
+    numbers = {name: named[name].fillna(-1).astype(np.int64).to_numpy() for name in ("counterpart", "best")}
+    held = pd.to_numeric(named["held_out"]).to_numpy(dtype=np.float64)
+    return xr.Dataset({name: ("unit", values) for name, values in {**numbers, "held_out": held}.items()})
+
+
+@dataclass(frozen=True)
+class _Candidates:
+    """Neighbouring layers of the first store, and where to seek their units.
+
+    Attributes:
+        here: of each layer, its units in the first store.
+        there: the candidates in the second store.
+        own: of each layer, the units of the layer of the same name in the second store; None: it lacks it.
+    """
+
+    here: list[slice]
+    there: slice
+    own: list[slice | None]
+
+    @property
+    def units(self) -> slice:
+        """All units to match."""
+        return slice(self.here[0].start, self.here[-1].stop)
+
+
+def _match(
+    first: xr.Dataset, second: xr.Dataset, variable: str, across: bool, least: float, seed: int, *, both: bool
+) -> list[xr.Dataset]:
+    if not 0 <= least <= 1:
+        raise ActstatsError(f"`least=` is a correlation from 0 to 1, not {least}")
+    require_extra("scipy", "analysis", "matching units")
+    aligned = align([first, second], "match", variable, _FEWEST)
+    layers, others = aligned.layers
+    if not across and not (layers.keys() & others.keys()):
+        raise ActstatsError(
+            "the stores have no layer in common: match compares layers of the same name, or with `across=True` all"
+        )
+    jobs = [_job(names, layers, others, across) for names in aligned.strips(0)]
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(aligned.rows)
+    middle = len(order) // 2
+    half, sample = (np.zeros(aligned.attrs["images"], dtype=bool) for _ in range(2))
+    half[order[:middle]] = True
+    sample[order[: min(middle, _SHUFFLED)]] = True
+    shuffled = rng.permutation(int(sample.sum()))
+    found = spread(
+        lambda job: _matched(aligned, job, half, sample, shuffled, least, both), [job for job in jobs if job]
     )
-    return np.clip(found, -1, 1)
+    results = []
+    for direction in range(1 + both):
+        parts = [part for strip in found for part in strip[direction]]
+        units = np.concatenate([part.pop("unit") for part in parts])
+        along = np.argsort(units)
+        gathered = {name: np.concatenate([part[name] for part in parts])[along] for name in parts[0]}
+        a, b = (first, second)[direction], (second, first)[direction]
+        kept = usable(a, "match").isel(unit=units[along])
+        for name in ("counterpart", "partner"):
+            at = gathered[name]
+            gathered[f"{name}_channel"] = np.where(at >= 0, b["channel"].values[at], -1)
+        at = gathered["counterpart"]
+        gathered["counterpart_layer"] = np.where(at >= 0, b["layer"].values.astype(object)[at], "")
+        made = {
+            name: xr.DataArray(gathered[name], dims="unit", attrs={"units": "", "long_name": text})
+            for name, text in _DESCRIBED.items()
+        }
+        attrs = {**aligned.attrs, **_identity(a, b), "across": across, "least": least, "seed": seed}
+        results.append(result(made, kept).assign_attrs(attrs))
+    return results
+
+
+def _identity(first: xr.Dataset, second: xr.Dataset) -> dict[str, str]:
+    """Return what tells matches apart: the checksums of both networks' weights, and the images' fingerprint."""
+    weights = [dataset.attrs["weights"]["sha256"][:12] for dataset in (first, second)]
+    return dict(zip(_KEYS, (*weights, str(first.attrs["data"]["fingerprint"])[:12]), strict=True))
+
+
+def _job(
+    names: list[str], layers: dict[str, slice], others: dict[str, slice], across: bool
+) -> list[_Candidates]:
+    if across:
+        everywhere = slice(0, max(place.stop for place in others.values()))
+        return [
+            _Candidates([layers[name] for name in names], everywhere, [others.get(name) for name in names])
+        ]
+    return [_Candidates([layers[name]], others[name], [others[name]]) for name in names if name in others]
+
+
+class _Sums:
+    """Sums over images of the products of some units' values with those of others, from which correlations follow."""
+
+    def __init__(self, here: int, there: int) -> None:
+        self.images = 0
+        self.products = np.zeros((here, there))
+        self.sums = [np.zeros(here), np.zeros(there)]
+        self.squares = [np.zeros(here), np.zeros(there)]
+
+    def add(self, x: Floats, y: Floats) -> None:
+        self.images += len(x)
+        self.products += x.T @ y
+        for at, values in enumerate((x, y)):
+            self.sums[at] += values.sum(0)
+            self.squares[at] += (values * values).sum(0)
+
+    def join(self, other: _Sums) -> None:
+        self.images += other.images
+        for mine, theirs in ((self.products, other.products), *zip(self.sums, other.sums, strict=True),
+                             *zip(self.squares, other.squares, strict=True)):  # fmt: skip
+            mine += theirs
+
+    def correlations(self) -> Floats:
+        """Return the correlation of each unit with each other one, f64; -2, below all of them, for a constant one."""
+        n = self.images
+        x, y = (
+            np.sqrt(np.maximum(squares - sums**2 / n, 0))
+            for sums, squares in zip(self.sums, self.squares, strict=True)
+        )
+        found = self.products - np.outer(self.sums[0] / n, self.sums[1])
+        with np.errstate(invalid="ignore", divide="ignore"):
+            found /= x[:, None]
+            found /= y
+        np.clip(found, -1, 1, out=found)
+        found[x == 0] = -2
+        found[:, y == 0] = -2
+        return found
 
 
 def _matched(
-    x: NDArray[np.float32],
-    y: NDArray[np.float32],
-    one: NDArray[np.int64],
-    two: NDArray[np.int64],
-    every: NDArray[np.int64],
+    aligned: Aligned,
+    job: list[_Candidates],
+    half: NDArray[np.bool_],
+    sample: NDArray[np.bool_],
     shuffled: NDArray[np.int64],
     least: float,
-    there: NDArray[np.int64],
+    both: bool,
+) -> list[list[dict[str, NDArray[Any]]]]:
+    """Match the units of one job's layers; returns by direction what was found, an entry for each layer."""
+    columns = [cover([pair.units for pair in job]), cover([pair.there for pair in job])]
+    places = [(within(pair.units, columns[0]), within(pair.there, columns[1])) for pair in job]
+    halves = [[_Sums(_size(pair.units), _size(pair.there)) for pair in job] for _ in range(2)]
+    drawn: tuple[list[NDArray[np.float32]], ...] = ([], [])
+    for rows, (x, y) in aligned.blocks([0, 1], columns):
+        for sums, here in zip(halves, (half[rows], ~half[rows]), strict=True):
+            u, v = x[here], y[here]
+            for one, (a, b) in zip(sums, places, strict=True):
+                one.add(u[:, a], v[:, b])
+        for kept, values in zip(drawn, (x, y), strict=True):
+            kept.append(values[sample[rows]].astype(np.float32))
+    x_drawn, y_drawn = np.concatenate(drawn[0]), np.concatenate(drawn[1])[shuffled]
+    found: list[list[dict[str, NDArray[Any]]]] = [[], []]
+    for number, (pair, (a, b)) in enumerate(zip(job, places, strict=True)):
+        one, two = halves[0][number], halves[1][number]
+        mixed = _Sums(_size(pair.units), _size(pair.there))
+        mixed.add(x_drawn[:, a].astype(np.float64), y_drawn[:, b].astype(np.float64))
+        agreed = [sums.correlations() for sums in (one, two, mixed)]
+        one.join(two)
+        agreed.append(one.correlations())
+        for layer, own in zip(pair.here, pair.own, strict=True):
+            units = [matrix[within(layer, pair.units)] for matrix in agreed]
+            found[0].append(_of_layer(units, layer, pair.there, own, least))
+            if both:
+                found[1].append(_of_layer([matrix.T for matrix in units], pair.there, layer, layer, least))
+    return found
+
+
+def _of_layer(
+    agreed: list[Floats], layer: slice, candidates: slice, own: slice | None, least: float
 ) -> dict[str, NDArray[Any]]:
+    """Decide on counterparts from correlations with candidates: on half one, on half two, shuffled, on all images."""
     from scipy.optimize import linear_sum_assignment
 
-    whole = _floored(correlations(x, y, every, every))
-    chance = _floored(correlations(x, y, one, shuffled[: len(one)])).max(1)
-    chosen, held = _floored(correlations(x, y, one, one)), correlations(x, y, two, two)
+    by_one, by_two, mixed, whole = agreed
     units = np.arange(len(whole))
-    ranked = np.sort(whole, 1)
-    best = whole.argmax(1)
-    second = ranked[:, -2] if whole.shape[1] > 1 else np.full(len(whole), np.nan)
-    held_out = held[units, chosen.argmax(1)]
-    known = ranked[:, -1] > -2
-    limit = max(least, float(chance.max(initial=-1)))
-    has = known & (np.nan_to_num(held_out, nan=-1) >= limit) & (chosen.argmax(1) == best)
-    same = np.full(len(whole), np.nan)
-    shared = min(whole.shape)
-    same[:shared] = whole[units[:shared], units[:shared]]
-    partner, agreed = np.full(len(whole), -1), np.full(len(whole), np.nan)
-    row, column = linear_sum_assignment(np.maximum(whole, -1), maximize=True)
-    real = whole[row, column] > -2
-    partner[row[real]], agreed[row[real]] = there[column[real]], whole[row[real], column[real]]
+    best, chosen, chance = whole.argmax(1), by_one.argmax(1), mixed.max(1)
+    ranked = (
+        np.partition(whole, -2, axis=1)[:, -2:]
+        if whole.shape[1] > 1
+        else np.pad(whole, ((0, 0), (1, 0)), constant_values=-2)
+    )
+    greatest, second, held_out = ranked[:, 1], ranked[:, 0], by_two[units, chosen]
+    has = (held_out >= least) & (held_out > chance.max()) & (chosen == best)
+    same, partner, agrees = np.full(len(units), np.nan), np.full(len(units), -1), np.full(len(units), np.nan)
+    if own is not None:
+        block = whole[:, within(own, candidates)]
+        diagonal = np.diagonal(block)
+        same[: len(diagonal)] = _known(diagonal)
+        row, column = linear_sum_assignment(np.maximum(block, -1), maximize=True)
+        real = block[row, column] > -2
+        partner[row[real]], agrees[row[real]] = own.start + column[real], block[row[real], column[real]]
     return {
-        "counterpart": np.where(has, there[best], -1),
-        "correlation": _unfloored(ranked[:, -1]),
-        "margin": np.where(second > -2, ranked[:, -1] - second, np.nan),
-        "held_out": np.where(known, held_out, np.nan),
-        "chance": _unfloored(chance),
-        "same_channel": _unfloored(same),
+        "unit": np.arange(layer.start, layer.stop),
+        "counterpart": np.where(has, candidates.start + best, -1),
+        "best": np.where(greatest > -2, candidates.start + best, -1),
+        "correlation": _known(greatest),
+        "margin": np.where(second > -2, greatest - second, np.nan),
+        "held_out": _known(held_out),
+        "chance": _known(chance),
+        "same_channel": same,
         "partner": partner,
-        "partner_correlation": agreed,
+        "partner_correlation": agrees,
     }
 
 
-def _floored(found: Floats) -> Floats:
-    """Return correlations with -2, below all of them, where a unit is constant, so that no argmax meets NaN."""
-    return np.where(np.isnan(found), -2.0, found)
-
-
-def _unfloored(found: Floats) -> Floats:
+def _known(found: Floats) -> Floats:
     return np.where(found > -2, found, np.nan)
+
+
+def _size(place: slice) -> int:
+    return int(place.stop - place.start)

@@ -18,6 +18,7 @@ _SMALL: Final = (*_OF_UNITS, "label", "status", "completed", "frequency", "bin_l
 _COUNTS: Final = {
     "images_pending": "are not swept yet and left out",
     "images_unreadable": "could not be read and are left out",
+    "images_not_finite": "have a value that is not finite and are left out",
 }
 
 
@@ -63,6 +64,12 @@ def usable(dataset: xr.Dataset, analysis: str, *variables: str) -> xr.Dataset:
         "images_pending": int(pending.sum()),
     }
     return kept
+
+
+def complete_images(dataset: xr.Dataset) -> NDArray[np.bool_]:
+    """Return which images belong to partitions that are complete, bool [image]."""
+    status, done = (dataset[name].values for name in ("status", "completed"))
+    return ~_pending(dataset.attrs, status, done)
 
 
 def _pending(

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from actstats.analysis.counterparts import common_images
-from actstats.analysis.coverage import usable
+from actstats.analysis.aligned import Aligned, Floats, align, cover, spread, within
 from actstats.errors import ActstatsError
-
-Floats = NDArray[np.float64]
+from actstats.support import require_extra
 
 SAMPLE: Final = 1000
 """Images in the dissimilarity matrices of RSA, unless asked for otherwise."""
-_ROWS: Final = 1024
+_MOST_RANKS: Final = 2**31
+"""Bytes that the ranks of RSA may take."""
+_NAMES: Final = {
+    "cka": "linear CKA",
+    "cka_unbiased": "linear CKA, unbiased",
+    "rsa": "RSA: Spearman's correlation of dissimilarities",
+}
 
 
 def similarity(
@@ -32,8 +36,9 @@ def similarity(
     - `rsa`: Spearman's correlation of the upper triangles of the layers' dissimilarity matrices, 1 - Pearson
       correlation between two images over the layer's units (Kriegeskorte et al. 2008), of `sample` images.
 
-    CKA takes two passes over each store in blocks of images. Memory is one float64 matrix [unit, unit] over the units
-    of all stores together, whatever the number of images, and the ranks of RSA, sample^2 / 2 numbers a layer.
+    Memory is bounded: blocks of images, the products of 2,048 units at a time with those of one store, one number for
+    each image and layer, and the ranks of RSA, sample^2 / 2 numbers a layer. Each store is read twice, and once more
+    for every 2,048 units of itself and of each other store.
 
     Args:
         stores: datasets by the names of their networks, all of the same images in the same order.
@@ -47,94 +52,85 @@ def similarity(
         has one unit, or one of the sampled images the same value in all units.
 
     Raises:
-        ActstatsError: no store, other images, fewer than 4 images with values, or a store without `variable`.
+        ActstatsError: no store, other images, fewer than 4 images with values, a store without `variable`, or so many
+            sampled images that their ranks would take more than 2 GiB.
     """
     if not stores:
         raise ActstatsError("similarity needs a store")
     if sample < 3:
         raise ActstatsError(f"`sample=` is 3 images or more, not {sample}")
-    used = {name: usable(dataset, "similarity", variable) for name, dataset in stores.items()}
-    first = next(iter(stores))
-    rows = common_images(stores[first], stores[first], used[first], used[first])[0]
-    for name in stores:
-        rows = np.intersect1d(rows, common_images(stores[first], stores[name], used[first], used[name])[0])
-    arrays = [used[name][variable].transpose("image", "unit") for name in stores]
-    sums, finite = _sums(arrays, rows)
-    rows = rows[finite]
-    n = len(rows)
-    if n < 4:
-        raise ActstatsError(f"similarity needs 4 images or more with values in every store, not {n}")
-    networks = [name for name in stores for _ in range(used[name].sizes["unit"])]
-    layers = np.concatenate([used[name]["layer"].values for name in stores])
-    keys = list(dict.fromkeys(zip(networks, layers.tolist(), strict=True)))
-    ends = np.cumsum([sum(1 for key in zip(networks, layers, strict=True) if key == k) for k in keys])
-    slices = [slice(int(s), int(e)) for s, e in zip([0, *ends[:-1]], ends, strict=True)]
-    cka, unbiased = _cka(arrays, rows, sums / n, slices)
-    drawn = np.sort(np.random.default_rng(seed).permutation(rows)[:sample])
+    require_extra("scipy", "analysis", "RSA")
+    aligned = align(list(stores.values()), "similarity", variable, 4)
+    keys = [(name, layer) for name, of in zip(stores, aligned.layers, strict=True) for layer in of]
+    sample = min(sample, len(aligned.rows))
+    if (needed := sample**2 // 2 * len(keys) * 8) > _MOST_RANKS:
+        most = int((2 * _MOST_RANKS / 8 / len(keys)) ** 0.5)
+        raise ActstatsError(
+            f"`sample=` of {sample:,} images for {len(keys)} layers needs {needed / 2**30:.1f} GiB: "
+            f"take {most:,} images or fewer"
+        )
+    cka, unbiased = _cka(aligned)
+    drawn = np.sort(np.random.default_rng(seed).permutation(aligned.rows)[:sample])
     coordinates = {
         name: (dim, np.array([key[at] for key in keys], dtype=object))
         for name, dim, at in (
             ("network", "row", 0), ("layer", "row", 1), ("other_network", "column", 0), ("other_layer", "column", 1)
         )
     }  # fmt: skip
-    found = {"cka": cka, "cka_unbiased": unbiased, "rsa": _rsa(_block(arrays, drawn), slices)}
+    found = {"cka": cka, "cka_unbiased": unbiased, "rsa": _rsa(aligned, drawn)}
     return xr.Dataset(
-        {name: (("row", "column"), matrix) for name, matrix in found.items()},
+        {name: (("row", "column"), matrix, {"long_name": _NAMES[name]}) for name, matrix in found.items()},
         coords=coordinates,
-        attrs={
-            "analysis": "similarity", "images": len(used[first]["status"]), "images_read": n,
-            "images_not_finite": int((~finite).sum()), "variable": variable, "sample": len(drawn), "seed": seed,
-        },
-    )  # fmt: skip
+        attrs={**aligned.attrs, "sample": len(drawn), "seed": seed},
+    )
 
 
-def _block(arrays: list[xr.DataArray], rows: NDArray[np.int64]) -> Floats:
-    """Return the values of some images in all units of all stores, f64 [image, unit]."""
-    low, high = int(rows[0]), int(rows[-1]) + 1
-    if high - low <= 4 * len(rows):  # one contiguous read, then the rows
-        parts = [array.isel(image=slice(low, high)).values[rows - low] for array in arrays]
-    else:
-        parts = [array.isel(image=rows).values for array in arrays]
-    return np.concatenate(parts, axis=1).astype(np.float64)
-
-
-def _sums(arrays: list[xr.DataArray], rows: NDArray[np.int64]) -> tuple[Floats, NDArray[np.bool_]]:
-    """Return each unit's sum over the images whose values are finite in every store, and which those are."""
-    total = np.zeros(sum(array.sizes["unit"] for array in arrays))
-    finite = np.zeros(len(rows), dtype=bool)
-    for at in range(0, len(rows), _ROWS):
-        block = _block(arrays, rows[at : at + _ROWS])
-        good = np.isfinite(block).all(1)
-        finite[at : at + _ROWS] = good
-        total += block[good].sum(0)
-    return total, finite
-
-
-def _cka(
-    arrays: list[xr.DataArray], rows: NDArray[np.int64], mean: Floats, slices: list[slice]
-) -> tuple[Floats, Floats]:
+def _cka(aligned: Aligned) -> tuple[Floats, Floats]:
     """Return linear CKA and its unbiased estimator between all layers.
 
     With the columns centred, every row of a layer's kernel K = XX' sums to 0. Without its diagonal k, then, row i
     sums to -k_i, and all terms of the unbiased HSIC follow from ||X'Y||^2 and the products of the diagonals.
     """
-    units, n = len(mean), len(rows)
-    gram = np.zeros((units, units))
-    diagonals, total = np.zeros((len(slices), len(slices))), np.zeros(len(slices))
-    for at in range(0, n, _ROWS):
-        block = _block(arrays, rows[at : at + _ROWS]) - mean
-        # A layer's rows from the diagonal on: half the work, and no second matrix of the whole size.
-        for place in slices:
-            gram[place, place.start :] += block[:, place].T @ block[:, place.start :]
-        squares = np.stack([(block[:, place] ** 2).sum(1) for place in slices])
-        diagonals += squares @ squares.T
-        total += squares.sum(1)
-    hsic = np.zeros_like(diagonals)
-    for i, one in enumerate(slices):
-        for j in range(i, len(slices)):
-            hsic[i, j] = hsic[j, i] = float((gram[one, slices[j]] ** 2).sum())
+    stores, n = range(len(aligned.arrays)), len(aligned.rows)
+    starts = np.cumsum([0, *(len(of) for of in aligned.layers)])
+    hsic, squares = np.zeros((starts[-1], starts[-1])), np.zeros((n, starts[-1]))
+    jobs = [(a, b, names) for a in stores for names in aligned.strips(a) for b in stores[a:]]
+    found = spread(lambda job: _products(aligned, *job), jobs)
+    for (a, b, names), (block, own) in zip(jobs, found, strict=True):
+        row = starts[a] + list(aligned.layers[a]).index(names[0])
+        rows = slice(row, row + len(names))
+        columns = slice(starts[b + 1] - block.shape[1], starts[b + 1])
+        hsic[rows, columns] = block
+        hsic[columns, rows] = block.T
+        if a == b:
+            squares[:, rows] = own
+    diagonals, total = squares.T @ squares, squares.sum(0)
     free = hsic - diagonals + np.outer(total, total) / ((n - 1) * (n - 2)) - 2 / (n - 2) * diagonals
     return _normalised(hsic), _normalised(free)
+
+
+def _products(aligned: Aligned, a: int, b: int, names: list[str]) -> tuple[Floats, Floats]:
+    """Return ||X'Y||^2 of some layers of one store with layers of another, and the norms of the images in the former.
+
+    Within one store it is with the layers from the first of `names` on only: the matrix is symmetric.
+    """
+    here, there = aligned.layers[a], dict(aligned.layers[b])
+    if a == b:
+        there = {name: there[name] for name in list(there)[list(there).index(names[0]) :]}
+    columns = [cover([here[name] for name in names]), cover(list(there.values()))]
+    gram = np.zeros((columns[0].stop - columns[0].start, columns[1].stop - columns[1].start))
+    own = []
+    for _, (x, y) in aligned.blocks([a, b], columns):
+        gram += x.T @ y
+        own.append(np.stack([(x[:, within(here[name], columns[0])] ** 2).sum(1) for name in names], axis=1))
+    block = [
+        [
+            float(np.square(gram[within(here[x], columns[0]), within(there[y], columns[1])]).sum())
+            for y in there
+        ]
+        for x in names
+    ]
+    return np.array(block), np.concatenate(own)
 
 
 def _normalised(hsic: Floats) -> Floats:
@@ -143,24 +139,35 @@ def _normalised(hsic: Floats) -> Floats:
     return found
 
 
-def _rsa(values: Floats, slices: list[slice]) -> Floats:
+def _rsa(aligned: Aligned, drawn: NDArray[np.int64]) -> Floats:
     """Return Spearman's correlation between the dissimilarity matrices of all layers."""
     from scipy.stats import rankdata
 
-    upper = np.triu_indices(len(values), 1)
-    ranks = []
-    for place in slices:
-        part = values[:, place] - values[:, place].mean(1, keepdims=True)
-        norm = np.linalg.norm(part, axis=1, keepdims=True)
-        if not (norm > 0).all():
-            ranks.append(np.full(len(upper[0]), np.nan, dtype=np.float64))
-            continue
-        unit = part / norm
-        # Rounded, so that dissimilarities that are equal but for rounding stay ties.
-        ranked = rankdata(np.round(1 - (unit @ unit.T)[upper], 12))
-        ranked -= ranked.mean()
-        length = np.linalg.norm(ranked)
-        ranks.append(ranked / length if length > 0 else np.full(len(ranked), np.nan))
-    stacked = np.stack(ranks)
-    found: Floats = stacked @ stacked.T
+    upper = np.triu_indices(len(drawn), 1)
+    ranks = np.full((sum(map(len, aligned.layers)), len(upper[0])), np.nan)
+    at = 0
+    for store, layers in enumerate(aligned.layers):
+        for names in aligned.strips(store):
+            columns = cover([layers[name] for name in names])
+            # Correlations between images are of the values themselves: those of centred units would be others.
+            values = np.concatenate([block for _, (block,) in aligned.blocks([store], [columns], drawn)])
+            values += aligned.centres[store][columns]
+            for name in names:
+                ranks[at] = _ranks(values[:, within(layers[name], columns)], upper, rankdata)
+                at += 1
+    found: Floats = ranks @ ranks.T
     return found
+
+
+def _ranks(values: Floats, upper: tuple[NDArray[Any], ...], rankdata: Any) -> Floats:
+    """Return the ranks of the dissimilarities between images, centred and of length 1, f64 [pair of images]."""
+    part = values - values.mean(1, keepdims=True)
+    norm = np.linalg.norm(part, axis=1, keepdims=True)
+    if not (norm > 0).all():
+        return np.full(len(upper[0]), np.nan)
+    part /= norm
+    # Rounded, so that dissimilarities that are equal but for rounding stay ties.
+    ranked = np.asarray(rankdata(np.round(1 - (part @ part.T)[upper], 12)), dtype=np.float64)
+    ranked -= ranked.mean()
+    length = np.linalg.norm(ranked)
+    return ranked / length if length > 0 else np.full(len(ranked), np.nan)

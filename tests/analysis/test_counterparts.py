@@ -7,10 +7,12 @@ import shlex
 import numpy as np
 import pandas as pd
 import pytest
+import xarray as xr
 from click.testing import CliRunner
 from scipy.stats import spearmanr
 
-from actstats.analysis import match, similarity
+from actstats.analysis import aligned, by_layer, match, match_table, representations, similarity, write_table
+from actstats.analysis.counterparts import match_both, read_matches, select_matches
 from actstats.errors import ActstatsError
 from actstats_cli.main import main
 from tests.analysis.made import make_store
@@ -52,6 +54,78 @@ def test_a_permutation_of_the_channels_is_recovered(tmp_path, features):
     for name in ("cka", "cka_unbiased", "rsa"):
         values = alike[name].values
         np.testing.assert_allclose([values[0, 2], values[1, 3]], 1, atol=1e-6, err_msg=name)
+
+
+def test_counterparts_are_found_in_other_layers(tmp_path, features):
+    a = stored(tmp_path / "a.zarr", *features)
+    b = stored(tmp_path / "b.zarr", features[1][:, ::-1], features[0][:, ::-1])
+    assert (match(a, b)["counterpart"] == -1).all()
+    found = match(a, b, across=True)
+    np.testing.assert_array_equal(found["counterpart"], np.arange(3 * UNITS)[::-1])
+    assert found["counterpart_layer"].values.tolist() == ["layer1"] * UNITS + ["layer0"] * 2 * UNITS
+    expected = np.concatenate([np.arange(UNITS)[::-1], np.arange(2 * UNITS)[::-1]])
+    np.testing.assert_array_equal(found["counterpart_channel"], expected)
+    # Partners are of the same layer, in which there is nothing alike.
+    assert (found["partner"][:UNITS] < 2 * UNITS).all()
+    assert float(abs(found["partner_correlation"]).max()) < 0.5
+
+
+def test_strips_of_units_and_blocks_of_images_change_nothing(tmp_path, features, monkeypatch):
+    rng = np.random.default_rng(4)
+    other = [layer + rng.normal(size=layer.shape) for layer in features]
+    other[0][9, 3] = np.nan
+    a = stored(tmp_path / "a.zarr", *features, unreadable=[40])
+    b = stored(tmp_path / "b.zarr", *other, unreadable=[41])
+    whole = [match(a, b, across=across) for across in (False, True)] + [similarity({"a": a, "b": b})]
+    monkeypatch.setattr(aligned, "_STRIP", 1)
+    monkeypatch.setattr(aligned, "_ROWS", 5)
+    for before, after in zip(
+        whole,
+        [match(a, b), match(a, b, across=True), similarity({"a": a, "b": b})],
+        strict=True,
+    ):
+        xr.testing.assert_allclose(before, after, rtol=0, atol=1e-12)
+        assert before.attrs == after.attrs
+        assert before.attrs["images_read"] == IMAGES - 3
+        assert before.attrs["images_unreadable"] == 2
+        assert before.attrs["images_not_finite"] == 1
+
+
+def test_both_directions_at_once_are_what_each_gives(tmp_path, features):
+    rng = np.random.default_rng(4)
+    other = [layer[:, ::-1] + rng.normal(size=layer.shape) for layer in features]
+    a, b = stored(tmp_path / "a.zarr", *features), stored(tmp_path / "b.zarr", *other)
+    there, back = match_both(a, b)
+    xr.testing.assert_identical(there, match(a, b))
+    expected = match(b, a)
+    for name in ("counterpart", "correlation", "margin", "same_channel", "partner"):
+        xr.testing.assert_allclose(back[name], expected[name], atol=1e-12)
+
+
+@pytest.mark.parametrize("ending", ["csv", "json", "parquet"])
+def test_a_table_of_matches_is_read_as_it_was_written(tmp_path, features, ending):
+    features[0][:, 3] = 1  # without a counterpart, and without a number
+    a, b = (
+        stored(tmp_path / "a.zarr", *features),
+        stored(tmp_path / "b.zarr", features[0][:, ::-1], features[1]),
+    )
+    found, path = match(a, b), tmp_path / f"matches.{ending}"
+    write_table(match_table(found), path)
+    selected = select_matches(read_matches([path]), a, b)
+    xr.testing.assert_allclose(selected, found[list(selected)].reset_coords(drop=True))
+    assert selected["counterpart"][3] == -1
+    c = stored(tmp_path / "c.zarr", *features, weights={"source": "module", "sha256": "c" * 64})
+    assert select_matches(read_matches([path]), a, c) is None
+    other = stored(tmp_path / "other.zarr", features[1])
+    with pytest.raises(ActstatsError, match="of other units"):
+        select_matches(read_matches([path]), other, b)
+    bad = tmp_path / f"bad.{ending}"
+    write_table(by_layer(found), bad)
+    with pytest.raises(ActstatsError, match=r"holds no matches by unit: it lacks .*channel"):
+        read_matches([bad])
+    bad.write_bytes(b"\x00nonsense")
+    with pytest.raises(ActstatsError, match=r"cannot read the matches|holds no matches"):
+        read_matches([bad])
 
 
 @pytest.mark.parametrize("kind", ["rotated", "noise"])
@@ -138,7 +212,7 @@ def test_constant_units_and_images_without_values_are_left_out(tmp_path, feature
 def test_stores_that_cannot_be_compared_are_refused(tmp_path, features):
     a = stored(tmp_path / "a.zarr", features[0])
     few = stored(tmp_path / "few.zarr", features[0][:3])
-    names = [f"{index}.png" for index in range(IMAGES)][::-1]
+    names = [f"{index:03}.png" for index in range(IMAGES)][::-1]
     turned = stored(tmp_path / "turned.zarr", features[0], paths=names)
     other = make_store(tmp_path / "other.zarr", {"head": maps(features[0])}, partition_size=32)
     for b, text in ((few, "other images"), (turned, "another order"), (other, "no layer in common")):
@@ -148,6 +222,43 @@ def test_stores_that_cannot_be_compared_are_refused(tmp_path, features):
         match(few, few)
     with pytest.raises(ActstatsError, match="4 images or more"):
         similarity({"few": few})
+
+
+def test_images_that_one_store_lacks_are_left_out_and_counted(tmp_path, features):
+    a = stored(tmp_path / "a.zarr", *features)
+    b = stored(tmp_path / "b.zarr", *features, stop_after=2)
+    found = match(a, b)
+    assert found.attrs["images_read"] == 64
+    assert found.attrs["images_pending"] == IMAGES - 64
+    np.testing.assert_array_equal(found["counterpart"], np.arange(3 * UNITS))
+    with pytest.raises(
+        ActstatsError, match=r"needs 8 images or more .* not 0; 120 have a value that is not fin"
+    ):
+        match(a, stored(tmp_path / "c.zarr", np.full_like(features[0], np.nan)))
+
+
+def test_a_sample_whose_ranks_exceed_memory_is_refused(tmp_path, features, monkeypatch):
+    monkeypatch.setattr(representations, "_MOST_RANKS", 100_000)
+    a = stored(tmp_path / "a.zarr", *features)
+    with pytest.raises(ActstatsError, match="take 111 images or fewer"):
+        similarity({"a": a})
+    assert similarity({"a": a}, sample=111).attrs["sample"] == 111
+
+
+def test_a_cluster_gives_the_same(tmp_path, features):
+    distributed = pytest.importorskip("distributed")
+    a, b = (
+        stored(tmp_path / "a.zarr", *features),
+        stored(tmp_path / "b.zarr", features[0][:, ::-1], features[1]),
+    )
+    expected = match(a, b), similarity({"a": a, "b": b})
+    cluster = distributed.LocalCluster(
+        n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None, memory_limit=None
+    )
+    with cluster, distributed.Client(cluster):
+        found = match(a, b), similarity({"a": a, "b": b})
+    for one, other in zip(expected, found, strict=True):
+        xr.testing.assert_identical(one, other)
 
 
 def test_the_commands_write_tables_and_a_heat_map(tmp_path, features):

@@ -30,6 +30,11 @@ VARIABLE = click.option(
     help="The correlation on held-out images from which on two units are counterparts.",
 )
 @click.option(
+    "--across",
+    is_flag=True,
+    help="Seek among the units of all layers, not only of the layer of the same name.",
+)
+@click.option(
     "--seed", type=int, default=0, show_default=True, help="Of the halves and of the shuffled images."
 )
 @output.by
@@ -41,6 +46,7 @@ def match(
     second: Path,
     variable: str,
     least: float,
+    across: bool,
     seed: int,
     by: str,
     out: Path | None,
@@ -56,22 +62,22 @@ def match(
         actstats analyze match standard.zarr robust.zarr
         actstats analyze match standard.zarr robust.zarr --by unit --out matches.csv
     """
-    from actstats.analysis import by_layer, notes, unit_table
+    from actstats.analysis import by_layer, match_table, notes
     from actstats.analysis import match as analysis
     from actstats.store import open_dataset
 
     with output.computing(scheduler):
-        found = analysis(open_dataset(first), open_dataset(second), variable, least=least, seed=seed)
+        found = analysis(
+            open_dataset(first), open_dataset(second), variable, across=across, least=least, seed=seed
+        )
     if by == "unit":
-        table = unit_table(found)
-        shown = ["layer", "channel", "counterpart_channel", "correlation", "held_out", "margin", "chance"]
+        table = match_table(found)
+        shown = ["layer", "channel", *(["counterpart_layer"] if across else []), "counterpart_channel"]
+        shown += ["correlation", "held_out", "margin", "chance"]
     else:
         table = by_layer(found.assign(matched=found["counterpart"] >= 0))
-        numbers = ("correlation", "held_out", "chance", "same_channel")
+        numbers = ("correlation", "held_out", "margin", "chance", "same_channel")
         shown = ["layer", "units", "matched", *(f"{name}_median" for name in numbers)]
-    said = notes(found)
-    if found.attrs["images_not_finite"]:
-        said.append(
-            f"{found.attrs['images_not_finite']:,} images have a value that is not finite and are left out"
-        )
+    matched = int((found["counterpart"] >= 0).sum())
+    said = [*notes(found), f"{matched:,} of {found.sizes['unit']:,} units have a counterpart"]
     output.put(table, table[shown], said, out=out, as_json=as_json)

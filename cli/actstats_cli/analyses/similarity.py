@@ -67,8 +67,4 @@ def similarity(
     table = table[table["row"] <= table["column"]].drop(columns=["row", "column"])
     table = table[["network", "layer", "other_network", "other_layer", "cka", "cka_unbiased", "rsa"]]
     said = notes(found)
-    if found.attrs["images_not_finite"]:
-        said.append(
-            f"{found.attrs['images_not_finite']:,} images have a value that is not finite and are left out"
-        )
     output.put(table, table, said, out=out, as_json=as_json, plot=plot)

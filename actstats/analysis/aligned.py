@@ -1,0 +1,208 @@
+"""Stores of the same images, read side by side in blocks of images, so that many images need no more memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from typing import Any, Final, TypeVar
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from actstats.analysis.comparing import require_same_images
+from actstats.analysis.coverage import complete_images, usable
+from actstats.errors import ActstatsError
+
+Floats = NDArray[np.float64]
+Rows = NDArray[np.int64]
+Job = TypeVar("Job")
+Found = TypeVar("Found")
+
+_ROWS: Final = 1024
+"""Least images of a block, unless it is the last."""
+_STRIP: Final = 2048
+"""Most units that one job sets beside those of another store, unless one layer has more."""
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """A per-image statistic of stores of the same images.
+
+    Attributes:
+        arrays: of each store, lazily, f32 [image, unit].
+        layers: of each store, the units of every layer by its name.
+        rows: the images that every store has read, with values that are all finite, i64.
+        centres: of each store, the mean of every unit over `rows`, f64 [unit]; exact for a constant unit.
+        attrs: which images there are: `images`, `images_read`, `images_unreadable`, `images_pending`,
+            `images_not_finite`, `variable`.
+    """
+
+    arrays: list[xr.DataArray]
+    layers: list[dict[str, slice]]
+    rows: Rows
+    centres: list[Floats]
+    attrs: dict[str, Any]
+
+    def blocks(
+        self, stores: Sequence[int], columns: Sequence[slice], rows: Rows | None = None
+    ) -> Iterator[tuple[Rows, list[Floats]]]:
+        """Yield the values of units of some stores, centred, a block of images at a time.
+
+        Args:
+            stores: numbers of the stores.
+            columns: for each, which units.
+            rows: which images, in order; None: all of `rows`.
+
+        Yields:
+            The images' numbers, and for each of `stores` f64 [image of the block, unit].
+        """
+        for at, values in _blocks(
+            [self.arrays[store] for store in stores], columns, self.rows if rows is None else rows
+        ):
+            yield (
+                at,
+                [
+                    block - self.centres[store][place]
+                    for store, place, block in zip(stores, columns, values, strict=True)
+                ],
+            )
+
+    def strips(self, store: int) -> list[list[str]]:
+        """Return the layers of a store in groups of neighbours, each of few enough units for one job."""
+        return _strips(self.layers[store])
+
+
+def align(stores: Sequence[xr.Dataset], analysis: str, variable: str, least: int) -> Aligned:
+    """Set stores of the same images side by side. Reads each of them once, twice where values are not finite.
+
+    Raises:
+        ActstatsError: the stores hold other images, or the same in another order, lack `variable`, or share fewer
+            than `least` images with values; the text calls the analysis `analysis`.
+    """
+    first = stores[0]
+    for other in stores[1:]:
+        require_same_images(first, other)
+        if first.attrs["data"]["fingerprint"] != other.attrs["data"]["fingerprint"]:
+            raise ActstatsError("the stores hold other images under the same names: sweep both over the same")
+    for store in stores:
+        usable(store, analysis, variable)
+    complete = np.all([complete_images(store) for store in stores], axis=0)
+    read = complete & np.all([store["status"].values == 0 for store in stores], axis=0)
+    arrays = [store[variable].transpose("image", "unit").reset_coords(drop=True) for store in stores]
+    layers = [layer_slices(store) for store in stores]
+    rows, offered = np.flatnonzero(read), int(read.sum())
+    jobs = [
+        (at, cover([of[name] for name in names])) for at, of in enumerate(layers) for names in _strips(of)
+    ]
+    while True:
+        if len(rows) < least:
+            lost = offered - len(rows)
+            reason = f"; {lost:,} have a value that is not finite" if lost else ""
+            raise ActstatsError(
+                f"{analysis} needs {least} images or more with values in every store, not {len(rows)}{reason}"
+            )
+        scanned = spread(partial(_scan, arrays, rows), jobs)
+        finite = np.all([good for _, good in scanned], axis=0)
+        if finite.all():
+            break
+        rows = rows[finite]
+    centres = [
+        np.concatenate([centre for (at, _), (centre, _) in zip(jobs, scanned, strict=True) if at == store])
+        for store in range(len(stores))
+    ]
+    attrs = {
+        "analysis": analysis,
+        "images": len(read),
+        "images_read": len(rows),
+        "images_unreadable": int((complete & ~read).sum()),
+        "images_pending": int((~complete).sum()),
+        "images_not_finite": offered - len(rows),
+        "variable": variable,
+    }
+    return Aligned(arrays, layers, rows, centres, attrs)
+
+
+def layer_slices(dataset: xr.Dataset) -> dict[str, slice]:
+    """Return the places of each layer's units along `unit`, in the order of the layers."""
+    names = dataset["layer"].values.astype(object)
+    starts = np.flatnonzero(np.append(True, names[1:] != names[:-1]))
+    ends = [*starts[1:].tolist(), len(names)]
+    return {str(names[start]): slice(start, end) for start, end in zip(starts.tolist(), ends, strict=True)}
+
+
+def cover(places: Sequence[slice]) -> slice:
+    """Return the least slice that holds all of these."""
+    return slice(min(place.start for place in places), max(place.stop for place in places))
+
+
+def within(place: slice, whole: slice) -> slice:
+    """Return where in `whole` a slice of it lies."""
+    return slice(place.start - whole.start, place.stop - whole.start)
+
+
+def spread(function: Callable[[Job], Found], jobs: Sequence[Job]) -> list[Found]:
+    """Run a function for each job: on the dask cluster in use, or else one after another, each on all cores."""
+    dask: Any = import_module("dask")
+    client = getattr(dask.base.get_scheduler(), "__self__", None)
+    if not type(client).__module__.startswith("distributed"):
+        return [function(job) for job in jobs]
+
+    tasks = [dask.delayed(function, pure=False, traverse=False)(job) for job in jobs]
+    return list(dask.compute(*tasks))
+
+
+def _strips(layers: dict[str, slice]) -> list[list[str]]:
+    strips: list[list[str]] = []
+    start = 0
+    for name, place in layers.items():
+        if not strips or place.stop - start > _STRIP:
+            strips.append([])
+            start = place.start
+        strips[-1].append(name)
+    return strips
+
+
+def _scan(
+    arrays: Sequence[xr.DataArray], rows: Rows, job: tuple[int, slice]
+) -> tuple[Floats, NDArray[np.bool_]]:
+    """Return the mean of some units of one store over images, and which of the images have finite values only."""
+    store, columns = job
+    start, total, good, at = np.zeros(0), 0.0, [], 0
+    for _, (block,) in _blocks([arrays[store]], [columns], rows):
+        finite = np.isfinite(block).all(1)
+        good.append(finite)
+        if not at and finite.any():
+            # From an image's values, not from zero: a constant unit then deviates by exactly 0.
+            start = block[finite][0].astype(np.float64)
+        at += int(finite.sum())
+        if at:
+            total = total + (block[finite] - start).sum(0)
+    return start + total / max(at, 1), np.concatenate(good)
+
+
+def _blocks(
+    arrays: Sequence[xr.DataArray], columns: Sequence[slice], rows: Rows
+) -> Iterator[tuple[Rows, list[NDArray[np.float32]]]]:
+    """Yield values of images in blocks that begin and end with the first store's chunks."""
+    sizes = arrays[0].chunksizes.get("image", (arrays[0].sizes["image"],))
+    start = 0
+    for end in np.cumsum(sizes).tolist():
+        if end - start < _ROWS and end < arrays[0].sizes["image"]:
+            continue
+        for low in range(start, end, 2 * _ROWS):
+            here = rows[np.searchsorted(rows, low) : np.searchsorted(rows, min(end, low + 2 * _ROWS))]
+            if len(here):
+                window = slice(int(here[0]), int(here[-1]) + 1)
+                # By threads on a worker, too: what a job reads would else become tasks of the cluster.
+                found = [
+                    array.isel(image=window, unit=place).compute(scheduler="threads").values
+                    for array, place in zip(arrays, columns, strict=True)
+                ]
+                yield (
+                    here,
+                    [values if len(values) == len(here) else values[here - here[0]] for values in found],
+                )
+        start = end
