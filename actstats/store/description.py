@@ -69,6 +69,7 @@ def describe(path: str | Path) -> Description:
     counts = Counter(status)
     machines = (
         f"{record.get('device', 'unknown')}, torch {record.get('versions', {}).get('torch', 'unknown')}"
+        + (", compiled" if record.get("compiled") else "")
         for record in store.provenance()
     )
     return Description(

@@ -470,7 +470,7 @@ def plan(
         limit: use only the first `limit` images.
         device: "cpu", "cuda", "cuda:1", or "auto": a GPU if there is one.
         **settings: fields of `Settings`: layers, metrics, custom, distort, top_k, per_image, batch_size,
-            partition_size, amp, decode, bitround, compression.
+            partition_size, amp, compile, decode, bitround, compression.
 
     Returns:
         The plan. The network is in eval mode and on `device`.
@@ -540,6 +540,7 @@ def plan(
         },
         device=target.type,
         amp=decided.amp,
+        **({"compile": True} if decided.compiles(len(source), target.type) else {}),
         decode=decided.decode,
         bitround=decided.bitround,
         compression=decided.compression,

@@ -13,29 +13,27 @@ import socket
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import closing
 from dataclasses import dataclass
+from functools import cached_property
 from types import TracebackType
 from typing import Any, Final
 
 import torch
-from torch import Tensor
 
 from actstats.data import Source
 from actstats.data.loader import split
 from actstats.distort import Chain
 from actstats.errors import ActstatsError
-from actstats.layers import watch
 from actstats.models import Loaded
 from actstats.store import Store
 from actstats.store.manifest import versions
 from actstats.sweeping.batches import Feed
-from actstats.sweeping.buffers import Buffers, Partition, PartitionLayout, PartitionResult, reason_of
+from actstats.sweeping.buffers import Buffers, Partition, PartitionLayout, PartitionResult
 from actstats.sweeping.device import in_eval_mode, out_of_memory_explained
+from actstats.sweeping.forward import Network
 from actstats.sweeping.progress import Progress
 from actstats.sweeping.settings import Execution, Settings
-
-_AMP: Final = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -47,6 +45,33 @@ class Job:
     layout: PartitionLayout
     settings: Settings
     chain: Chain | None = None
+
+    @cached_property
+    def network(self) -> Network:
+        """The forward passes, eager until they are compiled."""
+        layers, amp = self.layout.schema.layers, self.settings.amp
+        return Network(self.loaded.model, layers, self.layout.device, amp)
+
+    def compile(self, execution: Execution) -> float:
+        """Compile the network where the settings ask for it, once, note how it went, and return the seconds it took.
+
+        Raises:
+            ActstatsError: it cannot be compiled, and the execution is strict.
+        """
+        if not self.settings.compile or self.network.compiled:
+            return 0.0
+        begun = time.perf_counter()
+        shape = (self.settings.batch_size, *self.loaded.preprocessing.shape)
+        try:
+            self.network.compile(shape)
+        except ActstatsError as error:
+            if execution.strict:
+                raise
+            execution.note(f"{error}; it runs eagerly")
+            return 0.0
+        seconds = time.perf_counter() - begun
+        execution.note(f"compiled the network in {seconds:.0f} s")
+        return seconds
 
 
 def run_partitions(
@@ -76,90 +101,38 @@ def run_partitions(
     )
     # One set is filled while the writer has the other; it gives that back before the one after next begins.
     buffers = [Buffers(layout) for _ in indices[:2]]
+    partition, begun = None, 0.0
     with (
         out_of_memory_explained(settings.batch_size),
         in_eval_mode(job.loaded.model),
         Writer(store) as writer,
-        _Forward(job) as forward,
-        closing(iter(feed)) as batches,
     ):
-        for batch, images in batches:
-            partition = forward.partition
-            if partition is None:
-                buffers.reverse()
-                partition = Partition(layout, buffers[0], batch.start // store.partition_size)
-                forward.begin(partition)
-            partition.status[batch.start - partition.start : batch.stop - partition.start] = batch.status
-            if images is not None:
-                partition.begin_batch(batch.position + batch.start)
-                forward(images)
-            if batch.stop == partition.stop:
-                writer.put(partition.finish(), forward.provenance())
-                forward.partition = None
-            writer.check()
+        job.compile(execution)
+        with closing(iter(feed)) as batches:
+            for batch, images in batches:
+                if partition is None:
+                    buffers.reverse()
+                    partition = Partition(layout, buffers[0], batch.start // store.partition_size)
+                    begun = time.perf_counter()
+                partition.status[batch.start - partition.start : batch.stop - partition.start] = batch.status
+                if images is not None:
+                    partition.begin_batch(batch.position + batch.start)
+                    job.network(images, partition.update)
+                if batch.stop == partition.stop:
+                    writer.put(partition.finish(), provenance(job, time.perf_counter() - begun))
+                    partition = None
+                writer.check()
     return feed.progress, feed.failures
 
 
-class _Forward:
-    """Forward passes of a job's network whose layers' maps go to the current partition."""
-
-    def __init__(self, job: Job) -> None:
-        self._model, self._layout = job.loaded.model, job.layout
-        amp = _AMP[job.settings.amp]
-        self._autocast: AbstractContextManager[Any] = (
-            nullcontext() if amp is None else torch.autocast(job.layout.device.type, dtype=amp)
-        )
-        self.partition: Partition | None = None
-        self._listening = False
-        self._begun = 0.0
-        self._hooks = watch(self._model, job.layout.schema.layers, self._update)
-
-    def begin(self, partition: Partition) -> None:
-        """Fill this partition from now on."""
-        self.partition, self._begun = partition, time.perf_counter()
-
-    def __call__(self, images: Tensor) -> None:
-        """Run the network on `images` f32 [n, 3, H, W]."""
-        self._listening = True
-        try:
-            with torch.inference_mode(), self._autocast:
-                self._model(images)
-        except (ActstatsError, MemoryError, torch.OutOfMemoryError):
-            raise
-        except (Exception, SystemExit) as error:
-            if "allocate memory" in str(error) or "not enough memory" in str(error):
-                raise
-            raise ActstatsError(
-                f"the network fails on a batch of {len(images)} images: {reason_of(error)}"
-            ) from error
-        finally:
-            self._listening = False
-
-    def provenance(self) -> dict[str, Any]:
-        """Return where, with what and how fast the current partition was computed."""
-        return provenance(self._layout.device, time.perf_counter() - self._begun)
-
-    def _update(self, layer: int, maps: Tensor) -> None:
-        if self._listening:  # an attack runs the network as well
-            assert self.partition is not None
-            self.partition.update(layer, maps)
-
-    def __enter__(self) -> _Forward:
-        self._hooks.__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._hooks.__exit__(kind, error, trace)
-
-
-def provenance(device: torch.device, seconds: float) -> dict[str, Any]:
-    """Return the record of one computed partition: host, device, versions, seconds; fit for JSON."""
+def provenance(job: Job, seconds: float) -> dict[str, Any]:
+    """Return the record of one partition computed in `seconds`: host, device, versions; fit for JSON."""
+    device = job.layout.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return {
         "host": socket.gethostname(),
         "device": f"{device.type}: {name}",
+        "compiled": job.network.compiled,
         "seconds": round(seconds, 3),
         "versions": versions(),
     }
@@ -235,27 +208,22 @@ def measured_seconds(job: Job, images: int) -> float:
         chain=job.chain,
         decode=job.settings.decode,
     )
-    buffers = Buffers(job.layout)
-    with (
-        out_of_memory_explained(size),
-        in_eval_mode(job.loaded.model),
-        _Forward(job) as forward,
-        closing(iter(feed)) as passes,
-    ):
-        forward.begin(Partition(job.layout, buffers, 0))
-        assert forward.partition is not None
-        begun = time.perf_counter()
-        for batch, inputs in passes:
-            if inputs is not None:
-                forward.partition.begin_batch(batch.position + batch.start)
-                forward(inputs)
-            if job.layout.device.type == "cuda":
-                torch.cuda.synchronize(job.layout.device)
-            seconds.append((time.perf_counter() - begun) / (batch.stop - batch.start))
+    partition = Partition(job.layout, Buffers(job.layout), 0)
+    with out_of_memory_explained(size), in_eval_mode(job.loaded.model):
+        compiling = job.compile(Execution())
+        with closing(iter(feed)) as passes:
             begun = time.perf_counter()
+            for batch, inputs in passes:
+                if inputs is not None:
+                    partition.begin_batch(batch.position + batch.start)
+                    job.network(inputs, partition.update)
+                if job.layout.device.type == "cuda":
+                    torch.cuda.synchronize(job.layout.device)
+                seconds.append((time.perf_counter() - begun) / (batch.stop - batch.start))
+                begun = time.perf_counter()
     # The first batch compiles kernels and waits for the first images; with one batch there is nothing better.
     steady = seconds[1:] or seconds
-    return images * sum(steady) / len(steady)
+    return compiling + images * sum(steady) / len(steady)
 
 
 _MEASURED: Final = 5

@@ -6,6 +6,7 @@ Neither needs torch, so that the command line can read its defaults here.
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 AMP: Final = ("off", "bf16", "fp16")
 DECODERS: Final = ("pillow", "device")
+AUTO_COMPILE: Final = 5_000
+"""Images from which compiling for the CPU takes less time than it saves, about (docs/performance.md)."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,8 @@ class Settings:
         batch_size: images per forward pass. It can change the last bits of an activation.
         partition_size: images per partition, the block that is completed and stored as a whole.
         amp: "bf16" or "fp16" to run the forward pass under autocast, or "off".
+        compile: whether to compile the network together with its statistics, which takes some time first. It can
+            change the last bits of an activation. "auto": on a CPU, where there are images enough for it to pay.
         decode: "device" to decode, resize and crop JPEGs on the network's device, by nvJPEG on a GPU. The
             pixels differ a little from those of "pillow", which the weights' authors used.
         bitround: mantissa bits (1 to 23) kept of per-image floats, so that they compress better; None keeps all.
@@ -56,6 +61,7 @@ class Settings:
     batch_size: int = 32
     partition_size: int = 1024
     amp: str = "off"
+    compile: bool | str = False
     decode: str = "pillow"
     bitround: int | None = None
     compression: str = "zstd:1"
@@ -69,6 +75,8 @@ class Settings:
         for name in ("batch_size", "partition_size", "top_k"):
             _require_whole(name, getattr(self, name), least=1)
         _require_choice("amp", self.amp, AMP)
+        if self.compile not in (True, False, "auto"):
+            raise ActstatsError(f"compile is {self.compile!r}; it must be True, False or 'auto'")
         _require_choice("decode", self.decode, DECODERS)
         if self.bitround is not None and not 1 <= self.bitround <= 23:
             raise ActstatsError(f"bitround is {self.bitround}; a float32 keeps 1 to 23 mantissa bits")
@@ -88,8 +96,16 @@ class Settings:
                 name: manifest[name]
                 for name in ("top_k", "batch_size", "partition_size", "amp", "bitround", "compression")
             },
+            # Stores of networks that were not compiled have no such entry.
+            compile=manifest.get("compile", False),
             decode=manifest.get("decode", "pillow"),
         )
+
+    def compiles(self, images: int, device: str) -> bool:
+        """Return whether a sweep over so many images on this kind of device compiles the network."""
+        if self.compile == "auto":
+            return device == "cpu" and images >= AUTO_COMPILE
+        return bool(self.compile)
 
 
 @dataclass(frozen=True)
@@ -100,12 +116,14 @@ class Execution:
         device: "cpu", "cuda", "cuda:1"; None: the device that the plan was made for.
         workers: threads that decode images; None: one per core, at most 8; 0: none beside the caller's.
         part: (i, n): compute every n-th partition, from the i-th on; n processes fill one store.
-        strict: stop at the first image that cannot be read instead of recording it.
+        strict: stop at the first image that cannot be read instead of recording it, and where the network cannot be
+            compiled instead of running it eagerly.
         overwrite: remove a store of another sweep that is in the way.
         repair: check every object of the store first, and compute partitions with a damaged one again.
         max_failed: share of the images that may fail to be read before `Summary.failed` is set, 0 to 1.
         on_start: called once, when the store is open.
         on_progress: called after each batch.
+        on_note: called with what is worth knowing while it runs, one line at a time; None: `warnings.warn`.
 
     Raises:
         ActstatsError: a value outside its range.
@@ -120,6 +138,7 @@ class Execution:
     max_failed: float = 0.5
     on_start: Callable[[Started], None] | None = None
     on_progress: Callable[[Progress], None] | None = None
+    on_note: Callable[[str], None] | None = None
 
     def __post_init__(self) -> None:
         if self.workers is not None:
@@ -129,6 +148,13 @@ class Execution:
             raise ActstatsError(f"part is {index}/{count}; it must be I/N with 0 <= I < N")
         if not 0 <= self.max_failed <= 1:
             raise ActstatsError(f"max_failed is {self.max_failed}; it must be a share from 0 to 1")
+
+    def note(self, text: str) -> None:
+        """Tell the caller `text`, one line."""
+        if self.on_note is not None:
+            self.on_note(text)
+        else:
+            warnings.warn(text, stacklevel=2)
 
 
 def names_of(kind: type[Settings] | type[Execution]) -> list[str]:

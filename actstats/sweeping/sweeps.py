@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -81,6 +82,7 @@ def _complete_already(
         return None
     found = Store.open(store)
     manifest, data = found.manifest, found.manifest["data"]
+    settings = replace(settings, compile=settings.compiles(data["images"], manifest["device"]))
     asked = request(
         model, options.get("weights", "default"), options.get("robust"), options.get("seed", 0), device
     )

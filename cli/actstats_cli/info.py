@@ -108,7 +108,11 @@ def _facts(description: Description) -> Iterator[tuple[str, str]]:
     decoded = ", JPEGs decoded by the device" if manifest.get("decode") == "device" else ""
     if len(description.computed_on) > 1:
         yield "mixed", "; ".join(f"{n} partitions on {where}" for where, n in description.computed_on.items())
-    yield "run", f"batch size {manifest['batch_size']}, {manifest['device']}, amp {manifest['amp']}{decoded}"
+    compiled = ", compiled" if manifest.get("compile") else ""
+    yield (
+        "run",
+        f"batch size {manifest['batch_size']}, {manifest['device']}, amp {manifest['amp']}{compiled}{decoded}",
+    )
     yield "made", f"{manifest['created']}, actstats {manifest['versions'].get('actstats', '?')}"
 
 

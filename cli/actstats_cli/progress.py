@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import click
 
-from actstats_cli.printing import count, duration, note
+from actstats_cli.printing import count, duration, note, with_flags
 
 if TYPE_CHECKING:
     from actstats.sweeping.progress import Progress, Started
@@ -109,6 +109,14 @@ class Reporter(Bar):
         """Take the state after another batch."""
         self._timer.cancel()
         super().advance(progress)
+
+    def note(self, text: str) -> None:
+        """Say what is worth knowing meanwhile, above the bar."""
+        line = f"note: {with_flags(text)}"
+        if self._bar is None:
+            click.echo(line, err=True)
+        else:
+            self._bar.write(line, file=sys.stderr)
 
     def close(self) -> None:
         """Say nothing more."""

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 SHOWN: Final = 5
 """Images that could not be read which are named in the summary."""
 DEMO: Final = "demo"
+COMPILE: Final = {"off": False, "on": True, "auto": "auto"}
 
 
 class PartOf(click.ParamType[tuple[int, int]]):
@@ -67,6 +68,16 @@ class PartOf(click.ParamType[tuple[int, int]]):
     default=Settings.amp,
     show_default=True,
     help="Run the forward pass under autocast in this dtype.",
+)
+@click.option(
+    "--compile",
+    type=click.Choice(list(COMPILE)),
+    is_flag=False,
+    flag_value="on",
+    default="off",
+    show_default=True,
+    help="Compile the network together with its statistics, which takes some time first and can change the last "
+    "bits; auto: on a CPU, where there are images enough for it to pay.",
 )
 @options.workers
 @options.decode
@@ -143,6 +154,7 @@ def sweep(
     """
     if metrics:
         planning["metrics"] = metrics
+    planning["compile"] = COMPILE[planning["compile"]]
     if measure and not dry_run:
         raise click.UsageError("--measure goes with --dry-run")
     store = out or Path(default_name(arch, planning["robust"], data or DEMO))
@@ -171,6 +183,7 @@ def sweep(
                 **execution,
                 on_progress=reporter.advance,
                 on_start=reporter.started,
+                on_note=reporter.note,
             )
         except KeyboardInterrupt:
             raise KeyboardInterrupt(*_how_to_resume(reporter)) from None
@@ -243,13 +256,17 @@ def _facts(plan: SweepPlan, estimate: Estimate) -> list[tuple[str, str]]:
     manifest = plan.manifest
     weights, record = manifest["weights"], manifest["data"]
     state = "exists: a sweep would resume or refuse it" if plan.store.exists() else "would be created"
+    compiled = ", compiled" if manifest.get("compile") else ""
     facts = [
         ("network", f"{manifest['arch']}, weights {weights['source']}"),
         ("images", f"{record['images']:,} of {record['spec']} ({record['kind']})"),
         ("layers", f"{len(manifest['layers']):,} ({', '.join(manifest['selectors'])}), {plan.units:,} units"),
         ("metrics", ", ".join(manifest["metrics"])),
         ("partitions", f"{estimate.partitions:,} of up to {manifest['partition_size']:,} images"),
-        ("run", f"batch size {manifest['batch_size']}, {manifest['device']}, amp {manifest['amp']}"),
+        (
+            "run",
+            f"batch size {manifest['batch_size']}, {manifest['device']}, amp {manifest['amp']}{compiled}",
+        ),
         ("store", f"{plan.store} ({state})"),
         ("size", f"{size(estimate.bytes)} before compression"),
         ("memory", f"about {size(estimate.memory)}"),

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
+
 import numpy as np
 import pytest
 import torch
 import xarray
 
-from actstats import Preprocessing, sweep
+from actstats import ActstatsError, Metric, Output, Preprocessing, Settings, sweep
+from actstats.sweeping.settings import AUTO_COMPILE
 from actstats_kernels import ops
 from actstats_kernels.bins import FREQUENCY_BINS, HISTOGRAM_BINS
 from tests.conftest import SmallNet
@@ -74,3 +79,120 @@ def test_under_autocast_the_maps_are_narrow_and_the_statistics_are_not(photograp
     means = narrow["mean"].values.view(np.uint32)
     assert (means & ((1 << bits) - 1)).any(), "a mean of many is not rounded to their precision"
     np.testing.assert_allclose(narrow["mean"], full["mean"], rtol=0.05, atol=0.02)
+
+
+@pytest.fixture(scope="module")
+def eager_and_compiled(photographs, tmp_path_factory):
+    """Stores of a small network, 14 images in batches of 4 and partitions of 10, one image damaged."""
+    folder = tmp_path_factory.mktemp("compiled")
+    images = folder / "images"
+    shutil.copytree(photographs, images)
+    (images / "cat" / "02.png").write_bytes(b"damaged")
+    notes: list[str] = []
+    for name, compiled in (("eager", False), ("compiled", True)):
+        sweep(
+            SmallNet(),
+            images,
+            folder / f"{name}.zarr",
+            preprocessing=Preprocessing.imagenet(size=32, resize=36),
+            batch_size=4,
+            partition_size=10,
+            custom="actstats.metrics.examples:UnitCovariance",
+            compile=compiled,
+            on_note=notes.append,
+        )
+    return folder / "eager.zarr", folder / "compiled.zarr", notes
+
+
+def test_compiled_statistics_are_those_of_the_eager_network(eager_and_compiled):
+    """Also of the last batch of a partition and of one with a damaged image, which are padded."""
+    expected, found = (xarray.open_zarr(path) for path in eager_and_compiled[:2])
+    assert set(found) == set(expected)
+    for name in (
+        "mean",
+        "variance",
+        "maximum",
+        "active_fraction",
+        "total_variation",
+        "power_spectrum",
+        "top_value",
+    ):
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=1e-6, err_msg=name)
+    np.testing.assert_array_equal(found.histogram.sum("bin"), expected.histogram.sum("bin"))
+    np.testing.assert_array_equal(found.status, expected.status)
+    assert int((found.status != 0).sum()) == 1
+    custom = [name for name in expected if "covariance" in name]
+    assert custom
+    for name in custom:
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_a_compiled_sweep_says_so(eager_and_compiled):
+    eager, compiled, notes = eager_and_compiled
+    assert len(notes) == 1
+    assert re.fullmatch(r"compiled the network in \d+ s", notes[0])
+    assert "compile" not in xarray.open_zarr(eager).attrs
+    assert xarray.open_zarr(compiled).attrs["compile"] is True
+    records = [json.loads(str(text)) for text in xarray.open_zarr(compiled).provenance.values]
+    assert [record["compiled"] for record in records] == [True, True]
+
+
+def test_eager_and_compiled_numbers_do_not_share_a_store(eager_and_compiled, photographs):
+    with pytest.raises(ActstatsError, match="compile is absent there and True here"):
+        sweep(
+            SmallNet(),
+            photographs.parent / photographs.name,
+            eager_and_compiled[0],
+            preprocessing=Preprocessing.imagenet(size=32, resize=36),
+            batch_size=4,
+            partition_size=10,
+            compile=True,
+        )
+
+
+class Undecided(SmallNet):
+    """What is computed depends on the values, which no compiler can trace."""
+
+    def forward(self, x):
+        return super().forward(x * 2 if float(x.sum()) > 0 else x)
+
+
+def test_a_network_that_cannot_be_compiled_runs_eagerly(photographs, tmp_path):
+    notes: list[str] = []
+    summary = sweep(
+        Undecided(), photographs, tmp_path / "x.zarr", compile=True, on_note=notes.append, **SMALL
+    )
+    assert summary.complete
+    [note] = notes
+    assert note.startswith("the network cannot be compiled: ")
+    assert note.endswith("; it runs eagerly")
+    assert "\n" not in note
+    record = json.loads(str(xarray.open_zarr(tmp_path / "x.zarr").provenance.values[0]))
+    assert record["compiled"] is False
+    with pytest.raises(ActstatsError, match=r"^the network cannot be compiled: [^\n]+$"):
+        sweep(Undecided(), photographs, tmp_path / "y.zarr", compile=True, strict=True, **SMALL)
+
+
+def test_a_metric_that_fails_in_a_compiled_network_is_named(photographs, tmp_path):
+    class Broken(Metric):
+        outputs = (Output("broken"),)
+
+        def update(self, activation, state):
+            raise ValueError("no number today")
+
+    with pytest.raises(
+        ActstatsError, match="metric .*Broken failed in layer first: ValueError: no number today"
+    ):
+        sweep(
+            SmallNet(), photographs, tmp_path / "x.zarr", compile=True, custom=Broken, on_note=print, **SMALL
+        )
+
+
+def test_auto_compiles_where_there_are_many_images():
+    auto = Settings(compile="auto")
+    assert auto.compiles(AUTO_COMPILE, "cpu")
+    assert not auto.compiles(AUTO_COMPILE - 1, "cpu")
+    assert Settings(compile=True).compiles(1, "cuda")
+    assert not Settings().compiles(10**9, "cpu")
+    with pytest.raises(ActstatsError, match="compile is 'yes'"):
+        Settings(compile="yes")

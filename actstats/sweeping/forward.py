@@ -1,0 +1,160 @@
+"""Forward passes whose layers' maps go to a receiver, eagerly or compiled.
+
+Eagerly, hooks hand the maps over. `Network.compile` exports the network with those hooks, which leaves an op of
+its own, `actstats::tap`, in the graph for each layer; inductor then compiles the graph for one size of batch, with
+the weights as constants, so that batch norms are folded into convolutions. A shorter batch is padded, and the
+padding is cut off before the maps are handed over.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from actstats.errors import ActstatsError
+from actstats.layers import Layer, watch
+from actstats.sweeping.buffers import reason_of
+
+_AMP: Final = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+Receive = Callable[[int, Tensor], None]
+"""Takes the index of a layer and its maps [N, C, H, W], which it has to read at once."""
+
+_current = threading.local()
+"""`receive`, of the compiled forward pass that this thread is in, and the `error` that it has raised."""
+
+
+@torch.library.custom_op("actstats::tap", mutates_args=())
+def tap(maps: Tensor, layer: int) -> Tensor:
+    """Hand the maps [N, C, H, W] of a layer to the receiver of the current pass; the result is empty."""
+    if _current.error is None:
+        try:
+            _current.receive(layer, maps)
+        except BaseException as error:  # torch's compiled code lets none through unchanged
+            _current.error = error
+    return maps.new_empty(0)
+
+
+@tap.register_fake
+def _(maps: Tensor, layer: int) -> Tensor:
+    return maps.new_empty(0)
+
+
+class Network:
+    """A network in eval mode whose forward passes hand over the maps of some layers.
+
+    Attributes:
+        compiled: whether the passes are those of a compiled network.
+    """
+
+    def __init__(
+        self, model: nn.Module, layers: Sequence[Layer], device: torch.device, amp: str = "off"
+    ) -> None:
+        self._model, self._layers, self._device = model, layers, device
+        self._amp = _AMP[amp]
+        self._graph: Callable[[Tensor], object] | None = None
+        self._example = torch.empty(0)
+
+    @property
+    def compiled(self) -> bool:
+        """Whether `compile` has succeeded."""
+        return self._graph is not None
+
+    def compile(self, shape: Sequence[int]) -> None:
+        """Compile the network for batches of `shape` [N, 3, H, W] or fewer images, and run it once.
+
+        Raises:
+            ActstatsError: it cannot be compiled. The network still runs eagerly.
+        """
+        example = torch.zeros(*shape, device=self._device).to(memory_format=torch.channels_last)
+        try:
+            with _quiet(), torch.no_grad():
+                exported = torch.export.export(_Tapped(self._model, self._layers), (example,), strict=False)
+                graph = torch.compile(
+                    exported.module(),
+                    fullgraph=True,
+                    dynamic=False,
+                    options={"freezing": self._device.type == "cpu"},
+                )
+            with _quiet():
+                self._run(graph, example, lambda _, maps: None)
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # Whatever Python, export, inductor or the C++ compiler stumbles over.
+            raise ActstatsError(f"the network cannot be compiled: {reason_of(error)}") from error
+        self._graph, self._example = graph, example
+
+    def __call__(self, images: Tensor, receive: Receive) -> None:
+        """Run the network on `images` f32 [n, 3, H, W] and call `receive(index, maps)` for each layer.
+
+        Raises:
+            ActstatsError: the network fails on this batch.
+        """
+        try:
+            if self._graph is None:
+                with watch(self._model, self._layers, receive), torch.inference_mode(), self._autocast():
+                    self._model(images)
+            else:
+                count = len(images)
+                self._run(self._graph, self._padded(images), lambda layer, maps: receive(layer, maps[:count]))
+        except (ActstatsError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except (Exception, SystemExit) as error:
+            if "allocate memory" in str(error) or "not enough memory" in str(error):
+                raise
+            raise ActstatsError(
+                f"the network fails on a batch of {len(images)} images: {reason_of(error)}"
+            ) from error
+
+    def _run(self, graph: Callable[[Tensor], object], images: Tensor, receive: Receive) -> None:
+        _current.receive, _current.error = receive, None
+        try:
+            with torch.inference_mode(), self._autocast():
+                graph(images)
+            if _current.error is not None:
+                raise _current.error
+        finally:
+            _current.receive = _current.error = None
+
+    def _padded(self, images: Tensor) -> Tensor:
+        """Return `images` in the shape and strides that the graph was compiled for."""
+        if images.shape == self._example.shape and images.stride() == self._example.stride():
+            return images
+        padded = torch.zeros_like(self._example)
+        padded[: len(images)] = images
+        return padded
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return nullcontext() if self._amp is None else torch.autocast(self._device.type, dtype=self._amp)
+
+
+class _Tapped(nn.Module):
+    """A network that returns what `tap` returns for each layer, so that no tap is taken for dead code."""
+
+    def __init__(self, model: nn.Module, layers: Sequence[Layer]) -> None:
+        super().__init__()
+        self.model, self.layers = model, layers
+        self.eval()
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        taps: list[Tensor] = []
+        with watch(self.model, self.layers, lambda layer, maps: taps.append(tap(maps, layer))):
+            self.model(images)
+        return taps
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the log of torch's compilers, which is not for users: what matters is raised."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
