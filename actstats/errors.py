@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import traceback
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 
 class ActstatsError(Exception):
@@ -31,3 +33,18 @@ def first(names: Sequence[str], count: int = 3) -> str:
     'conv1, conv2, conv3, ...'
     """
     return ", ".join(names[:count]) + (", ..." if len(names) > count else "")
+
+
+def reason_of(error: BaseException) -> str:
+    """Return what an exception of someone else's code says, in one line, with the place that raised it in
+    brackets.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    inside = [frame for frame in frames if not Path(frame.filename).is_relative_to(Path(__file__).parent)]
+    place = f" ({Path(inside[-1].filename).name}:{inside[-1].lineno})" if inside else ""
+    said = next(iter(str(error).splitlines()), "")
+    if isinstance(error, SystemExit):
+        said = f"it ended the program with sys.exit({said})"
+    elif type(error).__name__ not in said:
+        said = f"{type(error).__name__}: {said}" if said else type(error).__name__
+    return said + place

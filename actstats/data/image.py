@@ -95,7 +95,7 @@ def decode(data: bytes) -> Image.Image:
         image = Image.open(io.BytesIO(data), formats=tuple(_FORMATS))
         refuse_large(*image.size)
         image.load()
-        return _rgb(image)
+        return rgb(image)
     except (ImageError, MemoryError):
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -107,7 +107,8 @@ def decode(data: bytes) -> Image.Image:
         raise ImageError(UNREADABLE, f"damaged image: {reason}") from None
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def rgb(image: Image.Image) -> Image.Image:
+    """Return a loaded image in mode RGB; raises `ImageError` where its values have no defined range."""
     if image.mode == "RGB":
         return image
     if image.mode.startswith("I;16") or image.mode == "I":

@@ -6,20 +6,23 @@ import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import DataLoader
 
+from actstats.data.dataset import DatasetSource, item_of
 from actstats.data.image import OK, ImageError, refuse_large_resized
 from actstats.data.on_device import DeviceDecoder
 from actstats.data.preprocessing import Preprocessing
 from actstats.data.source import Source
+from actstats.data.transform import Transform
 from actstats.errors import ActstatsError
 
 _BATCHES_AHEAD: Final = 2
@@ -32,10 +35,10 @@ Distort = Callable[[NDArray[np.uint8], int, tuple[int, int]], NDArray[np.float32
 class Batch:
     """Images [start, stop) of a source, those that could be read.
 
-    `pixels` is uint8 [n_ok, H, W, 3], or f32 in [0, 1] where images are distorted, on the CPU or on the decoder's
-    device; `position`, int64 [n_ok], says which of the stop - start images they are; `status`, int8 [stop - start],
-    is OK, MISSING, UNREADABLE or REFUSED for each; `messages` has one line for each image that is not OK, by its
-    index in the source.
+    `pixels` is uint8 [n_ok, H, W, 3], or f32 in [0, 1] where images are distorted, or [n_ok, C, H, W] as a
+    `Transform` gives it, on the CPU or on the decoder's device; `position`, int64 [n_ok], says which of the
+    stop - start images they are; `status`, int8 [stop - start], is OK, MISSING, UNREADABLE or REFUSED for each;
+    `messages` has one line for each image that is not OK, by its index in the source.
     """
 
     start: int
@@ -48,7 +51,7 @@ class Batch:
 
 def batches(
     source: Source,
-    preprocessing: Preprocessing,
+    preprocessing: Preprocessing | Transform,
     ranges: Iterable[tuple[int, int]],
     *,
     workers: int | None,
@@ -58,19 +61,22 @@ def batches(
 ) -> Generator[Batch, None, None]:
     """Yield one `Batch` for each (start, stop) of `ranges`, in order.
 
-    `workers` threads (None: `default_workers`) decode up to two batches ahead, and more only where that many
-    would leave threads idle; with 0 the caller's thread does it. `pin` puts the pixels into page-locked memory.
+    `workers` threads (None: `default_workers`, or the worker processes of a DataLoader) decode up to two batches
+    ahead, and more only where that many would leave threads idle; with 0 the caller's thread does it. `pin` puts
+    the pixels into page-locked memory.
     `distort` is applied to each image on the same threads, and may raise `ImageError`. With a `decoder`, which does
     not go with `distort`, the threads only read the images that it takes; it decodes them when their batch is asked
     for. Closing the iterator stops the threads. An exception other than `ImageError` in a thread is raised here.
     """
-    if workers is None:
-        workers = default_workers()
-    if workers < 0:
+    if workers is not None and workers < 0:
         raise ActstatsError(f"the number of workers must be 0 or more, not {workers}")
     assert distort is None or decoder is None
     # Not a generator itself, so that the arguments are checked at the call.
-    assemble = partial(_Assembly, source, preprocessing, pin, distort, decoder)
+    reader = _Reader(source, preprocessing, distort)
+    assemble = partial(_Assembly, reader, pin, decoder)
+    if workers is None and isinstance(source, DatasetSource) and source.loader is not None:
+        return _decoded_by_processes(assemble, ranges, reader, source.loader)
+    workers = default_workers() if workers is None else workers
     if workers == 0:
         return _decoded_here(assemble, ranges)
     return _decoded_ahead(assemble, ranges, workers)
@@ -91,25 +97,39 @@ def split(start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:
         yield first, min(first + size, stop)
 
 
+@dataclass(frozen=True)
+class _Reader:
+    """From an image's index to its pixels."""
+
+    source: Source
+    preprocessing: Preprocessing | Transform
+    distort: Distort | None
+
+    def __call__(self, index: int) -> NDArray[Any]:
+        """Return the pixels of image `index`; raises `ImageError`."""
+        if isinstance(self.preprocessing, Transform):
+            return self.preprocessing.pixels(item_of(self.source, index))
+        return self.pixels(index, self.source.image(index))
+
+    def pixels(self, index: int, image: Image.Image) -> NDArray[Any]:
+        """Return the pixels of `image`, which is number `index`; raises `ImageError`."""
+        assert isinstance(self.preprocessing, Preprocessing)
+        refuse_large_resized(*self.preprocessing.resized(image.size))
+        pixels = self.preprocessing.pixels(image)
+        return pixels if self.distort is None else self.distort(pixels, index, image.size)
+
+
 class _Assembly:
     """A batch in the making: a place for each image, and what became of it."""
 
     def __init__(
-        self,
-        source: Source,
-        preprocessing: Preprocessing,
-        pin: bool,
-        distort: Distort | None,
-        decoder: DeviceDecoder | None,
-        start: int,
-        stop: int,
+        self, reader: _Reader, pin: bool, decoder: DeviceDecoder | None, start: int, stop: int
     ) -> None:
-        _, height, width = preprocessing.shape
-        self._source, self._preprocessing = source, preprocessing
-        self._distort, self._decoder = distort, decoder
+        self._reader, self._decoder = reader, decoder
         self.start, self.stop = start, stop
-        dtype = torch.uint8 if distort is None else torch.float32
-        self._pixels = torch.empty(stop - start, height, width, 3, dtype=dtype, pin_memory=pin)
+        self._pixels = reader.preprocessing.empty(stop - start, pin=pin)
+        if reader.distort is not None:
+            self._pixels = torch.empty(self._pixels.shape, dtype=torch.float32, pin_memory=pin)
         self._rows = self._pixels.numpy()
         self._status = np.full(stop - start, OK, dtype=np.int8)
         self._messages: dict[int, str] = {}
@@ -118,13 +138,25 @@ class _Assembly:
     def fill(self, index: int) -> None:
         """Decode image `index` into its place, or read it for the decoder; threads may fill several at once."""
         try:
-            found = self._source.image(index) if self._decoder is None else self._decoder.take(index)
+            if self._decoder is None:
+                self.put(index, self._reader(index))
+                return
+            found = self._decoder.take(index)
             if isinstance(found, Tensor):
                 self._encoded[index - self.start] = found
             else:
-                self._put(index, found)
+                self.put(index, self._reader.pixels(index, found))
         except ImageError as error:
-            self._fail(index, error)
+            self.fail(index, error.status, error.message)
+
+    def put(self, index: int, pixels: NDArray[Any]) -> None:
+        """Take the pixels of image `index`."""
+        self._rows[index - self.start] = pixels
+
+    def fail(self, index: int, status: int, message: str) -> None:
+        """Note that image `index` cannot be read."""
+        self._status[index - self.start] = status
+        self._messages[index] = message
 
     def finish(self) -> Batch:
         """Return the batch, its readable images moved together."""
@@ -143,14 +175,6 @@ class _Assembly:
         messages = dict(sorted(self._messages.items()))
         return Batch(self.start, self.stop, pixels, position, self._status, messages)
 
-    def _put(self, index: int, image: Image.Image) -> None:
-        refuse_large_resized(*self._preprocessing.resized(image.size))
-        pixels = self._preprocessing.pixels(image)
-        if self._distort is not None:
-            self._rows[index - self.start] = self._distort(pixels, index, image.size)
-        else:
-            self._rows[index - self.start] = pixels
-
     def _decode_on_device(self) -> dict[int, Tensor]:
         """Return the pixels of the images that were left to the decoder; Pillow has the last word on damaged ones."""
         if self._decoder is None or not self._encoded:
@@ -163,14 +187,10 @@ class _Assembly:
                 continue
             index = self.start + place
             try:
-                self._put(index, self._source.image(index))
+                self.put(index, self._reader(index))
             except ImageError as error:
-                self._fail(index, error)
+                self.fail(index, error.status, error.message)
         return decoded
-
-    def _fail(self, index: int, error: ImageError) -> None:
-        self._status[index - self.start] = error.status
-        self._messages[index] = error.message
 
 
 def _decoded_here(
@@ -180,6 +200,61 @@ def _decoded_here(
         assembly = assemble(start, stop)
         for index in range(start, stop):
             assembly.fill(index)
+        yield assembly.finish()
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The pixels of each image, as the dataset of a DataLoader; errors as texts, which a process can hand over."""
+
+    reader: _Reader
+
+    def __getitem__(self, index: int) -> NDArray[Any] | tuple[int | None, str]:
+        try:
+            return self.reader(index)
+        except ImageError as error:
+            return error.status, error.message
+        except ActstatsError as error:
+            return None, str(error)
+
+
+def _stacked(rows: list[Any]) -> tuple[Tensor | None, dict[int, tuple[int | None, str]]]:
+    """Return the pixels of the images that could be read, stacked, and the errors of the others by their place."""
+    read = [row for row in rows if isinstance(row, np.ndarray)]
+    errors = {place: row for place, row in enumerate(rows) if not isinstance(row, np.ndarray)}
+    return torch.from_numpy(np.stack(read)) if read else None, errors
+
+
+def _decoded_by_processes(
+    assemble: Callable[[int, int], _Assembly],
+    ranges: Iterable[tuple[int, int]],
+    reader: _Reader,
+    loader: DataLoader[Any],
+) -> Generator[Batch, None, None]:
+    """Yield batches that worker processes read, as many and begun in the same way as those of `loader`."""
+    ranges = list(ranges)
+    assert isinstance(reader.source, DatasetSource)
+    parallel: DataLoader[Any] = DataLoader(
+        _Rows(replace(reader, source=reader.source.for_processes())),  # type: ignore[arg-type]
+        batch_sampler=[list(range(*bounds)) for bounds in ranges],
+        collate_fn=_stacked,
+        num_workers=loader.num_workers,
+        worker_init_fn=loader.worker_init_fn,
+        multiprocessing_context=loader.multiprocessing_context,
+        prefetch_factor=loader.prefetch_factor,
+        timeout=loader.timeout,
+    )
+    for (start, stop), (pixels, errors) in zip(ranges, parallel, strict=True):
+        assembly = assemble(start, stop)
+        rows = iter([] if pixels is None else pixels.numpy())
+        for place in range(stop - start):
+            if place not in errors:
+                assembly.put(start + place, next(rows))
+                continue
+            status, message = errors[place]
+            if status is None:
+                raise ActstatsError(message)
+            assembly.fail(start + place, status, message)
         yield assembly.finish()
 
 

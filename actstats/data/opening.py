@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from actstats.data.demo import DemoSource
 from actstats.data.folder import FolderSource, list_folder, segmented_images
@@ -16,18 +16,31 @@ from actstats.errors import ActstatsError, nearest
 _RANGE: Final = re.compile(r"\{(\d{1,18})\.\.(\d{1,18})\}")
 
 
-def open_source(spec: str | Path, *, limit: int | None = None) -> Source:
-    """Open the images that `spec` names, the first `limit` of them.
+def open_source(spec: Any, *, limit: int | None = None, fingerprint: str | None = None) -> Source:
+    """Open the images that `spec` names or holds, the first `limit` of them.
 
     `spec` is `demo`, a folder of images (flat, or with a folder per class), a tar file, a folder of tar
     files, or several tar files as `shard-{000000..000009}.tar`. Of a segmented dataset (Broden, or `images/`
     beside `masks/`) the images are opened without the masks. With a limit nothing beyond it is listed: of tar
     files it takes the first members.
 
+    Or `spec` is a torch `Dataset` or `DataLoader`, a Hugging Face dataset, a tensor or a list of images: its items
+    are images, or tuples or mappings with one. `fingerprint` is the text by which a resumed sweep knows that they
+    are the same, for images that have none of their own. An open source is returned as it is.
+
     Raises `ActstatsError` if there is nothing of that name, or no image in it.
     """
     if limit is not None and limit < 1:
         raise ActstatsError(f"the limit must be at least 1 image, not {limit}")
+    if not isinstance(spec, (str, Path)):
+        if hasattr(spec, "image") and hasattr(spec, "paths"):
+            source: Source = spec
+            return source
+        from actstats.data.dataset import DatasetSource  # which needs torch
+
+        return DatasetSource(spec, limit, fingerprint)
+    if fingerprint is not None:
+        raise ActstatsError("images in files have a fingerprint of their own; leave `fingerprint=` out")
     spec = str(spec)
     if spec == "demo":
         return DemoSource(limit)

@@ -140,11 +140,33 @@ class Preprocessing:
             rows.div_(full).sub_(mean).div_(std)
         return rows.view(pixels.shape).permute(0, 3, 1, 2)
 
+    def empty(self, images: int, *, pin: bool = False) -> Tensor:
+        """Return room for the pixels of so many images, uint8 [N, crop, crop, 3]; `pin`: in page-locked memory."""
+        import torch
+
+        return torch.empty(images, self.crop, self.crop, 3, dtype=torch.uint8, pin_memory=pin)
+
+    def example(self, images: int, device: torch.device) -> Tensor:
+        """Return a blank batch of inputs, f32 [N, 3, crop, crop]."""
+        import torch
+
+        return torch.zeros(images, *self.shape, device=device)
+
     def __call__(self, image: Image.Image) -> Tensor:
         """Return `image` as the network reads it, f32 [3, H, W]."""
         import torch
 
         return self.normalize(torch.from_numpy(self.pixels(image).copy())[None])[0]
+
+
+def input_shape(record: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Return the shape [C, H, W] of a network's input by the record of its preprocessing in a manifest.
+
+    >>> input_shape(Preprocessing.imagenet().to_dict()), input_shape({"shape": [13, 32, 48]})
+    ((3, 224, 224), (13, 32, 48))
+    """
+    channels, height, width = record.get("shape") or (3, record["crop"], record["crop"])
+    return int(channels), int(height), int(width)
 
 
 def _margin(length: int, crop: int) -> int:

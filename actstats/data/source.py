@@ -13,6 +13,9 @@ from PIL import Image
 
 from actstats.data.image import decode
 
+UNNAMED = "unnamed-"
+"""What the fingerprint of images begins with that have none: another each time that they are opened."""
+
 NO_LABEL = -1
 """The label of an image whose class is not known."""
 

@@ -170,8 +170,12 @@ def probe(model: nn.Module, example: Tensor) -> Probe:
         graph = trace(model, images.contiguous(memory_format=memory_format))
     except Exception as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
+        kind = str(images.dtype).removeprefix("torch.")
+        hint = (
+            "" if images.is_floating_point() else f"; the images are {kind}: convert them by `preprocessing=`"
+        )
         raise ActstatsError(
-            f"the model fails on an example of shape {list(images.shape)}: {reason}"
+            f"the model fails on an example of shape {list(images.shape)}: {reason}{hint}"
         ) from error
     return _digest(model, graph)
 
@@ -340,9 +344,10 @@ def _preset(probed: Probe, preset: str) -> list[Layer]:
             "use 'conv', 'block' or module names"
         )
     has = {"conv": "no convolution whose output a module returns", "block": "no repeated blocks of modules"}
+    refused = next((f"; layer '{name}' cannot be hooked: {why}" for name, why in probed.refused.items()), "")
     raise ActstatsError(
         f"preset '{preset}' names nothing: this network has {has.get(preset, 'no module to hook')}; "
-        "use 'all' or module names"
+        f"use 'all' or module names{refused}"
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any, Self
 from torch import nn
 
 from actstats.data.preprocessing import Preprocessing
+from actstats.data.transform import Transform
 from actstats.models.checkpoints import state_sha256
 
 
@@ -20,11 +21,11 @@ class Loaded:
     """
 
     model: nn.Module
-    preprocessing: Preprocessing
+    preprocessing: Preprocessing | Transform
     identity: dict[str, Any]
 
     @classmethod
-    def of(cls, model: nn.Module, preprocessing: Preprocessing) -> Self:
+    def of(cls, model: nn.Module, preprocessing: Preprocessing | Transform) -> Self:
         """Return a network of the caller's own, left in the mode that it is in. It cannot be rebuilt by name."""
         weights = {"source": "module", "sha256": state_sha256(model)}
         return cls(model, preprocessing, {"arch": type(model).__name__, "weights": weights})

@@ -15,6 +15,7 @@ from typing import Any, Final
 from torch import nn
 
 from actstats.data.preprocessing import Preprocessing
+from actstats.data.transform import Transform
 from actstats.errors import ActstatsError
 from actstats.models import torchvision_zoo as zoo
 from actstats.models.builders import Builder, Own, builder_of
@@ -73,7 +74,7 @@ def load_from_manifest(
     weights: str | Path | None = None,
     offline: bool = False,
     arch: str | None = None,
-) -> tuple[nn.Module, Preprocessing]:
+) -> tuple[nn.Module, Preprocessing | Transform]:
     """Rebuild the network that was swept from the attributes of its store.
 
     Nothing that the attributes name is imported or called. The weights file that they name is opened, or downloaded

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from actstats.data.preprocessing import Preprocessing
+from actstats.data.transform import Transform, preprocessing_from
 from actstats.errors import ActstatsError
 
 MOST_CLASSES: Final = 100_000
@@ -54,7 +55,7 @@ _BUILDER: Final[Mapping[str, Callable[[Any], bool]]] = {
 }
 
 
-def read_record(attrs: Mapping[str, Any]) -> tuple[str, dict[str, Any], Preprocessing]:
+def read_record(attrs: Mapping[str, Any]) -> tuple[str, dict[str, Any], Preprocessing | Transform]:
     """Return `arch`, `weights` and the preprocessing in the attributes of a store.
 
     Raises:
@@ -81,7 +82,7 @@ def read_record(attrs: Mapping[str, Any]) -> tuple[str, dict[str, Any], Preproce
     preprocessing = attrs.get("preprocessing")
     if not isinstance(preprocessing, Mapping):
         raise _damaged("preprocessing", preprocessing)
-    return arch, dict(record), Preprocessing.from_dict(preprocessing)
+    return arch, dict(record), preprocessing_from(preprocessing)
 
 
 def _needed_by(record: Mapping[str, Any]) -> set[str]:

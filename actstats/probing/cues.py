@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from actstats.analysis.shape_bias import mcnemar, proportion_interval
 from actstats.data import NO_LABEL, Source
+from actstats.data.transform import of_images
 from actstats.distort import Chain
 from actstats.errors import ActstatsError
 from actstats.models import Loaded
@@ -80,7 +81,7 @@ def cue_accuracy(
         learned = None if learn_from is None else nearest_mean(loaded, learn_from, target, passes)
         for version in named:
             if version.chain is not None:
-                version.chain.check(loaded.preprocessing)
+                version.chain.check(of_images(loaded.preprocessing, "distorting images"))
             images = version.source or source
             readout, truth = labelled_readout(loaded, images, target, classes=classes, learned=learned)
             rows, found = logits(loaded, images, target, passes, version.chain)

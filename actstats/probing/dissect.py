@@ -20,6 +20,7 @@ from torch import Tensor
 from actstats.analysis.histograms import quantiles
 from actstats.data import ImageError
 from actstats.data.preprocessing import Preprocessing
+from actstats.data.transform import of_images
 from actstats.errors import ActstatsError
 from actstats.layers import Layer, watch
 from actstats.models import Loaded
@@ -79,7 +80,8 @@ def overlaps(
     units, concepts = sum(layer.units for layer in layers), segmented.concepts
     if len(threshold) != units:
         raise ActstatsError(f"there are {len(threshold)} thresholds for the {units} units of these layers")
-    grid = min(RESOLUTION, loaded.preprocessing.crop) if resolution is None else resolution
+    preprocessing = of_images(loaded.preprocessing, "dissection")
+    grid = min(RESOLUTION, preprocessing.crop) if resolution is None else resolution
     if grid < 1:
         raise ActstatsError(f"the resolution is {grid}; it must be at least 1")
     passes = passes or Passes()
@@ -92,7 +94,7 @@ def overlaps(
     def labelled(index: int) -> NDArray[np.int32] | None:
         try:
             return labels_on_grid(
-                segmented.labels(index), segmented.size(index), concepts, loaded.preprocessing, grid
+                segmented.labels(index), segmented.size(index), concepts, preprocessing, grid
             )
         except ImageError:
             return None

@@ -106,7 +106,7 @@ def output_count(loaded: Loaded, device: torch.device) -> int:
         ActstatsError: it returns something else than a row of outputs for each image.
     """
     with in_eval_mode(loaded.model), torch.inference_mode():
-        found = loaded.model(torch.zeros(1, *loaded.preprocessing.shape, device=device))
+        found = loaded.model(loaded.preprocessing.example(1, device))
     if not isinstance(found, Tensor) or found.ndim != 2:
         what = list(found.shape) if isinstance(found, Tensor) else f"a {type(found).__name__}"
         raise ActstatsError(f"the network is no classifier: it returns {what} for an image, not [1, classes]")

@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from actstats.data import ImageError, Source
 from actstats.data.preprocessing import Preprocessing
+from actstats.data.transform import of_images
 from actstats.errors import ActstatsError
 from actstats.store.top import Hit, Unit, find_unit, top_images
 from actstats.sweeping.planning import SweepPlan
@@ -70,9 +71,10 @@ def save_contact_sheet(
     found = find_unit(manifest, unit)
     hits = top_images(store, found)
     source = plan.images(data)
+    preprocessing = of_images(plan.preprocessing, "a contact sheet")
     network = f"{manifest['arch']}, weights {manifest['weights']['source']}"
     title = f"{found} of {network}, maps of {found.height} x {found.width}"
-    contact_sheet(found, hits, source, plan.preprocessing, title).save(file)
+    contact_sheet(found, hits, source, preprocessing, title).save(file)
 
 
 def contact_sheet(

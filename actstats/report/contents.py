@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from actstats.analysis import class_means, spectrum
 from actstats.analysis.coverage import usable
+from actstats.data.preprocessing import input_shape
 from actstats.errors import ActstatsError
 from actstats.layers.receptive import ReceptiveField
 from actstats.report.findings import Compared
@@ -145,7 +146,7 @@ def overview_part(
     `kept` says for each picture whether there is a thumbnail of it.
     """
     manifest = compared.manifests[0]
-    crop = int(manifest["preprocessing"]["crop"])
+    crop = input_shape(manifest["preprocessing"])[1]
     layers, start = [], 0
     for entry in manifest["layers"]:
         layer = {key: entry[key] for key in ("name", "units", "height", "width")}

@@ -9,6 +9,7 @@ from typing import Any, Final
 import torch
 from torch import nn
 
+from actstats.data.preprocessing import input_shape
 from actstats.errors import ActstatsError
 from actstats.layers import select_layers
 from actstats.layers.receptive import ReceptiveField, receptive_fields
@@ -35,9 +36,10 @@ def swept_fields(manifest: Mapping[str, Any], network: nn.Module | str) -> dict[
     """Return receptive fields by layer, accurate to a fiftieth of the input; none without a network."""
     if isinstance(network, str):
         return {}
-    crop = int(manifest["preprocessing"]["crop"])
-    shape = (3, crop, crop)
+    shape = input_shape(manifest["preprocessing"])
+    if shape[1] != shape[2]:  # The page draws them on squares.
+        return {}
     network = network.to(memory_format=torch.channels_last)
     wanted = [entry["name"] for entry in manifest["layers"]]
     layers = select_layers(network, torch.zeros(1, *shape), wanted)
-    return receptive_fields(network, shape, layers, step=field_step(crop))
+    return receptive_fields(network, shape, layers, step=field_step(shape[1]))

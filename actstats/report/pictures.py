@@ -16,6 +16,7 @@ from PIL import Image
 from actstats.data import ImageError, Source
 from actstats.data.loader import default_workers
 from actstats.data.preprocessing import Preprocessing
+from actstats.data.transform import of_images
 from actstats.distort import Chain, Place
 from actstats.errors import ActstatsError
 from actstats.sweeping.planning import SweepPlan
@@ -41,7 +42,7 @@ class Shown:
         Raises:
             ActstatsError: they are missing, or are not the images that were swept.
         """
-        return cls(plan.images(data), plan.preprocessing, plan.chain)
+        return cls(plan.images(data), of_images(plan.preprocessing, "showing images"), plan.chain)
 
     def image(self, index: int) -> Image.Image:
         """Return image `index` cropped and distorted; raises `ImageError`."""

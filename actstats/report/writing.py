@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from actstats.analysis.plotting import COLOURS
 from actstats.data import Source
+from actstats.data.preprocessing import input_shape
 from actstats.errors import ActstatsError
 from actstats.report.contents import Side, class_names, layer_parts, overview_part, pack, read_side
 from actstats.report.findings import ELSEWHERE, PAPER, RULE, Finding, compare
@@ -174,7 +175,8 @@ def _require_same_sizes(datasets: Sequence[xr.Dataset]) -> None:
 
 def _facts(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return what the head of the report says of a store."""
-    weights, data, preprocessing = manifest["weights"], manifest["data"], manifest["preprocessing"]
+    weights, data = manifest["weights"], manifest["data"]
+    channels, height, width = input_shape(manifest["preprocessing"])
     source = "random, seed " + str(weights["seed"]) if weights["source"] == "none" else weights["source"]
     units = sum(entry["units"] for entry in manifest["layers"])
     distorted = [("distorted", " + ".join(manifest["distort"]))] if "distort" in manifest else []
@@ -183,7 +185,7 @@ def _facts(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("weights", f"{source}, SHA-256 {weights['sha256'][:12]}"),
         ("images", f"{data['images']:,} of {data['spec']}"),
         *distorted,
-        ("input", f"{preprocessing['crop']} x {preprocessing['crop']} pixels"),
+        ("input", f"{height} x {width} pixels{'' if channels == 3 else f' in {channels} channels'}"),
         ("swept", manifest["created"][:10]),
     ]
 

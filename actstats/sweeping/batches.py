@@ -14,6 +14,7 @@ from torch import Tensor
 
 from actstats.data import Batch, Source, batches
 from actstats.data.on_device import DeviceDecoder
+from actstats.data.transform import of_images
 from actstats.distort import Chain, Distorter
 from actstats.errors import ActstatsError
 from actstats.models import Loaded
@@ -26,7 +27,7 @@ OnProgress = Callable[[Progress], None]
 class Feed:
     """Batches of images on their way into a network; iterate over it once.
 
-    Each item is a `Batch` and the network's input for its readable images, f32 [n, 3, H, W] on `device`, or
+    Each item is a `Batch` and the network's input for its readable images, [n, C, H, W] on `device`, or
     None where none of them could be read. Whatever ends the loop, closing the iterator stops the decoding
     threads.
 
@@ -59,13 +60,17 @@ class Feed:
         self._source, self._preprocessing, self._device = source, loaded.preprocessing, device
         self._strict, self._on_progress = strict, on_progress
         ranges = list(ranges)
-        self._distorter = (
-            Distorter(chain, source.paths, loaded.model, loaded.preprocessing) if chain else None
-        )
+        self._distorter = None
+        if chain:
+            images_of = of_images(loaded.preprocessing, "distorting images")
+            self._distorter = Distorter(chain, source.paths, loaded.model, images_of)
         if chain and decode == "device":
             raise ActstatsError(
                 "images are distorted on the CPU; decode on the CPU as well, or do not distort"
             )
+        decoder = None
+        if decode == "device":
+            decoder = DeviceDecoder(source, of_images(loaded.preprocessing, "decoding on the device"), device)
         self._loader = batches(
             source,
             loaded.preprocessing,
@@ -73,7 +78,7 @@ class Feed:
             workers=workers,
             pin=device.type == "cuda",
             distort=None if self._distorter is None else self._distorter.image,
-            decoder=DeviceDecoder(source, loaded.preprocessing, device) if decode == "device" else None,
+            decoder=decoder,
         )
         self.failures: dict[str, str] = {}
         self.progress = Progress(0, sum(stop - start for start, stop in ranges), 0, 0.0, 0.0)

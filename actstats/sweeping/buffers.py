@@ -6,10 +6,8 @@ On a GPU no method here waits for the device: results are copied to pinned memor
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from actstats.errors import ActstatsError
+from actstats.errors import ActstatsError, reason_of
 from actstats.metrics import BUFFERS, BUILTINS, Chosen, Metric, Output, Rows, State
 from actstats.store import Schema
 from actstats_kernels import ops
@@ -220,21 +218,6 @@ class PartitionResult:
         whole = np.full((len(self.status), *values.shape[1:]), output.missing, dtype=values.dtype)
         whole[readable] = values
         return whole
-
-
-def reason_of(error: BaseException) -> str:
-    """Return what an exception of someone else's code says, in one line, with the place that raised it in
-    brackets.
-    """
-    frames = traceback.extract_tb(error.__traceback__)
-    inside = [frame for frame in frames if not Path(frame.filename).is_relative_to(Path(__file__).parent)]
-    place = f" ({Path(inside[-1].filename).name}:{inside[-1].lineno})" if inside else ""
-    said = next(iter(str(error).splitlines()), "")
-    if isinstance(error, SystemExit):
-        said = f"it ended the program with sys.exit({said})"
-    elif type(error).__name__ not in said:
-        said = f"{type(error).__name__}: {said}" if said else type(error).__name__
-    return said + place
 
 
 def bitround(values: NDArray[np.float32], keep: int) -> NDArray[np.float32]:

@@ -68,7 +68,7 @@ def list_layers(
 
     decided = Settings(**settings)
     loaded = load_model(arch, str(weights), robust=robust, seed=seed, offline=offline)
-    probed = probe(loaded.model, torch.zeros(2, *loaded.preprocessing.shape))
+    probed = probe(loaded.model, loaded.preprocessing.example(2, torch.device("cpu")))
     found = select(probed, layers) if layers else [candidate.layer for candidate in probed.candidates]
     schema = Schema.of(
         resolve_metrics(decided.metrics, decided.custom),

@@ -13,7 +13,7 @@ JSON and run elsewhere, and `SweepPlan.from_store` is the way back from a store 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import numpy as np
 
 from actstats.data import MISSING
+from actstats.data.preprocessing import input_shape
+from actstats.data.source import UNNAMED
 from actstats.errors import ActstatsError, nearest
 from actstats.metrics import Chosen, resolve_metrics
 from actstats.store import Schema, Store, parse_compression
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
     from actstats.data import Source
     from actstats.data.preprocessing import Preprocessing
+    from actstats.data.transform import Transform
     from actstats.distort import Chain
     from actstats.layers import Layer
     from actstats.models import Loaded
@@ -165,11 +168,11 @@ class SweepPlan:
         return places
 
     @cached_property
-    def preprocessing(self) -> Preprocessing:
+    def preprocessing(self) -> Preprocessing | Transform:
         """What is done to an image before the network sees it."""
-        from actstats.data.preprocessing import Preprocessing
+        from actstats.data.transform import preprocessing_from
 
-        return Preprocessing.from_dict(self.manifest["preprocessing"])
+        return preprocessing_from(self.manifest["preprocessing"])
 
     @cached_property
     def chain(self) -> Chain:
@@ -223,8 +226,8 @@ class SweepPlan:
             self._loaded = Loaded(model, preprocessing, kept)
         return self._loaded
 
-    def images(self, data: str | Path | Source | None = None) -> Source:
-        """Return the images that are or were swept; `data` says where they are now, or is their open source.
+    def images(self, data: Any = None) -> Source:
+        """Return the images that are or were swept; `data` says where they are now, or is them (see `open_source`).
 
         Raises:
             ActstatsError: they are not there, or are others.
@@ -235,7 +238,13 @@ class SweepPlan:
 
         record = self.manifest["data"]
         if data is not None:
-            source = open_source(data, limit=record["images"]) if isinstance(data, str | Path) else data
+            source = open_source(data, limit=record["images"])
+            if source.fingerprint.startswith(UNNAMED):  # which the caller hands over as those that were swept
+                source = open_source(data, limit=record["images"], fingerprint=record["fingerprint"])
+        elif record["kind"] not in _REOPENED:
+            raise ActstatsError(
+                f"the images are those of a {record['spec']} of the caller's own; hand it over as `data=`"
+            )
         else:
             # By the words of the command first, then where that was: this process may be in another folder.
             resolved = record.get("resolved", record["spec"])
@@ -262,12 +271,10 @@ class SweepPlan:
         Raises:
             ActstatsError: a selector names a layer that was not swept, or the network is not what the manifest says.
         """
-        import torch
-
         from actstats.layers import select_layers
 
         loaded, places = self.network(), self.places
-        example = torch.zeros(2, *loaded.preprocessing.shape, device=_device_of(loaded.model))
+        example = loaded.preprocessing.example(2, _device_of(loaded.model))
         layers = select_layers(loaded.model, example, list(selectors or places))
         for layer in layers:
             if layer.name not in places:
@@ -295,7 +302,7 @@ class SweepPlan:
         names = sum(len(str(v)) + 4 for _, values in coordinates if values.dtype.kind == "O" for v in values)
         numbers = sum(values.nbytes for _, values in coordinates if values.dtype.kind != "O")
         partition = schema.bytes(images=schema.partition_size)
-        shape = self.preprocessing.shape
+        shape = input_shape(self.manifest["preprocessing"])
         # Two sets of buffers and one being written; batches ahead; maps of the network, which frees most as it goes.
         maps = self.settings.batch_size * sum(
             layer.units * layer.height * layer.width for layer in schema.layers
@@ -331,6 +338,8 @@ class SweepPlan:
         from actstats.sweeping.run import run_partitions
 
         source, schema = self.images(), self.schema
+        if not how.overwrite:
+            self._refuse_unnamed()
         store = Store.open_or_create(
             self.store, self.manifest, schema, source.paths, source.labels, overwrite=how.overwrite
         )
@@ -347,6 +356,10 @@ class SweepPlan:
             if retried:
                 notes.append(f"{_count(len(retried), 'partition')} had missing images, which are tried again")
             todo = [p for p in range(index, schema.partitions, count) if not complete[p] or p in retried]
+            if (mark := self.manifest["data"]["fingerprint"]).startswith(UNNAMED):
+                notes.append(
+                    f"the images have no fingerprint of their own: to resume, pass fingerprint={mark!r}"
+                )
             started = Started(
                 store=store.path,
                 arch=self.manifest["arch"],
@@ -415,6 +428,17 @@ class SweepPlan:
 
         return measured_seconds(self.job(), self.images_count)
 
+    def _refuse_unnamed(self) -> None:
+        """Raise `ActstatsError` where a store is there, and nothing tells whether it holds the same images."""
+        data = self.manifest["data"]
+        if data["fingerprint"].startswith(UNNAMED) and self.store.exists():
+            there = Store.open(self.store).manifest["data"]["fingerprint"]
+            if there != data["fingerprint"]:
+                raise ActstatsError(
+                    f"{self.store} is there already, and a {data['spec']} has no fingerprint that tells whether its "
+                    f"images are the same; if they are, resume with `fingerprint={there!r}`"
+                )
+
     def _refuse_unreferable(self) -> None:
         data, weights = self.manifest["data"], self.manifest["weights"]
         if weights["source"] == "module":
@@ -442,15 +466,16 @@ _MEMORY_OF_TORCH: Final = 450 << 20
 
 def plan(
     model: str | nn.Module | Loaded,
-    images: str | Path | Source,
+    images: Any,
     store: str | Path,
     *,
     weights: str = "default",
     robust: str | bool | None = None,
     seed: int = 0,
     offline: bool = False,
-    preprocessing: Preprocessing | None = None,
+    preprocessing: Preprocessing | Callable[[Any], Any] | None = None,
     limit: int | None = None,
+    fingerprint: str | None = None,
     device: str = "auto",
     **settings: Any,
 ) -> SweepPlan:
@@ -458,16 +483,20 @@ def plan(
     write nothing.
 
     Args:
-        model: an architecture's name (`load_model`), a `Loaded` model, or a module of your own (which needs
-            `preprocessing`).
-        images: a folder, tar files or `"demo"` (see `open_source`), or an open source.
+        model: an architecture's name (`load_model`), a `Loaded` model, or a module of your own (for
+            which images need `preprocessing`).
+        images: a folder, tar files or `"demo"`; a torch `Dataset` or `DataLoader`, a Hugging Face dataset, a
+            tensor; or an open source (see `open_source`).
         store: path of the Zarr store, created by `run` if missing.
         weights: as for `load_model`, where `model` is a name.
         robust: adversarially trained weights, as for `load_model`.
         seed: seed of random weights.
         offline: never touch the network.
-        preprocessing: from image to input; None: what belongs to the weights.
+        preprocessing: from an image to the network's input: a `Preprocessing`, or any function, such as a
+            torchvision `Compose`, the `transforms()` of weights, timm's, or a Hugging Face processor. None: what
+            belongs to the weights; tensors that are no images of bytes are the input as they are.
         limit: use only the first `limit` images.
+        fingerprint: names the images of a dataset that has no fingerprint of its own, so that a sweep can resume.
         device: "cpu", "cuda", "cuda:1", or "auto": a GPU if there is one.
         **settings: fields of `Settings`: layers, metrics, custom, distort, top_k, per_image, batch_size,
             partition_size, amp, compile, decode, bitround, compression.
@@ -483,9 +512,9 @@ def plan(
     parse_compression(decided.compression)
     chosen = resolve_metrics(decided.metrics, decided.custom)
 
-    import torch
-
     from actstats.data import open_source
+    from actstats.data.dataset import first_readable
+    from actstats.data.transform import of_images
     from actstats.distort import parse
     from actstats.layers import select_layers
     from actstats.models import load_model
@@ -494,20 +523,20 @@ def plan(
 
     target = find_device(device)
     chain = parse(decided.distort)
-    source = open_source(images, limit=limit) if isinstance(images, str | Path) else images
+    source = open_source(images, limit=limit, fingerprint=fingerprint)
+    if "batch_size" not in settings:
+        decided = replace(decided, batch_size=getattr(source, "batch_size", None) or decided.batch_size)
     asked = request(model, weights, robust, seed, device)
     if isinstance(model, str):
         model = load_model(model, weights, robust=robust, seed=seed, offline=offline)
-    loaded = _with_preprocessing(model, preprocessing)
-    chain.check(loaded.preprocessing)
-    _refuse_unreadable(source)
+    loaded = _with_preprocessing(model, preprocessing, first_readable(source))
+    if chain:
+        chain.check(of_images(loaded.preprocessing, "distorting images"))
     with in_eval_mode(loaded.model), out_of_memory_explained(decided.batch_size):
         network = to_device(loaded.model, target)
         # Made for its checks alone: of the decoder, and of what does not go together.
         Feed(loaded, source, target, (), chain=chain, decode=decided.decode, workers=0)
-        layers = select_layers(
-            network, torch.zeros(2, *loaded.preprocessing.shape, device=target), decided.layers
-        )
+        layers = select_layers(network, loaded.preprocessing.example(2, target), decided.layers)
     schema = Schema.of(
         chosen,
         layers,
@@ -531,7 +560,7 @@ def plan(
         data={
             "spec": source.spec,
             "resolved": str(Path(source.spec).expanduser().absolute())
-            if source.kind != "demo"
+            if source.kind in ("folder", "tar")
             else source.spec,
             "kind": source.kind,
             "images": len(source),
@@ -561,33 +590,16 @@ def request(
     return {"arch": model, "weights": str(weights), "robust": training, "seed": seed, "device": device}
 
 
-def _with_preprocessing(model: nn.Module | Loaded, preprocessing: Preprocessing | None) -> Loaded:
+def _with_preprocessing(model: nn.Module | Loaded, given: object, item: object) -> Loaded:
+    """Return the network with what makes its input of an `item` of the source."""
+    from actstats.data.transform import choose_preprocessing
     from actstats.models import Loaded
     from actstats.sweeping.device import refuse_meta
 
     refuse_meta(model.model if isinstance(model, Loaded) else model)
-    if not isinstance(model, Loaded):
-        if preprocessing is None:
-            raise ActstatsError("a module of your own needs preprocessing=actstats.Preprocessing(...)")
-        return Loaded.of(model, preprocessing)
-    return model if preprocessing is None else replace(model, preprocessing=preprocessing)
-
-
-def _refuse_unreadable(source: Source) -> None:
-    """Find one image that can be read, before anything is made."""
-    from actstats.data import ImageError
-
-    first: ImageError | None = None
-    for index in range(len(source)):
-        try:
-            source.image(index)
-        except ImageError as error:
-            first = first or error
-        else:
-            return
-    raise ActstatsError(
-        f"none of the {len(source)} images of {source.spec} can be read; {source.paths[0]}: {first}"
-    )
+    own = model.preprocessing if isinstance(model, Loaded) else None
+    found = choose_preprocessing(given, own, item)
+    return replace(model, preprocessing=found) if isinstance(model, Loaded) else Loaded.of(model, found)
 
 
 def _discard_damaged(store: Store) -> list[str]:

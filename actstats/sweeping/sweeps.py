@@ -17,14 +17,13 @@ from actstats.sweeping.settings import Execution, Settings, names_of, require_kn
 if TYPE_CHECKING:
     from torch import nn
 
-    from actstats.data import Source
     from actstats.models import Loaded
     from actstats.sweeping.progress import Summary
 
 
 def sweep(
     model: str | nn.Module | Loaded,
-    images: str | Path | Source,
+    images: Any,
     store: str | Path,
     *,
     device: str = "auto",
@@ -36,11 +35,14 @@ def sweep(
     again with the same arguments.
 
     Args:
-        model: an architecture's name, a `Loaded` model, or a module of your own (which needs `preprocessing`).
-        images: a folder, tar files or `"demo"` (see `open_source`), or an open source.
+        model: an architecture's name, a `Loaded` model, or a module of your own (for which images need
+            `preprocessing`).
+        images: a folder, tar files or `"demo"`; a torch `Dataset` or `DataLoader`, a Hugging Face dataset, a
+            tensor; or an open source (see `open_source`).
         store: path of the Zarr store, created if missing.
         device: "cpu", "cuda", "cuda:1", or "auto": a GPU if there is one.
-        **options: the other arguments of `plan` (weights, robust, seed, offline, preprocessing, limit), the fields of
+        **options: the other arguments of `plan` (weights, robust, seed, offline, preprocessing, limit,
+            fingerprint), the fields of
             `Settings` (layers, metrics, batch_size, ...) and those of `Execution` (workers, part, strict, overwrite,
             on_start, on_progress).
 
@@ -59,7 +61,7 @@ def sweep(
     return finished or plan(model, images, store, device=device, **options).run(**execution, device=device)
 
 
-_PLANNING: Final = ("weights", "robust", "seed", "offline", "preprocessing", "limit")
+_PLANNING: Final = ("weights", "robust", "seed", "offline", "preprocessing", "limit", "fingerprint")
 
 
 def _complete_already(
@@ -78,7 +80,7 @@ def _complete_already(
     ):
         return None
     settings = Settings(**{name: value for name, value in options.items() if name in names_of(Settings)})
-    if settings.custom or options.get("preprocessing") is not None:
+    if settings.custom or options.get("preprocessing") is not None or options.get("fingerprint"):
         return None
     found = Store.open(store)
     manifest, data = found.manifest, found.manifest["data"]
