@@ -17,9 +17,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from actstats.errors import ActstatsError
+from actstats.errors import ActstatsError, reason_of
 from actstats.layers import Layer, watch
-from actstats.sweeping.buffers import reason_of
 
 _AMP: Final = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -66,13 +65,13 @@ class Network:
         """Whether `compile` has succeeded."""
         return self._graph is not None
 
-    def compile(self, shape: Sequence[int]) -> None:
-        """Compile the network for batches of `shape` [N, 3, H, W] or fewer images, and run it once.
+    def compile(self, example: Tensor) -> None:
+        """Compile the network for batches of as many images as `example` [N, C, H, W] or fewer, and run it once.
 
         Raises:
             ActstatsError: it cannot be compiled. The network still runs eagerly.
         """
-        example = torch.zeros(*shape, device=self._device).to(memory_format=torch.channels_last)
+        example = example.to(memory_format=torch.channels_last)
         try:
             with _quiet(), torch.no_grad():
                 exported = torch.export.export(_Tapped(self._model, self._layers), (example,), strict=False)
@@ -91,7 +90,7 @@ class Network:
         self._graph, self._example = graph, example
 
     def __call__(self, images: Tensor, receive: Receive) -> None:
-        """Run the network on `images` f32 [n, 3, H, W] and call `receive(index, maps)` for each layer.
+        """Run the network on `images` [n, C, H, W] and call `receive(index, maps)` for each layer.
 
         Raises:
             ActstatsError: the network fails on this batch.

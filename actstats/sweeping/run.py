@@ -61,9 +61,9 @@ class Job:
         if not self.settings.compile or self.network.compiled:
             return 0.0
         begun = time.perf_counter()
-        shape = (self.settings.batch_size, *self.loaded.preprocessing.shape)
+        example = self.loaded.preprocessing.example(self.settings.batch_size, self.layout.device)
         try:
-            self.network.compile(shape)
+            self.network.compile(example)
         except ActstatsError as error:
             if execution.strict:
                 raise
