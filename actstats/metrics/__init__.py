@@ -10,16 +10,18 @@
 
 from actstats.metrics.builtin import BUFFERS, BUILTINS, DEFAULT, Rows
 from actstats.metrics.discovery import Chosen, resolve_metrics
-from actstats.metrics.protocol import Metric, Output, State
+from actstats.metrics.protocol import ImageBatch, Metric, Output, State, takes_batch
 
 __all__ = [
     "BUFFERS",
     "BUILTINS",
     "DEFAULT",
     "Chosen",
+    "ImageBatch",
     "Metric",
     "Output",
     "Rows",
     "State",
     "resolve_metrics",
+    "takes_batch",
 ]

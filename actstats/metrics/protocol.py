@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
@@ -114,6 +115,21 @@ class State:
         target.copy_(value)
 
 
+@dataclass(frozen=True)
+class ImageBatch:
+    """The images that the maps of one `Metric.update` belong to, in their order.
+
+    Attributes:
+        indices: of each image along the dataset's axis `image`, int64 [N], on the activation's device.
+        labels: class of each, int64 [N], on the activation's device; -1 where it is not known.
+        layer: name of the layer.
+    """
+
+    indices: Tensor
+    labels: Tensor
+    layer: str
+
+
 class Metric:
     """The base of a user's metric. Set `outputs`, write `update`; `sizes` only if there are further dimensions.
 
@@ -131,6 +147,9 @@ class Metric:
     def update(self, activation: Tensor, state: State) -> Mapping[str, Tensor] | None:
         """Take one batch of one layer's activation maps.
 
+        An `update` with a third parameter of the name `batch` is also given the images' indices and labels, an
+        `ImageBatch`.
+
         Args:
             activation: [N, C, H, W], of the model's dtype and device, N readable images; possibly strided. It is a
                 copy, so it may be changed in place.
@@ -140,3 +159,8 @@ class Metric:
             For each per-image output its values, [N, C, ...]; None if there are none.
         """
         raise NotImplementedError
+
+
+def takes_batch(metric: Metric) -> bool:
+    """Return whether a metric's `update` asks for the batch, by a parameter of that name."""
+    return "batch" in inspect.signature(metric.update).parameters

@@ -15,8 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from actstats.data import NO_LABEL
 from actstats.errors import ActstatsError, reason_of
-from actstats.metrics import BUFFERS, BUILTINS, Chosen, Metric, Output, Rows, State
+from actstats.metrics import BUFFERS, BUILTINS, Chosen, ImageBatch, Metric, Output, Rows, State, takes_batch
 from actstats.store import Schema
 from actstats_kernels import ops
 from actstats_kernels.bins import MOMENTS
@@ -30,6 +31,8 @@ class PartitionLayout:
     chosen: Chosen
     device: torch.device
     bitround: int | None = None
+    labels: NDArray[np.int64] | None = None
+    """Class of each image of the whole sweep, [image]; None: nobody asks."""
 
 
 class Buffers:
@@ -88,6 +91,8 @@ class Partition:
         self.status = np.zeros(self.stop - self.start, dtype=np.int8)
         self._readable: list[NDArray[np.int64]] = []
         self._rows = slice(0, 0)
+        self._images: tuple[Tensor, Tensor] | None = None
+        self._asking = {name for name, metric in layout.chosen.custom.items() if takes_batch(metric)}
         self._slices = layout.schema.slices
         buffers.begin()
         self._kernel, self._custom = buffers.kernel, buffers.custom
@@ -103,6 +108,10 @@ class Partition:
         """Say which images of the dataset the maps of the next forward pass belong to."""
         self._readable.append(readable - self.start)
         self._rows = slice(self._rows.stop, self._rows.stop + len(readable))
+        if self._asking:
+            labels = self.layout.labels
+            known = np.full(len(readable), NO_LABEL) if labels is None else labels[readable]
+            self._images = self._on_device(readable), self._on_device(known)
 
     def update(self, layer: int, maps: Tensor) -> None:
         """Take the maps [N, C, H, W] of one layer for the batch that was begun."""
@@ -147,11 +156,24 @@ class Partition:
         where = {"image": self._rows, "unit": units}
         return buffer[tuple(where.get(dim, slice(None)) for dim in BUFFERS[name].dims)]
 
+    def _asked(self, name: str, layer: str) -> dict[str, ImageBatch]:
+        """Return what a metric's `update` asks for beside the maps and its state."""
+        if name not in self._asking:
+            return {}
+        assert self._images is not None
+        return {"batch": ImageBatch(*self._images, layer)}
+
+    def _on_device(self, values: NDArray[np.int64]) -> Tensor:
+        found = torch.from_numpy(values.astype(np.int64))
+        if self.layout.device.type == "cuda":
+            found = found.pin_memory()  # so that the device is not waited for
+        return found.to(self.layout.device, non_blocking=True)
+
     def _update_custom(self, name: str, metric: Metric, state: State, maps: Tensor, units: slice) -> None:
         layer = state.layer.name
         try:
             # A copy, so that a metric that works in place does not change what the next layer sees.
-            values = metric.update(maps.clone(), state)
+            values = metric.update(maps.clone(), state, **self._asked(name, layer))
         except (ActstatsError, torch.OutOfMemoryError, MemoryError):
             raise
         except (Exception, SystemExit) as error:

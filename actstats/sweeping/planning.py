@@ -408,7 +408,9 @@ class SweepPlan:
         loaded = self.network()
         with out_of_memory_explained(self.settings.batch_size):
             to_device(loaded.model, target)
-        layout = PartitionLayout(self.schema, self._metrics(), target, self.settings.bitround)
+        layout = PartitionLayout(
+            self.schema, self._metrics(), target, self.settings.bitround, self.images().labels
+        )
         return Job(loaded, self.images(), layout, self.settings, self.chain)
 
     def _metrics(self) -> Chosen:

@@ -181,7 +181,7 @@ def test_a_metric_that_fails_in_a_compiled_network_is_named(photographs, tmp_pat
             raise ValueError("no number today")
 
     with pytest.raises(
-        ActstatsError, match="metric .*Broken failed in layer first: ValueError: no number today"
+        ActstatsError, match=r"metric .*Broken failed in layer first: ValueError: no number today"
     ):
         sweep(
             SmallNet(), photographs, tmp_path / "x.zarr", compile=True, custom=Broken, on_note=print, **SMALL

@@ -186,3 +186,36 @@ def test_a_number_out_of_range_is_refused_before_anything_is_made(value, photogr
     with pytest.raises(ActstatsError, match="top_k is"):
         sweep(SmallNet(), photographs, tmp_path / "s.zarr", top_k=value)
     assert not (tmp_path / "s.zarr").exists()
+
+
+def test_a_metric_knows_the_images_and_labels_of_its_batch(tmp_path, photographs):
+    (photographs / "dog" / "broken.png").write_bytes(b"")  # never in a batch
+    seen: list[str] = []
+
+    class Knowing(Metric):
+        outputs = (
+            Output("index", dtype="int64"),
+            Output("by_class", ("partition", "unit", "class"), "float64"),
+        )
+
+        def sizes(self, layers):
+            return {"class": 2}
+
+        def update(self, activation, state, batch):
+            seen.append(batch.layer)
+            of_class = torch.nn.functional.one_hot(batch.labels, 2).double()
+            state["by_class"] += activation.amax((-2, -1)).double().T @ of_class
+            return {"index": batch.indices[:, None].expand(-1, activation.shape[1])}
+
+    try:
+        sweep(SmallNet(), photographs, tmp_path / "s", custom=Knowing, layers=["first", "second"])
+    finally:
+        (photographs / "dog" / "broken.png").unlink()
+    found = xr.open_zarr(tmp_path / "s").load()
+    read = found["status"].values == 0
+    assert read.tolist() == [True] * 14 + [False]
+    np.testing.assert_array_equal(found["index"][read], np.broadcast_to(np.arange(14)[:, None], (14, 16)))
+    for label in (0, 1):
+        expected = found["maximum"][read & (found["label"] == label).values].sum("image")
+        np.testing.assert_allclose(found["by_class"].sum("partition")[:, label], expected, rtol=1e-5)
+    assert set(seen) == {"first", "second"}
