@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,6 +16,7 @@ from actstats.errors import ActstatsError
 from actstats.support import require_extra
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -30,7 +31,7 @@ def draw_layers(found: Mapping[str, xr.Dataset], numbers: Sequence[str], path: s
     """Draw numbers over the layers in their order, one panel a number, one line a result.
 
     A line is the median of a layer's units, its band goes from the 10th to the 90th percentile; of a bool number the
-    line is how many units hold it.
+    line is how many units hold it. A number that is the same everywhere gets no panel but a line of text.
 
     Raises:
         ActstatsError: a file that cannot be written, or no matplotlib.
@@ -38,6 +39,10 @@ def draw_layers(found: Mapping[str, xr.Dataset], numbers: Sequence[str], path: s
     tables = {name: by_layer(result) for name, result in found.items()}
     first = next(iter(tables.values()))
     columns = columns_of(first, numbers)
+    same = {
+        column: value for column in columns if (value := _only_value(tables.values(), column)) is not None
+    }
+    columns = [column for column in columns if column not in same] or columns
     colours = dict(zip(tables, COLOURS.values(), strict=False))
     figure, panels = _panels(len(columns), 2.2, sharex=True)
     for axes, column in zip(panels, columns, strict=True):
@@ -57,11 +62,40 @@ def draw_layers(found: Mapping[str, xr.Dataset], numbers: Sequence[str], path: s
                     label=f"{name}, median",
                 )
             else:
-                axes.plot(places, table[column], marker=".", color=colours[name], label=f"{name}, units")
+                axes.plot(
+                    places, table[column], marker=".", color=colours[name], label=f"{name}, number of units"
+                )
         axes.set_ylabel(_axis(next(iter(found.values())), str(column)))
     _name_layers(panels[-1], first["layer"].tolist())
-    panels[0].legend(frameon=False)
+    # Each kind of line once, whatever panel it is in.
+    labelled = {
+        label: handle
+        for axes in panels
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(
+        list(labelled.values()),
+        list(labelled),
+        frameon=False,
+        loc="outside upper center",
+        ncols=min(2, len(labelled)),
+    )
+    if same and len(columns) + len(same) > len(panels):
+        text = ", ".join(f"{column} is {value:g}" for column, value in same.items())
+        figure.supxlabel(f"in every layer, and for nearly all units: {text}", fontsize=8)
     _save(figure, path)
+
+
+def _only_value(tables: Iterable[pd.DataFrame], column: str) -> float | None:
+    """Return the value of a number if it is the same in all layers, for 80 % of units or more; else None."""
+    names = [column, *(f"{column}_{end}" for end in ("median", "p10", "p90"))]
+    values = {
+        float(value)
+        for table in tables
+        for name in (names[1:] if names[1] in table else names[:1])
+        for value in table[name].dropna()
+    }
+    return values.pop() if len(values) == 1 else None
 
 
 def draw_spectra(found: Mapping[str, xr.Dataset], numbers: Sequence[str], path: str | Path) -> None:
@@ -81,13 +115,14 @@ def draw_spectra(found: Mapping[str, xr.Dataset], numbers: Sequence[str], path: 
         for (name, curve), colour in zip(curves.items(), COLOURS.values(), strict=False):
             if layer in curve:
                 axes.plot(*curve[layer], marker=".", markersize=3, linewidth=1, color=colour, label=name)
-        axes.set_xscale("log")
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter(lambda value, _: f"1/{1 / value:.0f}")
         axes.set_yscale("log", nonpositive="mask")
         axes.set_title(str(layer), fontsize=8)
         axes.tick_params(labelsize=7)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, frameon=False, loc="outside upper center", ncols=len(labels) or 1)
-    figure.supxlabel("spatial frequency (cycles a pixel of the map)")
+    figure.supxlabel("spatial frequency (cycles per pixel of the map)")
     figure.supylabel("share of power of one coefficient")
     _save(figure, path)
 
@@ -183,6 +218,6 @@ def _name_layers(axes: Axes, layers: Sequence[str], most: int = 30) -> None:
 
 def _save(figure: Figure, path: str | Path) -> None:
     try:
-        figure.savefig(path)
+        figure.savefig(path, bbox_inches="tight")
     except OSError as error:
         raise ActstatsError(f"cannot write {path}: {error.strerror or error}") from error

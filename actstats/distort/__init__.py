@@ -5,9 +5,8 @@
 ['scramble:4', 'noise:0.1']
 """
 
-from actstats.distort.chain import Chain, Distorter
-from actstats.distort.parsing import KINDS, parse
-from actstats.distort.pgd import pgd_l2
-from actstats.distort.step import Place
+from actstats.distort.attack import pgd_l2
+from actstats.distort.chain import KINDS, Chain, Distorter, parse
+from actstats.distort.steps import Place
 
 __all__ = ["KINDS", "Chain", "Distorter", "Place", "parse", "pgd_l2"]

@@ -1,17 +1,18 @@
-"""A chain of distortions, and where each is applied: on the loader's threads, or after an attack.
+"""A chain of distortions, from specs such as `scramble:4+noise:0.1`, and where each step is applied.
 
-    cropped image -> steps on the loader's threads -> batch -> first pgd, and all after it -> normalise
+    cropped image -> steps on the loader's threads -> batch -> first attack, and all after it -> normalise
 
-Steps that look at one image alone run where images are decoded. An attack needs the network, so it and what
-follows it run on whole batches.
+A step that needs only one image runs where images are decoded. An attack needs the network, so it and the steps after
+it run on whole batches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -19,16 +20,26 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from actstats.data.preprocessing import Preprocessing
-from actstats.distort.adversarial import Adversarial
-from actstats.distort.outlines import Silhouette
-from actstats.distort.pixels import Scramble
-from actstats.distort.step import Image, Place, Step
-from actstats.errors import ActstatsError
+from actstats.distort.attack import Adversarial
+from actstats.distort.steps import (
+    Contour,
+    Greyscale,
+    HighPass,
+    Image,
+    LowPass,
+    Noise,
+    Place,
+    Scramble,
+    Silhouette,
+    Step,
+)
+from actstats.errors import ActstatsError, nearest
+from actstats.support import one_or_more
 
 
 @dataclass(frozen=True)
 class Chain:
-    """Distortions in the order in which they are applied; an empty chain is false and changes nothing."""
+    """Distortions in the order in which they are applied. An empty chain is falsy and changes nothing."""
 
     steps: tuple[Step | Adversarial, ...] = ()
 
@@ -42,11 +53,11 @@ class Chain:
 
     @property
     def specs(self) -> list[str]:
-        """The spec of each step, from which `parse` makes an equal chain; fit for a manifest."""
+        """The spec of each step, from which `parse` makes an equal chain; JSON-serialisable."""
         return [str(step) for step in self.steps]
 
     def record(self) -> dict[str, Any]:
-        """Return the entries of the manifest: none where nothing is distorted."""
+        """Return the entries for the manifest; empty if nothing is distorted."""
         if not self:
             return {}
         first = self.steps[0]
@@ -54,15 +65,17 @@ class Chain:
         return {"distort": self.specs, **masks}
 
     def check(self, preprocessing: Preprocessing) -> None:
-        """Raise `ActstatsError` where a step cannot be done to images of this size."""
+        """Raise `ActstatsError` if a step cannot be applied to images of this size."""
         for step in self.steps:
             if isinstance(step, Scramble) and step.grid > preprocessing.crop:
-                raise ActstatsError(f"{step} needs more pixels than the {preprocessing.crop} of a side")
+                raise ActstatsError(
+                    f"{step} needs more than the {preprocessing.crop} pixels per side of the images"
+                )
 
     def image(self, pixels: NDArray[np.uint8], place: Place) -> Image:
-        """Return the image up to the first attack, f32 [H, W, 3] in [0, 1], from cropped bytes, [H, W, 3].
+        """Apply the steps before the first attack: from cropped bytes, u8 [H, W, 3], to f32 [H, W, 3] in [0, 1].
 
-        Raises `ImageError` where this image cannot be distorted.
+        Raises `ImageError` if this image cannot be distorted.
         """
         image = pixels.astype(np.float32) / np.float32(255)
         for number in range(self._first_attack):
@@ -72,10 +85,9 @@ class Chain:
     def batch(
         self, model: nn.Module, preprocessing: Preprocessing, pixels: Tensor, places: Sequence[Place]
     ) -> Tensor:
-        """Return a batch as the network is to see it: the first attack on `model` and what follows it.
+        """Apply the first attack, on `model`, and the steps after it to a batch, f32 [N, H, W, 3] in [0, 1].
 
-        `pixels`, f32 [N, H, W, 3], are what `image` returned for `places`; so is the result. It runs forward
-        passes, so no hook should be listening.
+        `pixels` are what `image` returned for `places`. This runs forward passes, so no hooks should be registered.
         """
         for number, step in enumerate(self.steps[self._first_attack :], self._first_attack):
             if isinstance(step, Adversarial):
@@ -100,7 +112,7 @@ class Chain:
 
 @dataclass(frozen=True)
 class Distorter:
-    """A chain at work in a sweep: over the images of one source, and against one network."""
+    """A chain applied in a sweep: to the images of one source, and against one network."""
 
     chain: Chain
     paths: Sequence[str]
@@ -108,10 +120,58 @@ class Distorter:
     preprocessing: Preprocessing
 
     def image(self, pixels: NDArray[np.uint8], index: int, size: tuple[int, int]) -> Image:
-        """Return image `index` up to the first attack, as `Chain.image` does; for `actstats.data.batches`."""
+        """Apply `Chain.image` to image `index` of the source; for `actstats.data.batches`."""
         return self.chain.image(pixels, Place(index, self.paths[index], self.preprocessing, size))
 
     def batch(self, pixels: Tensor, indices: Sequence[int]) -> Tensor:
-        """Return the images of these indices as the network is to see them, as `Chain.batch` does."""
+        """Apply `Chain.batch` to the images of these indices."""
         places = [Place(int(index), self.paths[index], self.preprocessing) for index in indices]
         return self.chain.batch(self.model, self.preprocessing, pixels, places)
+
+
+_Builder = Callable[..., Step | Adversarial]
+
+
+def _pgd(norm: str, epsilon: str, steps: str) -> Adversarial:
+    if norm != "l2":
+        raise ActstatsError(f"pgd supports the norm l2, not {norm!r}, as in pgd:l2:0.5:20")
+    return Adversarial(float(epsilon), int(steps))
+
+
+_KINDS: Final[dict[str, tuple[str, _Builder]]] = {
+    "scramble": ("scramble:GRID, as in scramble:4", lambda grid: Scramble(int(grid))),
+    "noise": ("noise:SIGMA, as in noise:0.1", lambda sigma: Noise(float(sigma))),
+    "lowpass": ("lowpass:CYCLES, as in lowpass:8", lambda cycles: LowPass(float(cycles))),
+    "highpass": ("highpass:CYCLES, as in highpass:8", lambda cycles: HighPass(float(cycles))),
+    "greyscale": ("greyscale, which takes no value", Greyscale),
+    "silhouette": ("silhouette:FOLDER, a folder of masks", lambda folder: Silhouette(Path(folder))),
+    "contour": ("contour, which takes no value", Contour),
+    "pgd": ("pgd:l2:EPSILON:STEPS, as in pgd:l2:0.5:20", _pgd),
+}
+KINDS: Final = tuple(_KINDS)
+"""Names of the distortions."""
+
+
+def parse(specs: str | Iterable[str]) -> Chain:
+    """Return the chain of the distortions in `specs`, in order; a spec may join several with `+`.
+
+    Raises `ActstatsError` if a spec is not a distortion.
+
+    >>> parse(["greyscale", "scramble:4+noise:0.10"]).specs
+    ['greyscale', 'scramble:4', 'noise:0.1']
+    """
+    return Chain(tuple(_step(part) for spec in one_or_more(specs) for part in spec.split("+")))
+
+
+def _step(spec: str) -> Step | Adversarial:
+    name, colon, rest = spec.strip().partition(":")
+    if name not in _KINDS:
+        hint = nearest(name, KINDS) or f"; there are {', '.join(KINDS)}"
+        raise ActstatsError(f"unknown distortion {spec!r}{hint}")
+    usage, build = _KINDS[name]
+    # A folder may have colons in its name.
+    arguments = [rest] if name == "silhouette" and rest else rest.split(":") if colon else []
+    try:
+        return build(*arguments)
+    except (TypeError, ValueError):
+        raise ActstatsError(f"{spec!r} is not a distortion; use {usage}") from None

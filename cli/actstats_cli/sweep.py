@@ -25,21 +25,12 @@ DEMO: Final = "demo"
 COMPILE: Final = {"off": False, "on": True, "auto": "auto"}
 
 
-class PartOf(click.ParamType[tuple[int, int]]):
-    """I/N: the I-th of N processes, counted from 0."""
-
-    name = "I/N"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, int]:
-        """Return (I, N)."""
-        if isinstance(value, tuple):
-            return value
-        first, slash, second = str(value).partition("/")
-        if not (slash and first.isdecimal() and second.isdecimal() and int(first) < int(second)):
-            self.fail(f"{value!r} is not I/N with 0 <= I < N, such as 0/8", param, ctx)
-        return int(first), int(second)
+def _part(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, int]:
+    """Return (I, N) for I/N."""
+    first, slash, second = value.partition("/")
+    if not (slash and first.isdecimal() and second.isdecimal() and int(first) < int(second)):
+        raise click.BadParameter(f"{value!r} is not I/N with 0 <= I < N, such as 0/8", ctx, param)
+    return int(first), int(second)
 
 
 @click.command()
@@ -96,7 +87,8 @@ class PartOf(click.ParamType[tuple[int, int]]):
 )
 @click.option(
     "--part",
-    type=PartOf(),
+    metavar="I/N",
+    callback=_part,
     default="0/1",
     show_default=True,
     help="Compute every N-th partition, from the I-th on: N processes fill one store.",

@@ -22,7 +22,7 @@ from torch import Tensor
 from train_pair import Images, read_images
 
 from actstats import Loaded, load_model
-from actstats.distort.pgd import pgd_l2, random_offset
+from actstats.distort.attack import pgd_l2, random_offset
 
 STEPS = 20
 BATCH = 50

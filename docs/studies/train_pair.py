@@ -25,7 +25,7 @@ from torchvision.models import googlenet
 
 from actstats.data import open_source
 from actstats.data.preprocessing import Preprocessing
-from actstats.distort.pgd import pgd_l2, random_offset
+from actstats.distort.attack import pgd_l2, random_offset
 
 SIZE = 64
 PREPROCESSING = Preprocessing(resize=SIZE, crop=SIZE, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))

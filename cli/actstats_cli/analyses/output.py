@@ -103,7 +103,10 @@ def run(
     if len(stores) == 2 and by == "unit":
         raise ActstatsError("two stores are compared by layer: their units are not each other's counterparts")
     names = [
-        str(store) if len({store.name for store in stores}) < len(stores) else store.name for store in stores
+        str(store)
+        if len({store.name for store in stores}) < len(stores)
+        else store.name.removesuffix(".zarr")
+        for store in stores
     ]
     with computing(scheduler):
         found = {
@@ -120,6 +123,8 @@ def run(
         table = by_layer(found[names[0]])
         printed = table[["layer", "units", *columns_of(table, numbers)]]
     said = [f"{name}: {note}" if len(stores) == 2 else note for name in names for note in notes(found[name])]
+    if len(stores) == 1 and by == "layer":
+        said.append("means over the units of each layer; --out also has the medians and percentiles")
     if plot is not None:
         (draw or plotting.draw_layers)(found, numbers, plot)
     put(table, printed, said, out=out, as_json=as_json, plot=plot)

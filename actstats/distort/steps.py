@@ -1,0 +1,287 @@
+"""Distortions of one image: scrambled patches, noise, greyscale, low-pass and high-pass, contours, silhouettes.
+
+Each is a `Step`. It runs on the threads that decode images, on pixels in [0, 1] that were resized and cropped but not
+normalised.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import zlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Final, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as Pictures
+
+from actstats.data.image import MISSING, UNREADABLE, ImageError, is_image_name
+from actstats.data.preprocessing import Preprocessing
+from actstats.errors import ActstatsError
+from actstats.support import needs
+
+Image = NDArray[np.float32]
+"""An image in [0, 1], f32 [H, W, 3], resized and cropped but not normalised."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """The image that a step is applied to.
+
+    Attributes:
+        index: its index in the source.
+        path: its path in the source.
+        preprocessing: what resized and cropped it.
+        size: (width, height) before that; None after an attack.
+        occurrence: number of steps of the same kind before this one in the chain.
+    """
+
+    index: int
+    path: str
+    preprocessing: Preprocessing
+    size: tuple[int, int] | None = None
+    occurrence: int = 0
+
+    def random(self, kind: str) -> np.random.Generator:
+        """Return the random generator of a step of this kind for this image.
+
+        Its seed is the image's index, the kind and the occurrence, so the result depends neither on batches, threads
+        and order nor on other kinds of step in the chain.
+        """
+        return np.random.default_rng([self.index, zlib.crc32(kind.encode()), self.occurrence])
+
+
+class Step(Protocol):
+    """A distortion of one image. `str(step)` is its spec, which `parse` reads."""
+
+    def __call__(self, image: Image, place: Place) -> Image:
+        """Return the distorted image, in [0, 1]; may raise `ImageError`; called from several threads."""
+        ...
+
+
+LUMA: Final = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+"""Weights of red, green and blue in a grey value: ITU-R BT.601, as in PIL and torchvision."""
+
+
+def grey(image: Image) -> Image:
+    """Return the grey values of an image, f32 [H, W]."""
+    values: Image = image @ LUMA
+    return values
+
+
+@dataclass(frozen=True)
+class Greyscale:
+    """Remove colour: the three values of each pixel become its grey value."""
+
+    def __str__(self) -> str:
+        return "greyscale"
+
+    def __call__(self, image: Image, place: Place) -> Image:
+        """Return the grey image, in three equal colours."""
+        return np.repeat(grey(image)[..., None], 3, axis=2)
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Add Gaussian noise of standard deviation `sigma`, independent per pixel and colour; clip to [0, 1]."""
+
+    sigma: float
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.sigma) and self.sigma > 0):
+            raise ActstatsError(
+                f"noise:{self.sigma:g} needs a positive standard deviation, such as noise:0.1 "
+                "(images are in [0, 1])"
+            )
+
+    def __str__(self) -> str:
+        return f"noise:{self.sigma:g}"
+
+    def __call__(self, image: Image, place: Place) -> Image:
+        """Return the image with noise."""
+        noise = place.random("noise").standard_normal(image.shape, dtype=np.float32)
+        noise *= np.float32(self.sigma)
+        noise += image
+        return np.clip(noise, 0, 1, out=noise)
+
+
+@dataclass(frozen=True)
+class Scramble:
+    """Cut the image into `grid` x `grid` equal patches and shuffle them.
+
+    Pixels beyond a multiple of `grid` stay in place, half of them at each edge.
+    """
+
+    grid: int
+
+    def __post_init__(self) -> None:
+        if self.grid < 2:
+            raise ActstatsError(f"scramble:{self.grid} moves nothing; use 2 or more patches per side")
+
+    def __str__(self) -> str:
+        return f"scramble:{self.grid}"
+
+    def __call__(self, image: Image, place: Place) -> Image:
+        """Return the scrambled image, in which at least two patches have moved."""
+        grid = self.grid
+        patch = image.shape[0] // grid
+        first = (image.shape[0] - grid * patch) // 2
+        inner = slice(first, first + grid * patch)
+        random = place.random("scramble")
+        order = random.permutation(grid**2)
+        while (order == np.arange(grid**2)).all():
+            order = random.permutation(grid**2)
+        patches = image[inner, inner].reshape(grid, patch, grid, patch, 3).swapaxes(1, 2)
+        moved = patches.reshape(grid**2, patch, patch, 3)[order].reshape(grid, grid, patch, patch, 3)
+        scrambled = image.copy()
+        scrambled[inner, inner] = moved.swapaxes(1, 2).reshape(grid * patch, grid * patch, 3)
+        return scrambled
+
+
+_HALF: Final = math.sqrt(math.log(2) / 2) / math.pi
+"""sigma * f where exp(-2 pi^2 sigma^2 f^2), the transfer function of a Gaussian, is 1/2."""
+
+
+def smooth(image: Image, cycles: float) -> Image:
+    """Return the low frequencies of an image, f32 [H, W, 3], mirrored at its edges.
+
+    A frequency of `cycles` cycles per side keeps half of its amplitude, twice that frequency a sixteenth.
+    """
+    with needs("scipy", "lowpass and highpass", "distort"):
+        from scipy.ndimage import gaussian_filter
+
+    sigma = _HALF * image.shape[0] / cycles
+    low: Image = gaussian_filter(image, (sigma, sigma, 0), mode="reflect")
+    return low
+
+
+@dataclass(frozen=True)
+class LowPass:
+    """Keep what is below `cycles` cycles per image.
+
+    The filter is Gaussian, which has no negative lobes: edges get no halos, and the result stays in [0, 1]. At
+    `cycles` half of the amplitude passes.
+    """
+
+    cycles: float
+
+    def __post_init__(self) -> None:
+        _check(str(self), self.cycles)
+
+    def __str__(self) -> str:
+        return f"lowpass:{self.cycles:g}"
+
+    def __call__(self, image: Image, place: Place) -> Image:
+        """Return the blurred image."""
+        return np.clip(smooth(image, self.cycles), 0, 1)
+
+
+@dataclass(frozen=True)
+class HighPass:
+    """Keep what is above `cycles` cycles per image, around the image's mean colour; clip to [0, 1].
+
+    It is the image minus its `LowPass` of the same frequency.
+    """
+
+    cycles: float
+
+    def __post_init__(self) -> None:
+        _check(str(self), self.cycles)
+
+    def __str__(self) -> str:
+        return f"highpass:{self.cycles:g}"
+
+    def __call__(self, image: Image, place: Place) -> Image:
+        """Return the image without its low frequencies, except its mean."""
+        high: Image = image - smooth(image, self.cycles) + image.mean((0, 1))
+        return np.clip(high, 0, 1)
+
+
+def _check(spec: str, cycles: float) -> None:
+    if not (math.isfinite(cycles) and cycles > 0):
+        example = f"{spec.partition(':')[0]}:8"
+        raise ActstatsError(f"{spec} needs a positive frequency in cycles per image, such as {example}")
+
+
+# Those of Chen, Agarwal & Nguyen 2020, "The shape and simplicity biases of adversarially robust CNNs".
+_SIGMA: Final = 0.4
+_LOW, _HIGH = 0.35, 0.9
+
+
+@dataclass(frozen=True)
+class Contour:
+    """Draw the Canny edges of the grey image, black on white."""
+
+    def __str__(self) -> str:
+        return "contour"
+
+    def __call__(self, image: Image, place: Place) -> Image:
+        """Return the drawing, with values 0 and 1."""
+        with needs("skimage", "contour", "distort"):
+            from skimage.feature import canny
+
+        edges = canny(grey(image), sigma=_SIGMA, low_threshold=_LOW, high_threshold=_HIGH)
+        return _black_on_white(edges)
+
+
+@dataclass(frozen=True)
+class Silhouette:
+    """Replace the image by the object's silhouette, black on white.
+
+    `masks` is a folder of images that are nonzero where the object is. A mask has the path of its image, up to the
+    extension, and the size of its image; it is resized and cropped like it.
+    """
+
+    masks: Path
+
+    def __post_init__(self) -> None:
+        if not self.masks.is_dir():
+            raise ActstatsError(f"silhouette:{self.masks} is not a folder; it needs a folder of masks")
+        if not self._files:
+            raise ActstatsError(f"silhouette:{self.masks}: the folder has no images")
+
+    def __str__(self) -> str:
+        return f"silhouette:{self.masks}"
+
+    @cached_property
+    def _files(self) -> dict[str, Path]:
+        files = sorted(path for path in self.masks.rglob("*") if is_image_name(path.name))
+        return {_key(path.relative_to(self.masks).as_posix()): path for path in files}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256, in hex, over the masks' names and bytes."""
+        digest = hashlib.sha256()
+        for name, path in self._files.items():
+            digest.update(f"{name}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
+        return digest.hexdigest()
+
+    def __call__(self, image: Image, place: Place) -> Image:
+        """Return the silhouette, with values 0 and 1."""
+        path = self._files.get(_key(place.path))
+        if path is None:
+            raise ImageError(MISSING, f"has no mask in {self.masks}")
+        try:
+            mask = np.asarray(Pictures.open(path))
+        except OSError as error:
+            raise ImageError(UNREADABLE, f"its mask {path.name} cannot be read: {error}") from None
+        if mask.ndim == 3:
+            mask = mask.max(2)
+        if mask.shape[::-1] != place.size:
+            raise ImageError(
+                UNREADABLE, f"its mask {path.name} has {mask.shape[::-1]} pixels, not {place.size}"
+            )
+        marked = Pictures.fromarray(np.where(mask != 0, 255, 0).astype(np.uint8))
+        return _black_on_white(place.preprocessing.pixels(marked)[..., 0] > 127)
+
+
+def _key(path: str) -> str:
+    folder, slash, name = path.rpartition("/")
+    return folder + slash + name.rpartition(".")[0]
+
+
+def _black_on_white(drawn: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> Image:
+    return np.repeat(np.where(drawn, 0, 1).astype(np.float32)[..., None], 3, axis=2)
