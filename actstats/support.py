@@ -14,6 +14,30 @@ from typing import Any
 from actstats.errors import ActstatsError
 
 
+class URL(str):
+    """A place that is not a path of this machine, such as `s3://bucket/x.zarr`."""
+
+    __slots__ = ()
+
+    @property
+    def name(self) -> str:
+        """Its last part.
+
+        >>> URL("s3://bucket/x.zarr/").name
+        'x.zarr'
+        """
+        return self.rstrip("/").rpartition("/")[2]
+
+
+def located(place: str | Path) -> Path | URL:
+    """Return a URL as it is and anything else as a path.
+
+    >>> located("s3://bucket/x.zarr"), located("x.zarr").name
+    ('s3://bucket/x.zarr', 'x.zarr')
+    """
+    return URL(place) if isinstance(place, str) and "://" in place else Path(place)
+
+
 def one_or_more(given: str | Iterable[str]) -> list[str]:
     """Return a list of names, of one name by itself or of several.
 

@@ -11,6 +11,8 @@ import torch
 from PIL import Image
 from torch import nn
 
+from tests.s3 import s3, s3_port  # noqa: F401 - fixtures of all tests
+
 
 def photograph(seed: int, size: tuple[int, int] = (96, 80)) -> Image.Image:
     """A smooth coloured picture with some texture, of `size` (width, height); seeded."""

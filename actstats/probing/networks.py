@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from actstats.errors import ActstatsError
+from actstats.support import URL, located
 
 if TYPE_CHECKING:
     from actstats.models import Loaded
@@ -46,7 +47,7 @@ def open_network(spec: str, *, offline: bool = False) -> Loaded:
     from actstats.models import load_model
     from actstats.sweeping.planning import SweepPlan
 
-    if Path(spec).is_dir():
+    if Path(spec).is_dir() or (isinstance(located(spec), URL) and "=" not in spec):
         return SweepPlan.from_store(spec).network(offline=offline)
     arch, weights, robust = parse_network(spec)
     return load_model(arch, weights, robust=robust, offline=offline)

@@ -1,6 +1,7 @@
 """The store: one Zarr v3 group that holds a sweep's statistics and opens in xarray as one lazy dataset."""
 
+from actstats.store.place import place_of
 from actstats.store.schema import Schema
 from actstats.store.store import Store, open_dataset, parse_compression
 
-__all__ = ["Schema", "Store", "open_dataset", "parse_compression"]
+__all__ = ["Schema", "Store", "open_dataset", "parse_compression", "place_of"]

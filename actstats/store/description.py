@@ -10,7 +10,9 @@ from typing import Any
 import zarr
 
 from actstats.errors import ActstatsError
+from actstats.store.place import StorePlace
 from actstats.store.store import STATUSES, Store
+from actstats.support import URL
 
 
 @dataclass(frozen=True)
@@ -24,14 +26,14 @@ class Variable:
     nbytes: int
     """Size of its values, before compression."""
     stored: int
-    """Size of its files."""
+    """Size of its objects."""
 
 
 @dataclass(frozen=True)
 class Description:
     """What is in a store."""
 
-    path: Path
+    path: Path | URL
     manifest: dict[str, Any]
     units: int
     completed: list[bool]
@@ -61,7 +63,7 @@ def describe(path: str | Path) -> Description:
     try:
         status = store.statuses().tolist()
         paths = [str(value) for value in store.read("path", ...)]
-        arrays = [_variable(store.path, array) for _, array in sorted(store.group.arrays())]
+        arrays = [_variable(store.place, array) for _, array in sorted(store.group.arrays())]
         outputs = set(store.manifest["outputs"])
         layers = store.manifest["layers"]
     except (KeyError, ValueError) as error:
@@ -85,13 +87,12 @@ def describe(path: str | Path) -> Description:
     )
 
 
-def _variable(root: Path, array: zarr.Array[Any]) -> Variable:
-    files = (root / array.basename).rglob("*")
+def _variable(place: StorePlace, array: zarr.Array[Any]) -> Variable:
     return Variable(
         name=array.basename,
         dims=tuple(array.metadata.dimension_names or ()),  # type: ignore[union-attr, arg-type]
         shape=array.shape,
         dtype=str(array.dtype),
         nbytes=array.nbytes,
-        stored=sum(file.stat().st_size for file in files if file.is_file()),
+        stored=sum(place.sizes(array.basename).values()),
     )

@@ -68,6 +68,7 @@ class InUse:
 
     def __init__(self, folder: Path) -> None:
         """Begin to use `folder`, beside others."""
+        self._folder = folder
         self._descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._lock(fcntl.LOCK_SH)
 
@@ -80,10 +81,10 @@ class InUse:
             return True
         return True
 
-    def is_at(self, folder: Path) -> bool:
-        """Whether the folder in use still has this name."""
+    def is_there(self) -> bool:
+        """Whether the folder in use still has its name."""
         try:
-            return os.path.samestat(os.fstat(self._descriptor), folder.stat())
+            return os.path.samestat(os.fstat(self._descriptor), self._folder.stat())
         except OSError:
             return False
 

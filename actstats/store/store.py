@@ -7,14 +7,10 @@ flag does. Whatever stops a sweep, a partition is either complete or computed ag
 
 from __future__ import annotations
 
-import errno
-import itertools
+import functools
 import json
-import os
-import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -27,11 +23,13 @@ from numpy.typing import NDArray
 from actstats.data import MISSING, OK, PENDING, REFUSED, UNREADABLE
 from actstats.errors import ActstatsError, ManifestMismatchError
 from actstats.store import manifest as manifests
-from actstats.store.files import DurableStore, InUse, beside, remove_abandoned, sync
+from actstats.store.place import StorePlace, Use, place_of
 from actstats.store.schema import Schema
+from actstats.support import URL
 
 if TYPE_CHECKING:
     import xarray as xr
+    from zarr.abc.store import Store as Objects
 
     from actstats.metrics import Output
 
@@ -48,6 +46,8 @@ STATUSES: Final = {
     REFUSED: "refused",
 }
 """What became of an image, by the value of the coordinate `status`."""
+_DAMAGE: Final = (ValueError, OSError, RuntimeError, KeyError)
+"""What Zarr raises where an object is damaged."""
 
 
 class Store:
@@ -55,11 +55,11 @@ class Store:
     partition.
     """
 
-    def __init__(self, path: Path, group: zarr.Group) -> None:
-        self.path = path
+    def __init__(self, place: StorePlace, group: zarr.Group) -> None:
+        self.place = place
         self.group = group
         self.manifest: dict[str, Any] = {k: v for k, v in group.attrs.asdict().items() if k != "coordinates"}
-        self._use: InUse | None = None
+        self._use: Use | None = None
         self._rest: dict[str, str] = {}
 
     @classmethod
@@ -69,20 +69,9 @@ class Store:
         Raises:
             ActstatsError: there is no store at `path`, or something that no sweep wrote, or a damaged store.
         """
-        path = Path(path)
-        store = cls(path, _group(path, mode))
-        expected = {
-            "arch",
-            "data",
-            "layers",
-            "outputs",
-            "partition_size",
-            "selectors",
-        } - store.manifest.keys()
-        if absent := sorted(expected.union(set(COORDINATES).difference(store.group))):
-            raise ActstatsError(
-                f"{path} is damaged: it has no {absent[0]!r}; sweep again with `overwrite=True`"
-            )
+        place = place_of(path)
+        store = cls(place, _group(place, mode))
+        store._require_whole()
         return store
 
     @classmethod
@@ -104,21 +93,23 @@ class Store:
             ManifestMismatchError: there is a store of another sweep, and `overwrite` is not set.
             ActstatsError: there is something else, the store is damaged or in use, or cannot be written.
         """
-        path = Path(path)
-        with writing(path):
-            remove_abandoned(path)
-            if overwrite and path.exists():
-                _remove_another(path, manifest)
-            if not path.exists():
-                _create(path, manifest, schema, paths, labels)
-        store = cls.open(path, mode="r+")
+        place = place_of(path)
+        write = functools.partial(_write_group, manifest=manifest, schema=schema, paths=paths, labels=labels)
+        with place.explained():
+            place.tidy()
+            if not place.exists() or (overwrite and _removed_another(place, manifest)):
+                place.make(write)
+        store = cls(place, _group(place, "r+"))
         if found := manifests.differences(store.manifest, manifest):
             raise ManifestMismatchError(
                 f"{path} holds another sweep: {'; '.join(found[:4])}{' and more' * (len(found) > 4)}. "
                 "Choose another `store=`, or `overwrite=True` to start afresh"
             )
+        with place.explained():
+            place.complete(write)
+        store._require_whole()
         store._check_coordinates(schema, paths, labels)
-        store._use = InUse(path)
+        store._use = place.use()
         return store
 
     def close(self) -> None:
@@ -126,6 +117,11 @@ class Store:
         if self._use is not None:
             self._use.close()
             self._use = None
+
+    @property
+    def path(self) -> Path | URL:
+        """Where it lies: the path of its folder, or its URL."""
+        return self.place.location
 
     @property
     def partition_size(self) -> int:
@@ -144,7 +140,7 @@ class Store:
 
     @property
     def completed(self) -> NDArray[np.bool_]:
-        """Which partitions are complete, bool [partitions]; known from one listing of a folder."""
+        """Which partitions are complete, bool [partitions]; known from one listing."""
         done = np.zeros(self.partitions, dtype=bool)
         sizes = self._objects("completed")
         done[[partition for partition, size in sizes.items() if size > 0]] = True
@@ -175,7 +171,7 @@ class Store:
                 incomplete.
         """
         start, stop = self.bounds(partition)
-        with writing(self.path):
+        with self.place.explained():
             self._refuse_moved()
             self.discard([partition])
             for name, values in arrays.items():
@@ -186,41 +182,36 @@ class Store:
                     array[partition] = values  # type: ignore[index]
             self.group["status"][start:stop] = status  # type: ignore[index]
             self.group["provenance"][partition] = json.dumps(provenance or {})  # type: ignore[index]
-            self._flush()
+            self.place.flush()
             self._refuse_moved()
             self.group["completed"][partition] = True  # type: ignore[index]
-            self._flush()
+            self.place.flush()
 
     def discard(self, partitions: Sequence[int]) -> None:
         """Forget these partitions: first their flags, then their data."""
-        names = [
-            "completed",
-            *(name for name in _PER_PARTITION if name != "completed"),
-            *self.manifest["outputs"],
-        ]
-        for name in names:
-            known = self._objects(name) if len(partitions) > 1 else None
-            for partition in partitions:
-                if known is None or partition in known:
-                    self._object(name, partition).unlink(missing_ok=True)
+        data = [*(name for name in _PER_PARTITION if name != "completed"), *self.manifest["outputs"]]
+        for names in (["completed"], data):
+            self.place.remove([self._key(name, partition) for name in names for partition in partitions])
 
     def statuses(self) -> NDArray[np.int8]:
         """Return what became of each image, int8 [images]; -1 where its partition is not complete."""
         status = np.full(self.images, -1, dtype=np.int8)
         size = min(self.partition_size, self.images)
-        for partition in np.flatnonzero(self.completed).tolist():
-            start, stop = self.bounds(partition)
-            if self.manifest["actstats"] > 1:
-                # As Zarr would read it, in a tenth of the time: thousands of these are read before a sweep starts.
-                data = self._object("status", partition).read_bytes()
-                values, checksum = data[:-4], int.from_bytes(data[-4:], "little")
-                if len(values) != size or google_crc32c.value(values) != checksum:
-                    raise ActstatsError(
-                        f"{self.path} is damaged: status of partition {partition}; sweep again with `repair=True`"
-                    )
-                status[start:stop] = np.frombuffer(values, dtype=np.int8)[: stop - start]
-            else:
+        done = np.flatnonzero(self.completed).tolist()
+        if self.manifest["actstats"] == 1:
+            for start, stop in map(self.bounds, done):
                 status[start:stop] = self.read("status", slice(start, stop))
+            return status
+        # As Zarr would read it, in a tenth of the time: thousands of these are read before a sweep starts.
+        objects = self.place.read([self._key("status", partition) for partition in done])
+        for partition, data in zip(done, objects, strict=True):
+            values, checksum = data[:-4], int.from_bytes(data[-4:], "little")
+            if len(values) != size or google_crc32c.value(values) != checksum:
+                raise ActstatsError(
+                    f"{self.path} is damaged: status of partition {partition}; sweep again with `repair=True`"
+                )
+            start, stop = self.bounds(partition)
+            status[start:stop] = np.frombuffer(values, dtype=np.int8)[: stop - start]
         return status
 
     def provenance(self) -> list[dict[str, Any]]:
@@ -278,12 +269,13 @@ class Store:
         Raises:
             ActstatsError: an object is damaged.
         """
-        if reason := self._unreadable(name, where):
+        try:
+            return np.asarray(self.group[name][where])
+        except _DAMAGE as error:
             raise ActstatsError(
-                f"{self.path} is damaged: {name} cannot be read ({reason}); "
+                f"{self.path} is damaged: {name} cannot be read ({_reason_of(error)}); "
                 f"`actstats info --verify {self.path}` lists what is damaged"
-            )
-        return np.asarray(self.group[name][where])
+            ) from error
 
     def _damaged_metadata(self) -> Iterator[str]:
         """Yield what is wrong with the manifest, and with each array's metadata, which the store has twice."""
@@ -291,10 +283,10 @@ class Store:
             return
         if self.manifest.get("checksum") != manifests.checksum(self.manifest):
             yield "the manifest is not what was written"
-        root = json.loads((self.path / "zarr.json").read_bytes())
+        root = json.loads(self.place.read(["zarr.json"])[0])
         for name, metadata in root["consolidated_metadata"]["metadata"].items():
             try:
-                same = json.loads((self.path / name / "zarr.json").read_bytes()) == metadata
+                same = json.loads(self.place.read([f"{name}/zarr.json"])[0]) == metadata
             except (OSError, ValueError):
                 same = False
             if not same:
@@ -303,9 +295,21 @@ class Store:
     def _unreadable(self, name: str, where: Any) -> str | None:
         try:
             self.group[name][where]
-        except (ValueError, OSError, RuntimeError, KeyError) as error:
-            return " ".join(str(error).split()) or type(error).__name__
+        except _DAMAGE as error:
+            return _reason_of(error)
         return None
+
+    def _require_whole(self) -> None:
+        if not self.place.whole():
+            raise ActstatsError(
+                f"{self.path} is still being made, or its making was interrupted; rerun its sweep to finish it"
+            )
+        known = {"arch", "data", "layers", "outputs", "partition_size", "selectors"}
+        absent = (known - self.manifest.keys()).union(set(COORDINATES).difference(self.group))
+        if absent:
+            raise ActstatsError(
+                f"{self.path} is damaged: it has no {min(absent)!r}; sweep again with `overwrite=True`"
+            )
 
     def _check_coordinates(self, schema: Schema, paths: Sequence[str], labels: NDArray[np.int64]) -> None:
         """Refuse to go on with a store whose coordinates are not those of this sweep."""
@@ -318,47 +322,30 @@ class Store:
                 )
 
     def _objects(self, name: str) -> dict[int, int]:
-        """Return the size in bytes of each object of an array by partition, from one listing of its folder."""
-        folder = self.path / name
-        flat = self.manifest["actstats"] > 1
+        """Return the size in bytes of each object of an array by partition, from one listing."""
         found: dict[int, int] = {}
-        with _scan(folder if flat else folder / "c") as entries:
-            for entry in entries:
-                number = entry.name.split(".")[1] if flat and entry.name.startswith("c.") else entry.name
-                if (
-                    number.isdecimal()
-                    and int(number) < self.partitions
-                    and not entry.name.endswith(".partial")
-                ):
-                    found[int(number)] = entry.stat().st_size
+        for key, size in self.place.sizes(name).items():
+            first, *rest = key.replace("/", ".").split(".")  # c.3.0; c/3/0 in format 1
+            if first == "c" and rest and rest[0].isdecimal() and int(rest[0]) < self.partitions:
+                found[int(rest[0])] = size
         return found
 
-    def _object(self, name: str, partition: int) -> Path:
+    def _key(self, name: str, partition: int) -> str:
         if name not in self._rest:
             dims = self.group[name].metadata.dimension_names  # type: ignore[union-attr]
             self._rest[name] = ".0" * (len(dims or ()) - 1)
-        return self.path / name / f"c.{partition}{self._rest[name]}"
-
-    def _flush(self) -> None:
-        store = self.group.store_path.store
-        assert isinstance(store, DurableStore)
-        store.flush()
+        return f"{name}/c.{partition}{self._rest[name]}"
 
     def _refuse_moved(self) -> None:
-        if self._use is not None and not self._use.is_at(self.path):
+        if self._use is not None and not self._use.is_there():
             raise ActstatsError(
-                f"{self.path} was moved or removed while its sweep was running; move it back and rerun the same "
-                "command to resume"
+                f"{self.path} was moved, removed or replaced while its sweep was running; put it back and rerun "
+                "the same command to resume"
             )
 
 
-def _scan(folder: Path) -> Any:
-    try:
-        return os.scandir(folder)
-    except FileNotFoundError:
-        from contextlib import nullcontext
-
-        return nullcontext(())
+def _reason_of(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def open_dataset(path: str | Path) -> xr.Dataset:
@@ -376,7 +363,7 @@ def open_dataset(path: str | Path) -> xr.Dataset:
     store = Store.open(path)
     if missing := store.missing_objects():
         raise missing_error(path, missing)
-    dataset = xr.open_zarr(store.path, chunks=None)
+    dataset = xr.open_zarr(store.place.objects(read_only=True), chunks=None)
     chunks = {"image": store.partition_size, "partition": 1}
     rest = {dim: -1 for dim in dataset.dims if dim not in chunks}
     known = {
@@ -396,13 +383,14 @@ def missing_error(path: str | Path, missing: Sequence[tuple[str, int]]) -> Actst
     )
 
 
-def _group(path: Path, mode: str) -> zarr.Group:
+def _group(place: StorePlace, mode: str) -> zarr.Group:
     """Open what a sweep wrote, in a format that this version reads, or say in one line why not."""
-    if not path.exists():
+    path = place.location
+    if not place.exists():
         raise ActstatsError(f"no store at {path}; `actstats sweep --out {path} ...` makes one")
     try:
-        files = DurableStore(path, read_only=mode == "r")
-        group = zarr.open_group(files, mode=mode, zarr_format=3)  # type: ignore[arg-type]
+        objects = place.objects(read_only=mode == "r")
+        group = zarr.open_group(objects, mode=mode, zarr_format=3)  # type: ignore[arg-type]
     except PermissionError as error:
         raise ActstatsError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, OSError, KeyError, TypeError) as error:
@@ -426,71 +414,17 @@ def _group(path: Path, mode: str) -> zarr.Group:
     return group
 
 
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn what a file system can say into one line that names the store and what to do."""
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or str(error)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise ActstatsError(
-                f"no room to write {path} ({reason}); completed partitions are kept: "
-                "free some space and rerun the same command to resume"
-            ) from error
-        raise ActstatsError(f"cannot write {path}: {reason}") from error
-
-
-def _remove_another(path: Path, manifest: Mapping[str, Any]) -> None:
-    """Remove the store of another sweep; keep that of this one."""
-    store = Store(path, _group(path, "r"))  # refuses what actstats did not write
-    if store.manifest.get("actstats") == manifests.FORMAT and not manifests.differences(
-        store.manifest, manifest
-    ):
-        return
-    use = InUse(path)
-    try:
-        if not use.alone():
-            raise ActstatsError(
-                f"{path} is in use by another process; stop that one, or choose another `store=`"
-            )
-        aside = beside(path)
-        path.rename(aside)
-        sync(path.parent)
-        shutil.rmtree(aside)
-    finally:
-        use.close()
-
-
-def _create(
-    path: Path, manifest: Mapping[str, Any], schema: Schema, paths: Sequence[str], labels: NDArray[np.int64]
-) -> None:
-    """Make the store beside its place and move it there, so that it is whole whenever it is seen."""
-    if path.parent.is_file():
-        raise NotADirectoryError(errno.ENOTDIR, f"{path.parent} is a file, not a folder")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    making = beside(path)
-    making.mkdir()
-    use = InUse(making)
-    try:
-        files = DurableStore(making)
-        _write_group(files, manifest, schema, paths, labels)
-        files.flush()
-        try:
-            making.rename(path)
-        except OSError as error:
-            # Of several processes that start one sweep together, one makes the store and the others open it.
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise
-        for folder in itertools.takewhile(lambda folder: folder != folder.parent, path.parents):
-            sync(folder)
-    finally:
-        use.close()
-        shutil.rmtree(making, ignore_errors=True)
+def _removed_another(place: StorePlace, manifest: Mapping[str, Any]) -> bool:
+    """Remove the store of another sweep, and say so; keep that of this one."""
+    found = Store(place, _group(place, "r")).manifest  # refuses what actstats did not write
+    if found.get("actstats") == manifests.FORMAT and not manifests.differences(found, manifest):
+        return False
+    place.clear()
+    return True
 
 
 def _write_group(
-    files: DurableStore,
+    objects: Objects,
     manifest: Mapping[str, Any],
     schema: Schema,
     paths: Sequence[str],
@@ -498,7 +432,7 @@ def _write_group(
 ) -> None:
     coordinates = " ".join((*COORDINATES, "provenance"))
     group = zarr.create_group(
-        files,
+        objects,
         zarr_format=3,
         attributes={**manifest, "checksum": manifests.checksum(manifest), "coordinates": coordinates},
     )
@@ -556,7 +490,7 @@ def _write_group(
     with warnings.catch_warnings():
         # With it xarray opens a store in one read; without it xarray complains.
         warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
-        zarr.consolidate_metadata(files)
+        zarr.consolidate_metadata(objects)
 
 
 def _attributes(output: Output) -> dict[str, Any]:

@@ -90,7 +90,7 @@ def top_images(store: str | Path, unit: str | Unit) -> list[Hit]:
     if missing := opened.missing_objects():
         raise missing_error(store, missing)
     # Without dask: of each partition only the chunk with this unit is read.
-    dataset = xr.open_zarr(opened.path, chunks=None)
+    dataset = xr.open_zarr(opened.place.objects(read_only=True), chunks=None)
     lists = dataset[["top_value", "top_image", "top_position"]].isel(unit=[unit.index]).load()
     merged = merge(lists.assign_coords(completed=("partition", opened.completed))).isel(unit=0)
     paths, labels = (dataset[name].values for name in ("path", "label"))

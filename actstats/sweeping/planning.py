@@ -26,10 +26,10 @@ from actstats.data.preprocessing import input_shape
 from actstats.data.source import UNNAMED
 from actstats.errors import ActstatsError, nearest
 from actstats.metrics import Chosen, resolve_metrics
-from actstats.store import Schema, Store, parse_compression
+from actstats.store import Schema, Store, parse_compression, place_of
 from actstats.store import manifest as manifests
 from actstats.store.store import missing_error
-from actstats.support import named_object
+from actstats.support import located, named_object
 from actstats.sweeping.settings import Execution, Settings, names_of, require_known
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class SweepPlan:
 
     Attributes:
         manifest: everything that is recorded, fit for JSON; see `docs/store.md`.
-        store: path of the Zarr store.
+        store: path or URL of the Zarr store.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class SweepPlan:
         trust: bool = False,
     ) -> None:
         self.manifest = dict(manifest)
-        self.store = Path(store)
+        self.store = located(store)
         self._trust = trust
         self._loaded, self._source, self._chosen = loaded, source, chosen
 
@@ -433,7 +433,7 @@ class SweepPlan:
     def _refuse_unnamed(self) -> None:
         """Raise `ActstatsError` where a store is there, and nothing tells whether it holds the same images."""
         data = self.manifest["data"]
-        if data["fingerprint"].startswith(UNNAMED) and self.store.exists():
+        if data["fingerprint"].startswith(UNNAMED) and place_of(self.store).exists():
             there = Store.open(self.store).manifest["data"]["fingerprint"]
             if there != data["fingerprint"]:
                 raise ActstatsError(
@@ -489,7 +489,7 @@ def plan(
             which images need `preprocessing`).
         images: a folder, tar files or `"demo"`; a torch `Dataset` or `DataLoader`, a Hugging Face dataset, a
             tensor; or an open source (see `open_source`).
-        store: path of the Zarr store, created by `run` if missing.
+        store: path or URL of the Zarr store, created by `run` if missing.
         weights: as for `load_model`, where `model` is a name.
         robust: adversarially trained weights, as for `load_model`.
         seed: seed of random weights.

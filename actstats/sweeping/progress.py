@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from actstats.support import URL
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -42,7 +44,7 @@ class Progress:
 class Started:
     """What a run is about to do: what `on_start` is called with."""
 
-    store: Path
+    store: Path | URL
     arch: str
     layers: int
     units: int
@@ -62,7 +64,7 @@ class Started:
 class Summary:
     """What a run of a sweep did."""
 
-    store: Path
+    store: Path | URL
     images: int
     """Images in the whole sweep."""
     units: int

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from actstats.data import MISSING
-from actstats.store import Store
+from actstats.store import Store, place_of
 from actstats.store import manifest as manifests
 from actstats.support import sha256_of
 from actstats.sweeping.planning import plan, request
@@ -39,7 +39,7 @@ def sweep(
             `preprocessing`).
         images: a folder, tar files or `"demo"`; a torch `Dataset` or `DataLoader`, a Hugging Face dataset, a
             tensor; or an open source (see `open_source`).
-        store: path of the Zarr store, created if missing.
+        store: path or URL of the Zarr store, created if missing.
         device: "cpu", "cuda", "cuda:1", or "auto": a GPU if there is one.
         **options: the other arguments of `plan` (weights, robust, seed, offline, preprocessing, limit,
             fingerprint), the fields of
@@ -76,7 +76,7 @@ def _complete_already(
         not isinstance(model, str)
         or ":" in model
         or not isinstance(images, str | Path)
-        or not Path(store).exists()
+        or not place_of(store).exists()
     ):
         return None
     settings = Settings(**{name: value for name, value in options.items() if name in names_of(Settings)})

@@ -42,7 +42,7 @@ def _size(ctx: click.Context, param: click.Parameter, value: float) -> float:
     "--noisy",
     multiple=True,
     metavar="STORE",
-    type=click.Path(path_type=Path),
+    type=options.StorePath(),
     help="Sweep of the same network over the same images with noise; repeat it for the second store.",
 )
 @click.option(

@@ -20,7 +20,7 @@ SHOWN: Final = 10
 
 
 @click.command()
-@click.argument("store", type=click.Path())
+@click.argument("store", type=options.StorePath())
 @click.option(
     "--verify",
     is_flag=True,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import click
 
+from actstats.support import URL
 from actstats_cli.printing import count, duration, note, with_flags
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class Reporter(Bar):
 
     def __init__(self) -> None:
         super().__init__()
-        self.store: Path | None = None
+        self.store: Path | URL | None = None
         self._timer = threading.Timer(PATIENCE, self._explain)
 
     def started(self, start: Started) -> None:

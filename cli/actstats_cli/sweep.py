@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from actstats.errors import ActstatsError
+from actstats.support import URL
 from actstats.sweeping.settings import AMP, Execution, Settings
 from actstats_cli import options
 from actstats_cli.printing import count, duration, print_json, size, table
@@ -44,8 +45,9 @@ def _part(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, 
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
-    help="The store to fill, a folder. Default: named after what is swept, such as googlenet-robust-demo.zarr.",
+    type=options.StorePath(),
+    help="The store to fill: a folder, or a URL such as s3://bucket/x.zarr. Default: a folder named after what is "
+    "swept, such as googlenet-robust-demo.zarr.",
 )
 @options.distort
 @options.layers
@@ -116,7 +118,7 @@ def _part(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, 
 def sweep(
     arch: str,
     data: str | None,
-    out: Path | None,
+    out: Path | URL | None,
     metrics: tuple[str, ...],
     part: tuple[int, int],
     workers: int | None,
@@ -206,18 +208,18 @@ def default_name(arch: str, robust: str | None, data: str) -> str:
     return "-".join(filter(None, words)) + ".zarr"
 
 
-def _embedded_instead(arch: str, store: Path, planning: dict[str, Any]) -> bool:
+def _embedded_instead(arch: str, store: Path | URL, planning: dict[str, Any]) -> bool:
     """Whether to sweep the embedded network, as its own weights are not available; says so on stderr.
 
     Only for the demo photographs, and only where no weights were named.
     """
     if arch != "googlenet" or planning["weights"] != "default" or planning["robust"] not in (None, "default"):
         return False
-    from actstats.store import Store
+    from actstats.store import Store, place_of
 
     name = "robust googlenet" if planning["robust"] else "googlenet"
     instead = f"sweeping the small {name} that comes with actstats (--weights demo)"
-    if store.exists() and Store.open(store).manifest["weights"]["source"].startswith("demo:"):
+    if place_of(store).exists() and Store.open(store).manifest["weights"]["source"].startswith("demo:"):
         click.echo(f"{instead}, as before", err=True)
         return True
     from actstats.models import load_model
@@ -231,7 +233,7 @@ def _embedded_instead(arch: str, store: Path, planning: dict[str, Any]) -> bool:
 
 
 def _print_plan(
-    arch: str, data: str, store: Path, planning: dict[str, Any], *, measure: bool, as_json: bool
+    arch: str, data: str, store: Path | URL, planning: dict[str, Any], *, measure: bool, as_json: bool
 ) -> None:
     import actstats
 
@@ -245,9 +247,12 @@ def _print_plan(
 
 
 def _facts(plan: SweepPlan, estimate: Estimate) -> list[tuple[str, str]]:
+    from actstats.store import place_of
+
     manifest = plan.manifest
     weights, record = manifest["weights"], manifest["data"]
-    state = "exists: a sweep would resume or refuse it" if plan.store.exists() else "would be created"
+    exists = place_of(plan.store).exists()
+    state = "exists: a sweep would resume or refuse it" if exists else "would be created"
     compiled = ", compiled" if manifest.get("compile") else ""
     facts = [
         ("network", f"{manifest['arch']}, weights {weights['source']}"),

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("store", type=click.Path(path_type=Path))
+@click.argument("store", type=options.StorePath())
 @click.argument("unit", metavar="LAYER/CHANNEL")
 @click.option(
     "--out",

@@ -78,10 +78,10 @@ real_sync = files.sync
 def cut_at(moment: int, images: Path, folder: Path, monkeypatch) -> Disk:
     """Sweep until the power is cut at a moment; return the disk as it is then."""
     disk = Disk(folder, moment)
-    store_module = sys.modules["actstats.store.store"]
+    place_module = sys.modules["actstats.store.place"]
     with monkeypatch.context() as patch:
         patch.setattr(files, "sync", disk.sync)
-        patch.setattr(store_module, "sync", disk.sync)
+        patch.setattr(place_module, "sync", disk.sync)
         set_object = files.DurableStore.set
 
         async def counted(self, key, value):
@@ -224,7 +224,7 @@ def test_a_store_moved_while_it_is_written_is_noticed(photographs, tmp_path):
         if progress.done == 5:
             (tmp_path / "s.zarr").rename(tmp_path / "moved.zarr")
 
-    with pytest.raises(ActstatsError, match="was moved or removed while its sweep was running"):
+    with pytest.raises(ActstatsError, match="was moved, removed or replaced while its sweep was running"):
         sweep(photographs, tmp_path / "s.zarr", on_progress=move)
     assert not (tmp_path / "s.zarr").exists()
 

@@ -12,7 +12,7 @@ from actstats_cli.analyses import output, passing
 
 
 @click.command()
-@click.argument("store", type=click.Path(path_type=Path))
+@click.argument("store", type=options.StorePath())
 @click.option(
     "--data", metavar="FOLDER", help="Broden, or images/ with masks/. Default: where the swept images lay."
 )

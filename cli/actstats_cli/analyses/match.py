@@ -19,8 +19,8 @@ VARIABLE = click.option(
 
 
 @click.command()
-@click.argument("first", type=click.Path(path_type=Path))
-@click.argument("second", type=click.Path(path_type=Path))
+@click.argument("first", type=options.StorePath())
+@click.argument("second", type=options.StorePath())
 @VARIABLE
 @click.option(
     "--least",

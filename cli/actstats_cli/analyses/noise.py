@@ -13,12 +13,12 @@ _HEADLINE = ["layer", "units", "clean", "noisy", "increase", "blocked", "outlier
 
 
 @click.command()
-@click.argument("clean", type=click.Path(path_type=Path))
-@click.argument("noisy", type=click.Path(path_type=Path))
+@click.argument("clean", type=options.StorePath())
+@click.argument("noisy", type=options.StorePath())
 @click.option(
     "--reference",
     metavar="STORE",
-    type=click.Path(path_type=Path),
+    type=options.StorePath(),
     help="The standard network's clean sweep, whose layers set the outlier rule's scale. Default: CLEAN.",
 )
 @click.option(

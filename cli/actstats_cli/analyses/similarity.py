@@ -13,7 +13,7 @@ from actstats_cli.analyses.match import VARIABLE
 
 
 @click.command()
-@click.argument("stores", metavar="STORE...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("stores", metavar="STORE...", nargs=-1, required=True, type=options.StorePath())
 @click.option("--name", "names", multiple=True, metavar="NAME", help="What to call a store, once for each.")
 @VARIABLE
 @click.option(

@@ -1,0 +1,130 @@
+"""Objects that do not lie on this machine, by URL: in buckets (s3, gs, az) and on web servers (http, https).
+
+Credentials, region and endpoint come from the environment, as everywhere: AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL,
+GOOGLE_APPLICATION_CREDENTIALS, AZURE_STORAGE_ACCOUNT_NAME and so on. With boto3 installed, so do the profiles and
+the single sign-on of ~/.aws. A request that fails for a reason which may pass is tried again with backoff.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import cache
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, Final
+
+from actstats.errors import ActstatsError
+from actstats.support import URL, require_extra
+
+if TYPE_CHECKING:
+    from obstore.store import ObjectStore
+
+PATIENCE: Final = 60.0
+"""Seconds for which a request is tried again, of a server that has answered before."""
+FIRST_PATIENCE: Final = 8.0
+"""Seconds for which a first request is tried: a wrong address should not take a minute to be told."""
+_TIMEOUT: Final = "60s"
+"""Time of one request, the transfer included."""
+_AWS: Final = ("AWS_ACCESS_KEY_ID", "AWS_SKIP_SIGNATURE", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_")
+"""Variables, or how they begin, by which S3 is used without boto3."""
+
+
+def opened(url: URL, *, patience: float | None = None) -> ObjectStore:
+    """Return an obstore with the objects below `url`; nothing is requested yet.
+
+    Raises:
+        ActstatsError: a URL that cannot be opened, or obstore is not installed.
+    """
+    require_extra("obstore", "cloud", f"reading or writing {url}")
+    from obstore.store import from_url
+
+    scheme, _, place = url.partition("://")
+    if not place.partition("/")[0]:
+        raise ActstatsError(f"{url} names no bucket; it should be such as s3://bucket/name.zarr")
+    if scheme == "memory":
+        return _in_memory(url)
+    more: dict[str, Any] = {}
+    if (
+        scheme in ("s3", "s3a")
+        and not any(name.startswith(_AWS) for name in os.environ)
+        and find_spec("boto3")
+    ):
+        from obstore.auth.boto3 import Boto3CredentialProvider
+
+        try:
+            more["credential_provider"] = Boto3CredentialProvider()
+        except Exception as error:  # what botocore makes of a user's files
+            raise ActstatsError(_without_credentials(url)) from error
+    with explained(url):
+        return from_url(
+            url,
+            # Where the environment names an http:// endpoint, that is meant.
+            client_options={"allow_http": True, "timeout": _TIMEOUT},
+            retry_config={
+                "backoff": {
+                    "init_backoff": timedelta(seconds=0.1),
+                    "max_backoff": timedelta(seconds=10),
+                    "base": 3,
+                },
+                "max_retries": 1000,
+                "retry_timeout": timedelta(seconds=PATIENCE if patience is None else patience),
+            },
+            **more,
+        )
+
+
+@cache
+def _in_memory(url: URL) -> ObjectStore:
+    """Return the objects of this process that have this URL."""
+    from obstore.store import MemoryStore
+
+    return MemoryStore()
+
+
+@contextmanager
+def explained(url: URL, advice: str = "") -> Iterator[None]:
+    """Turn an error of obstore inside into one line that names `url`, and ends with `advice`.
+
+    An object that is not there stays a `FileNotFoundError`, unless its bucket is not there either.
+    """
+    import obstore.exceptions
+
+    try:
+        yield
+    except (obstore.exceptions.BaseError, FileNotFoundError) as error:
+        text = str(error).partition("\n\nDebug source")[0]
+        if isinstance(error, FileNotFoundError) and "NoSuchBucket" not in text:
+            raise
+        raise ActstatsError(_reason(url, text) + advice) from error
+
+
+def _reason(url: URL, text: str) -> str:
+    """Return what is wrong with `url` in one line, of what obstore says."""
+    bucket = "/".join(url.split("/")[:3])
+    status = re.search(r"status code: (\d{3}[\w ]*)", text)
+    code = re.search(r"<Code>(\w+)</Code>", text)
+    if "Unable to recognise URL" in text:
+        return f"cannot open {url}: it should begin with s3://, gs:// or az:// and name a bucket"
+    if "NoSuchBucket" in text:
+        return f"there is no bucket {bucket}"
+    if "169.254.169.254" in text or "metadata.google" in text or "Account must be specified" in text:
+        return _without_credentials(url)
+    why = code[1] if code else status[1].strip() if status else " ".join(text.split())[-200:]
+    if status and status[1][:3] in ("401", "403"):
+        return f"access to {url} is denied ({why}); check the credentials in the environment"
+    if status and status[1][:3] in ("301", "307", "400"):
+        return f"{url} cannot be used ({why}); check AWS_REGION and AWS_ENDPOINT_URL"
+    return f"{bucket} does not answer ({why})" if not status else f"{bucket} answers {why}"
+
+
+def _without_credentials(url: URL) -> str:
+    names = {
+        "gs": "GOOGLE_APPLICATION_CREDENTIALS",
+        "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
+    }
+    wanted = names.get(url.partition(":")[0], "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+    public = "" if url.partition(":")[0] in names else ", or AWS_SKIP_SIGNATURE=true for a public bucket"
+    return f"no credentials for {url}: set {wanted}{public}"
