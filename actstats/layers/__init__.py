@@ -1,7 +1,7 @@
-"""Which activations of a network are looked at: finding them, choosing them, and watching them go by.
+"""Find, select and hook the layers of a network.
 
-`probe` runs a network once and finds what can be hooked, `select_layers` chooses layers by presets, names and
-patterns, `watch` hands over their maps during later forward passes.
+`probe` runs a network once and finds the layers that can be hooked, `select_layers` selects some by preset, name or
+pattern, and `watch` passes their maps to a callback during later forward passes.
 """
 
 from actstats.layers.layer import Layer, watch

@@ -1,8 +1,8 @@
-"""Which axis of an activation is which: labels carried from the image through every operation.
+"""Identify the axes of an activation by tracking labels from the image through every operation.
 
-Without them a [N, 49, 768] of tokens cannot be told from a [N, 768, 49], nor a channels-last [N, 7, 7, 768] from
-maps of 7 channels. Only the images' axis, rows, columns and grids of tokens are labelled; the axis that is left
-holds the units. Where an operation is not understood the labels are lost, never invented.
+Without labels, tokens of shape [N, 49, 768] cannot be told apart from [N, 768, 49], nor channels-last maps
+[N, 7, 7, 768] from maps with 7 channels. Only the batch axis, rows, columns and grids of tokens are labelled; the
+remaining axis holds the units. If an operation is not understood, the labels are dropped rather than guessed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Grid:
-    """The label of an axis of tokens: `before` extra ones, a grid row by row, `after` extra ones."""
+    """Label of a token axis: `before` extra tokens, a grid in row-major order, then `after` extra tokens."""
 
     height: int
     width: int
@@ -28,12 +28,12 @@ class Grid:
 
     @property
     def length(self) -> int:
-        """Tokens on the axis."""
+        """Number of tokens on the axis."""
         return self.before + self.height * self.width + self.after
 
 
 Label = str | Grid | None
-"""Of one axis: "n" images, "h" rows, "w" columns, a grid of tokens, or None."""
+"""Label of one axis: "n" for images, "h" for rows, "w" for columns, a grid of tokens, or None."""
 Labels = tuple[Label, ...]
 
 IMAGE: Labels = ("n", None, "h", "w")
@@ -69,11 +69,11 @@ def labels_after(
     """Return the labels of an operation's output.
 
     Args:
-        name: of the operation, without overload and without the `_` of one that works in place.
-        func: the operation itself.
+        name: name of the operation, without the overload and the trailing `_` of in-place operations.
+        func: the operation.
         args: its positional arguments.
-        inputs: shape and labels of each tensor it takes, in order, those that do not depend on the image too.
-        shape: of the output.
+        inputs: shape and labels of each input tensor, in order, including those that do not depend on the image.
+        shape: shape of the output.
     """
     unknown: Labels = (None,) * len(shape)
     if not inputs or name in _UNREADABLE:
@@ -84,7 +84,7 @@ def labels_after(
     if name == "cat":
         return _joined(inputs, _axis(args, 1, len(shape)), shape)
     if name in _PERMUTATIONS and len(before) == len(shape) <= len(_PRIMES):
-        # The order is read off a tensor without storage whose sizes are all different.
+        # Permute a meta tensor whose sizes are all different to find the new order.
         moved = func(torch.empty(_PRIMES[: len(before)], device="meta"), *args[1:])
         return tuple(labels[_PRIMES.index(size)] for size in moved.shape)
     if name == "slice" and len(before) == len(shape):
@@ -105,15 +105,16 @@ def labels_after(
 
 
 def convolves(name: str) -> bool:
-    """Return whether the operation is a convolution, of whatever backend, by its name."""
+    """Return whether an operation is a convolution (of any backend), judging by its name."""
     return "conv" in name and "convert" not in name
 
 
 def regrouped(before: Shape, labels: Labels, after: Shape) -> Labels:
     """Return the labels after a reshape from `before` to `after`.
 
-    Rows and columns merged into one axis become a grid; a grid split in its rows and columns, those again; rows
-    (or columns) split in two, the outer part keeps the label (rows of patches); all else that merges is lost.
+    Rows and columns merged into one axis become a grid, and a grid split into its rows and columns becomes rows and
+    columns again. If rows (or columns) are split in two, the outer axis keeps the label (rows of patches). Any other
+    merge drops the labels.
     """
     out: list[Label] = [None] * len(after)
     if math.prod(before) != math.prod(after) or 0 in before:
@@ -141,17 +142,17 @@ def regrouped(before: Shape, labels: Labels, after: Shape) -> Labels:
 
 
 def _of_maps(rank: int) -> Labels:
-    """Return the labels of what a convolution or pooling returns, by its number of axes."""
+    """Return the labels of the output of a convolution or pooling with `rank` axes."""
     return {3: ("n", None, "w"), 4: IMAGE}.get(rank, ("n", *(None,) * (rank - 1)))
 
 
 def _axis(args: Sequence[Any], at: int, rank: int) -> int:
-    """Return the axis given as argument `at`, 0 by default, counted from the front."""
+    """Return the axis given as positional argument `at` (default 0) as a non-negative integer."""
     return int(args[at]) % rank if len(args) > at else 0
 
 
 def _fitting(labels: Sequence[Label], shape: Shape) -> Labels:
-    """Drop the grids whose axis has another length now."""
+    """Drop the grid labels of axes whose length has changed."""
     return tuple(
         None if isinstance(label, Grid) and label.length != size else label
         for label, size in zip(labels, shape, strict=True)
@@ -159,7 +160,7 @@ def _fitting(labels: Sequence[Label], shape: Shape) -> Labels:
 
 
 def _elementwise(inputs: Sequence[tuple[Shape, Labels]], shape: Shape) -> Labels:
-    """Return the labels of an output that is laid out like an input of its rank, best one of its shape."""
+    """Return the labels of an output laid out like an input of the same rank, preferably of the same shape."""
     alike = [i for i in inputs if len(i[0]) == len(shape) and any(i[1])]
     if not alike:
         return (None,) * len(shape)
@@ -168,7 +169,7 @@ def _elementwise(inputs: Sequence[tuple[Shape, Labels]], shape: Shape) -> Labels
 
 
 def _joined(inputs: Sequence[tuple[Shape, Labels]], axis: int, shape: Shape) -> Labels:
-    """Return the labels of a concatenation: tokens joined to a grid come before or after it."""
+    """Return the labels of a concatenation: tokens concatenated to a grid come before or after it."""
     grids = [at for at, (_, labels) in enumerate(inputs) if len(labels) == len(shape) and any(labels)]
     if not grids:
         return (None,) * len(shape)
@@ -185,7 +186,7 @@ def _joined(inputs: Sequence[tuple[Shape, Labels]], axis: int, shape: Shape) -> 
 
 
 def _sliced(labels: Labels, before: Shape, shape: Shape, axis: int, args: Sequence[Any]) -> Labels:
-    """Return the labels of a slice: extra tokens may be cut off a grid, rows and columns may be thinned."""
+    """Return the labels of a slice: extra tokens may be removed from a grid, rows and columns may be subsampled."""
     label = labels[axis]
     if not isinstance(label, Grid) or before == shape:
         return labels

@@ -1,9 +1,9 @@
-"""From each convolution of a pass to the layer that stands for it: the call that returns its activated output.
+"""Find the module call that returns the activated output of each convolution in a forward pass.
 
-A convolution's output is followed through the normalisation and the activation that it alone feeds, as far as
-they go: to `relu` in `conv -> norm -> relu`, to `norm` where a residual is added before the activation, to the
-convolution itself where its output is read by several operations or goes into a concatenation. Norms and
-activations written out in plain arithmetic (`x * torch.sigmoid(x)`) are followed as well.
+The output of a convolution is followed through the normalisation and activation that it alone feeds: to `relu` in
+`conv -> norm -> relu`, to `norm` if a residual is added before the activation, and no further than the convolution
+itself if several operations read its output or it is concatenated. Normalisations and activations written in plain
+arithmetic (`x * torch.sigmoid(x)`) are followed too.
 """
 
 from __future__ import annotations
@@ -34,15 +34,16 @@ _PADS: Final = frozenset({"pad", "constant_pad_nd", "reflection_pad2d", "replica
 
 
 def is_convolution(graph: Graph, operation: Operation) -> bool:
-    """Return whether the operation is a convolution of something computed from the image."""
+    """Return whether an operation is a convolution whose input depends on the image."""
     return convolves(operation.name) and graph.values[operation.inputs[0]].computed
 
 
 def convolution_calls(graph: Graph) -> list[Call]:
-    """Return the call that stands for each convolution whose output, or what follows it, a module returns.
+    """Return one call for each convolution whose output, plain or normalised and activated, a module returns.
 
-    Of several modules that return the same value it is the convolution's own block, the outermost module that
-    takes the convolution's input and holds no other convolution, or else the innermost.
+    If several modules return the same value, the call is that of the convolution's own block: the outermost module
+    that takes the convolution's input and contains no other convolution. Without such a block it is that of the
+    innermost module.
     """
     returned: dict[int, list[Call]] = {}
     for call in graph.calls:
@@ -70,10 +71,10 @@ def _end(graph: Graph, start: int, returned: Container[int]) -> int | None:
 
 
 def _chain(graph: Graph, start: int) -> Iterator[tuple[int, int, bool]]:
-    """Yield the values on the way from a convolution's output on: value, steps that changed it, activated or not.
+    """Yield the values that follow from a convolution: index, number of steps that changed it, whether activated.
 
-    The operations after it are taken in order as long as they read nothing else that depends on the image. Each
-    time that a single value is left for others to read, that is the next one.
+    Operations are followed in order as long as they read nothing else that depends on the image. A value is yielded
+    whenever it is the only one that later operations still read.
     """
     yield start, 0, False
     unread = {start: len(graph.values[start].consumers)}
@@ -110,10 +111,10 @@ def _chain(graph: Graph, start: int) -> Iterator[tuple[int, int, bool]]:
 
 
 def _scales_alone(graph: Graph, operation: Operation) -> bool:
-    """Return whether the operation is a learnt scale, such as a layer scale: neither activation nor normalisation.
+    """Return whether the operation is a learnt scale (layer scale), neither an activation nor a normalisation.
 
-    That is a product with weights which no shift by weights follows. With one it is the affine part of a
-    normalisation whose statistics are constants.
+    That is a product with weights that is not followed by a shift by weights. A product followed by one is the affine
+    part of a normalisation with constant statistics.
     """
     if operation.name not in ("mul", "multiply") or not _reads_weights(graph, operation):
         return False
@@ -122,13 +123,13 @@ def _scales_alone(graph: Graph, operation: Operation) -> bool:
 
 
 def _reads_weights(graph: Graph, operation: Operation) -> bool:
-    """Return whether one of the operation's inputs is a tensor of several numbers that no image decides."""
+    """Return whether an input is a tensor of several elements that does not depend on the image."""
     values = (graph.values[index] for index in operation.inputs)
     return any(not value.computed and math.prod(value.shape) > 1 for value in values)
 
 
 def _block(graph: Graph, convolution: int, calls: list[Call]) -> Call:
-    """Return the outermost of the calls that is this convolution's own block, or else the first, the innermost."""
+    """Return the outermost call that is the convolution's own block, or else the first call (the innermost)."""
     for call in reversed(calls):
         inside = [
             (index, operation)

@@ -1,8 +1,8 @@
-"""What one forward pass really did: every operation, every value it made, and which module returned which.
+"""Record a forward pass: every operation, every value it produces, and which module returned which value.
 
-A value is the content of a tensor at one time: an in-place operation on a tensor makes a new value in the same
-memory. So the graph tells what a hook on a module sees (the value at the time that the module returns) from what
-is in that memory later.
+A value is the content of a tensor at one point in time: an in-place operation creates a new value in the same memory.
+The graph therefore distinguishes what a forward hook sees (the value when the module returns) from what is in that
+memory later.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from actstats.layers.layer import ROOT, returned_tensor
 class Value:
     """The content of a tensor at one time.
 
-    `computed` tells that it depends on the example. `content` is the index of the value that this one is a mere
-    rearrangement of, its own index if it is none. `consumers` are the indices of the operations that read it.
+    `computed` is True if the value depends on the example. `content` is the index of the value that this one merely
+    rearranges, or its own index. `consumers` are the indices of the operations that read it.
     """
 
     shape: tuple[int, ...]
@@ -37,9 +37,9 @@ class Value:
 
 @dataclass(frozen=True)
 class Operation:
-    """One ATen operation: its name without overload and without the `_` of one that works in place.
+    """One ATen operation, named without the overload and the trailing `_` of in-place operations.
 
-    `moves` tells that it changes no value: it only rearranges, copies or picks from what it reads.
+    `moves` is True if it changes no elements: it only rearranges, copies or selects from its inputs.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Operation:
 
 @dataclass
 class Call:
-    """One call of one module: the operations `first` to `end`, end excluded, ran inside it."""
+    """One call of a module. Operations `first` to `end` (exclusive) ran inside it."""
 
     module: str
     number: int
@@ -60,29 +60,29 @@ class Call:
     end: int = -1
     output: int | None = None
     problem: str = ""
-    """Why the output cannot be hooked, or empty."""
+    """Reason why the output cannot be hooked; empty if it can."""
 
 
 IMAGE_VALUE: Final = 0
-"""The index of the value that is the example itself."""
+"""Index of the value that is the example itself."""
 
 _MOVES: Final = frozenset(
     {"clone", "contiguous", "to", "_to_copy", "type_as", "reshape", "flatten", "permute"}
 )
-"""Operations that change no value, views apart, which are told by their memory."""
+"""Operations that change no elements, except for views, which are recognised by their memory."""
 
 _Geometry = tuple[int, tuple[int, ...], tuple[int, ...]]
 
 
 class Graph(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Records the operations and the module calls of the forward passes run inside it."""
+    """Record the operations and module calls of the forward passes that run in this context."""
 
     def __init__(self, example: Tensor) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.values: list[Value] = []
         self.operations: list[Operation] = []
         self.calls: list[Call] = []
-        """Every call that returned, in the order in which they returned."""
+        """All calls that have returned, in the order in which they returned."""
         self._batch = example.shape[0]
         self._storages = 0
         self._memory: dict[int, tuple[int, int]] = {}
@@ -139,14 +139,14 @@ class Graph(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return out
 
     def enter(self, module: str, kind: str, inputs: object) -> None:
-        """Note that a module is called."""
+        """Record that a module is called."""
         number = self._counts.get(module, 0)
         self._counts[module] = number + 1
         seen = tuple(self._value(t) for t in _tensors(inputs))
         self._open.append(Call(module, number, kind, len(self.operations), seen))
 
     def leave(self, output: object) -> None:
-        """Note that the module called last, of those that have not returned, returns `output`."""
+        """Record that the innermost call that is still open returns `output`."""
         call = self._open.pop()
         call.end = len(self.operations)
         self.calls.append(call)
@@ -166,19 +166,19 @@ class Graph(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if tensor.ndim == 0 or tensor.numel() == 0:
             return f"it returns a tensor of shape {list(tensor.shape)}"
         if not value.computed:
-            return "what it returns does not depend on the image"
+            return "its output does not depend on the image"
         if tensor.shape[0] != self._batch or ("n" in value.labels and value.labels[0] != "n"):
             return (
-                f"it returns {list(tensor.shape)} for {self._batch} images: the first axis does not hold the images "
-                "(windows or tokens, say)"
+                f"it returns {list(tensor.shape)} for {self._batch} images: the first axis is not the batch axis "
+                "(it may hold windows or tokens)"
             )
         return ""
 
     def _labels_like_inputs(self, call: Call, value: Value) -> Labels:
-        """Label an output whose making was not understood.
+        """Label an output whose computation was not understood.
 
-        It is laid out like an input of its shape, the last axis apart, or else like an input of its very shape of
-        a module around this call (a residual branch).
+        It is assumed to be laid out like an input with the same shape up to the last axis, or else like an input of
+        exactly the same shape of an enclosing module (a residual branch).
         """
         for index in call.inputs:
             given = self.values[index]
@@ -196,7 +196,7 @@ class Graph(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return self._storages, 0
 
     def _value(self, tensor: Tensor) -> int:
-        """Return the index of what the tensor holds now, noting it if it is new."""
+        """Return the index of the tensor's current value, which is recorded if it is new."""
         address = _address(tensor)
         if address not in self._memory:
             self._memory[address] = self._new_storage()
@@ -213,7 +213,7 @@ class Graph(TorchDispatchMode):  # type: ignore[no-untyped-call]
         older = self._latest.get((memory[0], geometry))
         self._latest[memory[0], geometry] = index
         if older is not None:
-            # A view of the same memory was written to.
+            # The memory was written to through another view.
             value.computed, value.labels = self.values[older].computed, self.values[older].labels
         writer = self._writer.get(memory)
         if writer is not None and writer < len(self.operations):
@@ -223,9 +223,9 @@ class Graph(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def trace(model: nn.Module, example: Tensor) -> Graph:
-    """Run `model` once on `example` [n, ...] in eval mode and return what it did; the model is left as it was.
+    """Run `model` once on `example` [n, ...] in eval mode and return the graph; the model is left unchanged.
 
-    Raises whatever the model raises.
+    Exceptions raised by the model propagate.
     """
     graph = Graph(example)
     training = [module for module in model.modules() if module.training]
@@ -280,5 +280,5 @@ def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterat
 
 
 def _address(tensor: Tensor) -> int:
-    # Memory that is freed and used again always comes back as an operation's output, which renews its entry.
+    # Memory that is freed and reused always reappears as the output of an operation, which renews its entry.
     return tensor.untyped_storage().data_ptr()

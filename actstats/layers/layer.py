@@ -1,4 +1,4 @@
-"""A layer: one call of one module, what it returns seen as maps [N, C, H, W], and hooks that hand these over."""
+"""A layer is one call of one module, viewed as maps [N, C, H, W]; hooks pass the maps to a callback."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from torch import Tensor, nn
 from actstats.errors import ActstatsError
 
 ROOT = "(model)"
-"""The name of the network itself, which has none among its modules."""
+"""Name of the network itself, which `named_modules` leaves empty."""
 
 
 @dataclass(frozen=True)
 class Layer:
-    """What one call of one module returns, seen as maps.
+    """The output of one call of a module, viewed as maps.
 
     Attributes:
-        name: the module's name, with `:call` after it if the module is called several times in a forward pass.
+        name: the module's name, followed by `:call` if the module is called several times per forward pass.
         module: the module's name in `model.named_modules()`; `(model)` for the network itself.
-        call: which of the module's calls in a forward pass, counted from 0.
-        kind: the name of the module's class.
-        units: maps an image (channels, or features of a linear layer or of a token).
-        height: rows of a map.
-        width: columns of a map.
-        shape: the shape of what the module returns, without its first axis, the images.
-        axes: what each axis of the output is, the images' included, a letter each: `n` images, `c` units,
-            `h` rows, `w` columns, `t` tokens that form a grid, row by row.
-        prefix: tokens before the grid's first (a class token, say); they take no part in the maps.
+        call: index of the call among the module's calls in a forward pass, from 0.
+        kind: name of the module's class.
+        units: maps per image (channels, or features of a linear layer or a token).
+        height: number of rows of a map.
+        width: number of columns of a map.
+        shape: shape of the module's output, without the batch axis.
+        axes: one letter per axis of the output, batch axis included: `n` images, `c` units, `h` rows, `w` columns,
+            `t` tokens that form a grid in row-major order.
+        prefix: number of tokens before the grid, such as a class token; they are not part of the maps.
 
     >>> import torch
     >>> tokens = Layer("encoder", "encoder", 0, "Block", 8, 2, 3, shape=(7, 8), axes="ntc", prefix=1)
@@ -51,15 +51,15 @@ class Layer:
     prefix: int = 0
 
     def maps(self, output: Tensor) -> Tensor:
-        """Return the module's `output` as maps [N, C, H, W]: a strided view, never a copy.
+        """Return the module's `output` as maps [N, C, H, W], a strided view rather than a copy.
 
         Raises:
-            ActstatsError: the output's shape is not the one that was probed, the number of images apart.
+            ActstatsError: apart from the batch axis, the output's shape is not the one that was probed.
         """
         if output.shape[1:] != self.shape:
             raise ActstatsError(
                 f"layer {self.name} returned {list(output.shape)}, but {['N', *self.shape]} was probed: "
-                "all images of a sweep must have one size".replace("'", "")
+                "all images of a sweep must have the same size".replace("'", "")
             )
         if self.axes == "nchw":
             return output
@@ -77,10 +77,10 @@ class Layer:
 
 
 def returned_tensor(output: object) -> Tensor | None:
-    """Return the tensor that a layer's maps are read from, or None.
+    """Return the tensor that a layer's maps are read from, or None if there is none.
 
-    That is the output itself or, of a tuple or a list, its first element (of an attention module's
-    `(output, weights)`, the output).
+    This is the output itself or, for a tuple or list, its first element (an attention module may return
+    `(output, weights)`).
     """
     if isinstance(output, (tuple, list)) and output:  # torch 2.6 cannot trace `tuple | list`
         output = output[0]
@@ -91,15 +91,15 @@ def returned_tensor(output: object) -> Tensor | None:
 def watch(
     model: nn.Module, layers: Sequence[Layer], callback: Callable[[int, Tensor], None]
 ) -> Iterator[None]:
-    """Call `callback(index, maps)` in every forward pass of `model`, as each of `layers` is computed.
+    """Call `callback(index, maps)` as each of `layers` is computed, in every forward pass of `model`.
 
-    `index` is the layer's in `layers`, `maps` [N, C, H, W] a view of what the module returned, at the time that it
-    returned it: an in-place operation may overwrite it later, so the callback has to read it at once. The hooks
-    are gone at the end of the `with` block, however it ends, and what the modules return is never changed.
+    `index` is the position of the layer in `layers`. `maps` [N, C, H, W] is a view of the module's output at the time
+    it returns: a later in-place operation may overwrite it, so the callback must read it immediately. The hooks are
+    removed when the `with` block exits, even after an exception. The outputs of the modules are never changed.
 
     Raises:
-        ActstatsError: out of the forward pass, when a layer's shape is not the one that was probed, or when
-            a layer did not run; at the beginning, when the model has no such module or a layer is given twice.
+        ActstatsError: on entry, if the model has no such module or a layer is given twice; during a forward pass, if
+            the shape of a layer's output is not the one that was probed, or a layer did not run.
     """
     modules = {name or ROOT: module for name, module in model.named_modules()}
     by_module: dict[str, dict[int, int]] = {}
@@ -127,7 +127,9 @@ def watch(
                 return
             tensor = returned_tensor(output)
             if tensor is None:
-                raise ActstatsError(f"layer {layers[index].name} returned no tensor this time")
+                raise ActstatsError(
+                    f"layer {layers[index].name} did not return a tensor in this forward pass"
+                )
             seen += 1
             callback(index, layers[index].maps(tensor))
 

@@ -1,8 +1,8 @@
-"""Receptive fields: which pixels of the input each position of a layer's maps depends on.
+"""Receptive fields: the input pixels that each position of a layer's maps depends on.
 
-They are measured, not derived: one pixel of an otherwise plain image is made NaN, the network runs, and whatever
-depends on that pixel is NaN. That holds for any operation between the modules too, and at the border, where a
-field is cut off. Weights play no part (NaN times zero is NaN), so a network with random ones will do.
+They are measured rather than derived: one pixel of a constant image is set to NaN, the network runs, and everything
+that depends on that pixel becomes NaN. This accounts for operations between modules and for the image border, where
+fields are truncated. Weights do not matter (NaN times zero is NaN), so a network with random weights is sufficient.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _BATCH = 16
 
 @dataclass(frozen=True)
 class ReceptiveField:
-    """Where each position of a layer's maps looks, in pixels of the network's input.
+    """Receptive field of each position of a layer's maps, in pixels of the network's input.
 
-    Position (i, j) depends on rows `top[i]` to `bottom[i]` and columns `left[j]` to `right[j]` of the input, all
-    included; int32 [height] and [width].
+    Position (i, j) depends on rows `top[i]` to `bottom[i]` and columns `left[j]` to `right[j]` of the input,
+    inclusive. The arrays are int32, of shape [height] and [width].
     """
 
     top: NDArray[np.int32]
@@ -39,9 +39,10 @@ def receptive_fields(
 ) -> dict[str, ReceptiveField]:
     """Return the receptive field of each of `layers` by name, for inputs of `shape` (3, height, width).
 
-    It takes one forward pass for each pixel of the input's diagonal; with `step` 2 only for every other one, and a
-    field's edges may then be one pixel too wide or too narrow, and so on. Inputs are square, and so are the strides:
-    rows and columns are probed together. `model` is in eval mode and has finite weights.
+    One image is passed through the network for each pixel on the input's diagonal. With `step=2` only every other
+    pixel is probed, and the edges of a field may be off by one pixel; larger steps are coarser accordingly. Rows and
+    columns are probed together, so inputs and strides must be square. `model` must be in eval mode and have finite
+    weights.
 
     >>> from torch import nn
     >>> from actstats.layers import select_layers
@@ -54,7 +55,7 @@ def receptive_fields(
     side = shape[-1]
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     reached = [_Reached(layer, side) for layer in layers]
-    probed = torch.unique(torch.tensor([*range(0, side, step), side - 1]))  # with both ends
+    probed = torch.unique(torch.tensor([*range(0, side, step), side - 1]))  # including both ends
     for pixels in torch.split(probed, _BATCH):
         images = torch.zeros(len(pixels), *shape, device=device)
         images[torch.arange(len(pixels)), :, pixels, pixels] = torch.nan
@@ -68,7 +69,7 @@ def receptive_fields(
 
 
 class _Reached:
-    """Which of the probed pixels reached which positions of one layer."""
+    """Records which of the probed pixels reached which positions of one layer."""
 
     def __init__(self, layer: Layer, side: int) -> None:
         self.layer = layer
@@ -87,9 +88,9 @@ class _Reached:
     def field(self, step: int) -> ReceptiveField:
         bounds = []
         for first, last in (self.rows, self.columns):
-            unseen = last < 0  # Between two probed pixels, or looking at padding alone.
+            unseen = last < 0  # It falls between two probed pixels, or only sees padding.
             centre = ((np.arange(len(first)) + 0.5) * self.side / len(first)).astype(np.int64)
-            # What lies between the outermost pixel that was seen and the next, which was not, is shared out.
+            # Place the edge halfway between the outermost pixel that was seen and the next probed pixel.
             low = np.where(unseen, centre, np.maximum(first - (step - 1) // 2, 0))
             high = np.where(unseen, centre, np.minimum(last + step // 2, self.side - 1))
             bounds += [low.astype(np.int32), high.astype(np.int32)]

@@ -1,4 +1,4 @@
-"""From a network to the layers that selectors name: one forward pass finds out what can be hooked."""
+"""Select layers of a network by preset, name or pattern, among those that one forward pass finds."""
 
 from __future__ import annotations
 
@@ -29,17 +29,19 @@ PAPER: Final[Mapping[str, Mapping[str, int]]] = {
     "ResNet-50": {"conv1": 64, "layer1": 256, "layer2": 512, "layer3": 1024, "layer4": 2048},
 }
 # fmt: on
-"""The modules, with their units, that "The shape and simplicity biases of adversarially robust ImageNet-trained
-CNNs" (Chen, Agarwal, Nguyen) looks at."""
+"""Modules and their number of units, from "The shape and simplicity biases of adversarially robust ImageNet-trained
+CNNs" (Chen, Agarwal, Nguyen).
+"""
 
 _RESNET_50: Final = {"layer1.0.conv1": 64, "layer1.2.conv3": 256, "layer3.5.conv3": 1024}
-"""What tells ResNet-50 from its deeper and wider kin, in whose `layer3` there is a block 6 or wider convolutions."""
+"""Modules that distinguish ResNet-50 from its wider variants. Deeper variants have a `layer3.6`."""
 
 
 def paper_modules(units: Mapping[str, int]) -> list[str] | None:
-    """Return the modules that the preset `paper` names, or None if the network is none of the paper's.
+    """Return the modules of the preset `paper`, or None if the network is not one of the paper's.
 
-    `units` are those of each module of the network; a network is known by these, not by the name of its class.
+    `units` maps each module of the network to its number of units. The network is recognised by these, not by its
+    class name.
     """
     for network, modules in PAPER.items():
         telling = {**modules, **_RESNET_50} if network == "ResNet-50" else modules
@@ -52,10 +54,11 @@ def paper_modules(units: Mapping[str, int]) -> list[str] | None:
 def block_modules(model: nn.Module, calls: Mapping[str, int]) -> list[str]:
     """Return the names of the network's blocks: the outermost composite modules of classes that occur repeatedly.
 
-    `calls` is how often each module ran. A class occurs repeatedly if its modules ran twice or more in one forward
-    pass. A block has weights: a norm with its activation is none. A class that holds several blocks of one class in
-    a container is a stage, and its blocks count, not itself. Beside blocks, a module of another class that is built
-    from repeated ones is a block too (such as the two downsampling modules among Inception v3's mixed ones).
+    `calls` maps each module to its number of calls in one forward pass. A class occurs repeatedly if its modules ran
+    at least twice. A block has weights, so a normalisation with its activation is not a block. A class that holds
+    several blocks of one class in a container is a stage: its blocks are returned, not the stage itself. A module
+    next to blocks that is built from repeated modules is a block too, such as the two downsampling modules among the
+    mixed modules of Inception v3.
     """
     ran: Counter[type[nn.Module]] = Counter()
     for name, module in model.named_modules():
@@ -69,7 +72,7 @@ def block_modules(model: nn.Module, calls: Mapping[str, int]) -> list[str]:
 
     def holds_blocks(module: nn.Module) -> bool:
         for container in filter(_is_container, module.children()):
-            # A convolution with its norm, two of which make a branch of a block, has one layer with weights.
+            # A convolution with its norm has one layer with weights. Two of these are a branch, not blocks.
             kinds = Counter(
                 type(c) for c in container.children() if is_unit(c) and _layers_with_weights(c) > 1
             )
@@ -96,7 +99,7 @@ def block_modules(model: nn.Module, calls: Mapping[str, int]) -> list[str]:
 
 
 def _layers_with_weights(module: nn.Module) -> int:
-    """Return how many modules inside have weights of their own beyond a scale and a shift of channels."""
+    """Return how many of the modules inside have weights other than a per-channel scale and shift."""
     return sum(any(p.ndim > 1 for p in inner.parameters(recurse=False)) for inner in module.modules())
 
 
@@ -105,7 +108,7 @@ def _is_composite(module: nn.Module) -> bool:
 
 
 def _is_container(module: nn.Module) -> bool:
-    """Return whether the module only holds others: a list, or a sequence that is not a named block of leaves."""
+    """Return whether the module only groups others: a list or dict, or a sequence that is not a block of leaves."""
     if isinstance(module, nn.ModuleList | nn.ModuleDict):
         return type(module).forward in (nn.ModuleList.forward, nn.ModuleDict.forward)
     if type(module).forward is not nn.Sequential.forward:
@@ -114,7 +117,7 @@ def _is_container(module: nn.Module) -> bool:
 
 
 def _children(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the module's children with their full names, those of containers in the containers' place."""
+    """Yield the module's children with their full names, replacing containers by their children."""
     for child_name, child in module.named_children():
         full = f"{name}.{child_name}" if name else child_name
         if _is_container(child):
@@ -128,12 +131,12 @@ def _ran_inside(name: str, module: nn.Module, calls: Mapping[str, int]) -> bool:
 
 
 IMAGES = 2
-"""Images in the pass: with two, an axis that does not hold the images shows."""
+"""Number of images in the probing pass. With two, the batch axis can be recognised."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A layer that can be hooked, and the presets that it is in: of `conv`, `block`, `all` and `paper`."""
+    """A layer that can be hooked, and the presets that include it (`conv`, `block`, `all`, `paper`)."""
 
     layer: Layer
     presets: tuple[str, ...]
@@ -141,13 +144,13 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Probe:
-    """What a network did with an example.
+    """The layers found by running a network on an example.
 
     Attributes:
         candidates: every layer that can be hooked, in the order in which the modules returned.
-        refused: the calls, by layer name, whose output cannot be hooked, each with the reason.
-        never_ran: the modules that were never called, each with the likely reason.
-        default: the preset that stands for `conv` here: `block` in a network with at most one convolution.
+        refused: calls whose output cannot be hooked, as layer name to reason.
+        never_ran: modules that were never called, as module name to likely reason.
+        default: the preset that `conv` stands for: `block` in a network with at most one convolution, else `conv`.
     """
 
     candidates: tuple[Candidate, ...]
@@ -157,9 +160,10 @@ class Probe:
 
 
 def probe(model: nn.Module, example: Tensor) -> Probe:
-    """Run `model` once on two images of `example` [n, 3, H, W] and return what can be hooked.
+    """Run `model` once on two images of `example` [n, 3, H, W] and return the layers that can be hooked.
 
-    The pass runs in eval and inference mode, channels_last, on the example's device; the model is left as it was.
+    The model runs in eval and inference mode, with channels_last input on the example's device, and is left
+    unchanged.
 
     Raises:
         ActstatsError: the model cannot run on the example.
@@ -172,7 +176,9 @@ def probe(model: nn.Module, example: Tensor) -> Probe:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         kind = str(images.dtype).removeprefix("torch.")
         hint = (
-            "" if images.is_floating_point() else f"; the images are {kind}: convert them by `preprocessing=`"
+            ""
+            if images.is_floating_point()
+            else f"; the images are {kind}: convert them with `preprocessing=`"
         )
         raise ActstatsError(
             f"the model fails on an example of shape {list(images.shape)}: {reason}{hint}"
@@ -211,11 +217,11 @@ def _digest(model: nn.Module, graph: Graph) -> Probe:
 
 
 def _layer(name: str, call: Call, value: Value) -> Layer | str:
-    """Return the layer of a call that returned `value`, or why it has no maps."""
+    """Return the layer of a call that returned `value`, or the reason why it has no maps."""
     shape = value.shape
     axes = _axes(value.labels)
     if axes is None:
-        return f"it returns {list(shape)}, and which axes hold units, rows and columns cannot be told"
+        return f"it returns {list(shape)}, whose unit, row and column axes cannot be identified"
     sizes = dict(zip(axes, shape, strict=True))
     height, width, prefix = sizes.get("h", 1), sizes.get("w", 1), 0
     if "t" in axes:
@@ -227,9 +233,9 @@ def _layer(name: str, call: Call, value: Value) -> Layer | str:
 
 
 def _axes(labels: Labels) -> str | None:
-    """Return a letter for each axis (see `Layer.axes`), or None if the labels do not tell.
+    """Return one letter per axis (see `Layer.axes`), or None if the labels are ambiguous.
 
-    Where no axis but the images' is known the conventions [N, C] and [N, T, C] decide.
+    If only the batch axis is known, the conventions [N, C] and [N, T, C] apply.
     """
     rest = labels[1:]
     if not any(rest):
@@ -241,9 +247,9 @@ def _axes(labels: Labels) -> str | None:
 
 
 def _distinct(graph: Graph, preferred: Sequence[set[tuple[str, int]]]) -> set[tuple[str, int]]:
-    """Return one call for each value that is returned: one of the first preferred set that has any, or the first.
+    """Return one call for each distinct value: in the first of the `preferred` sets that has one, or else the first.
 
-    A mere rearrangement of a value, or the image itself, is not another value.
+    A mere rearrangement of a value is not a distinct value, nor is the image itself.
     """
     chosen: dict[int, tuple[int, tuple[str, int]]] = {}
     for call in graph.calls:
@@ -257,7 +263,7 @@ def _distinct(graph: Graph, preferred: Sequence[set[tuple[str, int]]]) -> set[tu
 
 
 def _never_ran(model: nn.Module, counts: Mapping[str, int]) -> dict[str, str]:
-    """Return why each module that was never called was not."""
+    """Return the likely reason for each module that was never called."""
     modules = dict(model.named_modules())
     reasons = {}
     for name, module in modules.items():
@@ -266,11 +272,11 @@ def _never_ran(model: nn.Module, counts: Mapping[str, int]) -> dict[str, str]:
         parent = name.rpartition(".")[0]
         holder = modules.get(parent)
         if isinstance(module, nn.ModuleList | nn.ModuleDict):
-            reason = f"it only holds modules; '{name}.*' names those inside"
+            reason = f"it only holds other modules; select those with '{name}.*'"
         elif isinstance(holder, nn.MultiheadAttention):
             reason = f"{parent}, a MultiheadAttention, uses its weights without calling it"
         elif parent in counts or parent == "":
-            unused = "an auxiliary head, an unused branch, or used for its weights alone"
+            unused = "an auxiliary head, an unused branch, or used only for its weights"
             reason = f"{parent or 'the model'} does not call it in eval mode ({unused})"
         else:
             reason = f"{parent}, which holds it, did not call it"
@@ -284,37 +290,38 @@ PRESETS: Final = ("conv", "block", "all", "paper")
 def select_layers(
     model: nn.Module, example: Tensor, selectors: str | Sequence[str] = ("conv",)
 ) -> list[Layer]:
-    """Return the layers that any of `selectors` names, in the order of execution.
+    """Return the layers that match any of `selectors`, in order of execution.
 
-    A selector is one of
+    Each selector is one of:
 
-    - `conv`: the output of every convolution, after the normalisation and activation that directly follow it, as
-      far as a module returns that (what a network computes by functions between its modules no hook can see);
-      in a network with at most one convolution, `block`;
-    - `block`: the output of every block, the outermost modules of classes that run repeatedly;
+    - `conv`: the output of every convolution, after the normalisation and activation that directly follow it,
+      provided that a module returns it (hooks cannot see what a network computes between its modules). In a network
+      with at most one convolution, this is the same as `block`;
+    - `block`: the output of every block, that is, of the outermost modules whose class runs repeatedly;
     - `all`: every distinct value that a module returns;
-    - `paper`: the modules of AlexNet, GoogLeNet or ResNet-50 that the paper looks at;
-    - a module's name, `inception3a`: all its calls; with `:k`, `layer1.0.relu:1`: its call k, counted from 0;
-    - a pattern of whole names, `*.branch1`, with `*`, `?` and `[...]` as in a shell.
+    - `paper`: the modules of AlexNet, GoogLeNet or ResNet-50 that the paper analyses;
+    - the name of a module, such as `inception3a`: all calls of that module. `layer1.0.relu:1` selects call 1 only,
+      counted from 0;
+    - a pattern that matches whole names, such as `*.branch1`, with `*`, `?` and `[...]` as in a shell.
 
-    `example` [n, 3, H, W] is what the network is probed with (see `probe`).
+    The network is probed with `example` [n, 3, H, W] (see `probe`).
 
     Raises:
-        ActstatsError: a selector names nothing, or something that cannot be hooked.
+        ActstatsError: a selector matches nothing, or only what cannot be hooked.
     """
     return select(probe(model, example), selectors)
 
 
 def select(probed: Probe, selectors: str | Sequence[str]) -> list[Layer]:
-    """Return the layers of a probed network that any of `selectors` names; see `select_layers`."""
+    """Return the layers of a probed network that match any of `selectors`; see `select_layers`."""
     if not selectors:
-        raise ActstatsError("no layers were asked for: give a preset, a module's name or a pattern")
+        raise ActstatsError("no layers were selected: give a preset, a module name or a pattern")
     chosen = {layer.name for selector in one_or_more(selectors) for layer in _matches(probed, selector)}
     return [c.layer for c in probed.candidates if c.layer.name in chosen]
 
 
 def _matches(probed: Probe, selector: str) -> list[Layer]:
-    """Return the layers that one selector names: one or more."""
+    """Return the layers that one selector matches, at least one."""
     if selector in PRESETS:
         return _preset(probed, selector)
     if found := [c.layer for c in probed.candidates if _names(c, selector)]:
@@ -340,13 +347,13 @@ def _preset(probed: Probe, preset: str) -> list[Layer]:
         return found
     if preset == "paper":
         raise ActstatsError(
-            f"preset 'paper' is for {', '.join(PAPER)} with their usual modules; this network is none of them: "
+            f"preset 'paper' supports only {', '.join(PAPER)} with their usual modules; "
             "use 'conv', 'block' or module names"
         )
     has = {"conv": "no convolution whose output a module returns", "block": "no repeated blocks of modules"}
     refused = next((f"; layer '{name}' cannot be hooked: {why}" for name, why in probed.refused.items()), "")
     raise ActstatsError(
-        f"preset '{preset}' names nothing: this network has {has.get(preset, 'no module to hook')}; "
+        f"preset '{preset}' matches nothing: this network has {has.get(preset, 'no module to hook')}; "
         f"use 'all' or module names{refused}"
     )
 
@@ -356,13 +363,13 @@ def _why_nothing(probed: Probe, selector: str) -> str:
         same = selector in (name, name.rpartition(":")[0])
         if same or fnmatchcase(name, selector):
             verb = "never ran" if name in probed.never_ran else "cannot be hooked"
-            given = "" if same else f"layer pattern '{selector}' fits nothing that can be hooked: "
+            given = "" if same else f"layer pattern '{selector}' matches nothing that can be hooked: "
             return f"{given}layer '{name}' {verb}: {reason}"
     module, _, number = selector.rpartition(":")
     calls = sum(c.layer.module == module for c in probed.candidates)
     if calls and number.isdigit():
         times = "once" if calls == 1 else f"{calls} times"
-        return f"layer '{selector}': {module} is called {times} in a forward pass; its calls count from 0"
+        return f"layer '{selector}': {module} is called {times} in a forward pass; calls are counted from 0"
     known = [*PRESETS, *dict.fromkeys(c.layer.module for c in probed.candidates), *probed.never_ran]
-    hint = nearest(selector, known) or "; list what can be hooked with: actstats layers"
-    return f"no layer fits '{selector}'{hint}"
+    hint = nearest(selector, known) or "; `actstats layers` lists the layers that can be hooked"
+    return f"no layer matches '{selector}'{hint}"

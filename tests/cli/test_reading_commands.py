@@ -67,7 +67,7 @@ def test_layers_names_what_cannot_be_hooked():
     assert "  features.1.0.attn.qkv: features.1.0.attn does not call it in eval mode" in text
     assert "and 14 more: --json has them all" in text
     assert failure_of("layers --arch alexnet --layers featurs.1").startswith(
-        "no layer fits 'featurs.1'; did you mean"
+        "no layer matches 'featurs.1'; did you mean"
     )
 
 

@@ -78,7 +78,7 @@ def test_all_has_each_value_once():
 
 def test_a_network_without_convolution_or_block_says_so():
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, 5))
-    with pytest.raises(ActstatsError, match=r"'conv' names nothing: .* no convolution"):
+    with pytest.raises(ActstatsError, match=r"'conv' matches nothing: .* no convolution"):
         chosen(model)
     (layer,) = select_layers(model, IMAGES, ["all"])
     assert (layer.name, layer.units, layer.height, layer.width) == ("1", 5, 1, 1)
@@ -126,15 +126,15 @@ def test_windows_are_refused_and_what_is_around_them_is_not():
         ("integers", r"'integers' cannot be hooked: it returns torch.int64"),
         ("mapping", r"'mapping' cannot be hooked: it returns a dict"),
         ("constant", r"does not depend on the image"),
-        ("split", r"the first axis does not hold the images"),
-        ("cubes", r"which axes hold units, rows and columns cannot be told"),
+        ("split", r"the first axis is not the batch axis"),
+        ("cubes", r"unit, row and column axes cannot be identified"),
         ("auxiliary", r"'auxiliary' never ran: the model does not call it in eval mode"),
         ("auxiliary.0", r"'auxiliary.0' never ran: auxiliary, which holds it"),
-        ("aux*", r"pattern 'aux\*' fits nothing that can be hooked: layer 'auxiliary' never ran"),
-        ("conv:1", r"conv is called once in a forward pass; its calls count from 0"),
-        ("realu", r"no layer fits 'realu'; did you mean relu"),
-        ("xyzzy", r"no layer fits 'xyzzy'; list what can be hooked"),
-        ("paper", r"'paper' is for AlexNet, GoogLeNet, ResNet-50"),
+        ("aux*", r"pattern 'aux\*' matches nothing that can be hooked: layer 'auxiliary' never ran"),
+        ("conv:1", r"conv is called once in a forward pass; calls are counted from 0"),
+        ("realu", r"no layer matches 'realu'; did you mean relu"),
+        ("xyzzy", r"no layer matches 'xyzzy'; `actstats layers` lists"),
+        ("paper", r"'paper' supports only AlexNet, GoogLeNet, ResNet-50"),
         ("block", r"no repeated blocks"),
     ],
 )
@@ -145,7 +145,7 @@ def test_what_cannot_be_hooked_is_refused_by_name(selector, message):
 
 
 def test_no_selector_is_an_error():
-    with pytest.raises(ActstatsError, match="no layers were asked for"):
+    with pytest.raises(ActstatsError, match="no layers were selected"):
         select_layers(networks.Odd(), IMAGES, [])
 
 
