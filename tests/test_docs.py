@@ -36,7 +36,7 @@ def test_the_tutorial_leaves_its_store_and_plots(folder):
 
 
 @pytest.mark.parametrize(
-    "page", ["store", "data", "models", "distortions", "layers", "metrics", "analysis", "report"]
+    "page", ["store", "data", "models", "distortions", "layers", "metrics", "running", "analysis", "report"]
 )
 def test_the_code_of_a_page_runs(folder, page):
     assert run_page.run(page)
