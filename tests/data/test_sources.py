@@ -1,6 +1,7 @@
 """Folders, tar files and the demo: what is listed, in which order, under which labels."""
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -128,6 +129,41 @@ def test_the_index_of_a_tar_is_kept_until_the_tar_changes(
         assert open_source(path).paths == first.paths
     write_tar(path, {"3.png": DATA[0]})
     assert open_source(path).paths == ["3.png"]
+
+
+def test_many_processes_may_keep_the_index_of_one_tar(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "a.tar", {f"{index:04}.png": DATA[index % 5] for index in range(1_200)})
+    code = f"from actstats.data import open_source; print(open_source({str(path)!r}).fingerprint)"
+    environment = {**os.environ, "ACTSTATS_CACHE": str(tmp_path / "cache")}
+    started = [
+        subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(4)
+    ]
+    said = {process.communicate()[0] for process in started}
+    assert said == {open_source(path).fingerprint + "\n"}
+    (kept,) = (tmp_path / "cache" / "tar").iterdir()
+    assert len(json.loads(kept.read_text())[0]) == 1_200
+
+
+def test_a_folder_that_may_not_be_listed_is_named(tmp_path: Path) -> None:
+    write_folder(tmp_path / "set", {"a/1.png": DATA[0], "b/2.png": DATA[1]})
+    (tmp_path / "set" / "b").chmod(0)
+    for folder in (tmp_path, *list(tmp_path.parents)[:-1]):
+        folder.chmod(folder.stat().st_mode | 0o055)
+    # Root may list everything, so a process of someone else's tries.
+    code = (
+        "import os, sys\nfrom actstats.data import open_source\nfrom actstats.errors import ActstatsError\n"
+        "if os.getuid() == 0:\n    os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
+        "try:\n    open_source(sys.argv[1])\nexcept ActstatsError as error:\n    print(error)\n"
+    )
+    try:
+        said = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path / "set")], capture_output=True, text=True, check=True
+        ).stdout
+    finally:
+        (tmp_path / "set" / "b").chmod(0o755)
+    assert said.count("\n") == 1
+    assert f"cannot list the folder {tmp_path / 'set' / 'b'}: Permission denied" in said
 
 
 def test_a_class_number_that_is_none_is_named(tmp_path: Path) -> None:
@@ -378,6 +414,9 @@ def test_nothing_there(tmp_path: Path) -> None:
     assert "no image" in _error(tmp_path / "photographs")
     assert "no image" in _error(write_tar(tmp_path / "a.tar", {"a.txt": b"1"}))
     assert _error(tmp_path / "none" / "such")
+    for name in ("opt", "home"):
+        (tmp_path / "root" / name).mkdir(parents=True)
+    assert "did you mean" not in _error(tmp_path / "root" / "nope")
     assert "whole tar" in _error(write_folder(tmp_path, {"one.png": DATA[0]}) / "one.png")
 
 
