@@ -7,8 +7,9 @@
 >>> dataset = actstats.open_dataset("googlenet.zarr")  # doctest: +SKIP
 
 `sweep` fills a store; `plan` shows and checks what it would do, for running it later or elsewhere.
-`open_dataset` opens a store, `merge` reduces what is kept per partition, and `SweepPlan.from_store` leads
-back to the network and the images. `Metric` and `Output` are for metrics of your own.
+`sweep_together` runs several plans in one pass. `open_dataset` opens a store, `merge` reduces what is kept per
+partition, and `SweepPlan.from_store` leads back to the network and the images. `Metric` and `Output` are for metrics
+of your own.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from actstats.sweeping.progress import Summary
     from actstats.sweeping.settings import Execution, Settings
     from actstats.sweeping.sweeps import sweep
+    from actstats.sweeping.together import sweep_together
 
 __all__ = [
     "ActstatsError",
@@ -49,6 +51,7 @@ __all__ = [
     "plan",
     "select_layers",
     "sweep",
+    "sweep_together",
 ]
 
 # Importing torch takes seconds: `import actstats` does without until a name is used.
@@ -69,6 +72,7 @@ _HOMES = {
     "plan": "sweeping.planning",
     "select_layers": "layers",
     "sweep": "sweeping.sweeps",
+    "sweep_together": "sweeping.together",
 }
 
 

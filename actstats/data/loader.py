@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from functools import partial
+from contextlib import closing
+from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any, Final
 
 import numpy as np
@@ -49,6 +50,21 @@ class Batch:
     messages: dict[int, str]
 
 
+@dataclass(frozen=True)
+class View:
+    """What is made of each image.
+
+    `distort` is applied to the cropped image, and may raise `ImageError`. With a `decoder`, which does not go with
+    `distort`, the images that it takes are only read; it decodes them when their batch is asked for. `pin` puts the
+    pixels into page-locked memory.
+    """
+
+    preprocessing: Preprocessing | Transform
+    distort: Distort | None = None
+    decoder: DeviceDecoder | None = None
+    pin: bool = False
+
+
 def batches(
     source: Source,
     preprocessing: Preprocessing | Transform,
@@ -59,23 +75,34 @@ def batches(
     distort: Distort | None = None,
     decoder: DeviceDecoder | None = None,
 ) -> Generator[Batch, None, None]:
-    """Yield one `Batch` for each (start, stop) of `ranges`, in order.
+    """Yield one `Batch` for each (start, stop) of `ranges`, in order; arguments as of `View` and `joint_batches`."""
+    view = View(preprocessing, distort, decoder, pin)
+    return _only(joint_batches(source, [view], ranges, workers=workers))
+
+
+def _only(joint: Generator[list[Batch], None, None]) -> Generator[Batch, None, None]:
+    with closing(joint):
+        for [batch] in joint:
+            yield batch
+            del batch
+
+
+def joint_batches(
+    source: Source, views: Sequence[View], ranges: Iterable[tuple[int, int]], *, workers: int | None
+) -> Generator[list[Batch], None, None]:
+    """Yield, for each (start, stop) of `ranges` in order, a `Batch` for each view of the images, decoded once.
 
     `workers` threads (None: `default_workers`, or the worker processes of a DataLoader) decode up to two batches
-    ahead, and more only where that many would leave threads idle; with 0 the caller's thread does it. `pin` puts
-    the pixels into page-locked memory.
-    `distort` is applied to each image on the same threads, and may raise `ImageError`. With a `decoder`, which does
-    not go with `distort`, the threads only read the images that it takes; it decodes them when their batch is asked
-    for. Closing the iterator stops the threads. An exception other than `ImageError` in a thread is raised here.
+    ahead, and more only where that many would leave threads idle; with 0 the caller's thread does it. They distort
+    as well. Closing the iterator stops the threads. An exception other than `ImageError` in a thread is raised here.
     """
     if workers is not None and workers < 0:
         raise ActstatsError(f"the number of workers must be 0 or more, not {workers}")
-    assert distort is None or decoder is None
+    assert not any(view.distort and view.decoder for view in views)
     # Not a generator itself, so that the arguments are checked at the call.
-    reader = _Reader(source, preprocessing, distort)
-    assemble = partial(_Assembly, reader, pin, decoder)
+    assemble = partial(_Assemblies, source, views)
     if workers is None and isinstance(source, DatasetSource) and source.loader is not None:
-        return _decoded_by_processes(assemble, ranges, reader, source.loader)
+        return _decoded_by_processes(assemble, ranges, source, views, source.loader)
     workers = default_workers() if workers is None else workers
     if workers == 0:
         return _decoded_here(assemble, ranges)
@@ -105,11 +132,11 @@ class _Reader:
     preprocessing: Preprocessing | Transform
     distort: Distort | None
 
-    def __call__(self, index: int) -> NDArray[Any]:
-        """Return the pixels of image `index`; raises `ImageError`."""
+    def __call__(self, index: int, decoded: Callable[[], Image.Image] | None = None) -> NDArray[Any]:
+        """Return the pixels of image `index`, which `decoded` returns if it is given; raises `ImageError`."""
         if isinstance(self.preprocessing, Transform):
             return self.preprocessing.pixels(item_of(self.source, index))
-        return self.pixels(index, self.source.image(index))
+        return self.pixels(index, self.source.image(index) if decoded is None else decoded())
 
     def pixels(self, index: int, image: Image.Image) -> NDArray[Any]:
         """Return the pixels of `image`, which is number `index`; raises `ImageError`."""
@@ -119,27 +146,43 @@ class _Reader:
         return pixels if self.distort is None else self.distort(pixels, index, image.size)
 
 
-class _Assembly:
-    """A batch in the making: a place for each image, and what became of it."""
+class _Assemblies:
+    """The batches of all views of the same images in the making."""
 
-    def __init__(
-        self, reader: _Reader, pin: bool, decoder: DeviceDecoder | None, start: int, stop: int
-    ) -> None:
-        self._reader, self._decoder = reader, decoder
+    def __init__(self, source: Source, views: Sequence[View], start: int, stop: int) -> None:
+        self._source = source
+        self.views = [_Assembly(source, view, start, stop) for view in views]
+
+    def fill(self, index: int) -> None:
+        """Put image `index` into its place in each batch; threads may fill several at once."""
+        decoded = cache(partial(self._source.image, index))
+        for view in self.views:
+            view.fill(index, decoded)
+
+    def finish(self) -> list[Batch]:
+        """Return the batches, their readable images moved together."""
+        return [view.finish() for view in self.views]
+
+
+class _Assembly:
+    """A batch of one view in the making: a place for each image, and what became of it."""
+
+    def __init__(self, source: Source, view: View, start: int, stop: int) -> None:
+        self._reader, self._decoder = _Reader(source, view.preprocessing, view.distort), view.decoder
         self.start, self.stop = start, stop
-        self._pixels = reader.preprocessing.empty(stop - start, pin=pin)
-        if reader.distort is not None:
-            self._pixels = torch.empty(self._pixels.shape, dtype=torch.float32, pin_memory=pin)
+        self._pixels = view.preprocessing.empty(stop - start, pin=view.pin)
+        if view.distort is not None:
+            self._pixels = torch.empty(self._pixels.shape, dtype=torch.float32, pin_memory=view.pin)
         self._rows = self._pixels.numpy()
         self._status = np.full(stop - start, OK, dtype=np.int8)
         self._messages: dict[int, str] = {}
         self._encoded: dict[int, Tensor] = {}
 
-    def fill(self, index: int) -> None:
-        """Decode image `index` into its place, or read it for the decoder; threads may fill several at once."""
+    def fill(self, index: int, decoded: Callable[[], Image.Image]) -> None:
+        """Put image `index`, which `decoded` returns, into its place, or read it for the decoder."""
         try:
             if self._decoder is None:
-                self.put(index, self._reader(index))
+                self.put(index, self._reader(index, decoded))
                 return
             found = self._decoder.take(index)
             if isinstance(found, Tensor):
@@ -194,48 +237,58 @@ class _Assembly:
 
 
 def _decoded_here(
-    assemble: Callable[[int, int], _Assembly], ranges: Iterable[tuple[int, int]]
-) -> Generator[Batch, None, None]:
+    assemble: Callable[[int, int], _Assemblies], ranges: Iterable[tuple[int, int]]
+) -> Generator[list[Batch], None, None]:
     for start, stop in ranges:
-        assembly = assemble(start, stop)
+        made = assemble(start, stop)
         for index in range(start, stop):
-            assembly.fill(index)
-        yield assembly.finish()
+            made.fill(index)
+        yield made.finish()
 
 
 @dataclass(frozen=True)
 class _Rows:
-    """The pixels of each image, as the dataset of a DataLoader; errors as texts, which a process can hand over."""
+    """The pixels of each image by view, as a DataLoader's dataset; errors as texts, which a process can hand over."""
 
-    reader: _Reader
+    readers: Sequence[_Reader]
 
-    def __getitem__(self, index: int) -> NDArray[Any] | tuple[int | None, str]:
+    def __getitem__(self, index: int) -> list[NDArray[Any] | tuple[int | None, str]]:
+        decoded = cache(partial(self.readers[0].source.image, index))
+        return [self._row(reader, index, decoded) for reader in self.readers]
+
+    def _row(
+        self, reader: _Reader, index: int, decoded: Callable[[], Image.Image]
+    ) -> NDArray[Any] | tuple[int | None, str]:
         try:
-            return self.reader(index)
+            return reader(index, decoded)
         except ImageError as error:
             return error.status, error.message
         except ActstatsError as error:
             return None, str(error)
 
 
-def _stacked(rows: list[Any]) -> tuple[Tensor | None, dict[int, tuple[int | None, str]]]:
-    """Return the pixels of the images that could be read, stacked, and the errors of the others by their place."""
-    read = [row for row in rows if isinstance(row, np.ndarray)]
-    errors = {place: row for place, row in enumerate(rows) if not isinstance(row, np.ndarray)}
-    return torch.from_numpy(np.stack(read)) if read else None, errors
+def _stacked(images: list[Any]) -> list[tuple[Tensor | None, dict[int, tuple[int | None, str]]]]:
+    """Return by view the pixels of the images that could be read, stacked, and the errors of the others by place."""
+    found = []
+    for rows in zip(*images, strict=True):
+        read = [row for row in rows if isinstance(row, np.ndarray)]
+        errors = {place: row for place, row in enumerate(rows) if not isinstance(row, np.ndarray)}
+        found.append((torch.from_numpy(np.stack(read)) if read else None, errors))
+    return found
 
 
 def _decoded_by_processes(
-    assemble: Callable[[int, int], _Assembly],
+    assemble: Callable[[int, int], _Assemblies],
     ranges: Iterable[tuple[int, int]],
-    reader: _Reader,
+    source: DatasetSource,
+    views: Sequence[View],
     loader: DataLoader[Any],
-) -> Generator[Batch, None, None]:
+) -> Generator[list[Batch], None, None]:
     """Yield batches that worker processes read, as many and begun in the same way as those of `loader`."""
     ranges = list(ranges)
-    assert isinstance(reader.source, DatasetSource)
+    shared = source.for_processes()
     parallel: DataLoader[Any] = DataLoader(
-        _Rows(replace(reader, source=reader.source.for_processes())),  # type: ignore[arg-type]
+        _Rows([_Reader(shared, view.preprocessing, view.distort) for view in views]),  # type: ignore[arg-type]
         batch_sampler=[list(range(*bounds)) for bounds in ranges],
         collate_fn=_stacked,
         num_workers=loader.num_workers,
@@ -244,25 +297,26 @@ def _decoded_by_processes(
         prefetch_factor=loader.prefetch_factor,
         timeout=loader.timeout,
     )
-    for (start, stop), (pixels, errors) in zip(ranges, parallel, strict=True):
-        assembly = assemble(start, stop)
-        rows = iter([] if pixels is None else pixels.numpy())
-        for place in range(stop - start):
-            if place not in errors:
-                assembly.put(start + place, next(rows))
-                continue
-            status, message = errors[place]
-            if status is None:
-                raise ActstatsError(message)
-            assembly.fail(start + place, status, message)
-        yield assembly.finish()
+    for (start, stop), found in zip(ranges, parallel, strict=True):
+        made = assemble(start, stop)
+        for assembly, (pixels, errors) in zip(made.views, found, strict=True):
+            rows = iter([] if pixels is None else pixels.numpy())
+            for place in range(stop - start):
+                if place not in errors:
+                    assembly.put(start + place, next(rows))
+                    continue
+                status, message = errors[place]
+                if status is None:
+                    raise ActstatsError(message)
+                assembly.fail(start + place, status, message)
+        yield made.finish()
 
 
 def _decoded_ahead(
-    assemble: Callable[[int, int], _Assembly], ranges: Iterable[tuple[int, int]], workers: int
-) -> Generator[Batch, None, None]:
+    assemble: Callable[[int, int], _Assemblies], ranges: Iterable[tuple[int, int]], workers: int
+) -> Generator[list[Batch], None, None]:
     executor = ThreadPoolExecutor(workers, thread_name_prefix="actstats-decode")
-    queue: deque[tuple[_Assembly, list[Future[None]]]] = deque()
+    queue: deque[tuple[_Assemblies, list[Future[None]]]] = deque()
     upcoming = iter(ranges)
     try:
         while True:
@@ -270,14 +324,14 @@ def _decoded_ahead(
                 bounds = next(upcoming, None)
                 if bounds is None:
                     break
-                assembly = assemble(*bounds)
-                queue.append((assembly, [executor.submit(assembly.fill, index) for index in range(*bounds)]))
+                made = assemble(*bounds)
+                queue.append((made, [executor.submit(made.fill, index) for index in range(*bounds)]))
             if not queue:
                 return
-            assembly, futures = queue.popleft()
+            made, futures = queue.popleft()
             for future in futures:
                 future.result()
-            yield assembly.finish()
-            del assembly, futures  # The consumer alone decides how long the pixels live.
+            yield made.finish()
+            del made, futures  # The consumer alone decides how long the pixels live.
     finally:
         executor.shutdown(wait=True, cancel_futures=True)

@@ -101,6 +101,11 @@ class Preprocessing:
         """The shape of one preprocessed image: 3, height, width."""
         return (3, self.crop, self.crop)
 
+    @property
+    def geometry(self) -> tuple[int | None, int, str]:
+        """What decides the pixels, before they are normalised."""
+        return self.resize, self.crop, self.interpolation
+
     def resized(self, size: tuple[int, int]) -> tuple[int, int]:
         """Return the width and height to which an image of `size`, likewise, is resized before the crop."""
         if self.resize is None:

@@ -49,7 +49,7 @@ def demo(
         limit: use only the first `limit` crops.
         device: as for `sweep`.
         overwrite: replace stores of a different demonstration.
-        on_progress: called after each batch of each sweep.
+        on_progress: called after each batch.
         on_start: called when each sweep begins.
         on_stage: called, with what comes in words, after the sweeps.
 

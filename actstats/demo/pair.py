@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -18,12 +18,13 @@ from torch import nn
 
 from actstats.analysis import compare_units, kernel_smoothness, noise, selectivity, smoothness, spectrum
 from actstats.analysis.plotting import COLOURS
-from actstats.data import Source
+from actstats.data import Source, open_source
 from actstats.models import Loaded
 from actstats.report.findings import MEASURES, count_layers
 from actstats.store import open_dataset
+from actstats.sweeping.planning import plan
 from actstats.sweeping.progress import Progress, Started, Summary
-from actstats.sweeping.sweeps import sweep
+from actstats.sweeping.together import sweep_together
 
 _NAMES = {measure.key: measure.name for measure in MEASURES}
 COMPARED: Final = {
@@ -89,30 +90,23 @@ def sweep_pair(
 ) -> tuple[Stores, list[Summary]]:
     """Sweep both networks over the images, clean and with noise of standard deviation `noise`, into `folder`.
 
-    Both networks see the same noise. Complete sweeps are not repeated.
+    That is one pass, in which images are decoded once, and both networks see the same noise. Complete sweeps are not
+    repeated.
 
     Raises:
-        ActstatsError: as `sweep`.
+        ActstatsError: as `sweep_together`.
     """
     stores = Stores.within(folder)
-
-    def sweeps() -> Iterator[Summary]:
-        for places, distort in ((stores.clean, ()), (stores.noisy, (f"noise:{noise:g}",))):
-            for loaded, place in zip((standard, robust), places, strict=True):
-                yield sweep(
-                    loaded,
-                    images,
-                    place,
-                    distort=distort,
-                    layers=layers,
-                    limit=limit,
-                    device=device,
-                    overwrite=overwrite,
-                    on_progress=on_progress,
-                    on_start=on_start,
-                )
-
-    return stores, list(sweeps())
+    source = open_source(images, limit=limit)
+    plans = [
+        plan(loaded, source, place, distort=distort, layers=layers, device=device)
+        for places, distort in ((stores.clean, ()), (stores.noisy, (f"noise:{noise:g}",)))
+        for loaded, place in zip((standard, robust), places, strict=True)
+    ]
+    summaries = sweep_together(
+        plans, device=device, overwrite=overwrite, on_progress=on_progress, on_start=on_start
+    )
+    return stores, summaries
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ JSON and run elsewhere, and `SweepPlan.from_store` is the way back from a store 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -30,6 +31,7 @@ from actstats.store import Schema, Store, parse_compression, place_of
 from actstats.store import manifest as manifests
 from actstats.store.store import missing_error
 from actstats.support import located, named_object
+from actstats.sweeping.progress import Progress, Started, Summary
 from actstats.sweeping.settings import Execution, Settings, names_of, require_known
 
 if TYPE_CHECKING:
@@ -42,7 +44,6 @@ if TYPE_CHECKING:
     from actstats.distort import Chain
     from actstats.layers import Layer
     from actstats.models import Loaded
-    from actstats.sweeping.progress import Summary
     from actstats.sweeping.run import Job
 
 _JSON: Final = 1
@@ -69,6 +70,32 @@ class Estimate:
     bytes: int
     memory: int
     seconds: float | None = None
+
+
+@dataclass
+class Run:
+    """One run of a sweep: its open store, the partitions that it has to compute, and how far it got."""
+
+    store: Store
+    schema: Schema
+    todo: list[int]
+    max_failed: float
+    progress: Progress = field(default_factory=lambda: Progress(0, 0, 0, 0.0, 0.0))
+    failures: dict[str, str] = field(default_factory=dict)
+
+    def summary(self) -> Summary:
+        """Return what was done."""
+        return Summary(
+            store=self.store.path,
+            images=self.schema.images,
+            units=self.schema.units,
+            layers=len(self.schema.layers),
+            progress=self.progress,
+            partitions=len(self.todo),
+            complete=bool(self.store.completed.all()),
+            failures=self.failures,
+            failed=bool((self.store.statuses() > 0).mean() > self.max_failed),
+        )
 
 
 class SweepPlan:
@@ -334,9 +361,20 @@ class SweepPlan:
         """
         require_known(execution, "run", *names_of(Execution))
         how = Execution(**execution)
-        from actstats.sweeping.progress import Progress, Started, Summary
         from actstats.sweeping.run import run_partitions
 
+        with self.opened(how) as run:
+            if run.todo:
+                run.progress, run.failures = run_partitions(self.job(how.device), run.store, run.todo, how)
+            return run.summary()
+
+    @contextmanager
+    def opened(self, how: Execution) -> Iterator[Run]:
+        """Create or open the store, find out what is to be computed, and call `how.on_start`; in the end, close it.
+
+        Raises:
+            ActstatsError: the store holds another sweep, or is damaged, or cannot be written.
+        """
         source, schema = self.images(), self.schema
         if not how.overwrite:
             self._refuse_unnamed()
@@ -373,20 +411,7 @@ class SweepPlan:
             )
             if how.on_start is not None:
                 how.on_start(started)
-            progress, failures = Progress(0, 0, 0, 0.0, 0.0), dict[str, str]()
-            if todo:
-                progress, failures = run_partitions(self.job(how.device), store, todo, how)
-            return Summary(
-                store=store.path,
-                images=schema.images,
-                units=schema.units,
-                layers=len(schema.layers),
-                progress=progress,
-                partitions=len(todo),
-                complete=bool(store.completed.all()),
-                failures=failures,
-                failed=bool((store.statuses() > 0).mean() > how.max_failed),
-            )
+            yield Run(store, schema, todo, how.max_failed)
         finally:
             store.close()
 

@@ -20,8 +20,9 @@ from types import TracebackType
 from typing import Any, Final
 
 import torch
+from torch import Tensor
 
-from actstats.data import Source
+from actstats.data import Batch, Source
 from actstats.data.loader import split
 from actstats.distort import Chain
 from actstats.errors import ActstatsError
@@ -99,30 +100,53 @@ def run_partitions(
         strict=execution.strict,
         on_progress=execution.on_progress,
     )
-    # One set is filled while the writer has the other; it gives that back before the one after next begins.
-    buffers = [Buffers(layout) for _ in indices[:2]]
-    partition, begun = None, 0.0
     with (
         out_of_memory_explained(settings.batch_size),
         in_eval_mode(job.loaded.model),
         Writer(store) as writer,
     ):
         job.compile(execution)
+        filling = Filling(job, writer, indices)
         with closing(iter(feed)) as batches:
             for batch, images in batches:
-                if partition is None:
-                    buffers.reverse()
-                    partition = Partition(layout, buffers[0], batch.start // store.partition_size)
-                    begun = time.perf_counter()
-                partition.status[batch.start - partition.start : batch.stop - partition.start] = batch.status
-                if images is not None:
-                    partition.begin_batch(batch.position + batch.start)
-                    job.network(images, partition.update)
-                if batch.stop == partition.stop:
-                    writer.put(partition.finish(), provenance(job, time.perf_counter() - begun))
-                    partition = None
-                writer.check()
+                filling.take(batch, images)
     return feed.progress, feed.failures
+
+
+class Filling:
+    """A job's partitions being filled, batch by batch; each is handed to the writer when it is full."""
+
+    def __init__(self, job: Job, writer: Writer, indices: Sequence[int]) -> None:
+        """Prepare to fill the partitions `indices`."""
+        self._job, self._writer, self._indices = job, writer, frozenset(indices)
+        # One set is filled while the writer has the other; it gives that back before the one after next begins.
+        self._buffers = [Buffers(job.layout) for _ in indices[:2]]
+        self._partition: Partition | None = None
+        self._begun = 0.0
+
+    def take(self, batch: Batch, images: Tensor | None) -> None:
+        """Run the network on the next batch, unless its partition is not among those to be filled.
+
+        Raises:
+            ActstatsError: the network or a metric fails, or the partition before could not be written.
+        """
+        layout = self._job.layout
+        index = batch.start // layout.schema.partition_size
+        if index not in self._indices:
+            return
+        partition = self._partition
+        if partition is None:
+            self._buffers.reverse()
+            partition = self._partition = Partition(layout, self._buffers[0], index)
+            self._begun = time.perf_counter()
+        partition.status[batch.start - partition.start : batch.stop - partition.start] = batch.status
+        if images is not None:
+            partition.begin_batch(batch.position + batch.start)
+            self._job.network(images, partition.update)
+        if batch.stop == partition.stop:
+            self._writer.put(partition.finish(), provenance(self._job, time.perf_counter() - self._begun))
+            self._partition = None
+        self._writer.check()
 
 
 def provenance(job: Job, seconds: float) -> dict[str, Any]:
@@ -157,7 +181,7 @@ class Writer:
         Raises:
             ActstatsError: the partition before it could not be written.
         """
-        self._wait()
+        self.wait()
         self._thread = threading.Thread(target=self._write, args=(result, provenance), name="actstats-writer")
         self._thread.start()
 
@@ -167,7 +191,12 @@ class Writer:
             error, self._error = self._error, None
             raise error
 
-    def _wait(self) -> None:
+    def wait(self) -> None:
+        """Wait until nothing is being written.
+
+        Raises:
+            ActstatsError: a partition could not be written.
+        """
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -186,7 +215,7 @@ class Writer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is None:
-            self._wait()
+            self.wait()
         elif self._thread is not None:
             self._thread.join()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +16,6 @@ from actstats_cli.progress import Reporter
 
 if TYPE_CHECKING:
     from actstats.demo.pair import Row
-    from actstats.sweeping.progress import Started
 
 
 @click.command()
@@ -49,17 +47,10 @@ def demo(
     from actstats.demo.demonstration import demo as run
     from actstats.report.findings import SMALLEST_EFFECT
 
-    with ExitStack() as stack:
-        reporter = Reporter()
-
-        def started(start: Started) -> None:
-            nonlocal reporter
-            stack.close()  # The bar of the sweep before this one.
-            reporter = stack.enter_context(Reporter())
-            reporter.started(start)
+    with Reporter() as reporter:
 
         def stage(words: str) -> None:
-            stack.close()
+            reporter.close()
             click.echo(words, err=True)
 
         made = run(
@@ -68,8 +59,8 @@ def demo(
             limit=limit,
             device=device,
             overwrite=overwrite,
-            on_progress=lambda done: reporter.advance(done),
-            on_start=started,
+            on_progress=reporter.advance,
+            on_start=reporter.started,
             on_stage=stage,
         )
     if as_json:

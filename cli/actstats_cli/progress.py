@@ -78,12 +78,13 @@ class Reporter(Bar):
 
     def __init__(self) -> None:
         super().__init__()
-        self.store: Path | URL | None = None
+        self.stores: list[Path | URL] = []
         self._timer = threading.Timer(PATIENCE, self._explain)
 
     def started(self, start: Started) -> None:
-        """Say what is about to be computed."""
-        self.store, total = start.store, start.todo
+        """Say what is about to be computed; once for each sweep of a pass."""
+        total = start.todo
+        self.stores.append(start.store)
         click.echo(
             f"{start.arch}: {count(start.layers, 'layer')}, {count(start.units, 'unit')}, "
             f"{count(start.images, 'image')} in {count(start.partitions, 'partition')}, to {start.store}",
@@ -98,6 +99,7 @@ class Reporter(Bar):
             )
         if total:
             self.begin(total)
+            self._timer = threading.Timer(PATIENCE, self._explain)
             self._timer.daemon = True
             self._timer.start()
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
+from click.core import ParameterSource
 
 from actstats.errors import ActstatsError
 from actstats.support import URL
 from actstats.sweeping.settings import AMP, Execution, Settings
 from actstats_cli import options
-from actstats_cli.printing import count, duration, print_json, size, table
+from actstats_cli.printing import count, duration, note, print_json, size, table
 from actstats_cli.progress import Reporter
 
 if TYPE_CHECKING:
@@ -24,6 +27,16 @@ SHOWN: Final = 5
 """Images that could not be read which are named in the summary."""
 DEMO: Final = "demo"
 COMPILE: Final = {"off": False, "on": True, "auto": "auto"}
+_NOT_INHERITED: Final = ("arch", "weights", "robust", "seed", "out")
+"""Options that --also does not take from the first network."""
+_OF_A_NETWORK: Final = frozenset(
+    {
+        *_NOT_INHERITED,
+        *("distort", "layers", "metrics", "custom", "per_image", "top_k"),
+        *("amp", "compile", "decode", "bitround", "compression"),
+    }
+)
+"""Options that --also takes."""
 
 
 def _part(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, int]:
@@ -36,6 +49,13 @@ def _part(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, 
 
 @click.command()
 @options.network
+@click.option(
+    "--also",
+    multiple=True,
+    metavar="OPTIONS",
+    help="Sweep another network in the same pass, in which images are decoded once: options of the network, its "
+    "statistics and its store, in quotes. What they do not say of statistics is as for the first. Repeatable.",
+)
 @click.option(
     "--data",
     metavar="IMAGES",
@@ -117,6 +137,7 @@ def _part(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, 
 @options.as_json
 def sweep(
     arch: str,
+    also: tuple[str, ...],
     data: str | None,
     out: Path | URL | None,
     metrics: tuple[str, ...],
@@ -145,17 +166,23 @@ def sweep(
             --layers block,conv1 --metrics mean,total_variation --limit 5000
         actstats sweep --arch alexnet --data photographs/ --metric my_metrics:Kurtosis
         actstats sweep --arch alexnet --data photographs/ --distort scramble:4+noise:0.1
+        actstats sweep --arch googlenet --data photographs/ --out s.zarr --also "--robust --out r.zarr"
     """
     if metrics:
         planning["metrics"] = metrics
     planning["compile"] = COMPILE[planning["compile"]]
     if measure and not dry_run:
         raise click.UsageError("--measure goes with --dry-run")
-    store = out or Path(default_name(arch, planning["robust"], data or DEMO))
-    if data is None and _embedded_instead(arch, store, planning):
-        planning["weights"] = DEMO
+    planning["arch"], planning["out"] = arch, out
+    wanted = [planning, *(_another(words, planning) for words in also)]
+    for options_of in wanted:
+        options_of["out"] = options_of["out"] or Path(
+            default_name(options_of["arch"], options_of["robust"], data or DEMO)
+        )
+        if data is None and _embedded_instead(options_of["arch"], options_of["out"], options_of):
+            options_of["weights"] = DEMO
     if dry_run:
-        _print_plan(arch, data or DEMO, store, planning, measure=measure, as_json=as_json)
+        _print_plans(data or DEMO, wanted, measure=measure, as_json=as_json)
         return
     import actstats
 
@@ -168,29 +195,84 @@ def sweep(
         "max_failed": max_failed,
     }
     with Reporter() as reporter:
+        execution |= {
+            "on_progress": reporter.advance,
+            "on_start": reporter.started,
+            "on_note": reporter.note,
+        }
+        results: Sequence[Summary | ActstatsError]
         try:
-            summary = actstats.sweep(
-                arch,
-                data or DEMO,
-                store,
-                **planning,
-                **execution,
-                on_progress=reporter.advance,
-                on_start=reporter.started,
-                on_note=reporter.note,
-            )
+            if also:
+                plans = _plans(data or DEMO, wanted)
+                results = actstats.sweep_together(plans, return_errors=True, **execution)
+            else:
+                model, store = planning.pop("arch"), planning.pop("out")
+                results = [actstats.sweep(model, data or DEMO, store, **planning, **execution)]
         except KeyboardInterrupt:
             raise KeyboardInterrupt(*_how_to_resume(reporter)) from None
+    summaries = [result for result in results if not isinstance(result, ActstatsError)]
     if as_json:
-        print_json(_as_dict(summary))
+        found = [_as_dict(summary) for summary in summaries]
+        print_json({"sweeps": found} if also else found[0])
     else:
-        for line in _lines(summary):
+        for line in (line for summary in summaries for line in _lines(summary)):
             click.echo(line)
-    if summary.failed:
-        raise ActstatsError(
+    _raise_what_failed(results, max_failed)
+
+
+def _another(words: str, first: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of another network: those of the first, but for the network and what `words` say.
+
+    Raises:
+        click.UsageError: an option that is none, or that belongs to the pass.
+    """
+    outer = click.get_current_context()
+    try:
+        inner = sweep.make_context(str(outer.info_name), ["--arch", first["arch"], *shlex.split(words)])
+    except ValueError as error:
+        raise click.UsageError(f"--also {words!r}: {error}") from None
+    except click.UsageError as error:
+        raise click.UsageError(f"--also {words!r}: {error.format_message()}", outer) from None
+    given = {
+        name: value
+        for name, value in inner.params.items()
+        if inner.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    }
+    for name in given:
+        if name not in _OF_A_NETWORK:
+            raise click.UsageError(f"--also {words!r}: --{name.replace('_', '-')} is for all networks", outer)
+    if "compile" in given:
+        given["compile"] = COMPILE[given["compile"]]
+    return {**first, **{name: inner.params[name] for name in _NOT_INHERITED}, **given}
+
+
+def _plans(data: str, wanted: Sequence[dict[str, Any]]) -> list[SweepPlan]:
+    """Return the plans of all networks over the images, which are listed once."""
+    import actstats
+
+    source = actstats.open_source(data, limit=wanted[0]["limit"])
+    plans = []
+    for options_of in wanted:
+        named = {**options_of, "limit": None}
+        plans.append(actstats.plan(named.pop("arch"), source, named.pop("out"), **named))
+    return plans
+
+
+def _raise_what_failed(results: Sequence[Summary | ActstatsError], max_failed: float) -> None:
+    """Raise the first error of a sweep; print those after it as notes."""
+    errors = [result for result in results if isinstance(result, ActstatsError)]
+    errors += [
+        ActstatsError(
             f"more than {max_failed:.0%} of the images could not be read (`max_failed={max_failed:g}`); "
-            f"see them with: actstats info {summary.store}"
+            f"see them with: actstats info {result.store}"
         )
+        for result in results
+        if not isinstance(result, ActstatsError) and result.failed
+    ]
+    for error in errors[1:]:
+        note(str(error))
+    if errors:
+        raise errors[0]
 
 
 def default_name(arch: str, robust: str | None, data: str) -> str:
@@ -232,18 +314,20 @@ def _embedded_instead(arch: str, store: Path | URL, planning: dict[str, Any]) ->
     return False
 
 
-def _print_plan(
-    arch: str, data: str, store: Path | URL, planning: dict[str, Any], *, measure: bool, as_json: bool
-) -> None:
-    import actstats
-
-    plan = actstats.plan(arch, data, store, **planning)
-    estimate = plan.estimate(measure=measure)
+def _print_plans(data: str, wanted: Sequence[dict[str, Any]], *, measure: bool, as_json: bool) -> None:
+    found = [(plan, plan.estimate(measure=measure)) for plan in _plans(data, wanted)]
     if as_json:
-        print_json({"store": str(store), "estimate": dataclasses.asdict(estimate), "manifest": plan.manifest})
+        records = [
+            {"store": str(plan.store), "estimate": dataclasses.asdict(estimate), "manifest": plan.manifest}
+            for plan, estimate in found
+        ]
+        print_json(records[0] if len(records) == 1 else {"sweeps": records})
         return
-    for line in table(list(_facts(plan, estimate)), "<<"):
-        click.echo(line)
+    for number, (plan, estimate) in enumerate(found):
+        if number:
+            click.echo()
+        for line in table(list(_facts(plan, estimate)), "<<"):
+            click.echo(line)
 
 
 def _facts(plan: SweepPlan, estimate: Estimate) -> list[tuple[str, str]]:
@@ -276,13 +360,15 @@ def _facts(plan: SweepPlan, estimate: Estimate) -> list[tuple[str, str]]:
 
 
 def _how_to_resume(reporter: Reporter) -> list[str]:
-    if reporter.store is None:
+    if not reporter.stores:
         return ["nothing was computed yet"]
     from actstats.store import Store
 
-    completed = Store.open(reporter.store).completed
-    done = f"{int(completed.sum())} of {count(len(completed), 'partition')} complete in {reporter.store}"
-    return [f"{done}; rerun the same command to resume"]
+    done = [(store, Store.open(store).completed) for store in reporter.stores]
+    told = [
+        f"{int(flags.sum())} of {count(len(flags), 'partition')} complete in {store}" for store, flags in done
+    ]
+    return [*told[:-1], f"{told[-1]}; rerun the same command to resume"]
 
 
 def _lines(summary: Summary) -> list[str]:

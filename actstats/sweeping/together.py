@@ -1,0 +1,150 @@
+"""Several networks over the same images in one pass: each image is decoded once.
+
+Networks that want the same pixels share those as well. They run one after the other on each batch, and each fills a
+store of its own, the same to the byte as by itself. Where one fails, the others go on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
+from typing import Any, Final, Literal, overload
+
+from actstats.data.loader import split
+from actstats.errors import ActstatsError
+from actstats.sweeping.batches import JointFeed, Wanted
+from actstats.sweeping.device import in_eval_mode, out_of_memory_explained
+from actstats.sweeping.planning import Run, SweepPlan
+from actstats.sweeping.progress import Summary
+from actstats.sweeping.run import Filling, Job, Writer
+from actstats.sweeping.settings import Execution, names_of, require_known
+
+_SHARED: Final = ("batch_size", "partition_size")
+
+
+@overload
+def sweep_together(
+    plans: Sequence[SweepPlan], *, return_errors: Literal[False] = ..., **execution: Any
+) -> list[Summary]: ...
+
+
+@overload
+def sweep_together(
+    plans: Sequence[SweepPlan], *, return_errors: Literal[True], **execution: Any
+) -> list[Summary | ActstatsError]: ...
+
+
+def sweep_together(
+    plans: Sequence[SweepPlan], *, return_errors: bool = False, **execution: Any
+) -> Sequence[Summary | ActstatsError]:
+    """Run several plans over the same images in one pass, in which each image is decoded once.
+
+    The plans may differ in network, input size, distortions and statistics. Each fills its own store, as
+    `SweepPlan.run` would, and resumes like it.
+
+    Args:
+        plans: with the same images, `batch_size` and `partition_size`.
+        return_errors: return the error of a sweep that failed in its place, instead of raising the first in the end.
+        **execution: fields of `Execution`, for all of them; `on_start` is called for each, `on_progress` for all.
+
+    Returns:
+        For each plan, a summary of this run.
+
+    Raises:
+        ActstatsError: the plans do not go together, or one failed; the others are finished then.
+        KeyboardInterrupt: on Ctrl-C, after the partitions that are being written are complete.
+    """
+    require_known(execution, "sweep_together", *names_of(Execution))
+    how = Execution(**execution)
+    _require_shared(plans)
+    results: dict[int, Summary | ActstatsError] = {}
+    with ExitStack() as stack:
+        runs: dict[int, Run] = {}
+        for number, plan in enumerate(plans):
+            try:
+                runs[number] = stack.enter_context(plan.opened(how))
+            except ActstatsError as error:
+                results[number] = error
+        going = {number: run for number, run in runs.items() if run.todo}
+        if going:
+            results |= _run(plans, going, how)
+        results |= {number: run.summary() for number, run in runs.items() if number not in results}
+    found = [results[number] for number in range(len(plans))]
+    if not return_errors:
+        for result in found:
+            if isinstance(result, ActstatsError):
+                raise result
+    return found
+
+
+def _require_shared(plans: Sequence[SweepPlan]) -> None:
+    first = plans[0]
+    for plan in plans[1:]:
+        for name in _SHARED:
+            values = [getattr(p.settings, name) for p in (first, plan)]
+            if values[0] != values[1]:
+                raise ActstatsError(
+                    f"sweeps in one pass need the same `{name}=`, not {values[0]} and {values[1]}"
+                )
+        if plan.images().fingerprint != first.images().fingerprint:
+            raise ActstatsError("sweeps in one pass need the same images")
+    stores = [plan.store for plan in plans]
+    if twice := next((store for store in stores if stores.count(store) > 1), None):
+        raise ActstatsError(f"two sweeps in one pass would both fill {twice}")
+
+
+def _run(
+    plans: Sequence[SweepPlan], runs: dict[int, Run], how: Execution
+) -> dict[int, Summary | ActstatsError]:
+    """Compute what the runs have to do, note it in them, and return the errors of those that failed, by number."""
+    errors: dict[int, Summary | ActstatsError] = {}
+    with ExitStack() as stack:
+        jobs: dict[int, Job] = {}
+        writers: dict[int, Writer] = {}
+        fillings: dict[int, Filling] = {}
+        for number, run in runs.items():
+            try:
+                with out_of_memory_explained(plans[number].settings.batch_size):
+                    job = jobs[number] = plans[number].job(how.device)
+                    stack.enter_context(in_eval_mode(job.loaded.model))
+                    job.compile(how)
+                    writer = writers[number] = stack.enter_context(Writer(run.store))
+                    fillings[number] = Filling(job, writer, run.todo)
+            except ActstatsError as error:
+                errors[number] = error
+        numbers = list(fillings)
+        if not numbers:
+            return errors
+        todo = sorted(set().union(*(runs[number].todo for number in numbers)))
+        bounds = runs[numbers[0]].schema.bounds
+        size = plans[numbers[0]].settings.batch_size
+        feed = JointFeed(
+            [
+                Wanted(job.loaded, job.layout.device, job.chain, job.settings.decode)
+                for job in (jobs[number] for number in numbers)
+            ],
+            jobs[numbers[0]].source,
+            [r for index in todo for r in split(*bounds(index), size)],
+            workers=how.workers,
+            strict=how.strict,
+            on_progress=how.on_progress,
+        )
+        with closing(iter(feed)) as batches:
+            for place, batch, images in batches:
+                number = numbers[place]
+                if number in errors:
+                    continue
+                try:
+                    with out_of_memory_explained(size):
+                        fillings[number].take(batch, images)
+                except ActstatsError as error:
+                    errors[number] = error
+                    if all(n in errors for n in numbers):
+                        break
+        for place, number in enumerate(numbers):
+            try:
+                writers[number].wait()
+            except ActstatsError as error:
+                errors.setdefault(number, error)
+            runs[number].progress, runs[number].failures = feed.progress, feed.failures[place]
+    return errors
