@@ -273,6 +273,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
     parser.add_argument("--json", type=Path, help="file for the results; it is replaced")
+    parser.add_argument("--shared", action="store_true", help="record that other work ran on the machine")
     parser.add_argument("--way", choices=list(WAYS), help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.way:
@@ -282,6 +283,7 @@ def main() -> None:
     results: dict[str, Any] = {
         "arch": given.arch,
         "batch": given.batch,
+        "shared": given.shared,
         "threads": torch.get_num_threads(),
         "processor": processor(),
         "torch": torch.__version__,

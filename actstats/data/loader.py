@@ -20,13 +20,16 @@ from torch.utils.data import DataLoader
 
 from actstats.data.dataset import DatasetSource, item_of
 from actstats.data.image import OK, ImageError, refuse_large_resized
+from actstats.data.jpeg import size_of
 from actstats.data.on_device import DeviceDecoder
 from actstats.data.preprocessing import Preprocessing
-from actstats.data.source import Source
+from actstats.data.source import EncodedSource, Source
 from actstats.data.transform import Transform
 from actstats.errors import ActstatsError
 
 _BATCHES_AHEAD: Final = 2
+
+_Image = NDArray[np.uint8] | Image.Image
 
 Distort = Callable[[NDArray[np.uint8], int, tuple[int, int]], NDArray[np.float32]]
 """From pixels, uint8 [H, W, 3], an image's index and (width, height) in its source, to f32 in [0, 1]."""
@@ -132,18 +135,24 @@ class _Reader:
     preprocessing: Preprocessing | Transform
     distort: Distort | None
 
-    def __call__(self, index: int, decoded: Callable[[], Image.Image] | None = None) -> NDArray[Any]:
+    def __call__(self, index: int, decoded: Callable[[], _Image] | None = None) -> NDArray[Any]:
         """Return the pixels of image `index`, which `decoded` returns if it is given; raises `ImageError`."""
         if isinstance(self.preprocessing, Transform):
             return self.preprocessing.pixels(item_of(self.source, index))
-        return self.pixels(index, self.source.image(index) if decoded is None else decoded())
+        return self.pixels(index, _decoded(self.source, index) if decoded is None else decoded())
 
-    def pixels(self, index: int, image: Image.Image) -> NDArray[Any]:
+    def pixels(self, index: int, image: _Image) -> NDArray[Any]:
         """Return the pixels of `image`, which is number `index`; raises `ImageError`."""
         assert isinstance(self.preprocessing, Preprocessing)
-        refuse_large_resized(*self.preprocessing.resized(image.size))
+        size = size_of(image)
+        refuse_large_resized(*self.preprocessing.resized(size))
         pixels = self.preprocessing.pixels(image)
-        return pixels if self.distort is None else self.distort(pixels, index, image.size)
+        return pixels if self.distort is None else self.distort(pixels, index, size)
+
+
+def _decoded(source: Source, index: int) -> _Image:
+    """Return image `index` in whichever form takes less time; raises `ImageError`."""
+    return source.decoded(index) if isinstance(source, EncodedSource) else source.image(index)
 
 
 class _Assemblies:
@@ -155,7 +164,7 @@ class _Assemblies:
 
     def fill(self, index: int) -> None:
         """Put image `index` into its place in each batch; threads may fill several at once."""
-        decoded = cache(partial(self._source.image, index))
+        decoded = cache(partial(_decoded, self._source, index))
         for view in self.views:
             view.fill(index, decoded)
 
@@ -178,7 +187,7 @@ class _Assembly:
         self._messages: dict[int, str] = {}
         self._encoded: dict[int, Tensor] = {}
 
-    def fill(self, index: int, decoded: Callable[[], Image.Image]) -> None:
+    def fill(self, index: int, decoded: Callable[[], _Image]) -> None:
         """Put image `index`, which `decoded` returns, into its place, or read it for the decoder."""
         try:
             if self._decoder is None:
@@ -253,11 +262,11 @@ class _Rows:
     readers: Sequence[_Reader]
 
     def __getitem__(self, index: int) -> list[NDArray[Any] | tuple[int | None, str]]:
-        decoded = cache(partial(self.readers[0].source.image, index))
+        decoded = cache(partial(_decoded, self.readers[0].source, index))
         return [self._row(reader, index, decoded) for reader in self.readers]
 
     def _row(
-        self, reader: _Reader, index: int, decoded: Callable[[], Image.Image]
+        self, reader: _Reader, index: int, decoded: Callable[[], _Image]
     ) -> NDArray[Any] | tuple[int | None, str]:
         try:
             return reader(index, decoded)

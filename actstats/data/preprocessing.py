@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from actstats.data.jpeg import size_of
 from actstats.errors import ActstatsError, nearest
 
 if TYPE_CHECKING:
@@ -119,16 +120,27 @@ class Preprocessing:
         """Return where the crop begins, x and y, in an image resized to `size`; negative: in the black added."""
         return _margin(size[0], self.crop), _margin(size[1], self.crop)
 
-    def pixels(self, image: Image.Image) -> NDArray[np.uint8]:
-        """Return the resized and cropped RGB image, uint8 [crop, crop, 3], as a read-only array."""
-        if image.mode != "RGB":
+    def pixels(self, image: Image.Image | NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return the resized and cropped image, uint8 [crop, crop, 3], not to be written to.
+
+        An array is RGB, uint8 [H, W, 3].
+        """
+        if isinstance(image, Image.Image) and image.mode != "RGB":
             image = image.convert("RGB")
-        size = self.resized(image.size)
-        if size != image.size:
-            # The whole image, though the crop needs less: PIL's `box` rounds otherwise, and the order of its two
-            # passes, on which the pixels depend too, is its own affair (it differs by shape, and by version).
-            image = image.resize(size, INTERPOLATIONS[self.interpolation])
-        left, top = self.corner(size)
+        size = size_of(image)
+        resized, crop = self.resized(size), (self.crop, self.crop)
+        corner = self.corner(resized)
+        if resized != size:
+            from actstats.data.resize import can_resize, resized_crop  # which needs numba
+
+            if can_resize(size, resized, corner, crop):
+                return resized_crop(np.asarray(image), resized, self.interpolation, corner, crop)
+        if not isinstance(image, Image.Image):
+            image = Image.fromarray(image)
+        if resized != size:
+            # The whole image, though the crop needs less: PIL's `box` rounds otherwise.
+            image = image.resize(resized, INTERPOLATIONS[self.interpolation])
+        left, top = corner
         return np.asarray(image.crop((left, top, left + self.crop, top + self.crop)))
 
     def normalize(self, pixels: Tensor) -> Tensor:

@@ -1,0 +1,110 @@
+"""From a JPEG to the pixels of a network's input: Pillow alone, beside what a sweep does, on one thread.
+
+    python benchmarks/decoding.py FOLDER_OR_TAR --limit 2000 --json benchmarks/results/decoding.json
+    python benchmarks/tables.py
+
+First the pixels of all images are compared. Then rounds over some of them alternate between the ways; figures are CPU
+time, which depends little on what else the machine does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from peers import processor
+from PIL import Image
+
+from actstats.data import ImageError, open_source
+from actstats.data.image import decode
+from actstats.data.jpeg import decode_array
+from actstats.data.preprocessing import INTERPOLATIONS, Preprocessing
+from actstats.data.source import EncodedSource
+
+WAYS: dict[str, Callable[[Preprocessing, bytes], Any]] = {
+    "Pillow": lambda how, data: by_pillow(how, decode(data)),
+    "decoded by Pillow": lambda how, data: how.pixels(decode(data)),
+    "as a sweep does": lambda how, data: how.pixels(decode_array(data)),
+}
+
+
+def by_pillow(how: Preprocessing, image: Image.Image) -> Any:
+    """Return the resized and cropped image by Pillow alone."""
+    size = how.resized(image.size)
+    if size != image.size:
+        image = image.resize(size, INTERPOLATIONS[how.interpolation])
+    left, top = how.corner(size)
+    return np.asarray(image.crop((left, top, left + how.crop, top + how.crop)))
+
+
+def main() -> None:
+    """Compare, measure and print, or keep as JSON."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("images")
+    parser.add_argument("--limit", type=int, help="compare the pixels of the first LIMIT images")
+    parser.add_argument("--timed", type=int, default=60, help="images of a round")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--json", type=Path, help="file for the results; it is replaced")
+    given = parser.parse_args()
+    source = open_source(given.images, limit=given.limit)
+    assert isinstance(source, EncodedSource)
+    sizes = {"64": Preprocessing(64, 64), "224": Preprocessing.imagenet()}
+    compared, differing, quick = 0, 0, 0
+    kept: list[bytes] = []
+    for index in range(len(source)):
+        try:
+            data = source.read(index)
+            image = decode(data)
+        except ImageError:
+            continue
+        quick += isinstance(decode_array(data), np.ndarray)
+        compared += 1
+        differing += any(
+            bool((how.pixels(decode_array(data)) != by_pillow(how, image)).any()) for how in sizes.values()
+        )
+        if len(kept) < given.timed:
+            kept.append(data)
+    results: dict[str, Any] = {
+        "images": compared,
+        "by_simplejpeg": quick,
+        "differing": differing,
+        "timed": len(kept),
+        "rounds": given.rounds,
+        "processor": processor(),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "sizes": {},
+    }
+    for size, how in sizes.items():
+        times: dict[str, list[float]] = {name: [] for name in WAYS}
+        for _ in range(given.rounds):
+            for name, way in WAYS.items():
+                begun = time.process_time()
+                for data in kept:
+                    way(how, data)
+                times[name].append((time.process_time() - begun) / len(kept))
+        results["sizes"][size] = {
+            name: {
+                "milliseconds": 1e3 * min(found),
+                "ratio": statistics.median(np.divide(found, times["Pillow"])),
+                "lowest": float(np.divide(found, times["Pillow"]).min()),
+                "highest": float(np.divide(found, times["Pillow"]).max()),
+            }
+            for name, found in times.items()
+        }
+    print(json.dumps(results, indent=1))
+    if given.json:
+        given.json.parent.mkdir(parents=True, exist_ok=True)
+        given.json.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
