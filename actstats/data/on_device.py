@@ -1,4 +1,4 @@
-"""JPEGs decoded, resized and cropped on the device that the network runs on: on a GPU, by nvJPEG.
+"""JPEGs decoded by torchcodec, resized and cropped on the device that the network runs on: on a GPU, by nvJPEG.
 
 Decoders round otherwise, and filter colours otherwise, than Pillow does, so the pixels differ a little; that is why a
 sweep does this only when asked to, and records it. What is no JPEG of a usual kind is left to Pillow.
@@ -22,6 +22,7 @@ from actstats.errors import ActstatsError
 
 _BEGIN: Final = b"\xff\xd8\xff"
 _END: Final = b"\xff\xd9"
+_ORIENTATION: Final = 0x0112
 _TAIL: Final = 1024  # Some cameras write a little after the end of the image.
 
 
@@ -31,19 +32,21 @@ class DeviceDecoder:
     def __init__(self, source: Source, preprocessing: Preprocessing, device: torch.device) -> None:
         """Try one image.
 
-        Raises `ActstatsError` where the source has no files, or torchvision no decoder for the device.
+        Raises `ActstatsError` where the source has no files, or torchcodec is not installed or has no decoder for
+        the device.
         """
         if not isinstance(source, EncodedSource):
-            raise ActstatsError(f"{source.spec} has no files to decode; leave --decode device away")
+            raise ActstatsError(f"{source.spec} has no files to decode; use `decode=pillow`")
         self.source, self.preprocessing, self.device = source, preprocessing, device
         file = io.BytesIO()
         Image.new("RGB", (16, 16), "grey").save(file, "JPEG")
         try:
             self._decoded([_tensor(file.getvalue())])
-        except (ImportError, RuntimeError, ValueError) as error:
+        except (ImportError, OSError, RuntimeError, ValueError) as error:
             reason = str(error).partition("\n")[0]
             raise ActstatsError(
-                f"this torchvision decodes no JPEGs on {device} ({reason}); leave --decode device away"
+                f"torchcodec decodes no JPEGs on {device} ({reason}); "
+                "install actstats[device], or use `decode=pillow`"
             ) from None
 
     def take(self, index: int) -> Tensor | Image.Image:
@@ -58,7 +61,8 @@ class DeviceDecoder:
             header = Image.open(io.BytesIO(data), formats=("JPEG",))
         except Exception:  # Whatever PIL's parser meets; `decode` names it.
             return decode(data)
-        if header.mode not in ("RGB", "L"):
+        # torchcodec turns what a camera marked as turned; the pixels of a sweep are as they lie in the file.
+        if header.mode not in ("RGB", "L") or header.getexif().get(_ORIENTATION, 1) != 1:
             return decode(data)
         refuse_large(*header.size)
         refuse_large_resized(*self.preprocessing.resized(header.size))
@@ -76,10 +80,9 @@ class DeviceDecoder:
         return [self._pixels(image) for image in images]
 
     def _decoded(self, encoded: list[Tensor]) -> list[Tensor]:
-        # Here, since torchvision means to give these functions up; a sweep that does not ask for them needs none.
-        from torchvision.io import ImageReadMode, decode_jpeg
+        from torchcodec.decoders import decode_jpeg
 
-        images: list[Tensor] = decode_jpeg(encoded, ImageReadMode.RGB, self.device)
+        images: list[Tensor] = decode_jpeg(encoded, mode="RGB", device=self.device)
         return images
 
     def _pixels(self, image: Tensor) -> Tensor:

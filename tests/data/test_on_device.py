@@ -1,4 +1,4 @@
-"""JPEGs decoded by torchvision: near what Pillow makes of them, and all else still by Pillow."""
+"""JPEGs decoded by torchcodec: near what Pillow makes of them, and all else still by Pillow."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from actstats.data.on_device import DeviceDecoder
 from actstats.errors import ActstatsError
 from tests.conftest import SmallNet, photograph
 from tests.data.images import encoded, write_folder
+
+pytest.importorskip("torchcodec")
 
 CPU = torch.device("cpu")
 BILINEAR = Preprocessing.imagenet(size=64, resize=72)
@@ -94,7 +96,7 @@ def test_all_else_is_left_to_pillow_and_keeps_its_place(tmp_path):
 
 def test_one_that_the_decoder_alone_finds_damaged_spoils_no_other(tmp_path):
     class Strict(DeviceDecoder):
-        """Hands a damaged file on to torchvision, as one whose damage the header and the end do not show."""
+        """Hands a damaged file on to torchcodec, as one whose damage the header and the end do not show."""
 
         def take(self, index: int) -> torch.Tensor | Image.Image:
             data = super().take(index)
@@ -126,7 +128,7 @@ def test_a_sweep_so_decoded_says_so_and_is_another_sweep(tmp_path):
 @pytest.mark.parametrize(
     ("images", "more", "line"),
     [
-        ("demo", {}, "demo has no files to decode; leave --decode device away"),
+        ("demo", {}, "demo has no files to decode; use `decode=pillow`"),
         ("folder", {"distort": ["greyscale"]}, "distorted on the CPU"),
         ("folder", {"decode": "nvjpeg"}, "decode is 'nvjpeg'; choose from pillow, device"),
     ],
@@ -141,5 +143,5 @@ def test_what_does_not_go_together_is_refused_before_a_store_is_made(tmp_path, i
 
 def test_a_device_without_a_decoder_is_named(tmp_path):
     source = open_source(write_folder(tmp_path, {"a.jpg": _jpeg(1)}))
-    with pytest.raises(ActstatsError, match="this torchvision decodes no JPEGs on cuda"):
+    with pytest.raises(ActstatsError, match="torchcodec decodes no JPEGs on cuda"):
         DeviceDecoder(source, BILINEAR, torch.device("cuda:99"))
