@@ -50,12 +50,12 @@ def test_a_class_an_object_and_a_reference_are_the_same_metric(item):
     ("names", "custom", "message"),
     [
         (["maxmum"], [], "no metric is named 'maxmum'; did you mean maximum"),
-        ([], [], "no metric is chosen"),
+        ([], [], "no metrics were selected"),
         ([], ["nowhere"], "not of the form package.module:Class"),
         ([], ["nowhere_at_all:Thing"], "cannot import nowhere_at_all"),
         ([], [f"{__name__}:Missing"], "has no attribute 'Missing'"),
         ([], ["json:JSONDecoder"], "not a class derived from actstats.Metric"),
-        ([], [Clash], "has an output 'mean', a name that is taken"),
+        ([], [Clash], "has an output 'mean', which is already taken"),
         ([], [NeedsArguments], "cannot be created without arguments"),
         ([], [Silent], "declares no outputs"),
     ],
@@ -72,7 +72,7 @@ def test_what_cannot_be_chosen_is_refused_by_name(names, custom, message):
         ({"name": "two words"}, "must be a Python identifier"),
         ({"name": "x", "dims": ("unit",)}, "must begin with"),
         ({"name": "x", "dims": ("partition", "unit"), "merge": "mean"}, "choose sum, min or max"),
-        ({"name": "x", "dtype": "U4"}, "must be a number's"),
+        ({"name": "x", "dtype": "U4"}, "must be numeric"),
     ],
 )
 def test_an_output_that_cannot_be_stored_is_refused(arguments, message):

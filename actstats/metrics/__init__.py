@@ -1,4 +1,6 @@
-"""Metrics: what a sweep computes for every unit. The built-ins are one fused kernel; yours is a small class.
+"""Metrics: the quantities that a sweep computes for every unit.
+
+The built-in metrics are computed by one fused kernel. A metric of your own is a small class:
 
 >>> from actstats.metrics import Metric, Output
 >>> class Energy(Metric):

@@ -1,8 +1,8 @@
-"""The built-in statistics: what each stores, the buffers it is computed in, and how those become its variables.
+"""The built-in statistics: their outputs, the kernel buffers they need, and how buffers become variables.
 
-All of them come from one call of the fused kernel (`actstats_kernels.ops.accumulate`) per layer and batch,
-which writes the buffers in `BUFFERS`. A new statistic is its definition (`actstats_kernels.reference`), its
-kernels, and one entry here; the engine, the store and the command line read everything else from that entry.
+All of them are computed by one call of the fused kernel (`actstats_kernels.ops.accumulate`) per layer and batch,
+which writes the buffers in `BUFFERS`. To add a statistic, define it in `actstats_kernels.reference`, implement it in
+the kernels, and add one entry here: the engine, the store and the command line read everything else from that entry.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Buffer:
-    """An argument of the fused kernel that holds one partition's results on the device.
+    """A buffer argument of the fused kernel, which holds the results of one partition on the device.
 
     Attributes:
-        dims: its dimensions; `image` counts the readable images of a partition.
-        dtype: a torch dtype by name, or `count`: int32, or int64 where a partition's counts could overflow that.
-        start: what sums start from in each partition; None where every row is overwritten.
+        dims: names of the dimensions; the size of `image` is the number of readable images in a partition.
+        dtype: name of a torch dtype, or `count`: int32, or int64 if the counts of a partition could overflow int32.
+        start: initial value of sums in each partition; None if every row is overwritten.
     """
 
     dims: tuple[str, ...]
@@ -44,17 +44,17 @@ BUFFERS: Final = {
     "histogram": Buffer(("unit", "bin"), "count", start=0),
     "power": Buffer(("unit", "frequency"), "float64", start=0),
 }
-"""Every buffer of the fused kernel, by the name of its argument."""
+"""Every buffer of the fused kernel, by argument name."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """What the values of a partition belong to, for `Builtin.stored`.
+    """The layers and images that the values of a partition belong to, for `Builtin.stored`.
 
     Attributes:
         layers: the layers along the unit axis.
         readable: positions in the partition of the images that could be read, int64 [n].
-        start: index of the partition's first image.
+        start: index of the first image of the partition.
     """
 
     layers: Sequence[Layer]
@@ -67,11 +67,11 @@ class Builtin:
     """A built-in statistic.
 
     Attributes:
-        outputs: the variables it stores.
-        buffers: the kernel's buffers that it needs, keys of `BUFFERS`.
-        finish: from those buffers, cut to the readable images, and k to the device's tensors by output. It
-            never waits for the device.
-        stored: what is done to an output's values on the host before they are stored, by output.
+        outputs: variables that it stores.
+        buffers: kernel buffers that it needs, as keys of `BUFFERS`.
+        finish: function of those buffers, limited to the readable images, and k. Returns device tensors by output
+            name and never synchronises with the device.
+        stored: functions applied on the host before values are stored, by output name.
     """
 
     outputs: tuple[Output, ...]
@@ -80,7 +80,7 @@ class Builtin:
     stored: Mapping[str, Callable[[NDArray[Any], Rows], NDArray[Any]]] | None = None
 
     def outputs_for(self, *, wide_counts: bool) -> tuple[Output, ...]:
-        """Return the outputs, with counts in uint64 where uint32 could overflow."""
+        """Return the outputs, with uint64 counts if `wide_counts` (when uint32 could overflow)."""
         if not wide_counts:
             return self.outputs
         counts = {name for name in self.buffers if BUFFERS[name].dtype == "count"}
@@ -98,7 +98,7 @@ def _maximum(buffers: Mapping[str, Tensor], _: int) -> dict[str, Tensor]:
 
 
 def _top(buffers: Mapping[str, Tensor], k: int) -> dict[str, Tensor]:
-    # Imported here: the declarations are read by commands that do without torch.
+    # Imported here because commands that do not need torch import this module.
     from actstats_kernels import ops
 
     ranked = ops.top_k(buffers["moments"][MOMENTS.index("maximum")], buffers["argmax"], k)
@@ -116,7 +116,7 @@ def _without_unresolved(power: NDArray[Any], rows: Rows) -> NDArray[Any]:
 
 
 def _image_indices(row: NDArray[Any], rows: Rows) -> NDArray[Any]:
-    """Return indices along `image` for row numbers among the readable images; -1, no image, stays -1."""
+    """Convert row numbers among the readable images to indices along `image`; -1 (no image) is kept."""
     return np.where(row < 0, -1, np.append(rows.readable, -1)[row] + rows.start)
 
 
@@ -191,7 +191,7 @@ BUILTINS: Final[dict[str, Builtin]] = {
         {"top_image": _image_indices},
     ),
 }
-"""Each built-in statistic by name."""
+"""The built-in statistics by name."""
 
 DEFAULT: Final = tuple(BUILTINS)
-"""What a sweep computes unless told otherwise: all of them."""
+"""The metrics that a sweep computes by default: all built-in statistics."""

@@ -1,4 +1,4 @@
-"""From what a user names to metrics: built-ins, entry points, `package.module:Class`, and objects."""
+"""Resolve metrics given as names of built-ins or entry points, as `package.module:Class`, or as objects."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ ENTRY_POINTS = "actstats.metrics"
 
 @dataclass(frozen=True)
 class Chosen:
-    """The metrics of one sweep: names of built-ins, and the custom ones by the name they were chosen by."""
+    """The metrics of one sweep: names of built-in metrics, and custom metrics by name."""
 
     builtin: tuple[str, ...]
     custom: dict[str, Metric]
 
     def outputs(self, *, wide_counts: bool = False) -> list[Output]:
-        """Return every variable that the sweep writes, built-ins first; counts in uint64 if `wide_counts`."""
+        """Return every variable that the sweep writes, built-ins first, with uint64 counts if `wide_counts`."""
         found = [o for name in self.builtin for o in BUILTINS[name].outputs_for(wide_counts=wide_counts)]
         return found + [output for metric in self.custom.values() for output in metric.outputs]
 
@@ -31,15 +31,15 @@ def resolve_metrics(
     names: str | Sequence[str] = DEFAULT,
     custom: str | Metric | type[Metric] | Sequence[str | Metric | type[Metric]] = (),
 ) -> Chosen:
-    """Find the metrics that a sweep computes.
+    """Return the metrics that a sweep computes.
 
     Args:
-        names: built-in metrics (`BUILTINS`) and names of installed entry points of the group `actstats.metrics`.
+        names: names of built-in metrics (`BUILTINS`) and of installed entry points in the group `actstats.metrics`.
         custom: further metrics: `"package.module:Class"`, a `Metric` object, or its class.
 
     Raises:
-        ActstatsError: an unknown name, a module that does not import, a class that is no metric, or two outputs of
-            one name.
+        ActstatsError: a name is unknown, a module cannot be imported, a class is not a metric, or two outputs have
+            the same name.
     """
     installed = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
     found: dict[str, Metric] = {}
@@ -49,9 +49,9 @@ def resolve_metrics(
             continue
         if name not in installed:
             known = [*BUILTINS, *installed]
-            offer = nearest(name, known) or "; there are " + ", ".join(known)
+            offer = nearest(name, known) or f"; available: {', '.join(known)}"
             raise ActstatsError(
-                f"no metric is named {name!r}{offer} (a class of your own: `custom=package.module:Class`)"
+                f"no metric is named {name!r}{offer} (for a class of your own, use `custom=package.module:Class`)"
             )
         found[name] = _instantiate(installed[name].value)
     for item in custom if isinstance(custom, Sequence) and not isinstance(custom, str) else [custom]:
@@ -60,7 +60,7 @@ def resolve_metrics(
         found[item if isinstance(item, str) else f"{kind.__module__}:{kind.__qualname__}"] = metric
     chosen = Chosen(tuple(name for name in BUILTINS if name in names), found)
     if not chosen.outputs():
-        raise ActstatsError("no metric is chosen; there is nothing to compute")
+        raise ActstatsError("no metrics were selected")
     _refuse_clashes(chosen)
     return chosen
 
@@ -83,11 +83,11 @@ def _refuse_clashes(chosen: Chosen) -> None:
         for output in metric.outputs:
             if output.name in reserved:
                 raise ActstatsError(
-                    f"metric {name} has an output {output.name!r}, a name that is taken; rename it"
+                    f"metric {name} has an output {output.name!r}, which is already taken; rename it"
                 )
             if output.merge == "rank":
                 raise ActstatsError(
-                    f"metric {name}: output {output.name!r} cannot merge by rank; use sum, min or max"
+                    f"metric {name}: output {output.name!r} cannot be merged by rank; use sum, min or max"
                 )
             reserved.add(output.name)
 

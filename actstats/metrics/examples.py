@@ -1,7 +1,7 @@
-"""Two metrics of the length that yours will have: one value an image, and an accumulator.
+"""Two example metrics: one value per image, and an accumulator.
 
-Installed under the entry-point names `kurtosis` and `unit_covariance`, so `actstats sweep --metrics mean,kurtosis`
-computes them; the documentation walks through both.
+They are installed as the entry points `kurtosis` and `unit_covariance`, so `actstats sweep --metrics mean,kurtosis`
+finds them by name. The documentation walks through both.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from actstats.metrics.protocol import Metric, Output, State
 
 
 class Kurtosis(Metric):
-    """Excess kurtosis of each map: 0 for a normal distribution, high for a unit that fires in few places.
+    """Excess kurtosis of each map: 0 for a normal distribution, high for a unit that is active in few places.
 
-    mean((x - mean)^4) / variance^2 - 3 over the map's positions, the population's moments (Fisher's definition,
-    as `scipy.stats.kurtosis` with its defaults); NaN where the map is constant.
+    mean((x - mean)^4) / variance^2 - 3 over the positions of the map, with population moments (Fisher's definition,
+    like `scipy.stats.kurtosis` with its defaults). NaN if the map is constant.
     """
 
     outputs = (
@@ -34,7 +34,7 @@ class Kurtosis(Metric):
 
 
 class UnitCovariance(Metric):
-    """Sums from which the covariance between the units of a layer follows, over all images and positions.
+    """Sums that give the covariance between the units of a layer, over all images and positions.
 
     With n = covariance_count, s = covariance_sum and p = covariance_product after merging the partitions, the
     covariance of units i and j of one layer is p[i, j] / n - s[i] s[j] / n^2, j being j's channel in the layer.
@@ -47,7 +47,7 @@ class UnitCovariance(Metric):
     )
 
     def sizes(self, layers: Sequence[Layer]) -> dict[str, int]:
-        """One row as long as the widest layer; what lies beyond a layer's own units stays 0."""
+        """Return the number of units of the widest layer; entries beyond a layer's own units stay 0."""
         return {"other_channel": max(layer.units for layer in layers)}
 
     def update(self, activation: Tensor, state: State) -> None:

@@ -1,4 +1,4 @@
-"""What a metric is: outputs declared with their dimensions and merge rule, and one `update` for each batch."""
+"""The interface of metrics: outputs declared with dimensions and a merge rule, and `update` for each batch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from actstats.layers import Layer
 
 MERGES = ("sum", "min", "max", "rank")
-"""How accumulators of two partitions become one. "rank" is the built-in top-k's (`actstats.merge`)."""
+"""How the accumulators of two partitions are merged. "rank" is reserved for the built-in top-k (`actstats.merge`)."""
 
 
 @dataclass(frozen=True)
@@ -26,15 +26,15 @@ class Output:
 
     Args:
         name: the variable's name, a Python identifier.
-        dims: `("image", "unit", ...)` for one value an image and unit, or `("partition", "unit", ...)` for an
-            accumulator over the images of a partition. Further dimensions get their length from `Metric.sizes`.
-        dtype: a NumPy dtype name.
-        units: the physical unit, as xarray's `units` attribute.
-        description: one line, as xarray's `long_name`.
-        merge: how accumulators of two partitions become one: "sum", "min" or "max".
+        dims: `("image", "unit", ...)` for one value per image and unit, or `("partition", "unit", ...)` for an
+            accumulator over the images of a partition. `Metric.sizes` gives the length of further dimensions.
+        dtype: name of a NumPy dtype.
+        units: physical unit, stored as the `units` attribute of the variable.
+        description: one line, stored as the `long_name` attribute of the variable.
+        merge: how the accumulators of two partitions are merged: "sum", "min" or "max".
 
     Raises:
-        ActstatsError: a name, dimension or merge rule that cannot be stored.
+        ActstatsError: the name, dimensions, dtype or merge rule are invalid.
     """
 
     name: str
@@ -57,22 +57,22 @@ class Output:
         if self.merge not in MERGES:
             raise ActstatsError(f"output {self.name!r} has merge={self.merge!r}; choose sum, min or max")
         if np.dtype(self.dtype).kind not in "fiub":
-            raise ActstatsError(f"output {self.name!r} has dtype {self.dtype!r}; it must be a number's")
+            raise ActstatsError(f"output {self.name!r} has dtype {self.dtype!r}; it must be numeric")
 
     @property
     def per_image(self) -> bool:
-        """Whether there is one value for each image, not one for each partition."""
+        """True if there is one value per image, False if there is one per partition."""
         return self.dims[0] == "image"
 
     @property
     def missing(self) -> float | int:
-        """What an element holds where nothing was computed: NaN, or -1, or 0 for an unsigned dtype."""
+        """Fill value where nothing was computed: NaN for floats, -1 for signed integers, else 0."""
         kind = np.dtype(self.dtype).kind
         return float("nan") if kind == "f" else -1 if kind == "i" else 0
 
     @property
     def neutral(self) -> float | int:
-        """What an accumulator starts from: the neutral element of `merge`."""
+        """Initial value of an accumulator: the neutral element of `merge`."""
         dtype = np.dtype(self.dtype)
         if self.merge == "sum":
             return 0
@@ -84,10 +84,10 @@ class Output:
 
 @dataclass
 class State:
-    """What one metric sees of one layer in one partition: the layer, and the accumulators by name.
+    """State of a metric for one layer and one partition: the layer, and the accumulators by name.
 
-    `state["name"]` is the accumulator of that output, a tensor [units, ...] on the activation's device that holds the
-    merge rule's neutral element at the partition's start. Change it in place, or assign a new tensor.
+    `state["name"]` is the accumulator of that output: a tensor [units, ...] on the activation's device, which holds
+    the neutral element of the merge rule at the start of each partition. Modify it in place, or assign a new tensor.
     """
 
     layer: Layer
@@ -102,7 +102,7 @@ class State:
         return self.accumulators[name]
 
     def __setitem__(self, name: str, value: Tensor) -> None:
-        # The accumulator is a view of the partition's buffer: the values must land there.
+        # The accumulator is a view of the partition's buffer, so the values must be copied into it.
         target = self[name]
         if value is target:
             return
@@ -117,11 +117,11 @@ class State:
 
 @dataclass(frozen=True)
 class ImageBatch:
-    """The images that the maps of one `Metric.update` belong to, in their order.
+    """The images that the maps passed to `Metric.update` belong to, in the same order.
 
     Attributes:
-        indices: of each image along the dataset's axis `image`, int64 [N], on the activation's device.
-        labels: class of each, int64 [N], on the activation's device; -1 where it is not known.
+        indices: index of each image along the `image` dimension, int64 [N], on the activation's device.
+        labels: class of each image, int64 [N], on the activation's device; -1 if unknown.
         layer: name of the layer.
     """
 
@@ -131,11 +131,12 @@ class ImageBatch:
 
 
 class Metric:
-    """The base of a user's metric. Set `outputs`, write `update`; `sizes` only if there are further dimensions.
+    """Base class for custom metrics. Set `outputs` and implement `update`.
 
-    One object serves all layers and the whole sweep, so it holds no state of its own: what a metric remembers of a
-    partition lives in `state`, which the engine writes to the store and starts afresh for the next partition.
-    That is what lets a sweep resume, and several machines share one store.
+    Implement `sizes` only if the outputs have further dimensions. One object serves all layers and the whole sweep,
+    so it must not hold state of its own. Anything a metric accumulates over a partition belongs in `state`, which the
+    engine writes to the store and resets for the next partition. This allows a sweep to resume, and several machines
+    to share a store.
     """
 
     outputs: ClassVar[Sequence[Output]] = ()
@@ -145,22 +146,22 @@ class Metric:
         return {}
 
     def update(self, activation: Tensor, state: State) -> Mapping[str, Tensor] | None:
-        """Take one batch of one layer's activation maps.
+        """Process one batch of activation maps of one layer.
 
-        An `update` with a third parameter of the name `batch` is also given the images' indices and labels, an
-        `ImageBatch`.
+        If `update` has a third parameter named `batch`, it also receives an `ImageBatch` with the indices and labels
+        of the images.
 
         Args:
-            activation: [N, C, H, W], of the model's dtype and device, N readable images; possibly strided. It is a
-                copy, so it may be changed in place.
-            state: the layer and this partition's accumulators.
+            activation: maps [N, C, H, W] of N readable images, with the dtype and device of the model and any
+                strides. This is a copy, so it may be modified in place.
+            state: the layer and the accumulators of the current partition.
 
         Returns:
-            For each per-image output its values, [N, C, ...]; None if there are none.
+            The values [N, C, ...] of each per-image output by name; None if there are no such outputs.
         """
         raise NotImplementedError
 
 
 def takes_batch(metric: Metric) -> bool:
-    """Return whether a metric's `update` asks for the batch, by a parameter of that name."""
+    """Return whether the `update` of a metric has a parameter named `batch`."""
     return "batch" in inspect.signature(metric.update).parameters

@@ -1,4 +1,4 @@
-"""What makes a network from its name: torchvision, timm, or a function of the user's own."""
+"""Build networks by name, from torchvision, timm or a factory function of the user."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from actstats.support import named_object, require_extra
 
 
 class Published(NamedTuple):
-    """Weights that belong to an architecture: what they are called, their file, what its SHA-256 begins with."""
+    """Published weights of an architecture; `sha256` is the beginning of the file's SHA-256, if known."""
 
     source: str
     path: Path
@@ -32,7 +32,7 @@ class Published(NamedTuple):
 
 
 class Builder(ABC):
-    """Makes one architecture. `heads` are what the names of those weights begin with that only training uses."""
+    """Builds one architecture. `heads` are name prefixes of weights that are only used in training."""
 
     arch: str
     heads: tuple[str, ...] = ()
@@ -40,28 +40,31 @@ class Builder(ABC):
     @property
     @abstractmethod
     def skeleton(self) -> nn.Module:
-        """The network with any weights or none, for its names."""
+        """The network with arbitrary or no weights, used for the names of its weights."""
 
     @abstractmethod
     def preprocessing(self, checkpoint: Checkpoint | None) -> Preprocessing:
-        """Return what belongs to weights that bring none of their own; None: to random ones."""
+        """Return the preprocessing for weights that come without one. None stands for random weights."""
 
     @abstractmethod
     def arguments(
         self, preprocessing: Preprocessing, classes: int | None, *, transform_input: bool
     ) -> dict[str, Any]:
-        """Return what `build` takes, fit for JSON."""
+        """Return the JSON-serialisable arguments of `build`."""
 
     @abstractmethod
     def build(self, arguments: Mapping[str, Any], seed: int) -> nn.Module:
-        """Return the network in eval mode, its weights drawn from `seed`."""
+        """Return the network in eval mode, with weights drawn from `seed`."""
 
     @abstractmethod
     def published(self, name: str, *, offline: bool) -> Published:
-        """Return the published weights of that name, downloaded unless they are there."""
+        """Return the published weights with this name, downloading them if needed."""
 
     def fill(self, arguments: Mapping[str, Any], checkpoint: Checkpoint, *, published: bool) -> nn.Module:
-        """Return the network in eval mode with the weights of a checkpoint; raise `ActstatsError` for a misfit."""
+        """Return the network in eval mode with the weights of a checkpoint.
+
+        Raises `ActstatsError` if they do not fit.
+        """
         model = self.build(arguments, 0)
         fit(model, checkpoint, self.arch)
         return model
@@ -71,14 +74,14 @@ class Builder(ABC):
         return frozenset(self.skeleton.state_dict())
 
     def class_layer(self) -> str:
-        """Return the name of the weight whose rows are the classes."""
+        """Return the name of the weight tensor whose rows are the classes."""
         return zoo.class_layer(self.skeleton)
 
 
 def builder_of(arch: str) -> Builder:
-    """Return what makes `arch`.
+    """Return the builder of `arch`.
 
-    Raises `ActstatsError` for an unknown name, or a library that is not installed.
+    Raises `ActstatsError` if the name is unknown or the library is not installed.
     """
     if arch.startswith("timm/"):
         return Timm(arch)
@@ -86,7 +89,7 @@ def builder_of(arch: str) -> Builder:
 
 
 class Torchvision(Builder):
-    """A network of torchvision's."""
+    """A network from torchvision."""
 
     def __init__(self, arch: str) -> None:
         self.arch = arch
@@ -101,7 +104,7 @@ class Torchvision(Builder):
             return zoo.build(self.arch, arguments)
 
     def preprocessing(self, checkpoint: Checkpoint | None) -> Preprocessing:
-        """Return that of the set which a file is, else of the default set."""
+        """Return the preprocessing of the weight set that the file belongs to, or of the default set."""
         if not self._sets:
             return Preprocessing.imagenet()
         default = self._sets["DEFAULT"]
@@ -125,7 +128,7 @@ class Torchvision(Builder):
         return model
 
     def published(self, name: str, *, offline: bool) -> Published:
-        """Return one of torchvision's sets."""
+        """Return one of torchvision's weight sets."""
         # The name may be given in full, as torchvision prints it: GoogLeNet_Weights.IMAGENET1K_V1.
         member = self._sets.get(name.rpartition(".")[2].upper())
         if member is None:
@@ -141,11 +144,11 @@ class Torchvision(Builder):
 
 
 class Own(Builder):
-    """A network that a function of the user's makes, `package.module:factory`, called without arguments."""
+    """A network made by the user's function `package.module:factory`, called without arguments."""
 
     def __init__(self, arch: str) -> None:
         self.arch = arch
-        self._factory = named_object(arch, "--arch", "factory")
+        self._factory = named_object(arch, "architecture", "factory")
 
     @cached_property
     def _made(self) -> tuple[nn.Module, Preprocessing]:
@@ -157,13 +160,13 @@ class Own(Builder):
         return self._made[0]
 
     def preprocessing(self, checkpoint: Checkpoint | None) -> Preprocessing:
-        """Return what the function gave, else ImageNet's."""
+        """Return the preprocessing that the function returned, or ImageNet's."""
         return self._made[1]
 
     def arguments(
         self, preprocessing: Preprocessing, classes: int | None, *, transform_input: bool
     ) -> dict[str, Any]:
-        """Return nothing: the function takes none."""
+        """Return an empty dict, because the function takes no arguments."""
         return {}
 
     def build(self, arguments: Mapping[str, Any], seed: int) -> nn.Module:
@@ -171,31 +174,31 @@ class Own(Builder):
         return self._make(seed)[0]
 
     def published(self, name: str, *, offline: bool) -> Published:
-        """Raise `ActstatsError`: there are none."""
-        raise ActstatsError(f"{self.arch} has no weights {name!r}; give a file, or leave --weights out")
+        """Raise `ActstatsError`, because a function has no published weights."""
+        raise ActstatsError(f"{self.arch} has no weights {name!r}; give a file, or omit `weights=`")
 
     def _make(self, seed: int) -> tuple[nn.Module, Preprocessing]:
         if not callable(self._factory):
-            raise ActstatsError(f"--arch {self.arch} is no function")
+            raise ActstatsError(f"`arch={self.arch}` is not a function")
         try:
             with zoo.drawing_from(seed):
                 made = self._factory()
         except Exception as error:
             reason = " ".join(str(error).split())
-            raise ActstatsError(f"--arch {self.arch} fails: {type(error).__name__}: {reason}") from error
+            raise ActstatsError(f"`arch={self.arch}` fails: {type(error).__name__}: {reason}") from error
         model, preprocessing = (
             made if isinstance(made, tuple) and len(made) == 2 else (made, Preprocessing.imagenet())
         )
         if not isinstance(model, nn.Module) or not isinstance(preprocessing, Preprocessing):
             raise ActstatsError(
-                f"--arch {self.arch} gives a {type(made).__name__}; it must return a torch module, "
+                f"`arch={self.arch}` returned {type(made).__name__}; it must return a torch module, "
                 "or a module and its actstats.Preprocessing"
             )
         return model.eval().requires_grad_(False), preprocessing
 
 
 class Timm(Builder):
-    """A network of timm's."""
+    """A network from timm."""
 
     def __init__(self, arch: str) -> None:
         self.arch = arch
@@ -212,16 +215,16 @@ class Timm(Builder):
 
     @property
     def _config(self) -> dict[str, Any]:
-        """What timm notes of the published weights."""
+        """Timm's configuration of the published weights."""
         return cast(dict[str, Any], self.skeleton.pretrained_cfg)
 
     def preprocessing(self, checkpoint: Checkpoint | None) -> Preprocessing:
-        """Return timm's own for the network."""
+        """Return timm's preprocessing for the network."""
         config = _timm().data.resolve_model_data_config(self.skeleton)
         _, height, width = config["input_size"]
         if height != width or len(config["mean"]) != 3:
             raise ActstatsError(
-                f"{self.arch} wants images of {height} x {width}, which are no squares in colour"
+                f"{self.arch} expects input of shape {list(config['input_size'])}, but only square RGB is supported"
             )
         return Preprocessing(
             resize=math.floor(height / config["crop_pct"]),
@@ -246,7 +249,7 @@ class Timm(Builder):
         """Return the network with the weights of a checkpoint."""
         if not published:
             return super().fill(arguments, checkpoint, published=False)
-        # timm knows how its own files of old are to be converted.
+        # timm converts its own files in older formats.
         overlay = {"state_dict": dict(checkpoint.state)}
         try:
             return self._made(arguments, pretrained=True, pretrained_cfg_overlay=overlay)
@@ -255,10 +258,11 @@ class Timm(Builder):
             raise ActstatsError(f"{checkpoint.path.name} does not fit {self.arch}: {reason}") from None
 
     def published(self, name: str, *, offline: bool) -> Published:
-        """Return the weights that the name means."""
+        """Return the published weights with this name."""
         if name != "default":
             raise ActstatsError(
-                f"{self.arch} has no weights {name!r}; timm's sets are part of the name, as timm/resnet50.a1_in1k"
+                f"{self.arch} has no weights {name!r}; timm's weight sets are part of the model name, "
+                "as in timm/resnet50.a1_in1k"
             )
         config = self._config
         sha256 = None
@@ -267,7 +271,7 @@ class Timm(Builder):
         elif url := config.get("url"):
             path, sha256 = (fetched := fetch(url, offline=offline)).path, fetched.sha256
         else:
-            raise ActstatsError(f"timm has no weights for {self.arch}; use --weights none, or give a file")
+            raise ActstatsError(f"timm has no weights for {self.arch}; use `weights=none`, or give a file")
         return Published(f"timm:{self._name}", path, self.preprocessing(None), sha256)
 
     def _made(self, arguments: Mapping[str, Any], **more: Any) -> nn.Module:

@@ -1,4 +1,4 @@
-"""What `--arch` and `--robust` can name, and which of it is on this machine."""
+"""List the weights that are known by name, and which of them are on this machine."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from actstats.models.sources import DEMO_ARCH, demo_file
 class Entry:
     """One choice of weights.
 
-    `options` are what choose it on the command line. `threat` is `standard` for weights trained without an attack,
-    else such as `l2:3`; `accuracy` the top-1 accuracy on ImageNet in per cent that its authors publish; `url` None
-    where it has no stable address; `file` where it lies, or None where it is not on this machine.
+    `options` are the command-line options that select the weights. `threat` is `standard` for weights trained without
+    an attack, or a threat model such as `l2:3`. `accuracy` is the top-1 accuracy on ImageNet in percent, as published
+    by the authors. `url` is None if there is no stable address, and `file` is None if the weights are not on this
+    machine.
     """
 
     arch: str
@@ -32,12 +33,12 @@ class Entry:
     file: Path | None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it fit for JSON."""
+        """Return a JSON-serialisable dict."""
         return {**vars(self), "file": None if self.file is None else str(self.file)}
 
 
 def entries(*, robust_only: bool = False) -> Iterator[Entry]:
-    """Yield all weights that are known by name: torchvision's sets, the embedded pair, and robust ones."""
+    """Yield all weights known by name: torchvision's weight sets, the embedded pair, and robust checkpoints."""
     if not robust_only:
         for arch in zoo.architectures():
             yield from _sets(arch)

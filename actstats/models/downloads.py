@@ -1,7 +1,7 @@
-"""Downloads: with progress, resumed where they stopped, checked, and renamed into the cache when whole.
+"""Download files into the cache: with a progress bar, resumable, and verified by checksum.
 
-The cache is a folder, `ACTSTATS_CACHE` or else `~/.cache/actstats`; a file lies in it under its address. Beside each
-lies a note of what came at first, so that a file that changes at its address, or on the disk, is found out.
+The cache is the folder `ACTSTATS_CACHE`, by default `~/.cache/actstats`. A file is stored in it under its URL. A note
+next to it records the checksum of the first download, so that later changes at the URL or on disk are detected.
 """
 
 from __future__ import annotations
@@ -25,33 +25,33 @@ from actstats.errors import ActstatsError
 from actstats.support import cache_folder, replace_file
 
 _TIMEOUT: Final = 30.0
-"""Seconds without an answer after which a connection has failed."""
+"""Seconds without a response after which a connection fails."""
 _TRIES: Final = 3
-"""Connections that bring nothing before a download is given up."""
+"""Number of consecutive connections without any data after which a download is abandoned."""
 _BLOCK: Final = 1 << 20
 
 
 @dataclass(frozen=True)
 class Fetched:
-    """A file in the cache, and the SHA-256 it must have, in hex: what came at first, or what was asked for."""
+    """A file in the cache, and the SHA-256 recorded when it was first downloaded, in hex."""
 
     path: Path
     sha256: str
 
 
-class _Interrupted(Exception):  # noqa: N818 - the download goes on after it
-    """A connection ended before the file did."""
+class _Interrupted(Exception):  # noqa: N818 - the download resumes after it
+    """The connection ended before the end of the file."""
 
 
 def cached_file(url: str) -> Path:
-    """Return where the file at an address lies, or would lie, in the cache.
+    """Return the path in the cache of the file at a URL, whether or not it has been downloaded.
 
     >>> cached_file("https://example.org/weights/a.pth").relative_to(cache_folder()).as_posix()
     'weights/example.org/weights/a.pth'
     """
     address = urlsplit(url)
     if address.scheme not in ("http", "https") or not address.hostname:
-        raise ActstatsError(f"{url!r} is no address of a file; it begins with https:// or http://")
+        raise ActstatsError(f"{url!r} is not the URL of a file; it must begin with https:// or http://")
     parts = [part for part in unquote(address.path).split("/") if part not in ("", ".", "..")]
     safe = [re.sub(r"[^\w.+=@-]", "_", part)[:150] for part in parts] or ["index"]
     if address.query:
@@ -61,34 +61,35 @@ def cached_file(url: str) -> Path:
 
 
 def fetch(url: str, *, sha256: str | None = None, offline: bool = False, advice: str = "") -> Fetched:
-    """Return the file at an address, from the cache or downloaded into it.
+    """Return the file at a URL from the cache, downloading it if needed.
 
-    `sha256` is what the file must have, in hex, or how that begins; `advice` ends the errors of the network.
+    `sha256` is the expected checksum of the file in hex, or its beginning. `advice` is appended to network errors.
 
-    Raises `ActstatsError` where there is no such file, no network, `offline` forbids it, or the checksum is another.
+    Raises `ActstatsError` if there is no such file or no network, `offline` forbids the download, or the checksum
+    differs.
     """
     file = cached_file(url)
     if not file.is_file():
         if offline:
             raise ActstatsError(
-                f"{url} is not in the cache and --offline forbids to download it; run once without, "
+                f"{url} is not in the cache and `offline=True` forbids the download; run once without it, "
                 f"or put the file at {file}"
             )
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             with _alone(_beside(file, ".part")) as part:
-                if not file.is_file():  # another process may have brought it meanwhile
+                if not file.is_file():  # another process may have downloaded it meanwhile
                     _download(url, part, _beside(file, ".part.json"), advice)
                     _accept(url, part, file, sha256)
         except OSError as error:
             raise ActstatsError(f"cannot write {error.filename or file}: {error.strerror or error}") from None
     known = _note(_beside(file, ".json")).get("sha256")
-    if known is None:  # put there by hand
+    if known is None:  # placed there by hand
         known = sha256_of(file)
         _remember(_beside(file, ".json"), {"url": url, "sha256": known})
     if sha256 and not known.startswith(sha256.lower()):
         raise ActstatsError(
-            f"{file} has another SHA-256, {known}, than {sha256}; delete it to download it anew"
+            f"the SHA-256 of {file} is {known}, not {sha256}; delete the file to download it again"
         )
     return Fetched(file, known)
 
@@ -100,7 +101,7 @@ def sha256_of(path: Path) -> str:
 
 
 def _download(url: str, part: Path, note: Path, advice: str) -> None:
-    """Bring the whole file to `part`, which may have its beginning."""
+    """Download the whole file to `part`, which may already hold its beginning."""
     print(f"downloading {url} to {part.with_suffix('')}", file=sys.stderr)
     tries = _TRIES
     while True:
@@ -111,10 +112,14 @@ def _download(url: str, part: Path, note: Path, advice: str) -> None:
             tries = _TRIES if part.stat().st_size > before else tries - 1
             if tries > 0:
                 continue
-            advice = "what came is kept, run the same command to go on" if part.stat().st_size else advice
+            advice = (
+                "the partial file is kept, rerun the same command to resume"
+                if part.stat().st_size
+                else advice
+            )
             raise ActstatsError(_failed(url, str(stop), advice)) from None
         except HTTPError as error:
-            reason = f"the server answers {error.code} {error.reason}"
+            reason = f"the server returned {error.code} {error.reason}"
             raise ActstatsError(_failed(url, reason, advice)) from None
         except (URLError, HTTPException, ConnectionError, TimeoutError) as error:
             reason = " ".join(str(getattr(error, "reason", error)).split()) or type(error).__name__
@@ -128,20 +133,19 @@ def _failed(url: str, reason: str, advice: str) -> str:
 
 
 def _receive(url: str, part: Path, note: Path) -> None:
-    """Open one connection, and append what it brings."""
+    """Open one connection and append the data received."""
     have, version = part.stat().st_size, _note(note).get("version")
     headers = {"User-Agent": "actstats"}
-    if (
-        have and version
-    ):  # The server sends all of it if the file is no longer the one that we have a part of.
+    if have and version:
+        # If the file has changed since, the server ignores the range and sends all of it.
         headers |= {"Range": f"bytes={have}-", "If-Range": version}
     try:
         response = urlopen(Request(url, headers=headers), timeout=_TIMEOUT)
     except HTTPError as error:
         if error.code != 416 or not have:
             raise
-        part.write_bytes(b"")  # A part that is no beginning of it.
-        raise _Interrupted("the server has a smaller file than came before") from None
+        part.write_bytes(b"")  # The partial file is not the beginning of this one.
+        raise _Interrupted("the file on the server is smaller than the partial download") from None
     with response:
         start = have if response.status == 206 else 0
         _refuse_page(url, response.headers)
@@ -179,22 +183,22 @@ def _stopped(file: IO[bytes], total: int | None) -> str:
 def _refuse_page(url: str, headers: HTTPMessage) -> None:
     if headers.get_content_type() == "text/html":
         raise ActstatsError(
-            f"{url} gives a web page, not a file; download it by hand, then use --weights FILE"
+            f"{url} returned a web page, not a file; download it by hand, then use `weights=FILE`"
         )
 
 
 def _version(headers: HTTPMessage) -> str | None:
-    """Return what tells one version of a file at an address from another, as If-Range takes it."""
+    """Return a validator for If-Range that changes with the file, or None if the server sends none."""
     tag = headers.get("ETag")
     return tag if tag and not tag.startswith("W/") else headers.get("Last-Modified")
 
 
 def _accept(url: str, part: Path, file: Path, sha256: str | None) -> None:
-    """Check a download that is whole, note its checksum, and give it its name."""
+    """Verify a complete download, record its checksum, and rename it to `file`."""
     found = sha256_of(part)
     for expected, what in (
-        (sha256, "that was asked for"),
-        (_note(_beside(file, ".json")).get("sha256"), "that came first"),
+        (sha256, "that was requested"),
+        (_note(_beside(file, ".json")).get("sha256"), "that was first downloaded"),
     ):
         if expected and not found.startswith(expected.lower()):
             part.unlink()
@@ -209,10 +213,10 @@ def _accept(url: str, part: Path, file: Path, sha256: str | None) -> None:
 
 @contextmanager
 def _alone(path: Path) -> Iterator[Path]:
-    """Hold a file that is made if need be, while no other process does."""
+    """Lock a file exclusively, creating it if needed."""
     with path.open("ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        path.touch()  # the one that was waited for may have renamed it
+        path.touch()  # the previous holder of the lock may have renamed it
         try:
             yield path
         finally:

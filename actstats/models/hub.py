@@ -1,4 +1,4 @@
-"""Files of the Hugging Face hub, `hf://owner/repository/file`. Needs the extra `hub`."""
+"""Files on the Hugging Face Hub, `hf://owner/repository/file`. Requires the extra `hub`."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ _ADDRESS: Final = re.compile(
 
 
 def parse_address(address: str) -> tuple[str, str, str | None]:
-    """Return the repository, the file and the revision (None: the main one) of an address.
+    """Return the repository, file and revision (None for the default branch) of an address.
 
     >>> parse_address("hf://owner/name/folder/model.safetensors@v1.0")
     ('owner/name', 'folder/model.safetensors', 'v1.0')
 
-    Raises `ActstatsError` for one of another form.
+    Raises `ActstatsError` if the address does not have this form.
     """
     found = _ADDRESS.fullmatch(address)
     if found is None or {".", ".."} & set(address.partition("@")[0].split("/")):
         raise ActstatsError(
-            f"{address!r} is no file on the hub; give hf://OWNER/REPOSITORY/FILE or ...FILE@REVISION"
+            f"{address!r} is not a file on the hub; use hf://OWNER/REPOSITORY/FILE or ...FILE@REVISION"
         )
     return found["repository"], found["file"], found["revision"]
 
 
 def hub_file(repository: str, file: str, revision: str | None = None, *, offline: bool = False) -> Path:
-    """Return a file of a repository from the hub's own cache, or downloaded into it.
+    """Return a file of a repository from the hub's own cache, downloading it if needed.
 
-    With `ACTSTATS_CACHE` set, that cache lies in there.
+    If `ACTSTATS_CACHE` is set, the hub's cache is a folder inside it.
 
-    Raises `ActstatsError` where there is no such file, no network, or `offline` forbids it.
+    Raises `ActstatsError` if there is no such file or no network, or `offline` forbids the download.
     """
     with needs("huggingface_hub", "a file of the Hugging Face hub", "hub"):
         from huggingface_hub import hf_hub_download
@@ -49,7 +49,7 @@ def hub_file(repository: str, file: str, revision: str | None = None, *, offline
         print(f"looking for {address} on the Hugging Face hub", file=sys.stderr)
     chatter = logging.getLogger("huggingface_hub")
     before = chatter.level
-    chatter.setLevel(logging.ERROR)  # Our error says the same once.
+    chatter.setLevel(logging.ERROR)  # Our own error reports the same.
     try:
         found = hf_hub_download(
             repository, file, revision=revision, cache_dir=folder, local_files_only=offline
@@ -57,10 +57,12 @@ def hub_file(repository: str, file: str, revision: str | None = None, *, offline
     except LocalEntryNotFoundError as error:
         if offline:
             raise ActstatsError(
-                f"{address} is not in the cache and --offline forbids to download it; run once without"
+                f"{address} is not in the cache and `offline=True` forbids the download; run once without it"
             ) from None
         raise ActstatsError(f"download of {address} failed: {_reason(error)}") from None
-    except Exception as error:  # Each version raises its own kinds for a missing file, a gate, a broken line.
+    except (
+        Exception
+    ) as error:  # Exceptions for missing files, gated repositories and network errors vary by version.
         raise ActstatsError(f"download of {address} failed: {_reason(error)}") from None
     finally:
         chatter.setLevel(before)

@@ -1,4 +1,4 @@
-"""A network that is ready to be swept, and the record of what it is."""
+"""A network that is ready to be swept, and the record that identifies it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from actstats.models.checkpoints import state_sha256
 
 @dataclass(frozen=True)
 class Loaded:
-    """A network ready to be swept, and known by its `identity`. Those of `load_model` are in eval mode.
+    """A network that is ready to be swept. `load_model` returns it in eval mode.
 
-    `identity` is fit for JSON: `arch`, `num_classes`, and `weights`, which is all that `load_from_manifest`
-    needs.
+    `identity` is a JSON-serialisable dict of `arch`, `num_classes` and `weights`, which is all that
+    `load_from_manifest` needs.
     """
 
     model: nn.Module
@@ -26,6 +26,6 @@ class Loaded:
 
     @classmethod
     def of(cls, model: nn.Module, preprocessing: Preprocessing | Transform) -> Self:
-        """Return a network of the caller's own, left in the mode that it is in. It cannot be rebuilt by name."""
+        """Wrap a module of the caller, which stays in its current mode. It cannot be rebuilt by name."""
         weights = {"source": "module", "sha256": state_sha256(model)}
         return cls(model, preprocessing, {"arch": type(model).__name__, "weights": weights})

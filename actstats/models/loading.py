@@ -1,4 +1,4 @@
-"""The one place that turns an architecture, a choice of weights and a threat model into a network.
+"""Load a network, given an architecture, a choice of weights and a threat model.
 
 >>> loaded = load_model("squeezenet1_1", "none", seed=3)
 >>> loaded.identity["weights"]["source"], loaded.preprocessing.shape
@@ -25,7 +25,7 @@ from actstats.models.recorded import MOST_CLASSES, read_record
 from actstats.models.sources import Located, locate, relocate
 
 _IDENTITY: Final = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-"""Mean and standard deviation that leave an image as it is."""
+"""Mean and standard deviation that leave an image unchanged."""
 
 
 def load_model(
@@ -36,28 +36,28 @@ def load_model(
     seed: int = 0,
     offline: bool = False,
 ) -> Loaded:
-    """Return a classification network by its name, with its weights' preprocessing.
+    """Return a classification network by name, with the preprocessing of its weights.
 
-    `arch` is torchvision's name for it, `timm/NAME` (extra `timm`), or `package.module:factory`: a function of your
-    own without arguments, which returns a module, or a module and its `Preprocessing`.
+    `arch` is the name of a torchvision model, `timm/NAME` (extra `timm`), or `package.module:factory`: your own
+    function without arguments that returns a module, or a module and its `Preprocessing`.
 
     `weights` is one of:
 
-    - `default` (the published best) or the name of another of torchvision's sets (`IMAGENET1K_V1`);
-    - `none`: random ones drawn from `seed`;
-    - `demo`: the small GoogLeNet that comes with actstats, trained on 11 categories;
-    - a file that torch, safetensors or a pickle wrote, `FILE#KEY` for a part of it;
-    - an address (`https://...`), or `hf://owner/repository/file` on the Hugging Face hub (extra `hub`).
+    - `default` (the best published weights) or the name of another torchvision weight set (`IMAGENET1K_V1`);
+    - `none`: random weights drawn from `seed`;
+    - `demo`: the small GoogLeNet that is included in actstats, trained on 11 categories;
+    - a file written by torch, safetensors or pickle; `FILE#KEY` selects a part of it;
+    - a URL (`https://...`), or `hf://owner/repository/file` on the Hugging Face Hub (extra `hub`).
 
-    `robust` asks for adversarially trained weights: True or `default` (l2, epsilon 3), `l2:EPSILON`, or
-    `linf:EPSILON` (in 1/255), out of the registry of published ones; with `demo`, for the robust one of the pair.
-    What is not in the cache is downloaded, unless `offline`.
+    `robust` selects adversarially trained weights from the registry of published checkpoints: True or `default` (l2,
+    epsilon 3), `l2:EPSILON`, or `linf:EPSILON` (in 1/255). With `demo`, it selects the robust network of the pair.
+    Files that are not in the cache are downloaded, unless `offline` is True.
 
-    A file tells the number of classes. Its preprocessing is its own: the normaliser that it holds, or
-    `preprocessing` in the metadata of a safetensors file; else that of the torchvision set that it is, or of
-    `default`. No code in a file is run.
+    The number of classes is inferred from the file. The preprocessing is the file's own, if it contains a normaliser
+    or, in safetensors metadata, an entry `preprocessing`. Otherwise it is that of the torchvision weight set that the
+    file belongs to, or of `default`. Code in a file is never executed.
 
-    Raises `ActstatsError` for an unknown name, a failed download, and a file that does not fit.
+    Raises `ActstatsError` for an unknown name, a failed download, or a file that does not fit.
     """
     builder = builder_of(arch)
     asked = None if robust is None or robust is False else "default" if robust is True else robust
@@ -78,29 +78,28 @@ def load_from_manifest(
     """Rebuild the network that was swept from the attributes of its store.
 
     Nothing that the attributes name is imported or called. The weights file that they name is opened, or downloaded
-    from its address: for a store that you do not trust give `weights` and `offline`.
+    from its URL: for a store that you do not trust, pass `weights` and `offline`.
 
     Args:
-        attrs: attributes of the store; the entries `arch`, `weights` and `preprocessing` are read.
-        weights: where the weights file is now, if it was moved.
-        offline: never touch the network.
-        arch: the factory, `package.module:factory`, if one made the network. It is imported and called only if it
-            is the very one that the attributes name.
+        attrs: attributes of the store, of which `arch`, `weights` and `preprocessing` are used.
+        weights: path of the weights file, if it was moved.
+        offline: do not access the network.
+        arch: the factory `package.module:factory`, if the network was made by one. It is imported and called only if
+            it is the one that the attributes name.
 
     Returns:
         The network in eval mode, and its preprocessing.
 
     Raises:
-        ActstatsError: an entry is missing, of the wrong type or out of bounds; the weights are no longer
-            available or differ from those that were swept; a factory made the network and `arch` is not that
-            factory.
+        ActstatsError: an entry is missing, of the wrong type or out of bounds; the weights are no longer available or
+            differ from those that were swept; a factory made the network and `arch` is not that factory.
     """
     name, record, preprocessing = read_record(attrs)
     if arch is not None and arch != name:
         raise ActstatsError(f"the network that was swept is {name}, not {arch}")
     if ":" in name and arch is None:
         raise ActstatsError(
-            f"the network comes from {name}, which is code of whoever swept it; to call it, give `arch={name}`"
+            f"the network comes from {name}, which is not called without permission; to call it, pass `arch={name}`"
         )
     source, arguments = record["source"], record["builder"]
     builder = builder_of(name)
@@ -112,7 +111,7 @@ def load_from_manifest(
         model = builder.fill(arguments, checkpoint, published=located.published)
     if state_sha256(model) != record["sha256"]:
         raise ActstatsError(
-            f"the weights of {name} ({source}) are not those that were swept: another SHA-256"
+            f"the weights of {name} ({source}) are not those that were swept: their SHA-256 differs"
         )
     return model, preprocessing
 
@@ -129,7 +128,8 @@ def _from_file(builder: Builder, located: Located) -> Loaded:
     checkpoint = _read(builder, located)
     own = _own_preprocessing(checkpoint)
     preprocessing = own or located.preprocessing or builder.preprocessing(checkpoint)
-    # A bare file of GoogLeNet or Inception v3 most likely descends from torchvision's, which transform their input.
+    # Files of GoogLeNet and Inception v3 without a preprocessing most likely derive from torchvision's, whose
+    # networks transform their input.
     arguments = builder.arguments(
         preprocessing, _classes(builder, checkpoint), transform_input=located.published or own is None
     )
@@ -147,7 +147,7 @@ def _from_file(builder: Builder, located: Located) -> Loaded:
 
 
 def _read(builder: Builder, located: Located) -> Checkpoint:
-    """Return the weights under the network's own names, once the file is known to be the one that it should be."""
+    """Return the weights under the network's own names, after checking that the file is the expected one."""
     checkpoint = read_checkpoint(located.path, located.part, located.sha256)
     noted = checkpoint.notes.get("arch")
     if noted and noted != builder.arch:
@@ -158,7 +158,7 @@ def _read(builder: Builder, located: Located) -> Checkpoint:
 
 
 def _own_preprocessing(checkpoint: Checkpoint) -> Preprocessing | None:
-    """Return the preprocessing that a file brings: in its metadata, or as a normaliser, which is used once."""
+    """Return the preprocessing in a file's metadata or normaliser. If it has both, they are applied only once."""
     try:
         record = checkpoint.note("preprocessing")
         noted = None if record is None else Preprocessing.from_dict(record)
@@ -170,30 +170,32 @@ def _own_preprocessing(checkpoint: Checkpoint) -> Preprocessing | None:
     if inside is None:
         return noted
     if noted is None:
-        # `robustness`, whose files have one, evaluates on the centre of images resized to 256.
+        # The library `robustness`, whose files have one, evaluates on the centre of images resized to 256.
         return dataclasses.replace(Preprocessing.imagenet(), mean=inside.mean, std=inside.std)
     if (noted.mean, noted.std) not in ((inside.mean, inside.std), _IDENTITY):
         raise ActstatsError(
             f"{checkpoint.path} has two normalisers: mean {list(noted.mean)} in its metadata, "
-            f"{list(inside.mean)} among its tensors; take out one"
+            f"{list(inside.mean)} among its tensors; remove one"
         )
     return dataclasses.replace(noted, mean=inside.mean, std=inside.std)
 
 
 def _classes(builder: Builder, checkpoint: Checkpoint) -> int | None:
-    """Return the number of classes of a file, None where it does not tell."""
+    """Return the number of classes of a file, or None if it cannot be inferred."""
     weight = checkpoint.state.get(builder.class_layer())
     noted = checkpoint.note("num_classes")
     if noted is not None and type(noted) is not int:
         raise ActstatsError(
-            f"{checkpoint.path} has a num_classes in its metadata that is no number: {noted!r}"
+            f"{checkpoint.path} has num_classes={noted!r} in its metadata, which is not an integer"
         )
     if weight is None and noted is not None and not 0 < noted <= MOST_CLASSES:
         raise ActstatsError(
-            f"{checkpoint.path} has num_classes={noted} in its metadata, not 1 to {MOST_CLASSES:,}"
+            f"{checkpoint.path} has num_classes={noted} in its metadata; it must be from 1 to {MOST_CLASSES:,}"
         )
     if weight is not None and noted is not None and len(weight) != noted:
-        raise ActstatsError(f"{checkpoint.path} has {len(weight)} classes, and {noted!r} by its metadata")
+        raise ActstatsError(
+            f"{checkpoint.path} has {len(weight)} classes, but {noted!r} according to its metadata"
+        )
     return noted if weight is None else len(weight)
 
 

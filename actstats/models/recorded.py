@@ -1,4 +1,4 @@
-"""What a store says about its network, checked before any of it is used: a stranger may have written it."""
+"""Validate what a store records about its network before using it, as a stranger may have written it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from actstats.data.transform import Transform, preprocessing_from
 from actstats.errors import ActstatsError
 
 MOST_CLASSES: Final = 100_000
-"""Classes that a network may have where no tensor in a file proves them. ImageNet-21k has 21,843."""
+"""Largest number of classes accepted without a tensor that confirms it. ImageNet-21k has 21,843."""
 _LARGEST_IMAGE: Final = 2048
-"""Side of the images that a vision transformer may be built for; its position embedding grows with the square."""
+"""Largest image side accepted for a vision transformer, whose position embedding grows with its square."""
 _LONGEST: Final = 4096
-"""Characters of a name, path or address."""
+"""Maximum number of characters in a name, path or URL."""
 _ARCH: Final = re.compile(r"(timm/)?[\w.-]{1,200}|[\w.]{1,200}:[\w.]{1,200}", re.ASCII)
 _SOURCE: Final = re.compile(
     r"none|factory|file:.+|torchvision:[\w.]+|timm:[\w.-]+|robust:[\w./-]+|demo:[rs]|url:https?://\S+|hf://\S+",
@@ -56,11 +56,11 @@ _BUILDER: Final[Mapping[str, Callable[[Any], bool]]] = {
 
 
 def read_record(attrs: Mapping[str, Any]) -> tuple[str, dict[str, Any], Preprocessing | Transform]:
-    """Return `arch`, `weights` and the preprocessing in the attributes of a store.
+    """Return `arch`, `weights` and the preprocessing from the attributes of a store.
 
     Raises:
-        ActstatsError: an entry is missing, of another type, out of bounds, or unknown where it would be passed on;
-            or the network was a module of the caller's own, of which no name is recorded.
+        ActstatsError: an entry is missing, of the wrong type, out of bounds, or an unknown argument of a builder; or
+            the network was a module of the caller, which has no recorded name.
     """
     arch, record = attrs.get("arch"), attrs.get("weights")
     if not isinstance(arch, str) or not isinstance(record, Mapping):
@@ -95,8 +95,6 @@ def _needed_by(record: Mapping[str, Any]) -> set[str]:
 def _damaged(name: str, value: Any) -> ActstatsError:
     try:
         text = repr(value)
-    except ValueError:  # a number of more digits than Python prints
+    except ValueError:  # an integer with more digits than Python converts
         text = "a number"
-    return ActstatsError(
-        f"the store has an impossible {name}: {text if len(text) <= 80 else f'{text[:77]}...'}"
-    )
+    return ActstatsError(f"the store has an invalid {name}: {text if len(text) <= 80 else f'{text[:77]}...'}")

@@ -1,4 +1,4 @@
-"""Published ImageNet networks that were trained against adversarial examples: which there are, and where.
+"""Registry of published ImageNet networks that were trained against adversarial examples.
 
 >>> choose("resnet50", "default").name
 'resnet50_l2_eps3'
@@ -18,7 +18,7 @@ from actstats.errors import ActstatsError
 _SALMAN: Final = "https://huggingface.co/madrylab/robust-imagenet-models"
 _CHEN: Final = "https://github.com/anguyen8/shape-bias"
 DEFAULT: Final = ("l2", 3.0)
-"""What plain `--robust` takes: the threat model of "The shape and simplicity biases of adversarially robust
+"""The threat model of `robust=True`, as in "The shape and simplicity biases of adversarially robust
 ImageNet-trained CNNs" (arXiv 2006.09373)."""
 _NORMS: Final = {"l2": "l2", "2": "l2", "linf": "linf", "l_inf": "linf", "inf": "linf"}
 _ASKED: Final = re.compile(r"(?P<norm>[a-z_0-9]+?)(?::(?P<epsilon>\d+(?:\.\d*)?|\.\d+)(?:/255)?)?")
@@ -28,10 +28,10 @@ _ASKED: Final = re.compile(r"(?P<norm>[a-z_0-9]+?)(?::(?P<epsilon>\d+(?:\.\d*)?|
 class RobustCheckpoint:
     """One published checkpoint.
 
-    `epsilon` is the radius of the attack in training, for linf in units of 1/255, of images in [0, 1]; 0 is the same
-    recipe without an attack. `url` is its stable address, None where there is none and one has to go by the `page`
-    that names it; `accuracy` the top-1 accuracy on ImageNet in per cent that its authors publish; `sha256` is None
-    where none is published.
+    `epsilon` is the radius of the training attack on images in [0, 1], in units of 1/255 for linf; 0 is the same
+    recipe without an attack. `url` is a stable address, or None if the file has to be found through `page`.
+    `accuracy` is the top-1 accuracy on ImageNet in percent, as published by the authors. `sha256` is None if none is
+    published.
     """
 
     name: str
@@ -46,13 +46,13 @@ class RobustCheckpoint:
 
     @property
     def threat(self) -> str:
-        """The threat model as `--robust` takes it, such as l2:3."""
+        """The threat model in the form of the argument `robust`, such as l2:3."""
         return f"{self.norm}:{self.epsilon:g}"
 
 
 _L2: Final = (0, 0.01, 0.03, 0.05, 0.1, 0.25, 0.5, 1, 3, 5)
 _LINF: Final = (0.5, 1, 2, 4, 8)
-# Names and accuracies are those of the page's own tables. Linf files are named with a decimal, l2 files are not.
+# Names and accuracies are from the tables on the page. Linf file names have a decimal, l2 file names do not.
 _ACCURACY_L2: Final[dict[str, tuple[float, ...]]] = {
     "resnet18": (69.79, 69.90, 69.24, 69.15, 68.77, 67.43, 65.49, 62.32, 53.12, 45.59),
     "resnet50": (75.80, 75.68, 75.76, 75.59, 74.78, 74.14, 73.16, 70.43, 62.83, 56.13),
@@ -72,42 +72,42 @@ _OTHERS: Final = (
     ("shufflenet", "shufflenet_v2_x1_0", 64.25, 43.32),
     ("vgg16_bn", "vgg16_bn", 73.66, 57.19),
 )
-"""Name on the page, torchvision's name, accuracy at epsilon 0 and 3 (l2)."""
+"""Name on the page, name in torchvision, accuracy at epsilon 0 and at epsilon 3 (l2)."""
 _DRIVE: Final = (("GoogleNet_R.pt", "googlenet"), ("alexnet-r.pt", "alexnet"), ("ResNet50_R.pt", "resnet50"))
-"""Files in the folder that the page links to, which has no address that would stay."""
+"""Files in the folder that the page links to, which has no stable address."""
 
 
 def registry() -> list[RobustCheckpoint]:
-    """Return every checkpoint known, by architecture, threat model and epsilon; those with an address first."""
+    """Return all known checkpoints, sorted by architecture, norm and epsilon; those with an address come first."""
     return sorted(_rows(), key=lambda row: (row.arch, row.norm, row.epsilon, row.url is None))
 
 
 def choose(arch: str, asked: str) -> RobustCheckpoint:
-    """Return the checkpoint of `arch` that `asked` means: `default` (l2:3), `l2:3`, `linf:4`, or a norm alone.
+    """Return the checkpoint of `arch` for a threat model: `default` (l2:3), `l2:3`, `linf:4`, or a norm alone.
 
-    A norm alone is l2:3 or linf:4. The choice may have no address.
+    A norm alone means l2:3 or linf:4. The checkpoint may have no address.
 
-    Raises `ActstatsError` that says what there is.
+    Raises `ActstatsError`, which lists the alternatives, if there is no such checkpoint.
     """
     rows = [row for row in registry() if row.arch == arch]
     if not rows:
         known = ", ".join(dict.fromkeys(row.arch for row in registry() if row.url))
         raise ActstatsError(
-            f"no published robust weights of {arch} are known; there are some of {known} (actstats models --robust); "
-            "or give a file: --weights FILE"
+            f"no published robust weights of {arch} are known; available for {known} (see `actstats models`); "
+            "or give a file: `weights=FILE`"
         )
     norm, epsilon = parse_threat(asked)
     for row in rows:
         if (row.norm, row.epsilon) == (norm, epsilon):
             return row
     raise ActstatsError(
-        f"no robust weights of {arch} for {norm}:{epsilon:g} are known; there are "
+        f"no robust weights of {arch} for {norm}:{epsilon:g} are known; available: "
         f"{', '.join(dict.fromkeys(row.threat for row in rows))}"
     )
 
 
 def parse_threat(asked: str) -> tuple[str, float]:
-    """Return the norm, and the epsilon as it is listed.
+    """Return the norm and the epsilon of a threat model, as listed in the registry.
 
     >>> parse_threat("Linf:4/255"), parse_threat("l2"), parse_threat("default")
     (('linf', 4.0), ('l2', 3.0), ('l2', 3.0))
@@ -120,7 +120,7 @@ def parse_threat(asked: str) -> tuple[str, float]:
     norm = _NORMS.get(found["norm"]) if found else None
     if found is None or norm is None:
         raise ActstatsError(
-            f"--robust {asked} is no threat model; give l2:EPSILON or linf:EPSILON (in 1/255)"
+            f"`robust={asked}` is not a threat model; give l2:EPSILON or linf:EPSILON (in 1/255)"
         )
     if found["epsilon"] is None:
         return (norm, 3.0 if norm == "l2" else 4.0)
@@ -128,22 +128,24 @@ def parse_threat(asked: str) -> tuple[str, float]:
 
 
 def by_name(name: str) -> RobustCheckpoint:
-    """Return the checkpoint of that name.
+    """Return the checkpoint with this name.
 
-    Raises `ActstatsError` where there is none.
+    Raises `ActstatsError` if there is none.
     """
     for row in registry():
         if row.name == name:
             return row
-    raise ActstatsError(f"no published checkpoint is named {name!r} (actstats models --robust lists them)")
+    raise ActstatsError(f"no published checkpoint is named {name!r} (`actstats models` lists them)")
 
 
 def how_to_get(row: RobustCheckpoint) -> str:
-    """Return what to do about a checkpoint that has no address, as the line of an error."""
-    embedded = "; or take the embedded pair: --weights demo --robust" if row.arch == "googlenet" else ""
+    """Return an error message that says how to get a checkpoint without an address."""
+    embedded = (
+        "; or use the embedded network: `weights=demo` `robust=True`" if row.arch == "googlenet" else ""
+    )
     return (
         f"the robust {row.arch} ({row.threat}) has no stable address: download {row.file} from the folder that "
-        f"{row.page} links to, then use --arch {row.arch} --weights {row.file}{embedded}"
+        f"{row.page} links to, then use `arch={row.arch}` `weights={row.file}`{embedded}"
     )
 
 

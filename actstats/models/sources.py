@@ -1,4 +1,4 @@
-"""Where weights are: from what `--weights` and `--robust` say, or a manifest recorded, to a file on the disk."""
+"""Locate the weights file that the arguments `weights` and `robust`, or the record in a manifest, refer to."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ DEMO_ARCH: Final = "googlenet"
 
 @dataclass(frozen=True)
 class Located:
-    """A weights file, and what is recorded of where it came from.
+    """A weights file, and the record of its origin.
 
-    `part` is the key to take of it, `sha256` what its checksum must begin with; `published` tells that it is the
-    architecture's own, with its `preprocessing`.
+    `part` is the key to select in the file, `sha256` the expected beginning of its checksum. `published` is True if
+    the weights are the architecture's own, which come with their `preprocessing`.
     """
 
     path: Path
@@ -40,18 +40,21 @@ class Located:
 
 
 def locate(builder: Builder, weights: str, asked: str | None, *, offline: bool) -> Located:
-    """Return the file that `--weights` and `--robust` (None: not given) mean, downloaded unless it is there.
+    """Return the file for the arguments `weights` and `robust` (`asked`, None if not given), downloading it if
+    needed.
 
-    Raises `ActstatsError`.
+    Raises `ActstatsError` if there is no such file or the arguments contradict each other.
     """
     spec, part, sha256 = _split(weights)
     if asked is not None:
         if spec not in ("default", "demo"):
-            raise ActstatsError(f"--weights {weights} says already which weights; leave --robust out")
+            raise ActstatsError(f"`weights={weights}` already selects the weights; omit `robust=`")
         if spec == "default":
             return _robust(robust.choose(builder.arch, asked), offline=offline)
         if asked != "default":
-            raise ActstatsError(f"--weights demo has one robust network; leave {asked} out of --robust")
+            raise ActstatsError(
+                f"`weights=demo` has one robust network; use `robust=True`, not `robust={asked}`"
+            )
     if spec == "demo":
         return _demo(builder.arch, "r" if asked else "s")
     if "://" in spec:
@@ -75,9 +78,9 @@ def _published(builder: Builder, name: str, *, offline: bool) -> Located:
 def relocate(
     builder: Builder, record: Mapping[str, Any], moved: str | Path | None, *, offline: bool
 ) -> Located:
-    """Return the file that a manifest's record means; `moved` says where it lies now.
+    """Return the file that a manifest's record refers to; `moved` is its new path, if it was moved.
 
-    Raises `ActstatsError` where it cannot be had any more.
+    Raises `ActstatsError` if it is no longer available.
     """
     source, part = record["source"], record.get("part")
     kind, _, name = source.partition(":")
@@ -106,16 +109,16 @@ def _robust(row: robust.RobustCheckpoint, *, offline: bool) -> Located:
 
 
 def demo_file(which: str) -> Path:
-    """Return where the embedded weights lie; `which` is s or r."""
+    """Return the path of the embedded weights; `which` is s (standard) or r (robust)."""
     return Path(str(files("actstats") / "demo" / "weights" / f"{DEMO_ARCH}-{which}.safetensors"))
 
 
 def _demo(arch: str, which: str) -> Located:
     if arch != DEMO_ARCH:
-        raise ActstatsError(f"--weights demo is a {DEMO_ARCH}, not a {arch}; use --arch {DEMO_ARCH}")
+        raise ActstatsError(f"`weights=demo` is a {DEMO_ARCH}, not a {arch}; use `arch={DEMO_ARCH}`")
     path = demo_file(which)
     if not path.is_file():
-        raise ActstatsError(f"the embedded weights are missing: {path}; install actstats again")
+        raise ActstatsError(f"the embedded weights are missing: {path}; reinstall actstats")
     return Located(path, {"source": f"demo:{which}"})
 
 
@@ -134,7 +137,7 @@ def _local(path: Path, part: str | None, sha256: str | None) -> Located:
 
 
 def _split(weights: str) -> tuple[str, str | None, str | None]:
-    """Return what is before `#`, and the key and the checksum after it."""
+    """Split `weights` into the part before `#`, and the key and checksum after it."""
     spec, mark, rest = weights.rpartition("#")
     if not mark or Path(weights).expanduser().exists():
         return weights, None, None
@@ -146,7 +149,7 @@ def _split(weights: str) -> tuple[str, str | None, str | None]:
             sha256 = found[1]
         elif piece.startswith("sha256="):
             raise ActstatsError(
-                f"`weights=` has {piece!r} behind its #; a SHA-256 is 8 to 64 hexadecimal digits"
+                f"`weights=` has {piece!r} after its #; a SHA-256 is 8 to 64 hexadecimal digits"
             )
         elif piece:
             part = piece

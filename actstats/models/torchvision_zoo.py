@@ -1,6 +1,6 @@
-"""Torchvision's classification networks: their names, sets of weights, builders and downloads.
+"""Torchvision's classification networks: names, weight sets, builders and downloads.
 
-Torchvision is imported at the first call, not with this module, since that takes seconds.
+Torchvision is imported on first use, because importing it takes seconds.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from actstats.models.checkpoints import Checkpoint
 from actstats.models.downloads import fetch
 
 AUXILIARY: Final = {"googlenet": ("aux1.", "aux2."), "inception_v3": ("AuxLogits.",)}
-"""Networks with auxiliary heads, which only training uses, and how the names of the heads' weights begin."""
+"""Networks with auxiliary heads, which are only used in training, and the name prefixes of their weights."""
 _VARIANTS: Final = {"wide_resnet50_4": ("resnet50", {"width_per_group": 256})}
-"""Networks that torchvision can build but has no name for: robust ones are published of it."""
-NO_NETWORK: Final = "use --weights none for random weights, or --weights FILE"
-"""What to do where published weights cannot be downloaded."""
+"""Networks that torchvision can build but does not name. Robust weights are published for them."""
+NO_NETWORK: Final = "use `weights=none` for random weights, or `weights=FILE`"
+"""Advice for when published weights cannot be downloaded."""
 
 
 def architectures() -> list[str]:
@@ -36,16 +36,13 @@ def architectures() -> list[str]:
 
 
 def weight_sets(arch: str) -> Mapping[str, Any]:
-    """Return torchvision's sets of weights for `arch` by name, `DEFAULT` among them, as its own enum's
-    members.
+    """Return torchvision's weight sets for `arch` by name, including `DEFAULT`, as members of its own enum.
 
-    Raises `ActstatsError` for an unknown architecture.
+    Raises `ActstatsError` if the architecture is unknown.
     """
     known = architectures()
     if arch not in known:
-        hint = (
-            nearest(arch, known) or f"; known are {len(known)} classifiers of torchvision, such as resnet50"
-        )
+        hint = nearest(arch, known) or f"; torchvision has {len(known)} classifiers, such as resnet50"
         raise ActstatsError(f"unknown architecture {arch!r}{hint}")
     if arch in _VARIANTS:
         return {}
@@ -54,7 +51,7 @@ def weight_sets(arch: str) -> Mapping[str, Any]:
 
 
 def preprocessing_of(member: Any) -> Preprocessing:
-    """Return the preprocessing that belongs to a set of weights."""
+    """Return the preprocessing of a weight set."""
     preset = member.transforms()
     return Preprocessing(
         resize=preset.resize_size[0],
@@ -66,10 +63,10 @@ def preprocessing_of(member: Any) -> Preprocessing:
 
 
 def set_of_file(checkpoint: Checkpoint, sets: Mapping[str, Any]) -> Any:
-    """Return the set of weights that a file is, or whose images it must have been trained on.
+    """Return the weight set that a file belongs to, or whose images it must have been trained on.
 
-    It is one of torchvision's files if it has the hash that is in that file's name. Any other gets the
-    default, or, where the size of a transformer's position embedding rules that out, the first that fits.
+    A file is one of torchvision's if its hash matches that in the name of torchvision's file. Any other file gets the
+    default set or, if the size of a transformer's position embedding rules that out, the first set that fits.
     """
     for member in sets.values():
         prefix = _hash_prefix(member)
@@ -82,10 +79,10 @@ def set_of_file(checkpoint: Checkpoint, sets: Mapping[str, Any]) -> Any:
 
 
 def builder_arguments(arch: str, preprocessing: Preprocessing, *, transform_input: bool) -> dict[str, Any]:
-    """Return the arguments of torchvision's builder that go with the weights, fit for JSON.
+    """Return the JSON-serialisable arguments of torchvision's builder that go with the weights.
 
-    `transform_input` matters to GoogLeNet and Inception v3 alone: their pretrained weights want the input
-    in [-1, 1] and convert it themselves.
+    `transform_input` only matters for GoogLeNet and Inception v3, whose pretrained weights expect input in [-1, 1]
+    and which convert it themselves.
     """
     arguments: dict[str, Any] = {"num_classes": 1000}
     if arch in AUXILIARY:
@@ -96,9 +93,9 @@ def builder_arguments(arch: str, preprocessing: Preprocessing, *, transform_inpu
 
 
 def build(arch: str, arguments: Mapping[str, Any], seed: int | None = None) -> nn.Module:
-    """Return the network in eval mode, its weights drawn from `seed`; None: they will be loaded over.
+    """Return the network in eval mode, with weights drawn from `seed`; None if they will be overwritten.
 
-    The global random state stays as it was.
+    The global random state is left unchanged.
     """
     name, more = _VARIANTS.get(arch, (arch, {}))
     with drawing_from(seed or 0):
@@ -109,19 +106,21 @@ def build(arch: str, arguments: Mapping[str, Any], seed: int | None = None) -> n
 
 
 def class_layer(model: nn.Module) -> str:
-    """Return the name of the weight whose rows are the classes: the last linear layer or convolution.
+    """Return the name of the weight tensor whose rows are the classes, of the last linear layer or convolution.
 
-    Raises `ActstatsError` where there is neither.
+    Raises `ActstatsError` if there is neither.
     """
     names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
     if not names:
-        raise ActstatsError(f"{type(model).__name__} has no linear layer or convolution to tell its classes")
+        raise ActstatsError(
+            f"{type(model).__name__} has no linear layer or convolution to infer its classes from"
+        )
     return f"{names[-1]}.weight"
 
 
 @contextmanager
 def drawing_from(seed: int) -> Iterator[None]:
-    """Draw random numbers from `seed`, and leave the global random state as it was."""
+    """Seed the random numbers drawn in this context, and restore the global random state afterwards."""
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed, which would seed the GPUs too.
         torch.default_generator.manual_seed(seed)
@@ -129,9 +128,9 @@ def drawing_from(seed: int) -> Iterator[None]:
 
 
 def download(member: Any, *, offline: bool = False) -> Path:
-    """Return the file of a set of weights, out of torch.hub's folder or the cache, or downloaded into that.
+    """Return the file of a weight set from torch.hub's folder or the cache, downloading it if needed.
 
-    Raises `ActstatsError` where that fails, or `offline` forbids it.
+    Raises `ActstatsError` if the download fails, or `offline` forbids it.
     """
     file = hub_file(member)
     if file.exists():
@@ -140,15 +139,15 @@ def download(member: Any, *, offline: bool = False) -> Path:
 
 
 def hub_file(member: Any) -> Path:
-    """Return where torchvision itself keeps the file of a set of weights, in torch.hub's folder."""
+    """Return the path where torchvision itself stores the file of a weight set, in torch.hub's folder."""
     return Path(torch.hub.get_dir(), "checkpoints", member.url.rpartition("/")[2])
 
 
 def _draw_for_relu(model: nn.Module) -> None:
     """Draw the convolutions' weights so that activations keep their scale.
 
-    Torchvision's own draw for GoogLeNet and Inception v3 counts on batch statistics: in eval mode, where the
-    normalisation of an untrained network does nothing, all activations would fade to zero.
+    Torchvision's initialisation of GoogLeNet and Inception v3 relies on batch statistics. In eval mode the
+    normalisation of an untrained network is the identity, and all activations would vanish.
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
@@ -156,7 +155,7 @@ def _draw_for_relu(model: nn.Module) -> None:
 
 
 def _embedded_size(state: Mapping[str, torch.Tensor]) -> int | None:
-    """Return the side of the images that a vision transformer's position embedding was made for."""
+    """Return the image side that a vision transformer's position embedding was made for."""
     positions, patches = state.get("encoder.pos_embedding"), state.get("conv_proj.weight")
     if positions is None or patches is None:
         return None

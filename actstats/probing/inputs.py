@@ -25,7 +25,7 @@ def input_increase(
 
     Args:
         clean: of a sweep, as `xarray.open_zarr` gives it.
-        noisy: of a sweep of the same images with `--distort`.
+        noisy: of a distorted sweep of the same images, likewise.
         images: how many to read at most.
         data: where the images lie now; None: where they were swept.
 
@@ -59,7 +59,7 @@ def _total_variation(attributes: Mapping[str, Any], chosen: list[int], data: str
     chain = parse(attributes.get("distort", []))
     if any(spec.startswith("pgd") for spec in chain.specs):
         raise ActstatsError(
-            "an attack depends on the network: its images cannot be made without; leave out --of-input"
+            "an attack depends on the network, so the attacked images cannot be made again from the store alone"
         )
     shown = batches(
         source,
@@ -75,7 +75,8 @@ def _total_variation(attributes: Mapping[str, Any], chosen: list[int], data: str
         if batch.messages:
             index, message = next(iter(batch.messages.items()))
             raise ActstatsError(
-                f"{source.paths[index]} was swept, and now: {message}; --data says where images lie"
+                f"{source.paths[index]} was swept, but now: {message}; if the images were moved, "
+                "say where they are with `data=`"
             )
         x = batch.pixels.double()
         total += float(sum(torch.diff(x, dim=axis).abs().sum() for axis in (1, 2)))

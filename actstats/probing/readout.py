@@ -136,7 +136,7 @@ def readout_for(outputs: int, wanted: Sequence[str], classes: Sequence[str] | No
     odd = [name for name in wanted if name not in known]
     raise ActstatsError(
         f"the network's {outputs} outputs cannot be matched with the images' {len(set(wanted))} classes "
-        f"({', '.join(odd[:3])}{', ...' if len(odd) > 3 else ''}): name its outputs in order with --classes"
+        f"({', '.join(odd[:3])}{', ...' if len(odd) > 3 else ''}): name its outputs in order with `classes=`"
     )
 
 

@@ -49,7 +49,7 @@ def test_models_finds_by_threat_model():
     assert all(entry["threat"] == "linf:4" for entry in found)
     every = json.loads(output_of("models --robust linf --json"))["models"]
     assert len(every) == 15
-    assert "no threat model" in failure_of("models --robust round")
+    assert "--robust round is not a threat model" in failure_of("models --robust round")
 
 
 def test_models_knows_what_is_here():

@@ -159,7 +159,7 @@ def test_impossible_entries_are_refused_in_one_line(record: dict[str, Any], entr
 @pytest.mark.parametrize("address", ["hf://../x/a.pth", "hf://owner/name/../../a.pth", "hf://owner/name"])
 def test_addresses_that_lead_elsewhere_are_refused(record: dict[str, Any], address: str) -> None:
     weights = {**record["weights"], "source": address, "file_sha256": "0" * 64}
-    with pytest.raises(ActstatsError, match="no file on the hub"):
+    with pytest.raises(ActstatsError, match="not a file on the hub"):
         load_from_manifest({**record, "weights": {k: v for k, v in weights.items() if k != "seed"}})
 
 

@@ -162,6 +162,6 @@ def test_metadata_of_safetensors(tmp_path: Path, network: nn.Module) -> None:
     assert {tensor.dtype for tensor in loaded.model.state_dict().values()} == {torch.float32}
     assert "holds weights of squeezenet1_1, not of resnet18" in error("resnet18", path)
     save_file(half, path, {**notes, "num_classes": "8"})
-    assert "has 7 classes, and 8 by its metadata" in error("squeezenet1_1", path)
+    assert "has 7 classes, but 8 according to its metadata" in error("squeezenet1_1", path)
     save_file(half, path, {**notes, "classes": "[broken"})
     assert "no JSON under 'classes'" in error("squeezenet1_1", path)

@@ -58,8 +58,8 @@ def test_an_address(server: Server, file: Path) -> None:
     server.files["/net.pt"] = file.read_bytes()
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     url = server.url("/net.pt")
-    assert "is not the file that was asked for" in error(ARCH, f"{url}#sha256={'0' * 64}")
-    assert "is not in the cache and --offline" in error(ARCH, url, offline=True)
+    assert "is not the file that was requested" in error(ARCH, f"{url}#sha256={'0' * 64}")
+    assert "is not in the cache and `offline=True`" in error(ARCH, url, offline=True)
     loaded = load_model(ARCH, f"{url}#sha256={digest}")
     assert loaded.identity["weights"]["source"] == f"url:{url}"
     assert loaded.identity["weights"]["file_sha256"] == digest
@@ -94,25 +94,25 @@ def test_a_published_robust_checkpoint(
     assert loaded.preprocessing.resize == 256
     server.files.clear()
     rebuilt(load_model(ARCH, robust="l2:3", offline=True), offline=True)
-    assert "no robust weights of squeezenet1_1 for linf:4 are known; there are l2:3" in error(
+    assert "no robust weights of squeezenet1_1 for linf:4 are known; available: l2:3" in error(
         ARCH, robust="linf:4"
     )
-    assert "leave --robust out" in error(ARCH, str(file), robust="default")
-    assert "leave --robust out" in error(ARCH, "none", robust="default")
+    assert "omit `robust=`" in error(ARCH, str(file), robust="default")
+    assert "omit `robust=`" in error(ARCH, "none", robust="default")
 
 
 def test_robust_checkpoints_without_an_address() -> None:
     message = error("googlenet", robust=True)
     for part in (
         "https://github.com/anguyen8/shape-bias",
-        "--arch googlenet --weights GoogleNet_R.pt",
-        "--weights demo --robust",
+        "`arch=googlenet` `weights=GoogleNet_R.pt`",
+        "`weights=demo` `robust=True`",
     ):
         assert part in message
-    assert "--arch alexnet --weights alexnet-r.pt" in error("alexnet", robust="l2")
+    assert "`arch=alexnet` `weights=alexnet-r.pt`" in error("alexnet", robust="l2")
     message = error("vgg19", robust=True)
-    assert "no published robust weights of vgg19 are known; there are some of densenet161, " in message
-    assert "is no threat model" in error("resnet50", robust="l3:1")
+    assert "no published robust weights of vgg19 are known; available for densenet161, " in message
+    assert "is not a threat model" in error("resnet50", robust="l3:1")
 
 
 def test_the_registry() -> None:
@@ -194,8 +194,8 @@ def test_a_function_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert "does not fit own_networks:plain" in error("own_networks:plain", "b.safetensors")
     for name, part in (
         ("own_networks:broken", "fails: ValueError: no good"),
-        ("own_networks:wrong", "gives a int; it must return a torch module"),
-        ("own_networks:number", "is no function"),
+        ("own_networks:wrong", "returned int; it must return a torch module"),
+        ("own_networks:number", "is not a function"),
         ("own_networks:absent", "has no attribute 'absent'"),
         ("no_such_module:x", "cannot import no_such_module"),
     ):
@@ -220,7 +220,7 @@ def test_timm(tmp_path: Path) -> None:
     assert torch.equal(filled.model.fc.weight, model.fc.weight)
     rebuilt(filled)
     assert "timm has no model 'resnt10t'; did you mean resnet10t" in error("timm/resnt10t")
-    assert "timm's sets are part of the name" in error("timm/resnet10t", "a1_in1k")
+    assert "timm's weight sets are part of the model name" in error("timm/resnet10t", "a1_in1k")
 
 
 def into_hub(cache: Path, repository: str, model: nn.Module) -> None:
@@ -239,10 +239,10 @@ def test_the_hub(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n
     loaded = load_model(ARCH, "hf://owner/name/model.safetensors", offline=True)
     assert loaded.identity["weights"]["source"] == "hf://owner/name/model.safetensors"
     rebuilt(loaded, offline=True)
-    assert "is not in the cache and --offline" in error(
+    assert "is not in the cache and `offline=True`" in error(
         ARCH, "hf://owner/name/other.safetensors", offline=True
     )
-    assert "is no file on the hub" in error(ARCH, "hf://owner/name")
+    assert "is not a file on the hub" in error(ARCH, "hf://owner/name")
 
 
 def test_timms_published_weights_come_from_the_hub(cache: Path) -> None:

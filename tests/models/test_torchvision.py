@@ -220,7 +220,7 @@ def test_a_failed_download_is_one_line(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(type(member), "url", "http://127.0.0.1:9/alexnet-7be5be79.pth")
     message = _error("alexnet", "default")
     assert "download of http://127.0.0.1:9/alexnet-7be5be79.pth failed" in message
-    assert "--weights none" in message
+    assert "`weights=none`" in message
 
 
 def test_published_weights_are_rebuilt_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
