@@ -29,9 +29,9 @@ ANALYSES: Final = {
 def analyze() -> None:
     """From stores to findings: tables and plots.
 
-    A table has a row for each layer or unit, as text, CSV, Parquet or JSON. Most take one store, or two to set side
-    by side: a standard network's, then a robust one's, of the same layers. They read a store partition by
-    partition, so it may be larger than memory.
+    Each prints a table with one row per layer or unit, and can write CSV, Parquet or JSON. Most take one store, or
+    two to compare: first a standard network, then a robust one with the same layers. Stores are read partition by
+    partition and may be larger than memory.
 
     \b
         actstats analyze smoothness googlenet.zarr

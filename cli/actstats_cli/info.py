@@ -28,9 +28,9 @@ SHOWN: Final = 10
 )
 @options.as_json
 def info(store: str, verify: bool, as_json: bool) -> None:
-    """Describe a store: what was swept, how complete it is, sizes, images that were not read.
+    """Describe a store: what was swept, its progress, its size, and images that could not be read.
 
-    --json prints the whole manifest and every image that was not read.
+    --json prints the whole manifest and all images that could not be read.
 
     \b
         actstats info googlenet.zarr

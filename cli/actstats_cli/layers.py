@@ -34,9 +34,9 @@ SHOWN: Final = 10
 @options.stored
 @options.as_json
 def layers(arch: str, weights: str | None, metrics: tuple[str, ...], as_json: bool, **settings: Any) -> None:
-    """List what can be hooked: name, kind, shape of the output, units.
+    """List the layers of a network: name, kind, shape of the output, units.
 
-    With --layers, only those chosen, and the size of the store that a sweep of them would make.
+    With --layers, list only the selected ones, and the size of the store that a sweep of them would create.
 
     \b
         actstats layers --arch resnet50

@@ -20,7 +20,7 @@ ANY: Final = "any"
 
 @click.command()
 @click.option(
-    "--arch", metavar="PATTERN", help="Only architectures of this name; * and ? match, as in 'resnet*'."
+    "--arch", metavar="PATTERN", help="Only architectures that match this pattern, such as 'resnet*'."
 )
 @click.option(
     "--robust",
@@ -34,7 +34,7 @@ ANY: Final = "any"
 def models(arch: str | None, robust: str | None, cached: bool, as_json: bool) -> None:
     """List published weights: torchvision's, and adversarially trained ones.
 
-    Any other weights are a file, an address, or hf://OWNER/REPOSITORY/FILE: see actstats sweep --help.
+    Other weights can be given as a file, a URL, or hf://OWNER/REPOSITORY/FILE; see actstats sweep --help.
 
     \b
         actstats models --robust

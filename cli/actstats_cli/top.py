@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     help="Draw the images into this file, such as sheet.png.",
 )
 @click.option(
-    "--data", metavar="IMAGES", help="Where the images lie now, if they were moved since the sweep."
+    "--data", metavar="IMAGES", help="Where the images are now, if they were moved since the sweep."
 )
 @options.as_json
 def top(store: Path, unit: str, out: Path | None, data: str | None, as_json: bool) -> None:
     """List the images in which a unit has its greatest activations.
 
-    With --out, also draw them, the place of the maximum marked in each.
+    With --out, also draw them and mark the position of the maximum in each.
 
     \b
         actstats top googlenet.zarr inception4c.branch1/17

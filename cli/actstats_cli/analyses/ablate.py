@@ -57,7 +57,9 @@ SHOWN = 20
     metavar="SHARE",
     help="Of a layer's units in each set of --rank, repeatable. Default: 0.25.",
 )
-@click.option("--keep", is_flag=True, help="Keep only the set: the other units of its layers are at zero.")
+@click.option(
+    "--keep", is_flag=True, help="Keep only the set, and set the other units of its layers to zero."
+)
 @passing.classes
 @passing.learn_from
 @options.limit
@@ -85,11 +87,11 @@ def ablate(
     as_json: bool,
     **how: Any,
 ) -> None:
-    """What a network still tells with units at zero, and so which of them carry shape, or a class.
+    """Measure what a network loses when units are set to zero.
 
-    Without a set, each unit of --layers by itself. Prints what changes most first; --out and --json have every
-    set, in order. The network runs up to a layer once for all ablations of it. NETWORK is ARCH or ARCH=WEIGHTS,
-    ARCH+robust or ARCH+robust=l2:3, as sweep's --arch, --weights and --robust, or a sweep's store.
+    Without a set, each unit of --layers is ablated by itself. Prints the largest changes first; --out and --json
+    have all sets, in order. The network runs up to a layer only once for all ablations in it. NETWORK is ARCH,
+    ARCH=WEIGHTS, ARCH+robust or ARCH+robust=l2:3, as for --arch, --weights and --robust of sweep, or a store.
 
     \b
         actstats analyze ablate googlenet=demo --layers conv1

@@ -59,10 +59,10 @@ def cues(
     as_json: bool,
     **how: Any,
 ) -> None:
-    """How accurate networks are once shape, or texture, is gone from the images.
+    """Measure the accuracy of networks on images without shape or without texture.
 
-    A row for each version of the images, the clean one first, and network. change is against the clean images;
-    difference and p (McNemar, exact) are against the first network. A network is ARCH or ARCH=WEIGHTS, ARCH+robust or
+    One row per version of the images, clean first, and network. change is relative to the clean images; difference
+    and p (McNemar's exact test) to the first network. A network is ARCH or ARCH=WEIGHTS, ARCH+robust or
     ARCH+robust=l2:3, as sweep's --arch, --weights and --robust, or a sweep's store. A class is a folder's name: a
     synset (n02123045) or one of the 16 entry-level categories for ImageNet's classifiers, or a network's own class.
 

@@ -67,12 +67,12 @@ def dissect(
     as_json: bool,
     **how: Any,
 ) -> None:
-    """Which concepts the units detect: colours, textures, materials, parts, objects, scenes.
+    """Find which concepts the units detect: colours, textures, materials, parts, objects, scenes.
 
-    Network dissection (Bau et al. 2017). STORE is a sweep with the metric histogram, best of the same images: it has
-    the thresholds, and says which network this is. A second pass over the images counts where each unit is above its
-    threshold and what is labelled there. Prints the detectors of each layer by category, or the concept of each unit
-    (--by unit), with its IoU.
+    Network dissection (Bau et al. 2017). STORE is a sweep with the metric histogram, preferably over the same
+    images: it gives the network and the thresholds. A second pass over the images counts where each unit exceeds
+    its threshold and what is labelled there. Prints the number of detectors per layer and category, or the concept
+    of each unit with its IoU (--by unit).
 
     \b
         actstats sweep --arch alexnet --data broden/ --metrics histogram --no-per-image --out alexnet.zarr

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 @options.factory
 @output.wanted
 def kernels(stores: tuple[Path, ...], weights: tuple[str, ...], arch: str | None, **wanted: Any) -> None:
-    """How rough the convolution kernels of a network are.
+    """Measure how rough the convolution kernels of a network are.
 
-    The numbers are those of `smoothness`, of weights: by layer, or by filter (--by unit). The network is the one
-    that was swept, rebuilt from what the store records of it. A kernel of 1 x 1 has no step.
+    The same numbers as `smoothness`, for weights: by layer, or by filter (--by unit). The swept network is rebuilt
+    from the store's record. Kernels of 1 x 1 have no step.
 
     \b
         actstats analyze kernels googlenet.zarr

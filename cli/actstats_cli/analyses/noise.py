@@ -55,11 +55,11 @@ def noise(
     scheduler: str | None,
     as_json: bool,
 ) -> None:
-    """What noise in the images does to the units' total variation.
+    """Measure how noise in the images changes the total variation of the units.
 
-    CLEAN and NOISY are sweeps of one network on the same images. increase is the relative change of a layer's mean
-    total variation, blocked the share of the first layer's increase (of the images' own: --of-input) that is
-    gone. --plot draws noisy against clean, a point a unit.
+    CLEAN and NOISY are sweeps of one network over the same images. increase is the relative change of a layer's
+    mean total variation; blocked is how much of the first layer's increase (or, with --of-input, the images'
+    increase) it removes. --plot draws noisy against clean, with one point per unit.
 
     \b
         actstats analyze noise clean.zarr noisy.zarr --plot noise.svg

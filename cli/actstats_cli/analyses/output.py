@@ -46,13 +46,13 @@ by = click.option(
     type=click.Choice(["layer", "unit"]),
     default="layer",
     show_default=True,
-    help="A row for each layer, or for each unit.",
+    help="One row per layer, or per unit.",
 )
 show = click.option(
     "--show",
     multiple=True,
     metavar="NAME",
-    help="Print and draw this number, repeatable. --out and --json have all.",
+    help="Print and draw only this number; repeatable. --out and --json have all.",
 )
 out = click.option(
     "--out",
@@ -66,12 +66,12 @@ plot = click.option(
     metavar="FILE",
     type=click.Path(path_type=Path, dir_okay=False),
     callback=_path_of("plot"),
-    help="Draw it: .png, .svg or .pdf.",
+    help="Draw a plot: .png, .svg or .pdf.",
 )
 scheduler = click.option(
     "--scheduler",
     metavar="ADDRESS",
-    help="Compute on a dask cluster that sees the same files, such as tcp://host:8786.",
+    help="Compute on a dask cluster that can read the same files, such as tcp://host:8786.",
 )
 wanted = options.together(by, show, out, plot, scheduler, options.as_json)
 """The options of an analysis of one store or two."""

@@ -22,10 +22,10 @@ from actstats_cli.analyses import output
 )
 @output.wanted
 def quantiles(stores: tuple[Path, ...], q: tuple[float, ...], **wanted: Any) -> None:
-    """Quantiles of the units' activations; dead and saturated units.
+    """Estimate quantiles of the activations, and count dead and saturated units.
 
-    They come from the histograms; error bounds how far the true quantile can be. sparsity is the share of zeros;
-    dead are the units with no value above zero, saturated those with one of 65536 or more in magnitude.
+    Quantiles are read from the histograms; error bounds the distance to the true quantile. sparsity is the share of
+    zeros. A unit is dead if it has no positive value, and saturated if it has a value of magnitude 65536 or more.
 
     \b
         actstats analyze quantiles googlenet.zarr --q 0.5 --q 0.999

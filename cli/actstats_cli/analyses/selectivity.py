@@ -21,11 +21,11 @@ from actstats_cli.analyses import output
 )
 @output.wanted
 def selectivity(stores: tuple[Path, ...], of: str, **wanted: Any) -> None:
-    """How few kinds of image excite the units.
+    """Measure how few classes of images excite the units.
 
-    selectivity is (m - o) / (m + o), m the mean of the class that excites a unit most, o that of the others: 0 for
-    a unit to which all are alike, 1 for one that answers to one class alone. top_entropy is that of the classes of
-    its top images, in bits. Needs images with labels.
+    selectivity is (m - o) / (m + o), where m is the mean activation for the class that excites a unit most and o
+    that for all other classes: 0 if all classes are alike, 1 if the unit responds to one class only. top_entropy is
+    the entropy of the classes of its top images, in bits. Needs images with labels.
 
     \b
         actstats analyze selectivity googlenet.zarr

@@ -80,12 +80,13 @@ def shape_bias(
     as_json: bool,
     **how: Any,
 ) -> None:
-    """How often observers go by shape where an image's texture is another thing's.
+    """Measure how often observers decide by shape when shape and texture disagree.
 
-    Shape bias is shape / (shape + texture) decisions on cue-conflict images (Geirhos et al. 2019). Decisions are read
-    from the CSV files of the texture-vs-shape and model-vs-human projects, or made by networks that are shown the
-    stimuli: with ImageNet's 1,000 outputs as the 16 categories of the test, else among the network's own classes.
-    People (subject-01 ...) are pooled as "humans" too. A network is ARCH or ARCH=WEIGHTS, ARCH+robust or
+    Shape bias is shape / (shape + texture) decisions on cue-conflict images (Geirhos et al. 2019). Decisions are
+    read from CSV files of the texture-vs-shape and model-vs-human projects, or made by networks that are shown the
+    stimuli: among the 16 categories of the test for ImageNet's 1,000 outputs, otherwise among the network's own
+    classes.
+    People (subject-01 ...) are also pooled as "humans". A network is ARCH or ARCH=WEIGHTS, ARCH+robust or
     ARCH+robust=l2:3, as sweep's --arch, --weights and --robust, or a sweep's store.
 
     \b

@@ -14,11 +14,11 @@ from actstats_cli.analyses import output
 @output.one_or_two
 @output.wanted
 def smoothness(stores: tuple[Path, ...], **wanted: Any) -> None:
-    """How rough the units' activation maps are.
+    """Measure how rough the activation maps of the units are.
 
-    step is the mean difference of neighbouring positions, roughness that over the map's own standard deviation:
-    free of size and scale, 1.13 for white noise, near 0 for a smooth gradient. Of two stores: means, Cliff's delta
-    and its bootstrap interval.
+    step is the mean absolute difference between neighbouring positions. roughness divides it by the map's standard
+    deviation, so it does not depend on size and scale: 1.13 for white noise, near 0 for a smooth gradient. For two
+    stores: means, and Cliff's delta with a bootstrap interval.
 
     \b
         actstats analyze smoothness googlenet.zarr

@@ -14,11 +14,11 @@ from actstats_cli.analyses import output
 @output.one_or_two
 @output.wanted
 def spectrum(stores: tuple[Path, ...], **wanted: Any) -> None:
-    """How the units' power is spread over spatial frequency.
+    """Measure how the power of the units is distributed over spatial frequency.
 
-    DC, the mean of a map, is left out. centroid is the power's mean frequency in cycles a pixel of the map,
-    high_share the share above half Nyquist (0.25), slope the exponent of the power over frequency. --out has the
-    spectra too.
+    DC, the mean of a map, is excluded. centroid is the mean frequency of the power in cycles per pixel of the map,
+    high_share the share of power above half of Nyquist (0.25), and slope the exponent of power over frequency.
+    --out also has the spectra.
 
     \b
         actstats analyze spectrum googlenet.zarr --plot spectrum.png
