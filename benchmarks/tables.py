@@ -2,14 +2,19 @@
 
     pytest benchmarks -o addopts= --benchmark-only --benchmark-json=benchmarks/results/cpu.json
     python benchmarks/memory.py > benchmarks/results/memory.jsonl
+    python benchmarks/peers.py --json benchmarks/results/peers.json
+    python benchmarks/decoding.py photographs/ --json benchmarks/results/decoding.json
+    python benchmarks/precision.py --json benchmarks/results/precision.json
     python benchmarks/tables.py
 
-Reads `benchmarks/results/` and writes `docs/measured/*.md`, which `docs/performance.md` shows.
+Reads `benchmarks/results/` and writes `docs/measured/*.md`, which `docs/performance.md` shows, and the table of other
+tools in the README, between its marks.
 """
 
 from __future__ import annotations
 
 import json
+import statistics
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -17,6 +22,8 @@ from typing import Any
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 MEASURED = HERE.parent / "docs" / "measured"
+README = HERE.parent / "README.md"
+MARKS = ("<!-- peers: made by benchmarks/tables.py -->", "<!-- /peers -->")
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -88,6 +95,102 @@ def memory(lines: list[dict[str, Any]]) -> str:
     return table(["sweep", "peak memory", "store, an image", "store, 50,000 images", "time"], rows)
 
 
+def peers(results: dict[str, Any]) -> str:
+    """Return the table of other tools beside actstats, and what was measured where."""
+    ways = [way for way in results["ways"] if "missing" not in way]
+    rows = [
+        [
+            way["what"],
+            f"{way['ratio']:.2f} ({way['lowest']:.2f} to {way['highest']:.2f})",
+            f"{way['cpu_ratio']:.2f}",
+            f"{way['peak_mib']:,.0f} MiB",
+            f"{way['disk_bytes_an_image'] / 1e3:,.0f} kB" if way["disk_bytes_an_image"] else "",
+        ]
+        for way in ways
+    ]
+    head = [
+        "what is computed, with what",
+        "time / bare forward pass",
+        "CPU time / bare",
+        "peak memory",
+        "disk, an image",
+    ]
+    where = (
+        f"{results['arch']}, batches of {results['batch']}, {ways[0]['rounds']} rounds, "
+        f"{results['processor']}, {results['threads']} threads, torch {results['torch']}, {results['date']}. "
+        "In brackets the least and the greatest ratio of a round."
+        + (" The machine was shared." if results["shared"] else "")
+    )
+    return f"{table(head, rows)}\n{where}\n"
+
+
+def decoding(results: dict[str, Any]) -> str:
+    """Return the table of the ways from a JPEG to pixels."""
+    rows = [
+        [
+            f"{way}, {size} pixels",
+            f"{found['milliseconds']:.1f} ms",
+            f"{1e3 / found['milliseconds']:.0f}",
+            f"{found['ratio']:.2f} ({found['lowest']:.2f} to {found['highest']:.2f})",
+        ]
+        for size, ways in results["sizes"].items()
+        for way, found in ways.items()
+    ]
+    where = (
+        f"CPU time of one thread, {results['timed']} photographs, the least of {results['rounds']} rounds; "
+        "ratios are medians, in brackets the least and the greatest of a round. "
+        f"{results['processor']}, {results['date']}. The pixels of {results['images']:,} photographs, "
+        f"{results['by_simplejpeg']:,} of them decoded by simplejpeg, were compared at both sizes: "
+        f"{results['differing']:,} differ."
+    )
+    head = ["from JPEG to pixels", "a photograph", "photographs/s and core", "time / Pillow"]
+    return f"{table(head, rows)}\n{where}\n"
+
+
+def precision(results: dict[str, Any]) -> str:
+    """Return the table of differences by statistic, and for narrow passes that by block of layers."""
+    ways = results["ways"]
+    names = list(next(iter(ways.values())))
+    kinds = ("median", "99 %", "greatest")
+    head = ["statistic", *(f"{way}, {kind}" for way in ways for kind in kinds)]
+    rows = [[name, *(_share(ways[way][name][kind]) for way in ways for kind in kinds)] for name in names]
+    text = table(head, rows)
+    for way in (way for way in ways if way != "compiled"):
+        blocks: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+        for name in names:
+            for layer, value in ways[way][name]["layers"].items():
+                blocks[layer.partition(".")[0]][name].append(value)
+        of_blocks = [
+            [block, *(_share(statistics.median(found[name])) if found[name] else "" for name in names)]
+            for block, found in blocks.items()
+        ]
+        text += f"\nThe median unit in {way}, by block:\n\n{table(['layers', *names], of_blocks)}"
+    return (
+        f"{text}\n{results['arch']} with its {results['weights']} weights, {results['images']} images, "
+        f"{results['processor']}, torch {results['torch']}, {results['date']}.\n"
+    )
+
+
+def _share(value: float | None) -> str:
+    return (
+        ""
+        if value is None
+        else "0"
+        if value == 0
+        else f"{value:.1e}"
+        if value < 1e-3
+        else f"{100 * value:.2g} %"
+    )
+
+
+def into_readme(made: str) -> None:
+    """Put `made` between the README's marks."""
+    text = README.read_text()
+    before, rest = text.split(MARKS[0])
+    _, after = rest.split(MARKS[1])
+    README.write_text(f"{before}{MARKS[0]}\n\n{made}\n{MARKS[1]}{after}")
+
+
 def main() -> None:
     """Write what there are results for."""
     MEASURED.mkdir(exist_ok=True)
@@ -98,6 +201,13 @@ def main() -> None:
     if (file := RESULTS / "memory.jsonl").exists():
         lines = [json.loads(line) for line in file.read_text().splitlines()]
         (MEASURED / "memory.md").write_text(memory(lines))
+    if (file := RESULTS / "peers.json").exists():
+        made = peers(json.loads(file.read_text()))
+        (MEASURED / "peers.md").write_text(made)
+        into_readme(made)
+    for name, make in (("decoding", decoding), ("precision", precision)):
+        if (file := RESULTS / f"{name}.json").exists():
+            (MEASURED / f"{name}.md").write_text(make(json.loads(file.read_text())))
 
 
 if __name__ == "__main__":
