@@ -11,9 +11,11 @@ import hashlib
 import json
 import re
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from email.message import Message
 from http.client import HTTPException, HTTPMessage
 from pathlib import Path
 from typing import IO, Any, Final
@@ -28,6 +30,11 @@ _TIMEOUT: Final = 30.0
 """Seconds without a response after which a connection fails."""
 _TRIES: Final = 3
 """Number of consecutive connections without any data after which a download is abandoned."""
+_BUSY: Final = frozenset({408, 429, 500, 502, 503, 504})
+"""HTTP status codes of a server that may recover soon."""
+_PAUSES: Final = (1.0, 2.0, 4.0, 8.0, 16.0)
+"""Seconds to wait before each retry of a busy server, unless its response says how long (`Retry-After`)."""
+_LONGEST_PAUSE: Final = 60.0
 _BLOCK: Final = 1 << 20
 
 
@@ -103,7 +110,7 @@ def sha256_of(path: Path) -> str:
 def _download(url: str, part: Path, note: Path, advice: str) -> None:
     """Download the whole file to `part`, which may already hold its beginning."""
     print(f"downloading {url} to {part.with_suffix('')}", file=sys.stderr)
-    tries = _TRIES
+    tries, pauses = _TRIES, iter(_PAUSES)
     while True:
         before = part.stat().st_size
         try:
@@ -119,6 +126,9 @@ def _download(url: str, part: Path, note: Path, advice: str) -> None:
             )
             raise ActstatsError(_failed(url, str(stop), advice)) from None
         except HTTPError as error:
+            if error.code in _BUSY and (pause := next(pauses, None)) is not None:
+                time.sleep(_asked_pause(error.headers, pause))
+                continue
             reason = f"the server returned {error.code} {error.reason}"
             raise ActstatsError(_failed(url, reason, advice)) from None
         except (URLError, HTTPException, ConnectionError, TimeoutError) as error:
@@ -126,6 +136,12 @@ def _download(url: str, part: Path, note: Path, advice: str) -> None:
             raise ActstatsError(_failed(url, reason, advice)) from None
         else:
             return
+
+
+def _asked_pause(headers: Message, pause: float) -> float:
+    """Return how many seconds a server asks to wait, and `pause` where it names none."""
+    asked = headers.get("Retry-After", "")
+    return min(float(asked), _LONGEST_PAUSE) if asked.isdecimal() else pause
 
 
 def _failed(url: str, reason: str, advice: str) -> str:

@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 class Server(ThreadingHTTPServer):
     """Serves `files` (path to bytes).
 
+    `busy` is what the next requests are answered with instead of a file, each to be tried again at once;
     `drops` is after how many bytes each of the next connections breaks off; `ranges` whether it can resume;
     `versions` whether it says which version of a file it has. `seen` are the paths and ranges that were asked for.
     """
@@ -21,6 +22,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.files: dict[str, bytes] = {}
+        self.busy: list[int] = []
         self.drops: list[int] = []
         self.seen: list[tuple[str, str | None]] = []
         self.ranges = True
@@ -37,6 +39,12 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         asked = self.headers.get("Range")
         self.server.seen.append((self.path, asked))
+        if self.server.busy:
+            self.send_response(self.server.busy.pop(0))
+            self.send_header("Retry-After", "0")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
         data = self.server.files.get(self.path)
         if data is None:
             self.send_error(404)

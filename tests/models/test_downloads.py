@@ -120,6 +120,18 @@ def test_what_servers_answer(server: Server, url: str, cache: Path) -> None:
     assert "is not the URL of a file" in fails("ftp://127.0.0.1/a.pt")
 
 
+def test_a_server_that_is_busy_is_asked_again(server: Server, url: str) -> None:
+    server.busy = [429, 503, 500]
+    assert fetch(url).path.read_bytes() == DATA
+    assert server.seen == [(PATH, None)] * 4
+
+
+def test_a_server_that_stays_busy_ends_it(server: Server, url: str) -> None:
+    server.busy = [503] * 20
+    assert "the server returned 503 Service Unavailable; do this" in fails(url, advice="do this")
+    assert len(server.seen) == 6
+
+
 def test_two_at_once_get_the_same(server: Server, url: str, cache: Path) -> None:
     found: list[Fetched] = []
     threads = [threading.Thread(target=lambda: found.append(fetch(url))) for _ in range(4)]
