@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Final
 
 from actstats.data.image import MISSING, UNREADABLE, ImageError, is_image_name
+from actstats.data.objects import read_remote
 from actstats.data.source import EncodedSource, fingerprint, folder_classes, printable
 from actstats.errors import ActstatsError
+from actstats.support import URL
 
 _THREADS: Final = 16
 """Folders listed and files asked for their size at a time: on a network file system each takes milliseconds."""
@@ -69,6 +71,32 @@ class FolderSource(EncodedSource):
 
     def _sizes(self, start: int) -> list[int]:
         return [_size(self._file(index)) for index in range(start, min(start + 256, len(self._names)))]
+
+
+class RemoteFolderSource(EncodedSource):
+    """The images below one URL, each fetched with a request of its own."""
+
+    kind = "folder"
+
+    def __init__(self, spec: str, url: URL, files: Sequence[tuple[str, int]], limit: int | None) -> None:
+        """Take the first `limit` of `files`, each a name relative to `url` and a size."""
+        names = [name for name, _ in files]
+        labels, classes = folder_classes(names)
+        mark = fingerprint(names[:limit], (size for _, size in files[:limit]))
+        super().__init__(spec, names[:limit], labels[:limit], classes, mark)
+        self._url = url
+
+    def read(self, index: int) -> bytes:
+        """Return the encoded bytes of image `index`; thread-safe.
+
+        Raises:
+            ImageError: the file is missing.
+            ActstatsError: the bucket cannot be reached.
+        """
+        try:
+            return read_remote(self._url, self.paths[index])
+        except FileNotFoundError:
+            raise ImageError(MISSING, "the file is not there") from None
 
 
 def list_folder(root: Path, limit: int | None = None) -> tuple[list[str], list[str]]:

@@ -1,28 +1,35 @@
-"""From what the user names to a source of images: the demo photographs, a folder, or tar files."""
+"""From what the user names to a source of images: the demo photographs, a folder, tar or Parquet files."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from actstats.data.demo import DemoSource
-from actstats.data.folder import FolderSource, list_folder, segmented_images
+from actstats.data.folder import FolderSource, RemoteFolderSource, list_folder, segmented_images
+from actstats.data.image import is_image_name
+from actstats.data.objects import RemoteFile, list_remote
+from actstats.data.parquet import ParquetSource
 from actstats.data.source import Source
 from actstats.data.tar import TarSource
 from actstats.errors import ActstatsError, nearest
+from actstats.support import URL, located
 
+_PACKED: Final = (".tar", ".parquet")
+"""Endings of files that hold many images."""
 _RANGE: Final = re.compile(r"\{(\d{1,18})\.\.(\d{1,18})\}")
 
 
 def open_source(spec: Any, *, limit: int | None = None, fingerprint: str | None = None) -> Source:
     """Open the images that `spec` names or holds, the first `limit` of them.
 
-    `spec` is `demo`, a folder of images (flat, or with a folder per class), a tar file, a folder of tar
-    files, or several tar files as `shard-{000000..000009}.tar`. Of a segmented dataset (Broden, or `images/`
-    beside `masks/`) the images are opened without the masks. With a limit nothing beyond it is listed: of tar
-    files it takes the first members.
+    `spec` is `demo`, a folder of images (flat, or with a folder per class), a tar or Parquet file, a folder of
+    such files, or several of them as `shard-{000000..000009}.tar`; or a URL of one of these, such as
+    `s3://bucket/shards/`, `https://host/val.tar` or `hf://datasets/owner/name`. Of a segmented dataset (Broden, or
+    `images/` beside `masks/`) the images are opened without the masks. With a limit nothing beyond it is listed: of
+    tar files it takes the first members.
 
     Or `spec` is a torch `Dataset` or `DataLoader`, a Hugging Face dataset, a tensor or a list of images: its items
     are images, or tuples or mappings with one. `fingerprint` is the text by which a resumed sweep knows that they
@@ -44,21 +51,39 @@ def open_source(spec: Any, *, limit: int | None = None, fingerprint: str | None 
     spec = str(spec)
     if spec == "demo":
         return DemoSource(limit)
+    if isinstance(url := located(spec), URL):
+        return _remote(url, limit)
     if _RANGE.search(spec):
-        return _tar(spec, (_existing(name) for name in expand_ranges(spec)), limit)
+        return _files(spec, [_existing(name) for name in expand_ranges(spec)], limit)
     path = _existing(spec)
     if not path.is_dir():
-        return _tar(spec, [path], limit)
+        return _files(spec, [path], limit)
     segmented = segmented_images(path, limit)
     root, (names, more) = (
         (path, list_folder(path, limit)) if segmented is None else (path / "images", segmented)
     )
     if names:
         return FolderSource(spec, root, names, more)
-    shards = sorted(file for file in path.glob("*.tar") if file.is_file())
-    if shards:
-        return _tar(spec, shards, limit)
-    raise ActstatsError(f"no image in {path}: neither files such as .jpg or .png, nor .tar files")
+    for ending in _PACKED:
+        if shards := sorted(file for file in path.glob(f"*{ending}") if file.is_file()):
+            return _files(spec, shards, limit)
+    raise ActstatsError(f"no image in {path}: neither files such as .jpg or .png, nor .tar or .parquet files")
+
+
+def _remote(url: URL, limit: int | None) -> Source:
+    """Open images that do not lie on this machine."""
+    if _RANGE.search(url) or url.endswith(_PACKED):
+        return _files(url, [RemoteFile(URL(name)) for name in expand_ranges(url)], limit)
+    listed = list(list_remote(url))
+    images = sorted(entry for entry in listed if is_image_name(entry[0].rpartition("/")[2]))
+    if images:
+        return RemoteFolderSource(url, url, images, limit)
+    for ending in _PACKED:
+        if shards := [name for name, _ in listed if name.endswith(ending)]:
+            return _files(url, [RemoteFile(URL(f"{url.rstrip('/')}/{name}")) for name in shards], limit)
+    raise ActstatsError(
+        f"no image below {url}: neither files such as .jpg or .png, nor .tar or .parquet files"
+    )
 
 
 def expand_ranges(spec: str) -> Iterator[str]:
@@ -79,8 +104,10 @@ def expand_ranges(spec: str) -> Iterator[str]:
             yield f"{spec[: found.start()]}{number:0{len(first)}d}{tail}"
 
 
-def _tar(spec: str, shards: Iterable[Path], limit: int | None) -> TarSource:
-    source = TarSource(spec, shards, limit)
+def _files(spec: str, files: Sequence[Path] | Sequence[RemoteFile], limit: int | None) -> Source:
+    if all(file.name.endswith(".parquet") for file in files):
+        return ParquetSource(spec, files, limit)
+    source = TarSource(spec, files, limit)
     if not len(source):
         raise ActstatsError(f"no image in {spec}: no member ends in .jpg, .png or the like")
     return source

@@ -1,6 +1,7 @@
-"""Images in tar files and WebDataset shards, read in place: nothing is unpacked.
+"""Images in tar files and WebDataset shards, read in place: nothing is unpacked, wherever the files lie.
 
-Opening reads the headers alone, once: the index of a whole tar file is kept in the cache. Images are in the
+Opening reads the headers alone, once: the index of a whole tar file is kept in the cache. Of a file that does not
+lie on this machine it reads all, once, and then images that lie beside each other with one request. Images are in the
 order of their names within a shard, shard after shard, so that a tar of a folder is swept like the folder; a
 limit takes the first members of the file. An image's class is the number in its `.cls` member (WebDataset),
 or else the folder in its name. Members are only ever names and byte ranges: links are passed over, and a
@@ -13,19 +14,21 @@ import hashlib
 import json
 import os
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from actstats.data.image import UNREADABLE, ImageError, is_image_name
+from actstats.data.objects import RemoteFile, Shared, together
 from actstats.data.source import NO_LABEL, EncodedSource, fingerprint, folder_classes, printable
 from actstats.errors import ActstatsError
-from actstats.support import cache_folder, replace_file
+from actstats.support import URL, cache_folder, replace_file
 
 _COMPRESSED: Final = {
     b"\x1f\x8b": "gunzip",
@@ -34,6 +37,7 @@ _COMPRESSED: Final = {
     b"\x28\xb5\x2f\xfd": "unzstd",
 }
 _OPEN_SHARDS: Final = 64
+_INDEXED_AT_ONCE: Final = 8
 _CLASS_BYTES: Final = 20
 """A `.cls` member that is longer holds no number of a class."""
 _KEPT_FROM: Final = 1_000
@@ -57,7 +61,7 @@ class TarSource(EncodedSource):
 
     kind = "tar"
 
-    def __init__(self, spec: str, shards: Iterable[Path], limit: int | None) -> None:
+    def __init__(self, spec: str, shards: Iterable[Path | RemoteFile], limit: int | None) -> None:
         """Index `shards`, as far as their first `limit` images.
 
         With more than one shard, each path begins with its shard's. Raises `ActstatsError` for what is no
@@ -67,17 +71,14 @@ class TarSource(EncodedSource):
         # reader is done.
         self._descriptor = lru_cache(maxsize=_OPEN_SHARDS)(_Descriptor)
         self._shards = list(shards)
-        base = os.path.commonpath([shard.parent for shard in self._shards])
         names: list[str] = []
         paths: list[str] = []
         self._members: list[tuple[int, Member]] = []
         numbers: dict[str, str] = {}
-        for number, shard in enumerate(self._shards):
-            left = None if limit is None else limit - len(paths)
-            if left == 0:
-                break
-            prefix = f"{printable(shard.relative_to(base).as_posix())}/" if len(self._shards) > 1 else ""
-            for name, member in sorted(members_of(shard, left).items()):
+        for number, (prefix, index) in enumerate(
+            zip(_prefixes(self._shards), _indexes(self._shards, limit), strict=False)
+        ):
+            for name, member in sorted(index.items()):
                 if is_image_name(name.rpartition("/")[2]):
                     names.append(name)
                     paths.append(prefix + name)
@@ -89,6 +90,10 @@ class TarSource(EncodedSource):
             labels, classes = _numbered(paths, numbers), []
         mark = fingerprint(paths, (member.size for _, member in self._members))
         super().__init__(spec, paths, labels, classes, mark)
+        self._ranges, self._range_of = together(
+            (shard, member.offset, member.offset + member.size) for shard, member in self._members
+        )
+        self._fetched = Shared(self._fetch, len(self._ranges))
 
     def read(self, index: int) -> bytes:
         """Return the encoded bytes of image `index`; thread-safe.
@@ -98,15 +103,30 @@ class TarSource(EncodedSource):
             ActstatsError: its tar file is gone.
         """
         shard, member = self._members[index]
+        file = self._shards[shard]
+        if isinstance(file, RemoteFile):
+            number = self._range_of[index]
+            start = member.offset - self._ranges[number][1]
+            return self._whole(member, self._fetched.get(number)[start : start + member.size])
         try:
-            descriptor = self._descriptor(self._shards[shard])
+            descriptor = self._descriptor(file)
             data = os.pread(descriptor.number, member.size, member.offset)
         except FileNotFoundError:
             raise ActstatsError(
-                f"the tar file {self._shards[shard]} is gone; bring it back and rerun the same command to resume"
+                f"the tar file {file} is gone; bring it back and rerun the same command to resume"
             ) from None
         except OSError as error:
             raise ImageError(UNREADABLE, f"cannot be read: {error.strerror}") from None
+        return self._whole(member, data)
+
+    def _fetch(self, number: int) -> bytes:
+        shard, start, stop = self._ranges[number]
+        file = self._shards[shard]
+        assert isinstance(file, RemoteFile)
+        return file.read(start, stop)
+
+    @staticmethod
+    def _whole(member: Member, data: bytes) -> bytes:
         if len(data) != member.size:
             raise ImageError(UNREADABLE, "its tar file was cut short")
         return data
@@ -123,7 +143,31 @@ class _Descriptor:
             os.close(self.number)
 
 
-def members_of(path: Path, images: int | None = None) -> dict[str, Member]:
+def _prefixes(shards: Sequence[Path | RemoteFile]) -> list[str]:
+    """Return what the paths of the images in each shard begin with: nothing, where it is the only one."""
+    if len(shards) == 1:
+        return [""]
+    names = [PurePosixPath(shard.url if isinstance(shard, RemoteFile) else shard) for shard in shards]
+    base = os.path.commonpath([name.parent for name in names])
+    return [f"{printable(name.relative_to(base).as_posix())}/" for name in names]
+
+
+def _indexes(shards: Sequence[Path | RemoteFile], limit: int | None) -> Iterator[dict[str, Member]]:
+    """Yield the members of each shard, as far as their first `limit` images."""
+    if limit is None:
+        # Those that do not lie here take long the first time.
+        with ThreadPoolExecutor(_INDEXED_AT_ONCE) as pool:
+            yield from pool.map(members_of, shards)
+        return
+    for shard in shards:
+        found = members_of(shard, limit)
+        yield found
+        limit -= sum(is_image_name(name.rpartition("/")[2]) for name in found)
+        if limit <= 0:
+            return
+
+
+def members_of(path: Path | RemoteFile, images: int | None = None) -> dict[str, Member]:
     """Return the images and `.cls` files of a tar by name, the last where a name occurs twice.
 
     `images`: stop after so many images, and what belongs to the last one's sample. A whole index is kept in
@@ -135,7 +179,8 @@ def members_of(path: Path, images: int | None = None) -> dict[str, Member]:
     members = _from_cache(kept) if kept is not None else None
     if members is None:
         members = _first(_scan(path), images) if images is not None else list(_scan(path))
-        if images is None and kept is not None and len(members) >= _KEPT_FROM:
+        worth = len(members) >= _KEPT_FROM or isinstance(path, RemoteFile)
+        if images is None and kept is not None and worth:
             _keep(kept, members)
     elif images is not None:
         members = _first(iter(members), images)
@@ -159,10 +204,11 @@ def _first(members: Iterator[Member], images: int) -> list[Member]:
     return found
 
 
-def _scan(path: Path) -> Iterator[Member]:
+def _scan(tar: Path | RemoteFile) -> Iterator[Member]:
     """Yield the images and `.cls` files of a tar, in the order of the file."""
+    path = tar.url if isinstance(tar, RemoteFile) else tar
     try:
-        with path.open("rb") as file:
+        with tar.open() if isinstance(tar, RemoteFile) else tar.open("rb") as file:
             _refuse_compressed(path, file.read(6))
             file.seek(0)
             with tarfile.open(fileobj=file, mode="r:") as archive:
@@ -188,17 +234,20 @@ def _scan(path: Path) -> Iterator[Member]:
 
 def _text(file: IO[bytes], entry: tarfile.TarInfo) -> str:
     """Return the text of a `.cls` member, read while passing by."""
-    data = os.pread(file.fileno(), min(entry.size, _CLASS_BYTES + 1), entry.offset_data)
-    return data.decode("latin-1")
+    file.seek(entry.offset_data)
+    return file.read(min(entry.size, _CLASS_BYTES + 1)).decode("latin-1")
 
 
-def _kept_index(path: Path) -> Path | None:
+def _kept_index(path: Path | RemoteFile) -> Path | None:
     """Return where the index of a tar is kept: under its place, size and date."""
-    try:
-        state = path.stat()
-    except OSError:
-        return None
-    mark = f"{_INDEX}\0{path.absolute()}\0{state.st_size}\0{state.st_mtime_ns}"
+    if isinstance(path, RemoteFile):
+        mark = f"{_INDEX}\0{path.url}\0{path.size}\0{path.version}"
+    else:
+        try:
+            state = path.stat()
+        except OSError:
+            return None
+        mark = f"{_INDEX}\0{path.absolute()}\0{state.st_size}\0{state.st_mtime_ns}"
     return (
         cache_folder() / "tar" / f"{hashlib.sha256(mark.encode('utf-8', 'surrogateescape')).hexdigest()}.json"
     )
@@ -230,7 +279,7 @@ def _keep(file: Path, members: list[Member]) -> None:
         return  # A cache that cannot be written only costs time.
 
 
-def _refuse_compressed(path: Path, head: bytes) -> None:
+def _refuse_compressed(path: Path | URL, head: bytes) -> None:
     for magic, tool in _COMPRESSED.items():
         if head.startswith(magic):
             raise ActstatsError(f"{path} is compressed and cannot be read in place; {tool} it first")

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 _JSON: Final = 1
 """Version of the JSON that a plan is kept as."""
 _LAYER: Final = ("name", "module", "call", "kind", "units", "height", "width", "shape", "axes", "prefix")
-_REOPENED: Final = ("folder", "tar", "demo")
+_REOPENED: Final = ("folder", "tar", "parquet", "demo")
 """Kinds of source that `open_source` opens by their spec."""
 
 
@@ -487,6 +487,14 @@ class SweepPlan:
                 )
 
 
+def _resolved(source: Source) -> str:
+    """Return the absolute path of images that lie on this machine, and what was asked for of others."""
+    place = located(source.spec)
+    if source.kind == "demo" or source.kind not in _REOPENED or not isinstance(place, Path):
+        return source.spec
+    return str(place.expanduser().absolute())
+
+
 _IDENTITY: Final = ("arch", "num_classes", "weights", "classes")
 _MEMORY_OF_TORCH: Final = 450 << 20
 
@@ -586,9 +594,7 @@ def plan(
         partition_size=decided.partition_size,
         data={
             "spec": source.spec,
-            "resolved": str(Path(source.spec).expanduser().absolute())
-            if source.kind in ("folder", "tar")
-            else source.spec,
+            "resolved": _resolved(source),
             "kind": source.kind,
             "images": len(source),
             "fingerprint": source.fingerprint,

@@ -60,8 +60,9 @@ def _part(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, 
     "--data",
     metavar="IMAGES",
     envvar="ACTSTATS_DATA",
-    help="A folder, a .tar, a folder of tars, 'shard-{000..009}.tar', or demo, the default: crops of photographs "
-    "that come with scikit-image. The environment variable ACTSTATS_DATA sets another default.",
+    help="A folder, a .tar or .parquet, a folder of these, 'shard-{000..009}.tar', a URL of one of them (s3://, "
+    "gs://, az://, https://, hf://), or demo, the default: crops of photographs that come with scikit-image. The "
+    "environment variable ACTSTATS_DATA sets another default.",
 )
 @click.option(
     "--out",
@@ -285,7 +286,7 @@ def default_name(arch: str, robust: str | None, data: str) -> str:
     ('googlenet-robust-demo.zarr', 'timm-resnet18.a1_in1k-val.zarr')
     """
     training = [] if robust is None else ["robust"] if robust == "default" else ["robust", robust]
-    images = Path(data).name.removesuffix(".tar") or "images"
+    images = Path(data).name.removesuffix(".tar").removesuffix(".parquet") or "images"
     words = (re.sub(r"[^\w.]+", "-", word).strip("-") for word in (arch, *training, images))
     return "-".join(filter(None, words)) + ".zarr"
 

@@ -50,15 +50,16 @@ class Handler(BaseHTTPRequestHandler):
             self.send_error(404)
             return
         version = f'"{hash(data)}"'
-        found = re.fullmatch(r"bytes=(\d+)-", asked or "")
-        start = 0
-        if found and self.server.ranges and self.headers.get("If-Range") == version:
+        found = re.fullmatch(r"bytes=(\d+)-(\d*)", asked or "")
+        start, whole = 0, len(data)
+        if found and self.server.ranges and self.headers.get("If-Range", version) == version:
             start = int(found[1])
             if start >= len(data):
                 self.send_error(416)
                 return
+            data = data[: int(found[2]) + 1] if found[2] else data
             self.send_response(206)
-            self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
+            self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{whole}")
         else:
             self.send_response(200)
         if self.server.versions:
@@ -66,12 +67,16 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", self.server.type)
         self.send_header("Content-Length", str(len(data) - start))
         self.end_headers()
+        if self.command == "HEAD":
+            return
         end = start + self.server.drops.pop(0) if self.server.drops else len(data)
         with suppress(ConnectionError):  # it may have had enough
             self.wfile.write(data[start:end])
         if end < len(data):
             self.wfile.flush()
             self.connection.close()
+
+    do_HEAD = do_GET  # noqa: N815
 
     def log_message(self, *_: object) -> None:
         """Say nothing."""

@@ -26,7 +26,13 @@ SMALL = Preprocessing.imagenet(size=32, resize=36)
 
 
 def sweep(images: Path, store: str | Path, **options):
-    settings = {"batch_size": 4, "partition_size": 5, "top_k": 3, "device": "cpu", "workers": 0}
+    settings = {
+        "batch_size": 4,
+        "partition_size": 5,
+        "metrics": ["mean", "histogram"],
+        "device": "cpu",
+        "workers": 0,
+    }
     return actstats.sweep(SmallNet(), images, store, preprocessing=SMALL, **{**settings, **options})
 
 

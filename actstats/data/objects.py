@@ -1,0 +1,251 @@
+"""Files that do not lie on this machine, read by ranges: in buckets, on web servers, on the Hugging Face hub.
+
+A request costs as much as some megabytes. So images that lie beside each other are fetched together (`together`),
+and what was fetched is kept for those that follow, for all threads (`Shared`), while the next is under way.
+"""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cache, cached_property, lru_cache
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+
+from actstats import remote
+from actstats.errors import ActstatsError
+from actstats.support import URL, needs
+
+if TYPE_CHECKING:
+    from obstore.store import ObjectStore
+
+T = TypeVar("T")
+
+_HUB: Final = "hf://"
+_BLOCK: Final = 8 << 20
+"""Bytes of a file that are fetched at a time where it is read from its beginning to its end."""
+_TOGETHER: Final = 4 << 20
+"""Bytes that are fetched with one request, at most, of images that lie beside each other."""
+_GAP: Final = 64 << 10
+"""Bytes between two images that are fetched along with them."""
+_KEPT: Final = 16
+"""Results that `Shared` keeps."""
+_RESUME: Final = "; completed partitions are kept: rerun the same command to resume"
+
+
+class RemoteFile:
+    """One file by its URL; `version` changes when it does."""
+
+    def __init__(self, url: URL) -> None:
+        """Ask for the file's size.
+
+        Raises:
+            ActstatsError: it is not there, or cannot be reached.
+        """
+        self.url = url
+        if url.startswith(_HUB):
+            with _hub_explained(url):
+                found = hub().info(url)
+            self.size, self.version = int(found["size"]), str(found.get("blob_id") or found.get("etag"))
+        else:
+            folder, _, key = url.rpartition("/")
+            with _explained(url):
+                head = _opened(URL(folder), first=True).head(key)
+            self.size, self.version = head["size"], str(head["e_tag"] or head["last_modified"])
+            self._store, self._key = _opened(URL(folder)), key
+
+    @property
+    def name(self) -> str:
+        """Its last part."""
+        return self.url.name
+
+    def read(self, start: int, stop: int) -> bytes:
+        """Return the bytes [start, stop), with one request.
+
+        Raises:
+            ActstatsError: the file is gone, or cannot be reached.
+        """
+        if self.url.startswith(_HUB):
+            with _hub_explained(self.url):
+                found: bytes = hub().cat_file(self.url, start=start, end=stop)
+                return found
+        with _explained(self.url, _RESUME):
+            return bytes(self._store.get_range(self._key, start=start, end=stop))
+
+    def open(self, block: int = _BLOCK) -> io.BufferedReader:
+        """Return the file to be read from its beginning on, a block with each request."""
+        return io.BufferedReader(self.raw(), block)
+
+    def raw(self) -> io.RawIOBase:
+        """Return the file to be read with one request for each `read`."""
+        return _Raw(self)
+
+
+class _Raw(io.RawIOBase):
+    def __init__(self, file: RemoteFile) -> None:
+        self._file, self._at = file, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._file.size}[whence]
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        stop = min(self._at + len(buffer), self._file.size)
+        if stop <= self._at:
+            return 0
+        data = self._file.read(self._at, stop)
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+
+def list_remote(url: URL) -> Iterator[tuple[str, int]]:
+    """Yield name, relative to `url`, and size of every file below it, in the order of the names.
+
+    Raises:
+        ActstatsError: a web server, which has no listing; no such bucket, or it cannot be reached.
+    """
+    if url.startswith(("http://", "https://")):
+        raise ActstatsError(
+            f"{url}: a web server does not list its files; name tar or parquet files, such as "
+            "https://host/shard-{000..009}.tar"
+        )
+    if url.startswith(_HUB):
+        with _hub_explained(url):
+            files = hub().find(url, detail=True)
+        root = _HUB + hub().resolve_path(url).unresolve()
+        names = {f"{_HUB}{name}".removeprefix(f"{root}/"): int(info["size"]) for name, info in files.items()}
+        yield from sorted(names.items())
+        return
+    with _explained(url):
+        for batch in _opened(url, first=True).list():
+            yield from sorted((meta["path"], meta["size"]) for meta in batch)
+
+
+def read_remote(url: URL, key: str) -> bytes:
+    """Return a whole file below `url`, with one request.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        ActstatsError: it cannot be reached.
+    """
+    if url.startswith(_HUB):
+        file = RemoteFile(URL(f"{url.rstrip('/')}/{key}"))
+        return file.read(0, file.size)
+    with remote.explained(url, _RESUME):
+        return bytes(_opened(url).get(key).bytes())
+
+
+@lru_cache(maxsize=64)
+def _opened(url: URL, first: bool = False) -> ObjectStore:
+    return remote.opened(url, patience=remote.FIRST_PATIENCE if first else None)
+
+
+@contextmanager
+def _explained(url: URL, advice: str = "") -> Iterator[None]:
+    try:
+        with remote.explained(url, advice):
+            yield
+    except FileNotFoundError as error:
+        raise ActstatsError(f"there is no {url}{advice}") from error
+
+
+@cache
+def hub() -> Any:
+    """Return the Hugging Face hub's files, by fsspec."""
+    with needs("huggingface_hub", "reading images from the Hugging Face hub", "hub"):
+        from huggingface_hub import HfFileSystem
+    return HfFileSystem()
+
+
+@contextmanager
+def _hub_explained(url: URL) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise ActstatsError(f"there is no {url}, or it needs a token (HF_TOKEN)") from error
+    except ActstatsError:
+        raise
+    except Exception as error:  # of several libraries for HTTP
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ActstatsError(f"cannot read {url}: {reason}{_RESUME}") from error
+
+
+def together(places: Iterable[tuple[int, int, int]]) -> tuple[list[tuple[int, int, int]], list[int]]:
+    """Return ranges to fetch with one request each, and in which of them each place lies.
+
+    A place is (file, start, stop); those that follow each other in a file, nearly without gaps, share a range.
+
+    >>> together([(0, 512, 1000), (0, 1536, 2000), (1, 0, 9), (0, 99999999, 99999999 + 5)])
+    ([(0, 512, 2000), (1, 0, 9), (0, 99999999, 100000004)], [0, 0, 1, 2])
+    """
+    ranges: list[tuple[int, int, int]] = []
+    number = []
+    for file, start, stop in places:
+        if ranges:
+            last, first, end = ranges[-1]
+            if file == last and 0 <= start - end <= _GAP and stop - first <= _TOGETHER:
+                ranges[-1] = (last, first, stop)
+                number.append(len(ranges) - 1)
+                continue
+        ranges.append((file, start, stop))
+        number.append(len(ranges) - 1)
+    return ranges, number
+
+
+class Shared(Generic[T]):
+    """What a function returns by number, the last few kept: called once, however many threads ask.
+
+    Where numbers are asked for in order, the next one is called for ahead.
+    """
+
+    def __init__(self, function: Callable[[int], T], count: int) -> None:
+        self._function, self._count = function, count
+        self._found: OrderedDict[int, Future[T]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    @cached_property
+    def _pool(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(2, thread_name_prefix="actstats-fetch")
+
+    def get(self, number: int) -> T:
+        """Return what the function returns, or raise what it raises."""
+        with self._lock:
+            found, mine = self._future(number)
+            following, ahead = None, False
+            if number - 1 in self._found and number + 1 < self._count:
+                following, ahead = self._future(number + 1)
+        if following is not None and ahead:
+            self._pool.submit(self._fill, number + 1, following)
+        if mine:
+            self._fill(number, found)
+        return found.result()
+
+    def _future(self, number: int) -> tuple[Future[T], bool]:
+        if number in self._found:
+            self._found.move_to_end(number)
+            return self._found[number], False
+        self._found[number] = future = Future[T]()
+        while len(self._found) > _KEPT:
+            self._found.popitem(last=False)
+        return future, True
+
+    def _fill(self, number: int, future: Future[T]) -> None:
+        try:
+            future.set_result(self._function(number))
+        except BaseException as error:  # raised in every thread that waits for it
+            with self._lock:
+                self._found.pop(number, None)
+            future.set_exception(error)

@@ -1,0 +1,181 @@
+"""Images in Parquet files, as the Hugging Face hub holds them: a column `image` with their bytes, `label` beside it.
+
+Read in place, a row group with one request or a few. The labels are read when the source is opened, and those of
+files that do not lie on this machine are kept in the cache. A row's path is its file and its number.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actstats.data.image import UNREADABLE, ImageError
+from actstats.data.objects import RemoteFile, Shared
+from actstats.data.source import NO_LABEL, EncodedSource, fingerprint
+from actstats.errors import ActstatsError
+from actstats.support import cache_folder, replace_file, require_extra
+
+IMAGE: Final = "image"
+"""The column of images: their encoded bytes, or a structure with a field `bytes`."""
+LABEL: Final = "label"
+"""The column of labels, which need not be there."""
+_KEPT: Final = 1
+"""Version of what is kept in the cache."""
+
+
+class ParquetSource(EncodedSource):
+    """The images in the rows of one or more Parquet files."""
+
+    kind = "parquet"
+
+    def __init__(self, spec: str, files: Sequence[Path | RemoteFile], limit: int | None) -> None:
+        """Read the labels of the first `limit` rows.
+
+        Raises:
+            ActstatsError: what is no Parquet file, or has no column of images, or a file cannot be read.
+        """
+        self._files = list(files)
+        self._footers: list[Any] = []
+        paths: list[str] = []
+        labels: list[NDArray[np.int64]] = []
+        sizes: list[int] = []
+        self._groups: list[tuple[int, int]] = []
+        self._starts: list[int] = []
+        classes: list[str] = []
+        for number, file in enumerate(self._files):
+            if limit is not None and len(paths) >= limit:
+                break
+            footer, found, classes = _described(file)
+            self._footers.append(footer)
+            name = file.name.removesuffix(".parquet")
+            for group in range(footer.num_row_groups):
+                self._groups.append((number, group))
+                self._starts.append(len(paths) + sum(self._rows(number, g) for g in range(group)))
+            rows = footer.num_rows
+            paths += [f"{name}/{row:07}" for row in range(rows)]
+            labels.append(found)
+            # The sizes of single images are not known without reading them all.
+            sizes += [footer.row_group(group).total_byte_size for group in range(footer.num_row_groups)]
+        paths = paths[:limit]
+        if not paths:
+            raise ActstatsError(f"no image in {spec}: it has no rows")
+        mark = fingerprint((*paths, *map(str, self._groups)), (*[0] * len(paths), *sizes))
+        super().__init__(spec, paths, np.concatenate(labels)[: len(paths)], classes, mark)
+        self._read = Shared(self._rows_of, len(self._groups))
+
+    def read(self, index: int) -> bytes:
+        """Return the encoded bytes of image `index`; thread-safe.
+
+        Raises:
+            ImageError: the row has no image.
+            ActstatsError: its file is gone, or is damaged.
+        """
+        group = int(np.searchsorted(self._starts, index, side="right")) - 1
+        data = self._read.get(group)[index - self._starts[group]]
+        if data is None:
+            raise ImageError(UNREADABLE, "its row has no image")
+        return data
+
+    def _rows(self, file: int, group: int) -> int:
+        return int(self._footers[file].row_group(group).num_rows)
+
+    def _rows_of(self, number: int) -> list[bytes | None]:
+        """Return the images of a row group."""
+        file, group = self._groups[number]
+        with _opened(self._files[file], self._footers[file]) as opened:
+            column = opened.read_row_group(group, columns=[IMAGE]).column(IMAGE)
+        return [row.get("bytes") if isinstance(row, dict) else row for row in column.to_pylist()]
+
+
+@contextmanager
+def _opened(file: Path | RemoteFile, footer: Any = None) -> Iterator[Any]:
+    """Open a Parquet file; what is wrong with it is one line."""
+    parquet = require_extra("pyarrow.parquet", "analysis", "reading images from Parquet files")
+    import pyarrow
+
+    place = file.url if isinstance(file, RemoteFile) else file
+    try:
+        where = file.raw() if isinstance(file, RemoteFile) else file
+        with parquet.ParquetFile(where, metadata=footer, pre_buffer=True) as opened:
+            yield opened
+    except FileNotFoundError:
+        raise ActstatsError(f"{place} is gone; bring it back and rerun the same command to resume") from None
+    except (pyarrow.ArrowException, OSError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+        raise ActstatsError(f"{place} is no whole Parquet file that can be read: {reason}") from None
+
+
+def _described(file: Path | RemoteFile) -> tuple[Any, NDArray[np.int64], list[str]]:
+    """Return the footer, the labels and the names of the classes of a file."""
+    place = file.url if isinstance(file, RemoteFile) else file
+    with _opened(file) as opened:
+        columns = opened.schema_arrow.names
+        if IMAGE not in columns or not _holds_bytes(opened.schema_arrow.field(IMAGE).type):
+            raise ActstatsError(
+                f"{place} has no column {IMAGE!r} with the bytes of images; its columns are {', '.join(columns)}"
+            )
+        metadata = opened.schema_arrow.metadata or {}
+        classes = _class_names(metadata.get(b"huggingface", b"{}"))
+        labels = np.full(opened.metadata.num_rows, NO_LABEL, dtype=np.int64)
+        if LABEL in columns:
+            kept = _kept_labels(file)
+            found = None if kept is None else _from_cache(kept, len(labels))
+            if found is None:
+                column = opened.read(columns=[LABEL]).column(LABEL)
+                try:
+                    found = column.cast("int64").fill_null(NO_LABEL).to_numpy()
+                except (ValueError, NotImplementedError):
+                    raise ActstatsError(
+                        f"the column {LABEL!r} of {place} should hold the numbers of classes, not {column.type}"
+                    ) from None
+                if kept is not None:
+                    _keep(kept, found)
+            labels = found
+        return opened.metadata, labels, classes
+
+
+def _holds_bytes(kind: Any) -> bool:
+    import pyarrow.types as types
+
+    if types.is_struct(kind):
+        return any(f.name == "bytes" and _holds_bytes(f.type) for f in kind)
+    return bool(types.is_binary(kind) or types.is_large_binary(kind))
+
+
+def _class_names(recorded: bytes) -> list[str]:
+    """Return the names that a dataset of the hub gives its labels."""
+    try:
+        names = json.loads(recorded)["info"]["features"][LABEL]["names"]
+    except (ValueError, KeyError, TypeError):
+        return []
+    return [str(name) for name in names] if isinstance(names, list) else []
+
+
+def _kept_labels(file: Path | RemoteFile) -> Path | None:
+    if not isinstance(file, RemoteFile):
+        return None
+    mark = hashlib.sha256(f"{_KEPT}\0{file.url}\0{file.size}\0{file.version}".encode()).hexdigest()
+    return cache_folder() / "parquet" / f"{mark}.labels"
+
+
+def _from_cache(kept: Path, count: int) -> NDArray[np.int64] | None:
+    try:
+        found = np.frombuffer(kept.read_bytes(), dtype="<i8")
+    except (OSError, ValueError):
+        return None
+    return found.astype(np.int64) if len(found) == count else None
+
+
+def _keep(kept: Path, labels: NDArray[np.int64]) -> None:
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(kept, labels.astype("<i8").tobytes())
+    except OSError:
+        return  # A cache that cannot be written only costs time.

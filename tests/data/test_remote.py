@@ -1,0 +1,205 @@
+"""Images in buckets, on web servers and in Parquet files: the same images as on this machine, with few requests."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import boto3
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import actstats
+from actstats import remote
+from actstats.data import open_source
+from actstats.data.objects import Shared
+from actstats.data.preprocessing import Preprocessing
+from actstats.errors import ActstatsError
+from tests.conftest import SmallNet, files_of, photograph
+from tests.models.server import serving
+from tests.s3 import BUCKET
+
+COUNT = 60
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("ACTSTATS_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same images as a folder by class, as two WebDataset shards, and as two Parquet files of the hub's kind."""
+    root = tmp_path_factory.mktemp("made")
+    encoded = []
+    for index in range(COUNT):
+        written = io.BytesIO()
+        photograph(index).save(written, format="png")
+        encoded.append(written.getvalue())
+        file = root / "folder" / ("cat", "dog")[index % 2] / f"{index:03}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(encoded[-1])
+    names = {"info": {"features": {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}}}
+    kind = pa.schema(
+        [("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])), ("label", pa.int64())],
+        metadata={"huggingface": json.dumps(names)},
+    )
+    for shard in range(2):
+        chosen = range(shard * COUNT // 2, (shard + 1) * COUNT // 2)
+        (root / "shards").mkdir(exist_ok=True)
+        with tarfile.open(root / "shards" / f"s-{shard}.tar", "w") as tar:
+            for index in chosen:
+                for ending, data in ((".cls", b"%d" % (index % 2)), (".png", encoded[index])):
+                    entry = tarfile.TarInfo(f"{index:03}{ending}")
+                    entry.size = len(data)
+                    tar.addfile(entry, io.BytesIO(data))
+        rows = [{"image": {"bytes": encoded[i], "path": None}, "label": i % 2} for i in chosen]
+        (root / "parquet").mkdir(exist_ok=True)
+        pq.write_table(
+            pa.Table.from_pylist(rows, kind), root / "parquet" / f"p-{shard}.parquet", row_group_size=10
+        )
+    return root
+
+
+@pytest.fixture
+def uploaded(made: Path, s3) -> str:
+    """The URL of the same files in a bucket."""
+    client = boto3.client("s3")
+    for file in made.rglob("*.*"):
+        if file.is_file():
+            client.upload_file(str(file), BUCKET, f"made/{file.relative_to(made).as_posix()}")
+    s3.seen.clear()
+    remote_caches_cleared()
+    return f"s3://{BUCKET}/made"
+
+
+def remote_caches_cleared() -> None:
+    from actstats.data import objects
+
+    objects._opened.cache_clear()
+
+
+def assert_same(found, expected) -> None:
+    assert (found.paths, found.classes) == (expected.paths, expected.classes)
+    np.testing.assert_array_equal(found.labels, expected.labels)
+    assert found.fingerprint == expected.fingerprint
+    for index in range(len(expected)):
+        assert found.image(index).tobytes() == expected.image(index).tobytes()
+
+
+@pytest.mark.parametrize("what", ["folder", "shards", "shards/s-{0..1}.tar", "shards/s-1.tar", "parquet"])
+@pytest.mark.parametrize("limit", [None, 35])
+def test_images_in_a_bucket_are_those_on_the_disk(what, limit, made, uploaded):
+    assert_same(
+        open_source(f"{uploaded}/{what}", limit=limit),
+        open_source(f"{made}/{what}", limit=limit),
+    )
+
+
+@pytest.mark.parametrize(("what", "most"), [("shards", 6), ("parquet", 16)])
+def test_requests_are_few_and_the_index_is_kept(what, most, uploaded, s3):
+    source = open_source(f"{uploaded}/{what}")
+    indexed = [path for method, path in s3.seen if method == "GET"]
+    s3.seen.clear()
+    for index in range(COUNT):
+        source.read(index)
+    assert len(s3.seen) <= most
+    assert len(s3.seen) < len(indexed) + most
+    s3.seen.clear()
+    again = open_source(f"{uploaded}/{what}")
+    assert (again.fingerprint, again.labels.tolist()) == (source.fingerprint, source.labels.tolist())
+    # The listing, and the end of each Parquet file: what was read of each is known by its size and version.
+    gets = [path for method, path in s3.seen if method == "GET" and "list-type" not in path]
+    assert len(gets) <= (0 if what == "shards" else 4)
+
+
+def test_a_sweep_of_a_bucket_into_a_bucket_is_that_of_the_disk(made, uploaded, s3, tmp_path):
+    s3.refused_every = 10
+    small = {
+        "preprocessing": Preprocessing.imagenet(size=32, resize=36),
+        "batch_size": 8,
+        "partition_size": 25,
+        "metrics": ["mean", "top"],
+        "device": "cpu",
+    }
+    actstats.sweep(SmallNet(), made / "shards", tmp_path / "s.zarr", **small)
+    actstats.sweep(SmallNet(), f"{uploaded}/shards", tmp_path / "from.zarr", **small)
+    actstats.sweep(SmallNet(), f"{uploaded}/shards", f"s3://{BUCKET}/s.zarr", **small)
+    assert s3.refused > 5
+    assert files_of(tmp_path / "from.zarr") == files_of(tmp_path / "s.zarr")
+    there = actstats.open_dataset(f"s3://{BUCKET}/s.zarr").drop_vars("provenance").load()
+    assert there.equals(actstats.open_dataset(tmp_path / "s.zarr").drop_vars("provenance").load())
+    plan = actstats.SweepPlan.from_store(f"s3://{BUCKET}/s.zarr")
+    assert plan.images().image(3).size == (96, 80)
+
+
+@pytest.mark.parametrize("what", ["shards/s-{0..1}.tar", "parquet/p-{0..1}.parquet"])
+def test_images_on_a_web_server_that_is_busy_now_and_then(what, made):
+    with serving() as server:
+        folder = what.partition("/")[0]
+        for file in (made / folder).iterdir():
+            server.files[f"/{folder}/{file.name}"] = file.read_bytes()
+        server.busy = [503, 429, 500]
+        remote_caches_cleared()
+        found = open_source(server.url(f"/{what}"))
+        server.busy = [429, 503]
+        assert_same(found, open_source(f"{made}/{what}"))
+        assert not server.busy
+
+
+def test_images_that_a_bucket_lost_are_told_apart(uploaded, s3):
+    folder, shards = open_source(f"{uploaded}/folder"), open_source(f"{uploaded}/shards")
+    client = boto3.client("s3")
+    for key in ("folder/cat/002.png", "shards/s-0.tar"):
+        client.delete_object(Bucket=BUCKET, Key=f"made/{key}")
+    with pytest.raises(actstats.data.ImageError, match="the file is not there"):
+        folder.image(1)
+    with pytest.raises(ActstatsError, match=r"there is no s3://.*s-0.tar; completed partitions are kept"):
+        shards.image(1)
+
+
+def test_what_cannot_be_opened_is_told_in_one_line(made, uploaded, tmp_path, monkeypatch):
+    pq.write_table(pa.table({"text": ["a"]}), tmp_path / "text.parquet")
+    pq.write_table(pa.table({"image": [b"a"], "label": ["cat"]}), tmp_path / "words.parquet")
+    (tmp_path / "no.parquet").write_text("not Parquet")
+    for spec, message in {
+        "s3://not-there/images": "there is no bucket s3://not-there",
+        f"s3://{BUCKET}/nothing": "no image below s3://",
+        f"{uploaded}/shards/s-9.tar": r"there is no s3://.*s-9\.tar",
+        "https://127.0.0.1/images": "a web server does not list its files; name tar or parquet files",
+        f"{tmp_path}/text.parquet": "has no column 'image' with the bytes of images; its columns are text",
+        f"{tmp_path}/words.parquet": "should hold the numbers of classes, not string",
+        f"{tmp_path}/no.parquet": "is no whole Parquet file",
+    }.items():
+        with pytest.raises(ActstatsError, match=message) as error:
+            open_source(spec)
+        assert "\n" not in str(error.value)
+    monkeypatch.setattr(remote, "FIRST_PATIENCE", 0.3)
+    with pytest.raises(ActstatsError, match="does not answer"):
+        open_source("http://127.0.0.1:9/a.tar")
+
+
+def test_threads_share_what_was_fetched_and_meet_its_error():
+    from concurrent.futures import ThreadPoolExecutor
+
+    calls: list[int] = []
+
+    def fetch(number: int) -> int:
+        calls.append(number)
+        if number == 7:
+            raise ValueError("no 7")
+        return number * 2
+
+    shared = Shared(fetch, 100)
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(shared.get, [n for n in range(6) for _ in range(20)])) == [
+            2 * n for n in range(6) for _ in range(20)
+        ]
+    assert len(calls) == len(set(calls)) <= 7
+    with pytest.raises(ValueError, match="no 7"):
+        shared.get(7)
