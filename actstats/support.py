@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from html import escape
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -115,3 +116,16 @@ def sha256_of(file: Path) -> str:
     """Return the SHA-256 of a file, in hex."""
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def html_facts(title: str, facts: Iterable[tuple[str, object]]) -> str:
+    """Return a heading and a table of names and values, for `_repr_html_`; all of it is escaped.
+
+    >>> html_facts("a < b", [("images", 3)])
+    '<b>a &lt; b</b><table><tr><th style="text-align:left">images</th><td style="text-align:left">3</td></tr></table>'
+    """
+    left = ' style="text-align:left"'
+    rows = (
+        f"<tr><th{left}>{escape(name)}</th><td{left}>{escape(str(value))}</td></tr>" for name, value in facts
+    )
+    return f"<b>{escape(title)}</b><table>{''.join(rows)}</table>"

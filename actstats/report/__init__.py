@@ -3,7 +3,7 @@
 >>> from actstats.report import write_report
 >>> write_report(["standard.zarr", "robust.zarr"], "report.html")  # doctest: +SKIP
 
-`compare` returns the same findings without writing a page.
+`compare` returns the same findings without writing a page, `show` the page inside a cell of a notebook.
 """
 
 from __future__ import annotations
@@ -12,17 +12,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from actstats.report.findings import Compared, Finding, compare
-    from actstats.report.writing import Report, write_report
+    from actstats.report.findings import Compared, Finding, compare, finding
+    from actstats.report.writing import Embedded, Report, show, write_report
 
-__all__ = ["Compared", "Finding", "Report", "compare", "write_report"]
+__all__ = ["Compared", "Embedded", "Finding", "Report", "compare", "finding", "show", "write_report"]
 
 # The contact sheet lies in this package too and must not wait for torch and pandas.
 _HOMES = {
     "Compared": "findings",
+    "Embedded": "writing",
     "Finding": "findings",
     "Report": "writing",
     "compare": "findings",
+    "finding": "findings",
+    "show": "writing",
     "write_report": "writing",
 }
 

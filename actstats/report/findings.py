@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,6 +27,7 @@ from actstats.analysis.coverage import usable
 from actstats.errors import ActstatsError
 from actstats.report.networks import rebuild
 from actstats.store import open_dataset
+from actstats.support import html_facts
 
 
 @dataclass(frozen=True)
@@ -189,6 +190,17 @@ class Finding:
         """Return the finding as a dict that JSON can hold."""
         return asdict(self)
 
+    def _repr_html_(self) -> str:
+        facts: list[tuple[str, object]] = [("measured by", self.how), ("values", " and ".join(self.values))]
+        if self.words:
+            lower, neither, higher = self.layers
+            facts += [
+                ("difference", self.difference),
+                ("layers", f"lower in {lower}, neither in {neither}, higher in {higher}"),
+                ("verdict", self.words),
+            ]
+        return html_facts(self.claim, facts)
+
 
 @dataclass(frozen=True)
 class Compared:
@@ -316,6 +328,25 @@ def derive_findings(
     ]
     others = [measure for measure in measures if measure.key not in _CLAIMS]
     return [*found, *_kernels(networks), *(_without_claim(measure, measured) for measure in others)]
+
+
+def finding(claim: str, standard: xr.DataArray, robust: xr.DataArray, *, how: str = "") -> Finding:
+    """Return the finding about a measure of your own, by the rule in `RULE`.
+
+    Args:
+        claim: that the measure is lower for the units of `robust`, in words.
+        standard: the measure of each unit of one network, [unit], with the coordinate `layer`.
+        robust: the same of another network with the same layers.
+        how: how it is measured.
+
+    Raises:
+        ActstatsError: the units differ.
+    """
+    units = [array.rename("measure").to_dataset() for array in (standard, robust)]
+    require_same_units(*units)
+    table = compare_units(units[0], units[1], ["measure"], resamples=_RESAMPLES)
+    found = _finding(claim, how, [float(of["measure"].median()) for of in units], table)
+    return replace(found, words="as claimed") if found.verdict == "agrees" else found
 
 
 def count_layers(table: pd.DataFrame) -> tuple[int, int, int]:

@@ -14,8 +14,10 @@ import math
 import re
 import secrets
 import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final
@@ -141,6 +143,45 @@ def write_report(
     except OSError as error:
         raise ActstatsError(f"cannot write the report {page}: {error.strerror or error}") from error
     return Report(page, _folder_of(page) if large else None, size, compared.names, compared.findings, notes)
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """A report inside a cell of a notebook: the notebook's own file holds all of it.
+
+    Attributes:
+        html: the page.
+        height: of the frame that it is shown in, in pixels.
+        report: what was written, to a page that is gone.
+    """
+
+    html: str
+    height: int
+    report: Report
+
+    def _repr_html_(self) -> str:
+        # No scripts of the page reach the notebook: a sandbox without `allow-same-origin` is an origin of its own.
+        return (
+            f'<iframe srcdoc="{escape(self.html)}" sandbox="allow-scripts allow-downloads allow-popups" '
+            f'style="width: 100%; height: {self.height}px; border: 1px solid #8888"></iframe>'
+        )
+
+
+def show(*stores: str | Path, height: int = 800, **options: Any) -> Embedded:
+    """Return the report of one store, or of two with the same layers (S and R), to be shown in a cell of a notebook.
+
+    Args:
+        *stores: one or two stores written by `actstats sweep`; of two, S comes first.
+        height: of the frame in the cell, in pixels.
+        **options: as for `write_report`, all but `page` and `largest_page`.
+
+    Raises:
+        ActstatsError: as `write_report`.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        page = Path(folder) / "report.html"
+        report = write_report(stores, page, largest_page=math.inf, **options)
+        return Embedded(page.read_text(encoding="utf-8"), height, report)
 
 
 def _sides(names: Sequence[str]) -> str:

@@ -25,7 +25,7 @@ from actstats.errors import ActstatsError, ManifestMismatchError
 from actstats.store import manifest as manifests
 from actstats.store.place import StorePlace, Use, place_of
 from actstats.store.schema import Schema
-from actstats.support import URL
+from actstats.support import URL, html_facts
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -61,6 +61,17 @@ class Store:
         self.manifest: dict[str, Any] = {k: v for k, v in group.attrs.asdict().items() if k != "coordinates"}
         self._use: Use | None = None
         self._rest: dict[str, str] = {}
+
+    def _repr_html_(self) -> str:
+        m, complete = self.manifest, self.completed
+        facts = [
+            ("network", f"{m['arch']}, weights {m['weights']['source']}"),
+            ("images", f"{m['data']['images']:,} of {m['data']['spec']}"),
+            ("layers", len(m["layers"])),
+            ("variables", ", ".join(m["outputs"])),
+            ("partitions", f"{int(complete.sum())} of {len(complete)} complete"),
+        ]
+        return html_facts(str(self.path), facts)
 
     @classmethod
     def open(cls, path: str | Path, *, mode: str = "r") -> Store:

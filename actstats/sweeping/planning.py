@@ -30,8 +30,8 @@ from actstats.metrics import Chosen, resolve_metrics
 from actstats.store import Schema, Store, parse_compression, place_of
 from actstats.store import manifest as manifests
 from actstats.store.store import missing_error
-from actstats.support import located, named_object
-from actstats.sweeping.progress import Progress, Started, Summary
+from actstats.support import html_facts, located, named_object
+from actstats.sweeping.progress import Progress, Started, Summary, bar
 from actstats.sweeping.settings import Execution, Settings, names_of, require_known
 
 if TYPE_CHECKING:
@@ -167,6 +167,19 @@ class SweepPlan:
             f"<SweepPlan: {m['arch']} over {self.images_count:,} images of {m['data']['spec']}, "
             f"{len(m['layers'])} layers, {self.units:,} units, to {self.store}>"
         )
+
+    def _repr_html_(self) -> str:
+        m = self.manifest
+        facts = [
+            ("network", f"{m['arch']}, weights {m['weights']['source']}"),
+            ("layers", f"{len(m['layers'])}, {self.units:,} units"),
+            ("images", f"{self.images_count:,} of {m['data']['spec']}"),
+            ("partitions", -(-self.images_count // m["partition_size"])),
+            ("metrics", ", ".join(m["metrics"])),
+            ("device", m["device"]),
+            ("store", self.store),
+        ]
+        return html_facts("Plan of a sweep", facts)
 
     # What the manifest says.
 
@@ -365,7 +378,11 @@ class SweepPlan:
 
         with self.opened(how) as run:
             if run.todo:
-                run.progress, run.failures = run_partitions(self.job(how.device), run.store, run.todo, how)
+                job = self.job(how.device)
+                total = sum(stop - start for start, stop in map(run.schema.bounds, run.todo))
+                with bar(total, how.progress, how.on_progress) as on_progress:
+                    shown = replace(how, on_progress=on_progress)
+                    run.progress, run.failures = run_partitions(job, run.store, run.todo, shown)
             return run.summary()
 
     @contextmanager
@@ -387,17 +404,15 @@ class SweepPlan:
                 notes += _discard_damaged(store)
             elif missing := store.missing_objects():
                 raise missing_error(store.path, missing)
-            index, count = how.part
+            index, parts = how.part
             complete = store.completed
             # What was missing may have come back; what could not be decoded is as it was.
             retried = {int(i) // store.partition_size for i in np.flatnonzero(store.statuses() == MISSING)}
             if retried:
                 notes.append(f"{_count(len(retried), 'partition')} had missing images, which are tried again")
-            todo = [p for p in range(index, schema.partitions, count) if not complete[p] or p in retried]
+            todo = [p for p in range(index, schema.partitions, parts) if not complete[p] or p in retried]
             if (mark := self.manifest["data"]["fingerprint"]).startswith(UNNAMED):
-                notes.append(
-                    f"the images have no fingerprint of their own: to resume, pass fingerprint={mark!r}"
-                )
+                how.note(f"the images have no fingerprint of their own; to resume, pass fingerprint={mark!r}")
             started = Started(
                 store=store.path,
                 arch=self.manifest["arch"],

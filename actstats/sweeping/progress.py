@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
-from actstats.support import URL
+from actstats.support import URL, html_facts
 
 
 @dataclass(frozen=True)
@@ -78,3 +81,49 @@ class Summary:
     """Reason by path, of the images that this run could not read."""
     failed: bool = False
     """Whether more of the whole sweep's images failed than `Execution.max_failed` allows."""
+
+    def _repr_html_(self) -> str:
+        unread = [f"{path}: {reason}" for path, reason in self.failures.items()]
+        more = f" and {len(unread) - 3} more" if len(unread) > 3 else ""
+        facts: list[tuple[str, object]] = [
+            ("store", self.store),
+            ("images", f"{self.images:,}"),
+            ("units", f"{self.units:,} in {self.layers} layers"),
+            ("this run", f"{self.progress.done:,} images, {self.progress.rate:.1f} images/s"),
+            ("complete", "yes" if self.complete else "no: run it again to resume"),
+        ]
+        if unread:
+            facts.append(("not read", "; ".join(unread[:3]) + more))
+        return html_facts("Sweep", facts)
+
+
+@contextmanager
+def bar(
+    total: int, wanted: bool | None, callback: Callable[[Progress], None] | None
+) -> Iterator[Callable[[Progress], None] | None]:
+    """Draw tqdm's bar over `total` images; yields what is to be called after each batch, which calls `callback` too.
+
+    With `wanted` None there is a bar in a notebook, unless there is a callback.
+    """
+    notebook = in_notebook()
+    if not (notebook and callback is None if wanted is None else wanted):
+        yield callback
+        return
+    if notebook and find_spec("ipywidgets") is not None:
+        from tqdm.notebook import tqdm
+    else:
+        from tqdm import tqdm
+    with tqdm(total=total, unit=" images") as drawn:
+
+        def advance(progress: Progress) -> None:
+            drawn.update(progress.done - drawn.n)
+            if callback is not None:
+                callback(progress)
+
+        yield advance
+
+
+def in_notebook() -> bool:
+    """Return whether this is the kernel of a notebook."""
+    found = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return type(found).__name__ == "ZMQInteractiveShell"

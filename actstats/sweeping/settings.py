@@ -123,6 +123,7 @@ class Execution:
         max_failed: share of the images that may fail to be read before `Summary.failed` is set, 0 to 1.
         on_start: called once, when the store is open.
         on_progress: called after each batch.
+        progress: whether to draw tqdm's bar; None: in a notebook, unless there is an `on_progress`.
         on_note: called with what is worth knowing while it runs, one line at a time; None: `warnings.warn`.
 
     Raises:
@@ -138,6 +139,7 @@ class Execution:
     max_failed: float = 0.5
     on_start: Callable[[Started], None] | None = None
     on_progress: Callable[[Progress], None] | None = None
+    progress: bool | None = None
     on_note: Callable[[str], None] | None = None
 
     def __post_init__(self) -> None:

@@ -44,7 +44,7 @@ def sweep(
         **options: the other arguments of `plan` (weights, robust, seed, offline, preprocessing, limit,
             fingerprint), the fields of
             `Settings` (layers, metrics, batch_size, ...) and those of `Execution` (workers, part, strict, overwrite,
-            on_start, on_progress).
+            on_start, on_progress, progress).
 
     Returns:
         A summary of this run.

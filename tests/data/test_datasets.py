@@ -283,9 +283,7 @@ def test_resuming_over_images_without_a_fingerprint_asks_for_it(tmp_path):
     net, store = network(), tmp_path / "s"
     notes: list[str] = []
     options: Any = {"partition_size": 4, "preprocessing": COMPOSE}
-    actstats.sweep(
-        net, Photographs(), store, part=(0, 2), on_start=lambda s: notes.extend(s.notes), **options
-    )
+    actstats.sweep(net, Photographs(), store, part=(0, 2), on_note=notes.append, **options)
     mark = xr.open_zarr(store).attrs["data"]["fingerprint"]
     assert mark in notes[0]
     said = error_of(net, Photographs(), store, **options)
