@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,6 +32,29 @@ def split(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -
     if values and not parts:
         raise click.BadParameter("it names nothing", ctx, param)
     return parts
+
+
+class Grouped(click.Command):
+    """A command whose `--help` has its options in groups: `groups` names those under each heading, in order.
+
+    Options that no group names come last, under "Other options".
+    """
+
+    def __init__(self, *args: Any, groups: Mapping[str, Sequence[str]], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.groups = groups
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options, group by group."""
+        records = {
+            param.opts[0]: record
+            for param in self.get_params(ctx)
+            if (record := param.get_help_record(ctx)) is not None
+        }
+        groups = [(heading, [records.pop(name) for name in names]) for heading, names in self.groups.items()]
+        for heading, rows in [*groups, ("Other options", list(records.values()))]:
+            with formatter.section(heading):
+                formatter.write_dl(rows)
 
 
 def together(*options: Callable[[Decorated], Decorated]) -> Callable[[Decorated], Decorated]:

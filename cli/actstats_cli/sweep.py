@@ -26,6 +26,31 @@ if TYPE_CHECKING:
 SHOWN: Final = 5
 """Images that could not be read which are named in the summary."""
 DEMO: Final = "demo"
+GROUPS: Final = {
+    "Network": ("--arch", "--weights", "--robust", "--seed", "--offline"),
+    "Images": ("--data", "--limit", "--distort"),
+    "What is computed": (
+        "--layers",
+        "--metrics",
+        "--metric",
+        "--top-k",
+        "--amp",
+        "--compile",
+        "--batch-size",
+    ),
+    "Store": (
+        "--out",
+        "--partition-size",
+        "--per-image",
+        "--bitround",
+        "--compression",
+        "--overwrite",
+        "--repair",
+    ),
+    "Running": ("--device", "--workers", "--decode", "--part", "--strict", "--max-failed"),
+    "Before running": ("--dry-run", "--measure"),
+}
+"""The options in `--help`, by heading."""
 COMPILE: Final = {"off": False, "on": True, "auto": "auto"}
 _NOT_INHERITED: Final = ("arch", "weights", "robust", "seed", "out")
 """Options that --also does not take from the first network."""
@@ -47,7 +72,7 @@ def _part(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, 
     return int(first), int(second)
 
 
-@click.command()
+@click.command(cls=options.Grouped, groups=GROUPS)
 @options.network
 @click.option(
     "--also",

@@ -46,6 +46,20 @@ def test_each_command_has_help_with_an_example_and_a_text_for_each_option():
             assert isinstance(option, click.Argument) or getattr(option, "help", None), (line, option.name)
 
 
+def test_help_of_sweep_has_each_option_once_under_a_heading():
+    from actstats_cli.sweep import GROUPS, sweep
+
+    text = output_of("sweep --help")
+    for heading in (*GROUPS, "Other options"):
+        assert f"\n{heading}:\n" in text
+    listed = re.findall(r"^  (?:-h, )?(--[a-z-]+)", text, re.M)
+    assert sorted(listed) == sorted([*(param.opts[0] for param in sweep.params), "--help"])
+    assert set(re.findall(r"^  (?:-h, )?(--[a-z-]+)", text.partition("\nOther options:")[2], re.M)) == {
+        "--json",
+        "--help",
+    }
+
+
 def test_help_and_version_do_not_wait_for_torch():
     code = (
         "import sys; from actstats_cli.main import main\n"
