@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -25,6 +28,51 @@ COLOURS: Final = {"S": "#1b5dbd", "R": "#c45000"}
 """Blue for the standard network and orange for the robust one, in every plot; both can be read as text on white."""
 _MARKS: Final = (("unit", "#767676", "o"), ("outlier: its change stands out in its layer", "#a3005c", "x"))
 """What stands for a unit on clean against noisy images, and for an outlier: neither network's colour."""
+
+
+@dataclass(frozen=True)
+class Style:
+    """How large plots are, in inches, and how fine.
+
+    Attributes:
+        column: width of a plot whose panels lie one above the other.
+        page: width of one with panels side by side, where five fit.
+        height: factor of a panel's height.
+        text: size of text, in points.
+        dpi: of a PNG.
+    """
+
+    column: float
+    page: float
+    height: float
+    text: float
+    dpi: int
+
+
+STYLES: Final = {"screen": Style(7, 11, 1, 10, 100), "paper": Style(3.25, 6.75, 0.72, 8, 300)}
+"""`screen`, and `paper` for the column and the page of a conference paper."""
+_style: ContextVar[Style] = ContextVar("style", default=STYLES["screen"])
+
+
+@contextmanager
+def styled(name: str) -> Iterator[None]:
+    """Draw what is drawn inside in one of `STYLES`; text in PDF files stays text.
+
+    Raises:
+        ActstatsError: no matplotlib.
+    """
+    matplotlib = require_extra("matplotlib", "analysis", "--plot")
+    style = STYLES[name]
+    before = _style.set(style)
+    sizes = {"font.size": style.text, "savefig.dpi": style.dpi, "pdf.fonttype": 42}
+    lines = (
+        {"lines.linewidth": 1.0, "lines.markersize": 4.0, "axes.linewidth": 0.6} if name == "paper" else {}
+    )
+    try:
+        with matplotlib.rc_context(sizes | lines):
+            yield
+    finally:
+        _style.reset(before)
 
 
 def draw_layers(found: Mapping[str, xr.Dataset], numbers: Sequence[str], path: str | Path) -> None:
@@ -82,7 +130,7 @@ def draw_layers(found: Mapping[str, xr.Dataset], numbers: Sequence[str], path: s
     )
     if same and len(columns) + len(same) > len(panels):
         text = ", ".join(f"{column} is {value:g}" for column, value in same.items())
-        figure.supxlabel(f"in every layer, and for nearly all units: {text}", fontsize=8)
+        figure.supxlabel(f"in every layer, and for nearly all units: {text}", fontsize="small")
     _save(figure, path)
 
 
@@ -118,8 +166,8 @@ def draw_spectra(found: Mapping[str, xr.Dataset], numbers: Sequence[str], path: 
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter(lambda value, _: f"1/{1 / value:.0f}")
         axes.set_yscale("log", nonpositive="mask")
-        axes.set_title(str(layer), fontsize=8)
-        axes.tick_params(labelsize=7)
+        axes.set_title(str(layer), fontsize="small")
+        axes.tick_params(labelsize="x-small")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, frameon=False, loc="outside upper center", ncols=len(labels) or 1)
     figure.supxlabel("spatial frequency (cycles per pixel of the map)")
@@ -160,7 +208,7 @@ def draw_similarity(found: xr.Dataset, path: str | Path) -> None:
         image = axes.imshow(found[name].values, vmin=0, vmax=1, cmap="viridis")
         _name_layers(axes, labels)
         places = range(0, len(labels), -(-len(labels) // 30))
-        axes.set_yticks(list(places), [labels[at] for at in places], fontsize=7)
+        axes.set_yticks(list(places), [labels[at] for at in places], fontsize="x-small")
         for at in range(1, len(networks)):
             if networks[at] != networks[at - 1]:
                 axes.axhline(at - 0.5, color="white", linewidth=1)
@@ -185,8 +233,8 @@ def draw_noise(found: xr.Dataset, path: str | Path) -> None:
             axes.scatter(some["clean"], some["noisy"], s=10, color=style, marker=sign, label=label)
         end = float(np.nanmax(units[["clean", "noisy"]].to_numpy(), initial=0)) or 1.0
         axes.plot([0, end], [0, end], color="grey", linewidth=0.8, zorder=0, label="no change")
-        axes.set_title(str(layer), fontsize=8)
-        axes.tick_params(labelsize=7)
+        axes.set_title(str(layer), fontsize="small")
+        axes.tick_params(labelsize="x-small")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, frameon=False, loc="outside upper center", ncols=len(labels))
     figure.supxlabel("total variation, clean")
@@ -197,8 +245,9 @@ def draw_noise(found: xr.Dataset, path: str | Path) -> None:
 def _panels(count: int, height: float, *, columns: int = 1, **options: Any) -> tuple[Figure, list[Axes]]:
     """Return a figure outside of pyplot, which needs no display, and `count` axes in it."""
     figure_class = require_extra("matplotlib.figure", "analysis", "--plot").Figure
-    rows = -(-count // columns)
-    figure = figure_class(figsize=(7 if columns == 1 else 2.2 * columns, height * rows), layout="constrained")
+    rows, style = -(-count // columns), _style.get()
+    width = style.column if columns == 1 else style.page * max(columns, 2) / 5
+    figure = figure_class(figsize=(width, height * style.height * rows), layout="constrained")
     panels = np.atleast_1d(figure.subplots(rows, columns, **options)).ravel()
     for spare in panels[count:]:
         spare.remove()
@@ -213,11 +262,11 @@ def _axis(found: xr.Dataset, column: str) -> str:
 def _name_layers(axes: Axes, layers: Sequence[str], most: int = 30) -> None:
     """Write the layers' names under an axis, every second or third where there are many."""
     places = range(0, len(layers), -(-len(layers) // most))
-    axes.set_xticks(list(places), [layers[at] for at in places], rotation=90, fontsize=7)
+    axes.set_xticks(list(places), [layers[at] for at in places], rotation=90, fontsize="x-small")
 
 
 def _save(figure: Figure, path: str | Path) -> None:
     try:
-        figure.savefig(path, bbox_inches="tight")
+        figure.savefig(path, bbox_inches="tight" if _style.get() is STYLES["screen"] else None)
     except OSError as error:
         raise ActstatsError(f"cannot write {path}: {error.strerror or error}") from error

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import xarray as xr
 from click.testing import CliRunner, Result
+from PIL import Image
 from torch import nn
 
 import actstats
@@ -97,6 +98,21 @@ def test_two_stores_are_set_side_by_side(sweeps, tmp_path, name):
         first = rows[(rows["variable"] == "roughness") & (rows["layer"] == "first")].iloc[0]
         assert first["cliffs_delta"] == -1, "averages are smoother"
         assert output_of(f"{name} {two} --show step").split().count("step") == 2
+
+
+@pytest.mark.parametrize(
+    ("command", "inches"),
+    [
+        ("smoothness {0}/clean.zarr {0}/smooth.zarr", 3.25),
+        ("spectrum {0}/clean.zarr {0}/smooth.zarr", 6.75 * 2 / 5),
+        ("noise {0}/clean.zarr {0}/noisy.zarr", 6.75 * 2 / 5),
+    ],
+)
+def test_plots_for_a_paper_have_its_widths_and_300_dpi(sweeps, tmp_path, command, inches):
+    output_of(f"{command.format(sweeps)} --plot {tmp_path}/p.png --style paper")
+    with Image.open(tmp_path / "p.png") as image:
+        assert image.width == pytest.approx(inches * 300, abs=1)
+        assert image.info["dpi"] == pytest.approx((300, 300), abs=1)
 
 
 def test_values_are_those_of_the_functions(sweeps):

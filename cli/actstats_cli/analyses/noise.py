@@ -40,6 +40,7 @@ _HEADLINE = ["layer", "units", "clean", "noisy", "increase", "blocked", "outlier
 @output.by
 @output.out
 @output.plot
+@output.style
 @output.scheduler
 @options.as_json
 def noise(
@@ -52,6 +53,7 @@ def noise(
     by: str,
     out: Path | None,
     plot: Path | None,
+    style: str,
     scheduler: str | None,
     as_json: bool,
 ) -> None:
@@ -81,5 +83,6 @@ def noise(
         table = noise_by_layer(found, input_increase=increase)
         printed = table[_HEADLINE]
     if plot is not None:
-        plotting.draw_noise(found, plot)
+        with plotting.styled(style):
+            plotting.draw_noise(found, plot)
     output.put(table, printed, notes(found), out=out, as_json=as_json, plot=plot)

@@ -68,12 +68,19 @@ plot = click.option(
     callback=_path_of("plot"),
     help="Draw a plot: .png, .svg or .pdf.",
 )
+style = click.option(
+    "--style",
+    type=click.Choice(("screen", "paper")),
+    default="screen",
+    show_default=True,
+    help="Of --plot: paper is as wide as a column or page of a paper, with 300 dpi.",
+)
 scheduler = click.option(
     "--scheduler",
     metavar="ADDRESS",
     help="Compute on a dask cluster that can read the same files, such as tcp://host:8786.",
 )
-wanted = options.together(by, show, out, plot, scheduler, options.as_json)
+wanted = options.together(by, show, out, plot, style, scheduler, options.as_json)
 """The options of an analysis of one store or two."""
 
 
@@ -87,6 +94,7 @@ def run(
     show: Sequence[str],
     out: Path | None,
     plot: Path | None,
+    style: str,
     scheduler: str | None,
     as_json: bool,
 ) -> None:
@@ -126,7 +134,8 @@ def run(
     if len(stores) == 1 and by == "layer":
         said.append("means over the units of each layer; --out also has the medians and percentiles")
     if plot is not None:
-        (draw or plotting.draw_layers)(found, numbers, plot)
+        with plotting.styled(style):
+            (draw or plotting.draw_layers)(found, numbers, plot)
     put(table, printed, said, out=out, as_json=as_json, plot=plot)
 
 

@@ -26,6 +26,7 @@ from actstats_cli.analyses.match import VARIABLE
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the draw of those images.")
 @output.out
 @output.plot
+@output.style
 @output.scheduler
 @options.as_json
 def similarity(
@@ -36,6 +37,7 @@ def similarity(
     seed: int,
     out: Path | None,
     plot: Path | None,
+    style: str,
     scheduler: str | None,
     as_json: bool,
 ) -> None:
@@ -61,7 +63,8 @@ def similarity(
         opened = {name: open_dataset(store) for name, store in zip(called, stores, strict=True)}
         found = analysis(opened, variable, sample=sample, seed=seed)
     if plot is not None:
-        plotting.draw_similarity(found, plot)
+        with plotting.styled(style):
+            plotting.draw_similarity(found, plot)
     table = found.to_dataframe().reset_index()
     # The measures are symmetric: each pair once.
     table = table[table["row"] <= table["column"]].drop(columns=["row", "column"])
