@@ -17,7 +17,6 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final
@@ -160,9 +159,12 @@ class Embedded:
     report: Report
 
     def _repr_html_(self) -> str:
-        # No scripts of the page reach the notebook: a sandbox without `allow-same-origin` is an origin of its own.
+        # No script of the page reaches the notebook: a sandbox without `allow-same-origin` is an origin of its own.
+        # Not `srcdoc`: the addresses of the page's views would be taken for those of the notebook.
+        page = base64.b64encode(self.html.encode()).decode()
+        allowed = "allow-scripts allow-downloads allow-popups"
         return (
-            f'<iframe srcdoc="{escape(self.html)}" sandbox="allow-scripts allow-downloads allow-popups" '
+            f'<iframe src="data:text/html;charset=utf-8;base64,{page}" sandbox="{allowed}" '
             f'style="width: 100%; height: {self.height}px; border: 1px solid #8888"></iframe>'
         )
 

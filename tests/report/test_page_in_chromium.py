@@ -18,7 +18,7 @@ import xarray
 from actstats.analysis import smoothness
 from actstats.analysis.plotting import COLOURS
 from actstats.data.preprocessing import Preprocessing
-from actstats.report import write_report
+from actstats.report import show, write_report
 from tests.report.conftest import HOSTILE, LAYERS, NAMES, swept
 
 playwright = pytest.importorskip(
@@ -487,3 +487,23 @@ def test_a_phone_shows_it_without_scrolling_sideways_in_light_and_dark(opened, p
     assert len(ratios) > 5
     assert min(ratios.values()) >= 4.5, ratios
     assert report.complaints == []
+
+
+def test_the_report_in_a_cell_of_a_notebook_can_be_clicked_through(stores, tmp_path, browser):
+    embedded = show(*stores, names=NAMES, height=700)
+    cell = tmp_path / "cell.html"
+    cell.write_text(f"<!doctype html><meta charset=utf-8><p data-cell>{embedded._repr_html_()}")
+    page = browser.new_page()
+    page.set_default_timeout(60_000)
+    complaints: list[str] = []
+    page.on("console", lambda message: complaints.append(message.text))
+    page.goto(cell.as_uri())
+    report = page.frame_locator("iframe")
+    report.locator(".plot a[href='#/layer/1']").click()
+    report.locator("html[data-shown='#/layer/1']").wait_for()
+    report.locator("main select").first.select_option(index=1)
+    report.locator("html[data-shown^='#/layer/1?measure=']").wait_for()
+    assert report.locator("#view h1").inner_text() == LAYERS[1]
+    assert page.url == cell.as_uri()
+    assert complaints == []
+    page.close()
