@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from actstats.data import ImageError, Source
@@ -16,6 +19,9 @@ from actstats.errors import ActstatsError
 from actstats.store.top import Hit, Unit, find_unit, top_images
 from actstats.sweeping.planning import SweepPlan
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom, in pixels."""
 
@@ -23,6 +29,7 @@ TILE: Final = 220
 """Longest side of an image on the sheet."""
 _GAP, _LINE, _COLUMNS = 12, 18, 4
 _PAPER, _INK, _FAINT, _MARK = "#ffffff", "#1a1a1a", "#6b6b6b", "#ffd400"
+_HEAT, _OPAQUE = "#e0007f", 190
 _LEAST = 10
 """Side of the smallest mark, in pixels, so that it stays visible."""
 
@@ -51,11 +58,12 @@ def place_in_image(
 
 
 def save_contact_sheet(
-    store: str | Path, unit: str, file: str | Path, *, data: str | Path | Source | None = None
+    store: str | Path, unit: str, file: str | Path, *, data: Any = None, maps: bool = False
 ) -> None:
     """Draw the top images of `unit`, LAYER/CHANNEL, into the image file `file`.
 
-    `data` gives the images if they were moved since the sweep or came from a `Source` of your own.
+    `data` gives the images if they were moved since the sweep, or are a dataset or `Source` of your own. With
+    `maps` the network runs over them again, and the unit's activation is laid over each.
 
     Raises:
         ActstatsError: the store, the unit or the images do not exist, the images are not those that were swept, or
@@ -74,16 +82,54 @@ def save_contact_sheet(
     preprocessing = of_images(plan.preprocessing, "a contact sheet")
     network = f"{manifest['arch']}, weights {manifest['weights']['source']}"
     title = f"{found} of {network}, maps of {found.height} x {found.width}"
-    contact_sheet(found, hits, source, preprocessing, title).save(file)
+    laid = unit_maps(plan, found, source, [hit.image for hit in hits]) if maps else None
+    contact_sheet(found, hits, source, preprocessing, title, laid).save(file)
+
+
+def unit_maps(
+    plan: SweepPlan, unit: Unit, source: Source, images: Sequence[int]
+) -> dict[int, NDArray[np.float32]]:
+    """Return the activation map of `unit`, f32 [height, width], of each of these images that can be read, by index.
+
+    Raises:
+        ActstatsError: the network cannot be rebuilt.
+    """
+    from actstats.layers import watch
+    from actstats.probing.forward import Passes, Subset, inputs, prepared, running
+
+    loaded = plan.network()
+    device = prepared(loaded, "auto")
+    layers, _ = plan.layers([unit.layer])
+    maps: dict[int, NDArray[np.float32]] = {}
+    rows: list[int] = []
+
+    def keep(_: int, found: Tensor) -> None:
+        values = found[:, unit.channel].float().cpu().numpy()
+        maps.update(zip(rows, values, strict=False))
+
+    passes = Passes(batch_size=len(images) or 1)
+    fed = inputs(loaded, Subset(source, images), device, passes, plan.chain or None)
+    with running(loaded, passes.batch_size), closing(fed):
+        for batch, pixels in fed:
+            rows = [images[index] for index in (batch.position + batch.start).tolist()]
+            with watch(loaded.model, layers, keep):
+                loaded.model(pixels)
+    return maps
 
 
 def contact_sheet(
-    unit: Unit, hits: Sequence[Hit], source: Source, preprocessing: Preprocessing, title: str
+    unit: Unit,
+    hits: Sequence[Hit],
+    source: Source,
+    preprocessing: Preprocessing,
+    title: str,
+    maps: Mapping[int, NDArray[np.float32]] | None = None,
 ) -> Image.Image:
     """Return the sheet, RGB: the images in rows of four by rank, each with its value and path.
 
     A yellow square marks the position of the maximum (`place_in_image`); parts that the network did not see are
-    dimmed. An image that can no longer be read is replaced by the reason.
+    dimmed. An image that can no longer be read is replaced by the reason. `maps` by image are laid over them in
+    magenta, all on one scale, from 0 to the greatest activation shown.
     """
     rows = max(1, math.ceil(len(hits) / _COLUMNS))
     step = TILE + _GAP, TILE + 2 * _LINE + _GAP
@@ -92,10 +138,12 @@ def contact_sheet(
     draw = ImageDraw.Draw(sheet)
     large, small = ImageFont.load_default(16), ImageFont.load_default(12)
     draw.text((_GAP, _GAP), _fitted(title, large, sheet.width - 2 * _GAP), _INK, large)
+    greatest = max((float(values.max()) for values in (maps or {}).values()), default=0) or 1.0
+    shares = {image: np.clip(values / greatest, 0, 1) for image, values in (maps or {}).items()}
     for place, hit in enumerate(hits):
         left, top = _GAP + place % _COLUMNS * step[0], head + place // _COLUMNS * step[1]
         try:
-            tile = _tile(source.image(hit.image), unit, hit, preprocessing)
+            tile = _tile(source.image(hit.image), unit, hit, preprocessing, shares.get(hit.image))
             sheet.paste(tile, (left + (TILE - tile.width) // 2, top + (TILE - tile.height) // 2))
         except ImageError as error:
             draw.rectangle((left, top, left + TILE - 1, top + TILE - 1), outline=_FAINT)
@@ -107,7 +155,13 @@ def contact_sheet(
     return sheet
 
 
-def _tile(image: Image.Image, unit: Unit, hit: Hit, preprocessing: Preprocessing) -> Image.Image:
+def _tile(
+    image: Image.Image,
+    unit: Unit,
+    hit: Hit,
+    preprocessing: Preprocessing,
+    share: NDArray[np.float32] | None = None,
+) -> Image.Image:
     """Return the image at the sheet's size, unseen parts dimmed, the position of the maximum marked."""
     scale = TILE / max(image.size)
     tile = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
@@ -118,6 +172,11 @@ def _tile(image: Image.Image, unit: Unit, hit: Hit, preprocessing: Preprocessing
         (round(seen[0]), round(seen[1]), round(seen[2]) - 1, round(seen[3]) - 1), 255
     )
     tile = Image.composite(tile, dimmed, inside)
+    if share is not None:
+        left, top, right, bottom = (round(edge) for edge in seen)
+        heat = Image.fromarray((share * _OPAQUE).round().astype(np.uint8))
+        heat = heat.resize((max(1, right - left), max(1, bottom - top)), Image.Resampling.BILINEAR)
+        tile.paste(Image.new("RGB", heat.size, _HEAT), (left, top), heat)
     where = place_in_image(preprocessing, image.size, hit.row, hit.column, (unit.height, unit.width))
     draw = ImageDraw.Draw(tile)
     box = _at_least(_scaled(where, scale), _LEAST)

@@ -27,15 +27,17 @@ if TYPE_CHECKING:
 @click.option(
     "--data", metavar="IMAGES", help="Where the images are now, if they were moved since the sweep."
 )
+@click.option("--maps", is_flag=True, help="With --out: lay the unit's activation over each image.")
 @options.as_json
-def top(store: Path, unit: str, out: Path | None, data: str | None, as_json: bool) -> None:
+def top(store: Path, unit: str, out: Path | None, data: str | None, maps: bool, as_json: bool) -> None:
     """List the images in which a unit has its greatest activations.
 
-    With --out, also draw them and mark the position of the maximum in each.
+    With --out, also draw them and mark the position of the maximum in each. --maps runs the network on them again
+    and lays the unit's activation over each in magenta.
 
     \b
         actstats top googlenet.zarr inception4c.branch1/17
-        actstats top googlenet.zarr conv1/0 --out sheet.png
+        actstats top googlenet.zarr conv1/0 --out sheet.png --maps
         actstats top googlenet.zarr conv1/0 --out sheet.png --data /moved/photographs
     """
     from actstats.report.contact_sheet import save_contact_sheet
@@ -43,7 +45,7 @@ def top(store: Path, unit: str, out: Path | None, data: str | None, as_json: boo
 
     hits = top_images(store, unit)
     if out is not None:
-        save_contact_sheet(store, unit, out, data=data)
+        save_contact_sheet(store, unit, out, data=data, maps=maps)
     if as_json:
         found = {"store": str(store), "unit": unit, "images": [dataclasses.asdict(hit) for hit in hits]}
         print_json(found if out is None else {**found, "sheet": str(out)})

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from PIL import Image
 from torch import nn
 
 import actstats as actstats_package
@@ -22,9 +23,11 @@ from actstats import merge
 from actstats.analysis import class_means, compare_units, selectivity, smoothness, spectrum
 from actstats.errors import ActstatsError
 from actstats.report import compare, write_report
-from actstats.report.contact_sheet import save_contact_sheet
+from actstats.report.contact_sheet import save_contact_sheet, unit_maps
 from actstats.report.contents import class_names, pack, shortened, unpack
 from actstats.report.findings import common_measures, derive_findings
+from actstats.store.top import find_unit, top_images
+from actstats.sweeping.planning import SweepPlan
 from actstats_cli.compare import compare as compare_command
 from actstats_kernels.bins import BIN_ZERO
 from tests.cli.conftest import actstats, output_of
@@ -432,3 +435,22 @@ def test_shortened_numbers_are_near_and_keep_what_is_not_finite():
     np.testing.assert_array_equal(
         shortened(np.array([np.inf, -np.inf, np.nan, 0])), [np.inf, -np.inf, np.nan, 0]
     )
+
+
+def test_maps_on_a_contact_sheet_are_those_of_the_sweep(stores, hostile, tmp_path):
+    plan, unit = SweepPlan.from_store(stores[0]), f"{LAYERS[0]}/5"
+    hits = top_images(stores[0], unit)
+    found = find_unit(plan.manifest, unit)
+    maps = unit_maps(plan, found, plan.images(), [hit.image for hit in hits])
+    assert set(maps) == {hit.image for hit in hits}
+    for hit in hits:
+        assert maps[hit.image].shape == (found.height, found.width)
+        assert maps[hit.image].max() == pytest.approx(hit.value, rel=1e-4)
+        assert maps[hit.image][hit.row, hit.column] == pytest.approx(hit.value, rel=1e-4)
+    save_contact_sheet(stores[0], unit, tmp_path / "plain.png")
+    save_contact_sheet(stores[0], unit, tmp_path / "maps.png", maps=True)
+    plain, laid = (np.asarray(Image.open(tmp_path / f"{name}.png")).astype(int) for name in ("plain", "maps"))
+    changed = (plain != laid).any(-1)
+    assert 0.01 < changed.mean() < 0.9
+    # Nothing turned greener: magenta was laid over it.
+    assert (laid - plain)[changed][:, 1].max() <= 1
