@@ -25,7 +25,7 @@ def executed(name: str, folder: Path) -> Any:
     pytest.importorskip("ipykernel")
     notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
     nbformat.validate(notebook)
-    client = nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(folder)}})
+    client = nbclient.NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(folder)}})
     client.execute()
     return notebook
 
