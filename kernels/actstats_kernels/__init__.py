@@ -1,5 +1,5 @@
-"""Fused statistics of activation maps: tensor in, statistics out. No files, no hooks, no model.
+"""Fused statistics of activation maps, from tensors to tensors, without files, hooks or models.
 
-`ops.accumulate` is the fused kernel (numba on a CPU, Triton on a GPU), `ops.top_k` the selection across a partition;
-`reference` holds their definitions in plain float64 torch, `bins` the tables that both share.
+`ops.accumulate` is the fused kernel (numba on a CPU, Triton on a GPU), and `ops.top_k` ranks a partition. `reference`
+defines both in plain float64 torch, and `bins` contains the tables that all of them share.
 """

@@ -1,8 +1,8 @@
 """The two custom ops: `actstats::accumulate` reads a batch of maps once, `actstats::top_k` ranks a partition.
 
-The CPU implementations are numba kernels (`actstats_kernels.cpu`), the CUDA ones Triton kernels
-(`actstats_kernels.gpu`), loaded at first use. Both write into buffers that the caller owns, so that a sweep
-allocates nothing for each batch.
+The CPU implementations are numba kernels (`actstats_kernels.cpu`), the CUDA implementations are Triton kernels
+(`actstats_kernels.gpu`); both are loaded on first use. They write into buffers owned by the caller, so that a sweep
+allocates no memory per batch.
 """
 
 from __future__ import annotations
@@ -23,20 +23,21 @@ def accumulate(
     histogram: Tensor | None,
     power: Tensor | None,
 ) -> None:
-    """Read maps `x` [N, C, H, W] (f32, f16 or bf16; any strides) once and write what is asked for, None for the rest.
+    """Read maps `x` [N, C, H, W] (f32, f16 or bf16; any strides) once and update the buffers that are not None.
 
-    No argument has a default: torch 2.6 drops those at the end of a call, and then looks for the buffers by position.
+    No argument has a default, because torch 2.6 drops trailing defaults from a call and then looks up the buffers by
+    position.
 
     Args:
         x: activation maps.
-        moments: f32 [5, N, C], any strides: overwritten with `bins.MOMENTS` in their order.
-        argmax: i32 [N, C], any strides: overwritten with the flat position of the maximum.
-        histogram: i32 or i64 [C, 520], contiguous: the counts are added to it.
-        power: f64 [C, 18], contiguous: the radial power summed over the N maps is added to it.
+        moments: f32 [5, N, C], any strides. Overwritten with the statistics in `bins.MOMENTS`, in order.
+        argmax: i32 [N, C], any strides. Overwritten with the flat position of the maximum.
+        histogram: i32 or i64 [C, 520], contiguous. The counts are added to it.
+        power: f64 [C, 18], contiguous. The radial power summed over the N maps is added to it.
 
-    A map with a value that is not finite has NaN moments, argmax -1 and no part in `power`
-    (see `actstats_kernels.reference`, the definition of each). The result depends neither on the number of
-    threads nor on the memory format.
+    A map that contains a non-finite value has NaN moments and argmax -1, and is not added to `power` (see
+    `actstats_kernels.reference`, which defines all statistics). The result depends neither on the number of threads
+    nor on the memory format.
     """
     from actstats_kernels import cpu
 
@@ -69,7 +70,7 @@ def _(
 
 @torch.library.custom_op("actstats::top_k", mutates_args=(), device_types="cpu")
 def top_k(maximum: Tensor, position: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Rank the rows of `maximum` f32 [P, U] for each unit; see `reference.top_k`, its definition.
+    """Rank the rows of `maximum` f32 [P, U] for each unit, as defined by `reference.top_k`.
 
     `position` is i32 [P, U]. Returns value f32 [U, k], row i64 [U, k], position i32 [U, k].
     """
@@ -96,7 +97,7 @@ def _(maximum: Tensor, position: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor
 
 
 def statistics(x: Tensor) -> dict[str, Tensor]:
-    """Return all statistics of maps `x` [N, C, H, W] by the fused kernels; keys as in `reference.statistics`.
+    """Return all statistics of maps `x` [N, C, H, W], with the fused kernel; keys as in `reference.statistics`.
 
     >>> import torch
     >>> statistics(torch.arange(6.0).reshape(1, 1, 2, 3))["total_variation"].item()

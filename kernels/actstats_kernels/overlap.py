@@ -1,13 +1,14 @@
-"""Where a unit is active and what is labelled there: exact counts of positions, for network dissection.
+"""Count the positions where a unit is active, and how many of them have each label, for network dissection.
 
-A unit is active at a position of a grid where its map, upsampled to that grid, is greater than its threshold.
+A unit is active at a position of a grid if its map, upsampled to that grid, is greater than its threshold.
 
-**Upsampling** is bilinear between the centres of the map's positions (what `align_corners=False` means in torch), and
-clamped beyond the outermost. For a map x of H rows and a grid of S: row i of the grid lies at
+**Upsampling** is bilinear between the centres of the map's positions (`align_corners=False` in torch), and clamped
+outside of them. For a map x with H rows and a grid with S rows, row i of the grid lies at
 y = min(max((i + 1/2) H / S - 1/2, 0), H - 1), between rows floor(y) and floor(y) + 1. Rows are interpolated first,
 then columns, each as a + (b - a) w in float64, so that the counts are the same on every device.
 
-**Not finite.** A map with a value that is not finite is nowhere active, and neither is a unit of threshold NaN.
+**Non-finite values.** A map that contains a non-finite value is not active anywhere, nor is a unit whose threshold is
+NaN.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ def add_overlap(maps: Tensor, threshold: Tensor, labels: Tensor, both: Tensor) -
     Args:
         maps: [C, H, W] of one image (f32, f16 or bf16; any strides).
         threshold: f64 [C].
-        labels: i32 [D, R, S], on the grid's R rows and S columns: up to D different labels of each position, in
+        labels: i32 [D, R, S], for the R rows and S columns of the grid: up to D different labels at each position, in
             [1, L), and 0 for none. No label may occur twice at one position.
-        both: i64 [C, L], contiguous, on the device of `maps`: the counts are added to it.
+        both: i64 [C, L], contiguous, on the device of `maps`. The counts are added to it.
 
     Returns:
-        i64 [C]: the active positions of each unit.
+        The number of active positions of each unit, i64 [C].
     """
     if maps.device.type == "cpu":
         from actstats_kernels.cpu.overlap import add_overlap as add
@@ -44,10 +45,10 @@ def add_overlap(maps: Tensor, threshold: Tensor, labels: Tensor, both: Tensor) -
 
 
 def overlap(maps: Tensor, threshold: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the counts of `add_overlap` in plain torch, the definition: by comparison of whole grids.
+    """Return the counts of `add_overlap`, defined in plain torch by comparing whole grids.
 
-    Returns the active positions of each unit, i64 [C]; the labels that occur, i64 [l]; and how many active positions
-    of each unit have each of these labels, i64 [C, l].
+    Returns the number of active positions of each unit, i64 [C]; the labels that occur, i64 [l]; and the number of
+    active positions of each unit with each of these labels, i64 [C, l].
     """
     labels = labels.to(maps.device)
     v = upsampled(maps, labels.shape[1], labels.shape[2])
@@ -60,7 +61,7 @@ def overlap(maps: Tensor, threshold: Tensor, labels: Tensor) -> tuple[Tensor, Te
 
 
 def upsampled(maps: Tensor, rows: int, columns: int) -> Tensor:
-    """Return maps [C, H, W] on a grid of `rows` x `columns`, f64, by the formula at the top of this module."""
+    """Return maps [C, H, W] on a grid of `rows` x `columns`, f64, by the formula in the docstring of this module."""
     v = maps.double()
     for dim, size in ((1, rows), (2, columns)):
         low, high, weight = (torch.from_numpy(t).to(v.device) for t in taps(v.shape[dim], size))
@@ -71,9 +72,9 @@ def upsampled(maps: Tensor, rows: int, columns: int) -> Tensor:
 
 @lru_cache(maxsize=256)
 def taps(length: int, size: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
-    """Return between which two of `length` positions each of `size` positions of a grid lies, and how far along.
+    """Return the two of `length` positions that each of `size` grid positions lies between, and its weight.
 
-    i64, i64 and f64 [size]. The arrays are shared: not to be written to.
+    i64, i64 and f64 [size]. The arrays are cached and must not be modified.
     """
     place = np.clip((np.arange(size) + 0.5) * length / size - 0.5, 0, length - 1)
     low = np.floor(place).astype(np.int64)

@@ -1,10 +1,10 @@
-"""Every statistic in plain float64 torch: slow, short, and the definition that the fused kernels are held to.
+"""Definition of every statistic in plain float64 torch: short but slow, and the reference for the fused kernels.
 
 Each function takes activation maps `x` [N, C, H, W] of any real dtype, on any device, with any strides.
 
-**Non-finite values.** A map that holds NaN or an infinity has no moments: its mean, variance, maximum,
-active fraction and total variation are NaN, its argmax is -1, and it is left out of the power spectrum and of
-the top-k, like an unreadable image, but for that unit alone. The histogram counts every value, finite or not.
+**Non-finite values.** A map that contains NaN or infinity has no moments: its mean, variance, maximum, active
+fraction and total variation are NaN and its argmax is -1. It is excluded from the power spectrum and the top-k, like
+an unreadable image but only for that unit. The histogram counts every value, finite or not.
 
 >>> import torch
 >>> ramp = torch.arange(6.0).reshape(1, 1, 2, 3)
@@ -29,14 +29,14 @@ from actstats_kernels.bins import (
 
 
 def finite_maps(x: Tensor) -> Tensor:
-    """Return which maps are finite throughout, bool [N, C]."""
+    """Return which maps contain only finite values, bool [N, C]."""
     return torch.isfinite(x).all(-1).all(-1)
 
 
 def moments(x: Tensor) -> Tensor:
     """Return the five moments of each map, f64 [5, N, C], in the order of `MOMENTS`.
 
-    mean; population variance; maximum; share of positions with value > 0; total variation, the sum over the
+    mean; population variance; maximum; fraction of positions with value > 0; total variation, the sum over the
     map of abs(x[i+1, j] - x[i, j]) and abs(x[i, j+1] - x[i, j]) (anisotropic; Rudin, Osher, Fatemi 1992).
     """
     v = x.double()
@@ -53,17 +53,17 @@ def argmax(x: Tensor) -> Tensor:
     """Return the flat position i * W + j of each map's maximum, i32 [N, C]: the lowest on ties."""
     flat = x.double().flatten(2)
     at_maximum = flat == flat.amax(-1, keepdim=True)
-    # torch.argmax is free to return any of equal values.
+    # torch.argmax may return any of several equal values.
     places = torch.arange(flat.shape[-1], device=x.device)
     position = torch.where(at_maximum, places, flat.shape[-1]).amin(-1).int()
     return position.masked_fill(~finite_maps(x), -1)
 
 
 def histogram(x: Tensor) -> Tensor:
-    """Return how many values of each unit fall in each bin of `bins.histogram_edges`, i64 [C, 520]."""
+    """Return the number of values of each unit in each bin of `bins.histogram_edges`, i64 [C, 520]."""
     left, right = (torch.from_numpy(edge).to(x.device) for edge in histogram_edges())
     v = x.double().movedim(1, 0).flatten(1).contiguous()
-    # Of the bins in increasing order, a negative one is closed on the right and a positive one on the left.
+    # Negative bins are closed on the right, positive bins on the left.
     negative = torch.searchsorted(right[:BIN_NAN], v, right=False)
     positive = torch.searchsorted(left[:BIN_NAN], v, right=True) - 1
     index = (
@@ -74,10 +74,10 @@ def histogram(x: Tensor) -> Tensor:
 
 
 def power(x: Tensor) -> Tensor:
-    """Return the power of each map in each radial bin, f64 [N, C, 18]; NaN maps of non-finite values.
+    """Return the power of each map in each radial bin, f64 [N, C, 18]; NaN for maps with non-finite values.
 
     abs(DFT(x))^2 / (H W)^2 summed over the coefficients of the bin (`bins.radial_bins`), so the sum over bins is
-    the mean of x^2 (Parseval). Bins that no coefficient falls in are 0.
+    the mean of x^2 (Parseval). Bins without coefficients are 0.
     """
     height, width = x.shape[-2:]
     finite = finite_maps(x)
@@ -92,8 +92,8 @@ def power(x: Tensor) -> Tensor:
 def statistics(x: Tensor) -> dict[str, Tensor]:
     """Return all statistics of maps `x` [N, C, H, W].
 
-    The names of `MOMENTS` f64 [N, C]; `argmax` i32 [N, C]; `histogram` i64 [C, 520]; `power_spectrum` f64 [C, 18],
-    the sum over the maps of `power` without those that are not finite.
+    The statistics in `MOMENTS` are f64 [N, C], `argmax` is i32 [N, C], `histogram` is i64 [C, 520]. `power_spectrum`,
+    f64 [C, 18], is the sum of `power` over the finite maps.
     """
     return {
         **dict(zip(MOMENTS, moments(x), strict=True)),
@@ -106,9 +106,9 @@ def statistics(x: Tensor) -> dict[str, Tensor]:
 def top_k(maximum: Tensor, position: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return the k rows with the greatest `maximum` of each unit: value, row and position.
 
-    `maximum` [P, U], NaN where a row takes no part; `position` i32 [P, U]. Returns value f32 [U, k], row i64 [U, k]
-    and position i32 [U, k], greatest value first, of equal values the lowest row first; NaN, -1, -1 where fewer
-    than k rows take part.
+    `maximum` is [P, U], with NaN where a row is excluded; `position` is i32 [P, U]. Returns value f32 [U, k], row i64
+    [U, k] and position i32 [U, k], sorted by decreasing value and, for equal values, increasing row; NaN, -1, -1 if
+    fewer than k rows are included.
     """
     units = maximum.shape[1]
     value = torch.full((units, k), torch.nan)

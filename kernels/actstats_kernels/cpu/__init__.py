@@ -1,7 +1,6 @@
-"""The CPU's kernels: vectors of 16 channels in numba, on torch's own threads.
+"""CPU kernels: numba on vectors of 16 channels, on torch's own threads.
 
-`accumulate` is one pass over a batch of maps, `top_k` the ranking of a partition; `actstats_kernels.ops` has their
-contracts.
+`accumulate` makes one pass over a batch of maps, `top_k` ranks a partition; `actstats_kernels.ops` documents both.
 """
 
 from actstats_kernels.cpu.fused import accumulate

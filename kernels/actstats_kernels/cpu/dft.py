@@ -1,9 +1,9 @@
-"""Discrete Fourier transforms of any length on vectors of 16 lanes, in place, as LLVM code written by this module.
+"""Discrete Fourier transforms of any length on vectors of 16 lanes, in place, as generated LLVM code.
 
-A length is split into radices (112 = 16 x 7). For each radix there is a *butterfly*: the whole transform of that many
-elements as straight-line code in registers, its constants folded in. Stages of butterflies (decimation in
-frequency; Cooley and Tukey 1965, Gentleman and Sande 1966) leave the coefficients in the digit-reversed order that
-`Plan.order` tells; a power spectrum has no use for another. Primes without a butterfly take O(p^2) steps.
+A length is factored into radices (112 = 16 x 7). For each radix there is a *butterfly*: the whole transform of that
+many elements as straight-line code in registers, with its constants folded in. Stages of butterflies (decimation in
+frequency; Cooley and Tukey 1965, Gentleman and Sande 1966) leave the coefficients in the digit-reversed order given
+by `Plan.order`, which does not matter for a power spectrum. Primes without a butterfly take O(p^2) steps.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ Complex = tuple[ir.Value, ir.Value]
 
 
 class Plan(NamedTuple):
-    """How to transform one length; `stages` i64 [1 + 4 stages] is what compiled code reads.
+    """How to transform one length; compiled code reads `stages`, i64 [1 + 4 stages].
 
-    `order` [n]: the frequency of the coefficient that ends up at each place.
+    `order` [n] is the frequency of the coefficient at each place of the result.
     """
 
     length: int
@@ -54,7 +54,7 @@ class Plan(NamedTuple):
 
 
 def radices(length: int) -> list[int]:
-    """Split a length into its radices.
+    """Factor a length into radices.
 
     >>> radices(112), radices(32), radices(149)
     ([16, 7], [8, 4], [149])
@@ -79,7 +79,7 @@ def radices(length: int) -> list[int]:
 
 @cache
 def plan(length: int) -> Plan:
-    """Return the plan of a length. It is kept for good: compiled code reads its tables by address."""
+    """Return the plan of a length. It is never freed, because compiled code reads its tables by address."""
     words: list[int] = []
     tables: list[NDArray[np.float32]] = []
     order, left = np.zeros(1, dtype=np.int64), length
@@ -131,7 +131,7 @@ def _subtract(b: ir.IRBuilder, x: Complex, y: Complex) -> Complex:
 
 
 def _emit_prime(b: ir.IRBuilder, x: list[Complex]) -> list[Complex]:
-    """The transform of an odd prime length: of sums and differences of mirrored elements."""
+    """Emit the transform of an odd prime length, from sums and differences of mirrored elements."""
     n, half = len(x), len(x) // 2
     sums = [_add(b, x[k], x[n - k]) for k in range(1, half + 1)]
     differences = [_subtract(b, x[k], x[n - k]) for k in range(1, half + 1)]
@@ -153,7 +153,7 @@ def _emit_prime(b: ir.IRBuilder, x: list[Complex]) -> list[Complex]:
 
 
 def _emit(b: ir.IRBuilder, x: list[Complex]) -> list[Complex]:
-    """The transform of the complex vectors `x`, in order of frequency."""
+    """Emit the transform of the complex vectors `x`, in order of frequency."""
     n = len(x)
     if n == 1:
         return x
@@ -195,10 +195,10 @@ def _word(value: int) -> ir.Constant:
 
 
 def _stage(radix: Any, address: Any, gap: Any, stride: Any, blocks: Any, step: Any, twiddles: Any) -> Any:
-    """Do one stage of a radix of `RADICES` in place.
+    """Run one stage of a radix in `RADICES`, in place.
 
-    In each of `blocks` runs of `radix * step` elements, butterfly j of `step` takes every `step`-th element from the
-    j-th on. Exists in compiled code only.
+    In each of `blocks` runs of `radix * step` elements, butterfly j of `step` takes every `step`-th element, starting
+    with the j-th. Exists in compiled code only.
     """
 
 
@@ -227,7 +227,7 @@ def _(
 def _prime(
     radix: int, address: int, gap: int, stride: int, blocks: int, step: int, table: int, work: int
 ) -> None:
-    """A stage of any odd radix; `work` holds 2 (radix - 1) vectors, `table` its roots of unity, then twiddles."""
+    """Run a stage of any odd radix. `work` has room for 2 (radix - 1) vectors; `table` holds roots, then twiddles."""
     half = radix // 2
     leg = step * stride
     for block in range(blocks):
@@ -283,10 +283,10 @@ def _store_turned(re, im, twiddle, address, gap):  # type: ignore[no-untyped-def
 
 @njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
 def transform(address: int, gap: int, stride: int, stages: int, work: int) -> None:
-    """Transform the elements at `address`, `address + stride`, ... in place, by the plan at `stages`.
+    """Transform the elements at `address`, `address + stride`, ... in place, with the plan at `stages`.
 
-    The imaginary parts lie `gap` bytes after the real ones. `work` is room for 2 (p - 1) vectors, p the greatest
-    radix.
+    The imaginary parts are `gap` bytes after the real parts. `work` has room for 2 (p - 1) vectors, where p is the
+    greatest radix.
     """
     for s in range(read(stages)):
         entry = stages + 8 * (1 + 4 * s)

@@ -1,8 +1,9 @@
 """The fused kernel: every statistic of a batch of maps in one pass, on all threads.
 
-The maps are cut into tasks of 16 channels by a number of images that depends on their size alone, so that the result
-is the same for any number of threads. A thread takes the next task, reads its maps pair by pair, and leaves moments
-in place, counts by atomic integer additions, and power in a sum of the task's own; those are added up in order.
+The maps are divided into tasks of 16 channels and a number of images that depends only on their size, so that the
+result is the same for any number of threads. A thread takes the next task and reads its maps in pairs. It writes
+moments to their place, adds counts with atomic integer additions, and stores the power in a sum that belongs to the
+task. These sums are added in order at the end.
 """
 
 from __future__ import annotations
@@ -46,9 +47,9 @@ from actstats_kernels.cpu.spectrum import add_power, centre, row_pitch, tables
 
 _DTYPES: Final = {torch.float32: FLOAT32, torch.float16: FLOAT16, torch.bfloat16: BFLOAT16}
 _VALUES_A_TASK: Final = 1 << 14
-"""Values of a unit that a task reads if there are as many: enough to make its own counts worth the while."""
+"""Values per unit that a task reads, if there are that many: enough to make its own counts worthwhile."""
 _VALUES_A_THREAD: Final = 1 << 15
-"""Values below which a further thread costs more than it helps."""
+"""Number of values below which another thread costs more than it saves."""
 
 _ARGUMENTS: Final = np.dtype(
     [
@@ -65,7 +66,7 @@ _ARGUMENTS: Final = np.dtype(
         )
     ]
 )  # fmt: skip
-"""What the worker reads: addresses, and strides in bytes. An address of 0: not asked for."""
+"""Arguments of the worker: addresses, and strides in bytes. An address of 0 means that the output is not wanted."""
 
 _COUNTS_BYTES: Final = 4 * LANES * HISTOGRAM_BINS
 _POWER_BYTES: Final = 8 * LANES * FREQUENCY_BINS
@@ -73,7 +74,7 @@ _POWER_BYTES: Final = 8 * LANES * FREQUENCY_BINS
 
 @njit(nogil=True, error_model="numpy")
 def _put(vector, address, stride, lanes, line):  # type: ignore[no-untyped-def]
-    """Write a vector's first `lanes` at `stride`; `line` is room for it."""
+    """Write the first `lanes` of a vector with a stride of `stride` bytes; `line` has room for a vector."""
     if stride == 4 and lanes == LANES:
         store(vector, address)
     else:
@@ -96,7 +97,7 @@ def _flush_counts(counts, histogram, wide, lanes):  # type: ignore[no-untyped-de
 
 @njit(nogil=True, error_model="numpy")
 def _task(a, task, slot):  # type: ignore[no-untyped-def]
-    """Do one task with the scratch memory at `slot`."""
+    """Run one task with the scratch memory at `slot`."""
     first_channel = (task % a.blocks) * LANES
     lanes = min(LANES, a.channels - first_channel)
     group = task // a.blocks
@@ -161,8 +162,8 @@ def _task(a, task, slot):  # type: ignore[no-untyped-def]
 def _make_worker(digest: int) -> Any:
     """Make the C function that each thread runs, `void worker(arguments *)`.
 
-    numba keeps compiled code for what a function closes over: with the digest of this folder's sources
-    in it, a change of any module is seen.
+    numba caches compiled code by the variables that a function closes over. Including the digest of this folder's
+    sources means that a change in any module is detected.
     """
 
     @cfunc(types.void(types.CPointer(numba.from_dtype(_ARGUMENTS))), nopython=True, cache=True)
@@ -191,11 +192,11 @@ def _worker() -> Any:
 
 @contextmanager
 def _alone(name: str) -> Iterator[None]:
-    """Let one process of this user in at a time: the first compiles, the others then find its code in the cache."""
+    """Admit one process of this user at a time: the first one compiles, the others find its code in the cache."""
     path = Path(tempfile.gettempdir(), f"actstats-{os.getuid()}-{name}.lock")
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    except OSError:  # then each compiles for itself
+    except OSError:  # then each process compiles for itself
         yield
         return
     try:
@@ -207,7 +208,7 @@ def _alone(name: str) -> Iterator[None]:
 
 
 class _Scratch(threading.local):
-    """Memory that the threads of one calling thread work in; it grows to what is needed and is kept."""
+    """Scratch memory for the threads started by one calling thread. It grows as needed and is kept."""
 
     def __init__(self) -> None:
         self._bytes = np.zeros(0, dtype=np.uint8)
@@ -224,7 +225,7 @@ _scratch = _Scratch()
 def accumulate(
     x: Tensor, moments: Tensor | None, argmax: Tensor | None, histogram: Tensor | None, power: Tensor | None
 ) -> None:
-    """Compute what has a buffer; see `actstats_kernels.ops.accumulate`."""
+    """Update the buffers that are not None; see `actstats_kernels.ops.accumulate`."""
     images, channels, height, width = x.shape
     if x.numel() == 0:
         return
@@ -285,5 +286,5 @@ def accumulate(
 
 
 def _strides(tensor: Tensor, *names: str) -> dict[str, int]:
-    """Return a tensor's strides in bytes under these names."""
+    """Return the strides of a tensor in bytes, by name."""
     return {n: stride * tensor.element_size() for n, stride in zip(names, tensor.stride(), strict=True)}

@@ -1,7 +1,7 @@
-"""One map of each of 16 channels, read row by row: packed into vectors, measured, counted.
+"""Read one map of each of 16 channels row by row: pack it into vectors, compute its moments, count its values.
 
-A row is first packed from its memory, whatever the strides and the dtype, into f32 vectors that stay in the first
-cache; everything else reads those, so that a number never depends on the memory format.
+A row is first packed from memory, whatever its strides and dtype, into f32 vectors that stay in the first-level
+cache. Everything else reads these vectors, so that results do not depend on the memory format.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ _ZERO: Final = np.int32(bins.BIN_ZERO)
 _NAN: Final = np.int32(bins.BIN_NAN)
 SLOTS: Final = bins.HISTOGRAM_BINS
 LANE_STARTS: Final = (np.arange(LANES) * SLOTS).astype(np.int32)
-"""Where the counts of each lane begin in a block's counts [16, 520]."""
+"""Start of the counts of each lane in the counts of a block, [16, 520]."""
 
 
 class MapBlock(NamedTuple):
-    """Where a block's maps lie: strides in bytes, `lanes` of its 16 channels exist."""
+    """Memory layout of a block of maps: strides in bytes, and `lanes`, the number of its 16 channels that exist."""
 
     dtype: int
     lanes: int
@@ -60,9 +60,9 @@ class MapBlock(NamedTuple):
 
 @njit(nogil=True, error_model="numpy")
 def _from_float16(halves):  # type: ignore[no-untyped-def]
-    """Return the f32 vector of f16 bits, in integer steps that every machine has."""
+    """Convert f16 bits to an f32 vector, using operations that every machine has."""
     magnitude = (halves & splat(np.int32(0x7FFF))) << splat(np.int32(13))
-    # The exponent's offset is 15 in f16 and 127 in f32; the product also puts subnormal numbers right.
+    # The exponent's offset is 15 in f16 and 127 in f32; the product also converts subnormal numbers correctly.
     value = from_bits(magnitude) * splat(np.float32(2.0**112))
     special = magnitude > splat(np.int32(0x7BFF << 13))
     value = select(special, from_bits(magnitude | splat(np.int32(0x7F800000))), value)
@@ -71,7 +71,7 @@ def _from_float16(halves):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True, error_model="numpy")
 def pack_row(source, start, width, row):  # type: ignore[no-untyped-def]
-    """Write the row of `width` positions at `start` to `row` as vectors; lanes that do not exist stay as they are."""
+    """Write the row of `width` positions at `start` to `row` as vectors; missing lanes are left unchanged."""
     size = 4 if source.dtype == FLOAT32 else 2
     if source.lanes == LANES and source.stride_c == size:
         for j in range(width):
@@ -100,12 +100,12 @@ def pack_row(source, start, width, row):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True, error_model="numpy")
 def count_row(row, width, counts, found, lane_starts):  # type: ignore[no-untyped-def]
-    """Add the values of a row of vectors to `counts` i32 [16, 520]; `found` is room for a row."""
+    """Count the values in a row of vectors in `counts` i32 [16, 520]; `found` has room for a row."""
     starts = load_integers(lane_starts)
     for j in range(width):
         code = bits(load(row + j * LINE))
         size = code & splat(_MAGNITUDE)
-        # Steps from zero: 1 nearer than the fine bins, 2 to 257 for those, 258 beyond, 259 infinite, 260 NaN.
+        # Steps from zero: 1 below the fine bins, 2 to 257 in them, 258 above, 259 infinite, 260 NaN.
         steps = min(max((size >> splat(np.int32(20))) - splat(_FIRST), splat(np.int32(1))), splat(_MOST))
         steps = steps + min(max(size - splat(_GREATEST_FINITE), splat(np.int32(0))), splat(np.int32(2)))
         steps = steps * min(size, splat(np.int32(1)))
@@ -124,10 +124,11 @@ def count_row(row, width, counts, found, lane_starts):  # type: ignore[no-untype
 def read_map(  # type: ignore[no-untyped-def]
     source, start, height, width, plane, pitch, depth, measure, counts, found, lane_starts
 ):
-    """Pack 16 maps into `plane`, rows `pitch` bytes apart, and read each row while it is near.
+    """Pack 16 maps into `plane`, with rows `pitch` bytes apart, and process each row while it is in the cache.
 
-    `plane` keeps the last `depth` rows. Returns, if `measure`, mean, variance, maximum, argmax, share of positions
-    > 0, total variation, and a vector that is 0 where the map is finite and NaN elsewhere. `counts` 0: no histogram.
+    `plane` keeps the last `depth` rows. If `measure`, return mean, variance, maximum, argmax, fraction of positive
+    values, total variation, and a vector that is 0 where the map is finite and NaN elsewhere. If `counts` is 0, no
+    histogram is computed.
     """
     zero, one = splat(np.float32(0.0)), splat(np.float32(1.0))
     nothing = splat(np.float64(0.0))
@@ -148,13 +149,13 @@ def read_map(  # type: ignore[no-untyped-def]
             for j in range(width):
                 total += load(row + j * LINE)
             pivot = mean = total / across
-        # Deviations from the mean of the row above lose no digits, and need no second look at the row.
+        # Deviations from the mean of the row above are accurate without a second pass over the row.
         changes = rest = square = zero
         left = load(row)
         below = start + (i + 1) * source.stride_h
         for j in range(width):
             value = load(row + j * LINE)
-            # 16 channels of many lie apart in memory, too far for the machine to look ahead by itself.
+            # The rows of 16 channels can be too far apart in memory for the hardware prefetcher.
             prefetch(below + j * source.stride_w)
             deviation = value - mean
             rest += deviation

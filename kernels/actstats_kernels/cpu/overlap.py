@@ -1,4 +1,4 @@
-"""The CPU's kernel for `actstats_kernels.overlap`: upsample, compare and count in one pass, storing no grid."""
+"""CPU kernel of `actstats_kernels.overlap`: upsample, compare and count in one pass, without storing the grid."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from torch import Tensor
 def add_overlap(
     maps: Tensor, threshold: Tensor, labels: Tensor, both: Tensor, tables: tuple[NDArray[Any], ...]
 ) -> Tensor:
-    """See `actstats_kernels.overlap.add_overlap`; `tables` are its `taps` of rows, then of columns.
+    """See `actstats_kernels.overlap.add_overlap`; `tables` are the `taps` of the rows, then of the columns.
 
-    Each thread has a range of units of its own.
+    Each thread processes its own range of units.
     """
     units = len(maps)
     active = torch.zeros(units, dtype=torch.int64)
@@ -56,11 +56,11 @@ def _count(
     active: Any,
     both: Any,
 ) -> None:
-    """Count units `first` to `last`. No interpolated value is greater than the greatest of those it lies between.
+    """Count for units `first` to `last` (exclusive), skipping rows and maps that cannot exceed the threshold.
 
-    That holds after rounding too: of float32 values the differences are far coarser than float64's rounding, and
-    between two neighbouring float64 a + (b - a) w rounds to one of them. So rows and maps that are not above the
-    threshold need no look.
+    No interpolated value is greater than the greatest of the values that it lies between. This holds after rounding
+    too: the differences of float32 values are far coarser than float64 rounding, and between two adjacent float64
+    values a + (b - a) w rounds to one of them.
     """
     height, width = x.shape[1], x.shape[2]
     depth = labels.shape[0]

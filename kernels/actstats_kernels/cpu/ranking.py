@@ -1,4 +1,4 @@
-"""The running top-k across a partition, exact, on torch's own sort."""
+"""Exact top-k of a partition, using torch's sort."""
 
 from __future__ import annotations
 

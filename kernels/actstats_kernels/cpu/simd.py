@@ -1,14 +1,14 @@
-"""Vectors of 16 lanes for numba: values that live in registers, with the operators of numbers.
+"""Vectors of 16 lanes for numba: values in registers that support the operators of numbers.
 
-A lane is a channel, so a kernel is written as if for one map and computes 16. LLVM turns a vector into what the
-machine has: one register of AVX-512, two of AVX2, four of NEON. Memory is addressed by plain integers, in bytes.
+A lane is a channel: a kernel is written as if for one map and computes 16. LLVM maps a vector to the registers of the
+machine: one of AVX-512, two of AVX2, four of NEON. Memory is addressed by plain integers, in bytes.
 
     total = zeros()
     for j in range(width):
         total += load(row + j * LINE)
     store(total, out)
 
-The functions here have no Python body: they exist in compiled code only.
+These functions have no Python body; they exist in compiled code only.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from numba.extending import lower_builtin, models, register_model
 
 LANES: Final = 16
 LINE: Final = 4 * LANES
-"""Bytes of a vector of 32-bit lanes."""
+"""Size in bytes of a vector of 32-bit lanes."""
 
 
 class Vector(types.Type):  # type: ignore[misc]
@@ -70,11 +70,11 @@ def store(vector: Any, address: Any) -> Any:
 
 
 def splat(number: Any) -> Any:
-    """Return a vector whose lanes all are `number`: F32 of float32, F64 of float64, I32 of int32."""
+    """Return a vector with `number` in all lanes: F32 for float32, F64 for float64, I32 for int32."""
 
 
 def fma(a: Any, b: Any, c: Any) -> Any:
-    """Return a * b + c; rounded once where the machine can."""
+    """Return a * b + c, rounded only once if the machine supports it."""
 
 
 def select(mask: Any, a: Any, b: Any) -> Any:
@@ -86,7 +86,7 @@ def bits(vector: Any) -> Any:
 
 
 def from_bits(vector: Any) -> Any:
-    """Return the F32 of the bits in an I32."""
+    """Return the F32 with the bits of an I32."""
 
 
 def double(vector: Any) -> Any:
@@ -114,15 +114,15 @@ def move_half(source: Any, target: Any) -> Any:
 
 
 def prefetch(address: Any) -> Any:
-    """Ask for the cache line at `address`, which may lie anywhere."""
+    """Prefetch the cache line at `address`, which may be any address."""
 
 
 def fetch_add(address: Any, number: Any) -> Any:
-    """Add to the int64 at `address`, atomically; return what it was."""
+    """Atomically add to the int64 at `address` and return its previous value."""
 
 
 def atomic_add(address: Any, number: Any, wide: Any) -> Any:
-    """Add `number` to the integer at `address`, int64 if `wide` is not 0, else int32, atomically."""
+    """Atomically add `number` to the integer at `address`, int64 if `wide` is not 0, else int32."""
 
 
 def increment(address: Any) -> Any:
@@ -154,7 +154,7 @@ def write_to(builder: ir.IRBuilder, value: ir.Value, address: ir.Value, align: i
 
 
 def broadcast(builder: ir.IRBuilder, number: ir.Value) -> ir.Value:
-    """Emit a vector whose lanes all are `number`."""
+    """Emit a vector with `number` in all lanes."""
     vector = ir.VectorType(number.type, LANES)
     first = builder.insert_element(ir.Constant(vector, ir.Undefined), number, ir.Constant(_I32, 0))
     mask = ir.Constant(ir.VectorType(_I32, LANES), [0] * LANES)
@@ -162,7 +162,7 @@ def broadcast(builder: ir.IRBuilder, number: ir.Value) -> ir.Value:
 
 
 def call(builder: ir.IRBuilder, name: str, *values: ir.Value) -> ir.Value:
-    """Emit a call of an LLVM intrinsic on vectors of one type, `name` without the type."""
+    """Emit a call to an LLVM intrinsic on vectors of one type; `name` excludes the type."""
     vector = values[0].type
     name = f"{name}.v{LANES}{vector.element.intrinsic_name}"
     kind = ir.FunctionType(vector, [vector] * len(values))
@@ -170,7 +170,7 @@ def call(builder: ir.IRBuilder, name: str, *values: ir.Value) -> ir.Value:
 
 
 def define(function: Any, result: types.Type, *arguments: types.Type) -> Callable[[Any], Any]:
-    """Teach numba `function` on `arguments`; to be called with `emit(builder, *values)`, which returns the result."""
+    """Return a decorator that registers `emit(builder, *values)` with numba as `function` on `arguments`."""
     if function not in _cases:
         _cases[function] = []
         template = type(

@@ -1,8 +1,8 @@
-"""Radial power spectra of two maps of each of 16 channels by one complex transform.
+"""Radial power spectra of two maps of each of 16 channels, from one complex transform.
 
-With one real map as the real part and another as the imaginary part, the cross terms of abs(Z(f))^2 and abs(Z(-f))^2
-cancel: their sum is that of both maps' power at f and -f. A ring holds -f with f, so no part of the transform has
-to be taken apart.
+If one real map is the real part and another the imaginary part, the cross terms of abs(Z(f))^2 and abs(Z(-f))^2
+cancel: their sum is the power of both maps at f and -f. A ring that contains f also contains -f, so the two
+transforms need not be separated.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from actstats_kernels.cpu.simd import (
 
 
 class Rings(NamedTuple):
-    """Which coefficients lie in which ring, as the transform leaves them.
+    """The coefficients in each ring, in the order of the transform's result.
 
-    `rows` i32 [width, height]: for the coefficients of each column, the byte offsets of their rows, ring by ring;
-    `ends` i32 [width, 18]: how many of them lie in each ring or one before it.
+    `rows` i32 [width, height]: byte offsets of the rows of each column's coefficients, sorted by ring. `ends` i32
+    [width, 18]: number of them that lie in a ring or one before it.
     """
 
     rows: NDArray[np.int32]
@@ -42,7 +42,7 @@ class Rings(NamedTuple):
 
 @lru_cache(maxsize=64)
 def rings(height: int, width: int) -> Rings:
-    """Return the rings of maps of one size, for rows `row_pitch(width)` apart."""
+    """Return the rings for maps of one size, whose rows are `row_pitch(width)` bytes apart."""
     found = radial_bins(height, width)[np.ix_(plan(height).order, plan(width).order)]
     order = np.argsort(found, axis=0, kind="stable")
     ends = np.stack([(found <= ring).sum(0) for ring in range(FREQUENCY_BINS)], -1)
@@ -51,13 +51,13 @@ def rings(height: int, width: int) -> Rings:
 
 
 def row_pitch(width: int) -> int:
-    """Return the bytes between rows: an odd number of vectors, lest a column crowd into few cache sets."""
+    """Return the bytes between rows: an odd number of vectors, so that a column is spread over many cache sets."""
     return LINE * (width | 1)
 
 
 @njit(nogil=True, error_model="numpy")
 def centre(plane, height, width, pitch, mean, finite):  # type: ignore[no-untyped-def]
-    """Subtract `mean` from a plane of vectors, and put 0 where `finite` is not set."""
+    """Subtract `mean` from a plane of vectors, and write 0 where `finite` is false."""
     zero = splat(np.float32(0.0))
     for i in range(height):
         for j in range(width):
@@ -69,7 +69,7 @@ def centre(plane, height, width, pitch, mean, finite):  # type: ignore[no-untype
 def add_power(plane, gap, height, width, pitch, plan_h, plan_w, rows, ends, work, power):  # type: ignore[no-untyped-def]
     """Transform the centred maps in `plane` and `plane + gap` and add their power to `power` f64 [18, 16].
 
-    Ring 0 is left alone: the maps have no mean.
+    Ring 0 is not changed, since the mean of the maps was subtracted.
     """
     for i in range(height):
         transform(plane + i * pitch, gap, LINE, plan_w, work)
@@ -93,5 +93,5 @@ def add_power(plane, gap, height, width, pitch, plan_h, plan_w, rows, ends, work
 
 
 def tables(height: int, width: int) -> tuple[NDArray[Any], ...]:
-    """Return plan of the height, plan of the width, rows, ends: what `add_power` reads, kept while it runs."""
+    """Return the tables that `add_power` reads and that must outlive it: both plans, `rows` and `ends`."""
     return plan(height).stages, plan(width).stages, *rings(height, width)

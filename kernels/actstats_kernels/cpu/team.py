@@ -1,8 +1,8 @@
-"""Runs compiled code on the threads that torch computes with.
+"""Run compiled code on torch's own threads.
 
-A second pool would fight with torch's, whose idle threads spin for a while on the cores where ours should run. So
-the work goes to torch's own OpenMP team, by the entry point that compilers call. Where torch has no such team, plain
-threads do it.
+A second pool would compete with torch's, whose idle threads spin for a while on the cores that ours need. The work is
+therefore passed to torch's own OpenMP team, through the entry point that compilers call. If torch has no such team,
+plain threads are used.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def _openmp() -> Callable[..., Any] | None:
     ]
     for name in [*bundled, "libgomp.so.1", "libiomp5.so", "libomp.so"]:
         try:
-            # Not loaded if it is not there: only what torch runs on is of use.
+            # Only use a library that torch has already loaded; RTLD_NOLOAD loads none.
             parallel = ctypes.CDLL(name, mode=ctypes.DEFAULT_MODE | os.RTLD_NOLOAD).GOMP_parallel
         except (OSError, AttributeError):
             continue
@@ -43,7 +43,7 @@ def _openmp() -> Callable[..., Any] | None:
 
 
 def run(worker: int, data: int, threads: int) -> None:
-    """Call the C function `void worker(void *data)` on so many threads at once and wait for all."""
+    """Call the C function `void worker(void *data)` on `threads` threads at once and wait for all of them."""
     parallel = _openmp()
     if threads == 1:
         _function(worker)(data)
