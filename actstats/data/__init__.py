@@ -1,4 +1,4 @@
-"""Sources of images, and their decoding into batches.
+"""Sources of images, and decoding of images into batches.
 
 >>> source = open_source("demo", limit=8)
 >>> len(source), source.classes[source.labels[4]]
@@ -33,7 +33,7 @@ __all__ = [
     "open_source",
 ]
 
-# The loader imports torch, which listing images does without.
+# The loader imports torch, which is not needed to list images.
 _HOMES = {"Batch": "loader", "batches": "loader", "open_source": "opening"}
 
 

@@ -1,4 +1,4 @@
-"""Images from Python: a torch `Dataset` or `DataLoader`, a Hugging Face dataset, a tensor or a list of images.
+"""Images as Python objects: a torch `Dataset` or `DataLoader`, a Hugging Face dataset, a tensor or a list of images.
 
 >>> import torch
 >>> source = DatasetSource([torch.ones(13, 8, 8), torch.zeros(13, 8, 8)], fingerprint="two")
@@ -42,24 +42,24 @@ from actstats.data.transform import described, is_image
 from actstats.errors import ActstatsError, reason_of
 
 _COLUMNS: Final = ("pixel_values", "image", "img", "images")
-"""Where an item that is a mapping has its image."""
+"""Keys of the image in an item that is a mapping."""
 
 
 class DatasetSource:
-    """The images of a dataset, in its order. An item is an image, or a tuple or mapping that has one.
+    """The images of a dataset, in order. An item is an image, or a tuple or mapping that contains one.
 
     Attributes:
-        loader: the DataLoader that was given, where its worker processes are to read the images; else None.
-        batch_size: that of the DataLoader; None where there is none.
+        loader: the DataLoader that was given, if its worker processes should read the images; else None.
+        batch_size: batch size of the DataLoader, or None.
     """
 
     kind = "dataset"
 
     def __init__(self, dataset: Any, limit: int | None = None, fingerprint: str | None = None) -> None:
-        """Take the first `limit` items of a dataset; `fingerprint` names them where they have none of their own.
+        """Use the first `limit` items; `fingerprint` identifies a dataset that has none of its own.
 
         Raises:
-            ActstatsError: the dataset cannot be read by index, or in the same order again.
+            ActstatsError: the dataset cannot be read by index, or its order is not reproducible.
         """
         self.loader: DataLoader[Any] | None = None
         self.batch_size: int | None = None
@@ -75,7 +75,7 @@ class DatasetSource:
         stream = isinstance(dataset, IterableDataset)
         if stream or not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
             raise ActstatsError(
-                f"a {self.spec} cannot be read by index, which resuming a sweep needs; give a dataset with "
+                f"a {self.spec} cannot be read by index, which is needed to resume a sweep; give a dataset with "
                 "__getitem__ and __len__"
             )
         if len(dataset) == 0:
@@ -97,19 +97,19 @@ class DatasetSource:
         return len(self.paths)
 
     def for_processes(self) -> DatasetSource:
-        """Return this source for worker processes, in each of which one thread reads."""
+        """Return this source for worker processes, each of which reads in a single thread."""
         found = copy.copy(self)
         found._lock, found.loader = nullcontext(), None
         return found
 
     def item(self, index: int) -> Any:
-        """Return the image of item `index`, as the dataset has it: a tensor, a PIL image, an array.
+        """Return the image of item `index` as the dataset returns it: a tensor, a PIL image or an array.
 
-        One thread at a time reads: a dataset may have been written for one.
+        Only one thread reads at a time, since a dataset may not be thread-safe.
 
         Raises:
             ImageError: this image cannot be read.
-            ActstatsError: the dataset fails otherwise, or has no image in this item.
+            ActstatsError: the dataset fails in another way, or the item contains no image.
         """
         with self._lock:
             return self._read(index)
@@ -125,19 +125,19 @@ class DatasetSource:
         except (ActstatsError, ImageError, MemoryError):
             raise
         except FileNotFoundError as error:
-            raise ImageError(MISSING, f"the file is not there: {error.filename}") from None
-        except OSError as error:  # also what PIL raises of damaged images
+            raise ImageError(MISSING, f"the file does not exist: {error.filename}") from None
+        except OSError as error:  # PIL also raises it for damaged images
             raise ImageError(UNREADABLE, " ".join(str(error).split())[:160] or "cannot be read") from None
         except Exception as error:
             raise ActstatsError(f"the {self.spec} fails at item {index}: {reason_of(error)}") from error
         return picture
 
     def image(self, index: int) -> Image.Image:
-        """Return image `index` in mode RGB, of a PIL image, or of bytes in one or three channels.
+        """Return image `index` in mode RGB, from a PIL image or from 8-bit values with one or three channels.
 
         Raises:
             ImageError: this image cannot be read.
-            ActstatsError: it has other channels, or is a tensor of floats, which have no defined range.
+            ActstatsError: it has another number of channels, or is a tensor of floats, whose range is not defined.
         """
         item = self.item(index)
         if isinstance(item, Image.Image):
@@ -147,13 +147,13 @@ class DatasetSource:
             values = values if isinstance(item, np.ndarray) else values.transpose(1, 2, 0)
             return Image.fromarray(np.ascontiguousarray(values.squeeze())).convert("RGB")
         raise ActstatsError(
-            f"the {self.spec} has {values.dtype} of shape {list(values.shape)}, which is no image of bytes in one or "
-            "three colours; give a function as `preprocessing=`, which makes the network's input of it"
+            f"an item of the {self.spec} is {values.dtype} of shape {list(values.shape)}, not an 8-bit image with "
+            "one or three channels; give a function as `preprocessing=` that converts it to the network's input"
         )
 
 
 def item_of(source: Source, index: int) -> Any:
-    """Return image `index` as the source has it: a PIL image, or what the item of a dataset holds."""
+    """Return image `index` as the source has it: a PIL image, or the image in an item of a dataset."""
     return source.item(index) if isinstance(source, DatasetSource) else source.image(index)
 
 
@@ -161,7 +161,7 @@ def first_readable(source: Source) -> Any:
     """Return the first image that can be read, as the source has it.
 
     Raises:
-        ActstatsError: none can be read.
+        ActstatsError: no image can be read.
     """
     first: ImageError | None = None
     for index in range(len(source)):
@@ -175,7 +175,7 @@ def first_readable(source: Source) -> Any:
 
 
 def _picture(found: Any, spec: str) -> Any:
-    """Return the image in an item of a dataset."""
+    """Return the image contained in an item of a dataset."""
     if isinstance(found, Mapping):
         named = [found[name] for name in _COLUMNS if name in found]
         found = next((v for v in [*named, *found.values()] if isinstance(v, _PICTURES)), None)
@@ -184,8 +184,8 @@ def _picture(found: Any, spec: str) -> Any:
     if isinstance(found, _PICTURES):
         return found
     raise ActstatsError(
-        f"an item of the {spec} has no image: it is a {type(found).__name__}; an item is a tensor or PIL image, a "
-        "tuple that begins with one, or a mapping with `image` or `pixel_values`"
+        f"an item of the {spec} has no image: it is a {type(found).__name__}; an item must be a tensor or PIL image, "
+        "a tuple that begins with one, or a mapping with `image` or `pixel_values`"
     )
 
 
@@ -198,14 +198,14 @@ def _refuse_other_orders(loader: DataLoader[Any]) -> None:
         sampler = loader.batch_sampler  # type: ignore[assignment]
     if type(sampler) is not SequentialSampler:
         raise ActstatsError(
-            f"the DataLoader reads by its {type(sampler).__name__}; a sweep needs the images in the order of the "
-            "dataset: make it without shuffle and sampler (a choice of images is a torch.utils.data.Subset)"
+            f"the DataLoader uses a {type(sampler).__name__}, but a sweep needs the images in the order of the "
+            "dataset: create it without shuffle and sampler (to select images, use torch.utils.data.Subset)"
         )
 
 
 @dataclass(frozen=True)
 class _Facts:
-    """What a dataset tells of its items without reading them."""
+    """What is known about the items of a dataset without reading them."""
 
     paths: list[str] | None = None
     labels: NDArray[np.int64] | None = None
@@ -268,14 +268,14 @@ def _of_hugging_face(dataset: Any) -> _Facts:
     labels, classes = None, ()
     for name, feature in dataset.features.items():
         if type(feature).__name__ == "ClassLabel":
-            # The table's own column, not the dataset's, which a transform may change.
+            # Read the column of the underlying table, since a transform may change that of the dataset.
             labels, classes = _numbers(dataset.with_format("numpy", columns=[name])[name][:]), feature.names
             break
     return _Facts(None, labels, classes, f"datasets:{dataset._fingerprint}")
 
 
 def _checked(facts: _Facts, total: int, count: int) -> tuple[NDArray[np.int64], list[str]]:
-    """Return the labels of the first `count` of `total` items, and the names of the classes, as far as they fit."""
+    """Return the labels of the first `count` of `total` items and the class names, if they are valid."""
     labels = facts.labels
     if labels is None or len(labels) != total or labels.min() < NO_LABEL or labels.max() >= 2**31:
         return np.full(count, NO_LABEL, dtype=np.int64), []
@@ -284,7 +284,7 @@ def _checked(facts: _Facts, total: int, count: int) -> tuple[NDArray[np.int64], 
 
 
 def _numbers(values: Any) -> NDArray[np.int64] | None:
-    """Return whole numbers, one for each item, or None for anything else."""
+    """Return integers, one per item, or None for anything else."""
     if values is None:
         return None
     try:
@@ -295,7 +295,7 @@ def _numbers(values: Any) -> NDArray[np.int64] | None:
 
 
 def _digest(parts: Iterable[str | Tensor | NDArray[Any]]) -> str:
-    """Return the SHA-256 of texts and of the bytes, shapes and dtypes of arrays."""
+    """Return the SHA-256 of strings and of the bytes, shapes and dtypes of arrays."""
     digest = hashlib.sha256()
     for part in _bytes(parts):
         digest.update(part)

@@ -1,4 +1,4 @@
-"""The `demo` source: crops of the public-domain photographs inside scikit-image, without a download."""
+"""The `demo` source: crops of public-domain photographs that are included in scikit-image."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from actstats.data.source import fingerprint
 from actstats.errors import ActstatsError
 
 _PHOTOGRAPHS: Final = {
-    # Each inside the wheel, and CC0 or in the public domain by the words of skimage.data's own docstrings.
+    # Each is included in the wheel, and CC0 or in the public domain according to skimage.data.
     "astronaut": "astronaut.png",
     "brick": "brick.png",
     "camera": "camera.png",
@@ -26,31 +26,33 @@ _PHOTOGRAPHS: Final = {
 }
 _CROPS: Final = 32
 _SIDES: Final = (256, 160, 224)
-# The fractional parts of 1/p and 1/p^2, p the root of p^3 = p + 1, in 1/65536: they spread the crops evenly.
+# Fractional parts of 1/p and 1/p^2 in units of 1/65536, where p^3 = p + 1. They spread the crops evenly.
 _STEP_X, _STEP_Y = 49472, 37345
 
 
 class DemoSource:
     """32 square crops of each of eight photographs: 256 images, labelled by photograph.
 
-    The photographs take turns, so that the first few images already show each of them. A path tells where
-    its crop lies: `coffee/x120-y40-256` is the square of side 256 whose top left corner is at (120, 40).
+    The photographs alternate, so the first few images include each of them. The path of an image describes the crop:
+    `coffee/x120-y40-256` is the square of side 256 whose top left corner is at (120, 40).
     """
 
     kind = "demo"
     spec = "demo"
 
     def __init__(self, limit: int | None = None) -> None:
-        """List the first `limit` crops.
+        """Use the first `limit` crops.
 
-        Raises `ActstatsError` if scikit-image is not installed or does not ship the photographs.
+        Raises `ActstatsError` if scikit-image is not installed or does not include the photographs.
         """
         folder = _folder()
         self.classes = list(_PHOTOGRAPHS)
         files = [folder / name for name in _PHOTOGRAPHS.values()]
         missing = [file.name for file in files if not file.is_file()]
         if missing:
-            raise ActstatsError(f"this scikit-image ships no {missing[0]}; pip install -U 'actstats[demo]'")
+            raise ActstatsError(
+                f"this version of scikit-image does not include {missing[0]}; pip install -U 'actstats[demo]'"
+            )
         self._photographs = [decode(file.read_bytes()) for file in files]
         crops = [(label, crop) for crop in range(_CROPS) for label in range(len(files))][:limit]
         self._boxes = [_box(crop, self._photographs[label].size) for label, crop in crops]
@@ -72,10 +74,10 @@ class DemoSource:
 
 
 def _folder() -> Path:
-    # Found, not imported: importing scikit-image takes longer than reading its photographs.
+    # Locate scikit-image without importing it, which takes longer than reading the photographs.
     spec = importlib.util.find_spec("skimage")
     if spec is None or spec.origin is None:
-        raise ActstatsError("the demo's photographs come with scikit-image; pip install 'actstats[demo]'")
+        raise ActstatsError("the demo photographs require scikit-image; pip install 'actstats[demo]'")
     return Path(spec.origin).parent / "data"
 
 

@@ -1,7 +1,7 @@
-"""A folder of images: flat, or with a folder per class, as ImageNet's training and validation sets are laid out.
+"""A folder of images, flat or with a folder per class, like ImageNet's training and validation sets.
 
-Images are in the order of their paths, by code point. Links are followed. Hidden files and folders, files that are
-not images by their ending, and what is no regular file are passed over.
+Images are sorted by path, by code point. Links are followed. Hidden files and folders, files without the extension of
+an image, and anything that is not a regular file are skipped.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from actstats.errors import ActstatsError
 from actstats.support import URL
 
 _THREADS: Final = 16
-"""Folders listed and files asked for their size at a time: on a network file system each takes milliseconds."""
+"""Number of folders listed, or file sizes read, in parallel. On a network file system each takes milliseconds."""
 _AHEAD: Final = 2 * _THREADS
 
 
@@ -33,7 +33,7 @@ class FolderSource(EncodedSource):
     kind = "folder"
 
     def __init__(self, spec: str, root: Path, names: Sequence[str], more: Sequence[str] = ()) -> None:
-        """Take the files `names` under `root`; `more` are further ones that are not listed but have classes."""
+        """Use the files `names` under `root`. The files `more` only contribute their classes."""
         paths = [printable(name) for name in names]
         labels, classes = folder_classes([*paths, *(printable(name) for name in more)])
         self._root = os.fspath(root)
@@ -47,11 +47,11 @@ class FolderSource(EncodedSource):
         """Return the encoded bytes of image `index`; thread-safe.
 
         Raises:
-            ImageError: the file is missing, or no regular file, or cannot be read.
-            ActstatsError: the whole folder is gone.
+            ImageError: the file is missing, is not a regular file, or cannot be read.
+            ActstatsError: the whole folder no longer exists.
         """
         try:
-            # A pipe would block, and a device never end: neither is read.
+            # Pipes and devices are not read: a pipe could block, and a device never end.
             descriptor = os.open(self._file(index), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             with open(descriptor, "rb", buffering=0) as file:  # noqa: PTH123
                 if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -60,9 +60,9 @@ class FolderSource(EncodedSource):
         except FileNotFoundError:
             if not os.path.isdir(self._root):  # noqa: PTH112
                 raise ActstatsError(
-                    f"the folder {self._root} is gone; bring it back and rerun the same command to resume"
+                    f"the folder {self._root} no longer exists; restore it and rerun the same command to resume"
                 ) from None
-            raise ImageError(MISSING, "the file is not there") from None
+            raise ImageError(MISSING, "the file does not exist") from None
         except OSError as error:
             raise ImageError(UNREADABLE, f"cannot be read: {error.strerror}") from None
 
@@ -96,15 +96,15 @@ class RemoteFolderSource(EncodedSource):
         try:
             return read_remote(self._url, self.paths[index])
         except FileNotFoundError:
-            raise ImageError(MISSING, "the file is not there") from None
+            raise ImageError(MISSING, "the file does not exist") from None
 
 
 def list_folder(root: Path, limit: int | None = None) -> tuple[list[str], list[str]]:
-    """Return the names of the first `limit` images under `root`, relative to it and with `/`, in order.
+    """Return the names of the first `limit` images under `root`, sorted, relative to it and separated by `/`.
 
-    The second list has one further image of each folder that the limit left out, which names its class.
+    The second list has one more image of each folder that the limit excludes, which gives the name of its class.
 
-    Raises `ActstatsError` where a folder cannot be listed.
+    Raises `ActstatsError` if a folder cannot be listed.
     """
     with ThreadPoolExecutor(_THREADS) as pool:
         try:
@@ -120,14 +120,14 @@ def list_folder(root: Path, limit: int | None = None) -> tuple[list[str], list[s
 
 @dataclass(frozen=True)
 class _Entries:
-    """What a folder holds, in the order of the paths below it; True for folders."""
+    """The entries of a folder, sorted like the paths below it; True for folders."""
 
     identity: tuple[int, int]
     names: list[tuple[str, bool]]
 
 
 class _Walk:
-    """Lists a tree of folders in order, some folders ahead on threads."""
+    """Lists a tree of folders in order, reading some folders ahead in threads."""
 
     def __init__(self, pool: ThreadPoolExecutor) -> None:
         self._pool = pool
@@ -137,7 +137,7 @@ class _Walk:
         yield from self._below(self._pool.submit(_entries, root), root, "", frozenset())
 
     def first_of_each_folder(self, rest: Iterator[str], listed: Sequence[str]) -> Iterator[str]:
-        """Yield one image of each folder that is not in `listed`, from the rest of `images`."""
+        """Yield one image of each folder without an image in `listed`, from the rest of `images`."""
         seen = {name.rpartition("/")[0] for name in listed}
         self._skipping = True
         for name in rest:
@@ -149,7 +149,7 @@ class _Walk:
         self, listing: Future[_Entries], folder: str, prefix: str, above: frozenset[tuple[int, int]]
     ) -> Iterator[str]:
         entries = listing.result()
-        if entries.identity in above:  # a link to a folder that it lies in
+        if entries.identity in above:  # a link to a folder that contains it
             return
         folders = iter([name for name, is_folder in entries.names if is_folder])
         ahead = [(name, self._submit(folder, name)) for name in islice(folders, _AHEAD)]
@@ -171,7 +171,7 @@ class _Walk:
 
 
 def _entries(folder: str, *, first: bool = False) -> _Entries:
-    """List a folder; `first`: only as far as its first image, which names its class."""
+    """List a folder; with `first`, only up to its first image, which gives the name of its class."""
     state = os.stat(folder)  # noqa: PTH116
     found = []
     with os.scandir(folder) as entries:
@@ -184,7 +184,7 @@ def _entries(folder: str, *, first: bool = False) -> _Entries:
                 found.append((entry.name, False))
                 if first:
                     break
-    # By the paths that follow, in which a folder's name ends with a slash.
+    # Sort as in paths, where the name of a folder is followed by a slash.
     found.sort(key=lambda item: f"{item[0]}/" if item[1] else item[0])
     return _Entries((state.st_dev, state.st_ino), found)
 
@@ -197,7 +197,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _may_be_read(entry: os.DirEntry[str]) -> bool:
-    """Whether it is a file, or a broken link, whose image is missing; not a pipe or a device, nor a link to one."""
+    """Return whether it is a file or a broken link (a missing image), not a pipe, a device or a link to one."""
     try:
         return entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path))  # noqa: PTH110
     except OSError:
@@ -212,13 +212,13 @@ def _size(file: str) -> int:
 
 
 def segmented_images(root: Path, limit: int | None = None) -> tuple[list[str], list[str]] | None:
-    """Return the images of a segmented dataset under `root/images`, as `list_folder` does; None if `root` holds none.
+    """Return the images of a segmented dataset under `root/images`, as `list_folder` does, or None.
 
-    That is a folder laid out as Broden (`index.csv` and `images/`), whose index lists them in order, or one with
-    `images/` and `masks/`. The masks are images as well, which are not listed.
+    A segmented dataset is a folder laid out like Broden (`index.csv` and `images/`), whose index lists the images in
+    order, or one with `images/` and `masks/`. The masks, which are images too, are not listed.
 
     Raises:
-        ActstatsError: an index that cannot be read.
+        ActstatsError: the index cannot be read.
     """
     if not (root / "images").is_dir():
         return None
@@ -229,10 +229,10 @@ def segmented_images(root: Path, limit: int | None = None) -> tuple[list[str], l
 
 
 def read_rows(file: Path, *columns: str) -> list[dict[str, str]]:
-    """Return the rows of a CSV file, which has to have these columns, as text by column.
+    """Return the rows of a CSV file, which must have these columns, as dicts of strings.
 
     Raises:
-        ActstatsError: no such file, no CSV, or a column is missing.
+        ActstatsError: the file does not exist or is not CSV, or a column is missing.
     """
     try:
         with file.open(encoding="utf-8-sig", newline="") as text:

@@ -1,9 +1,9 @@
-"""Decode one image file to RGB, or say in one line why it cannot be.
+"""Decode an image file to RGB, or report in one line why it cannot be decoded.
 
-The pixels are those that torchvision's own loader gives (`Image.open(...).convert("RGB")`): the first
-frame, no EXIF rotation, no scaled decoding, transparency dropped. Where that loader would spoil or hang,
-this one differs: 16-bit grey is scaled to 8 bits instead of clipped, and images too large to be photographs
-are refused unread.
+The pixels are those of torchvision's loader (`Image.open(...).convert("RGB")`): the first frame, no EXIF rotation, no
+scaled decoding, transparency dropped. There are two exceptions, where that loader would corrupt the image or hang:
+16-bit grey is scaled to 8 bits instead of clipped, and images too large to be photographs are refused without
+decoding.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from PIL import Image, UnidentifiedImageError
 OK: Final = 0
 """The image was read."""
 MISSING: Final = 1
-"""The file was listed but is not there any more."""
+"""The file was listed but no longer exists."""
 UNREADABLE: Final = 2
-"""The file is no image of a known format, or a damaged one."""
+"""The file is damaged, or not an image of a known format."""
 REFUSED: Final = 3
 """The image is too large to decode."""
 PENDING: Final = -1
-"""The image was not looked at yet."""
+"""The image has not been read yet."""
 
 MAX_PIXELS: Final = 1024**3 // 4 // 3
-"""Images of more pixels are refused: 89 million, where PIL begins to warn of decompression bombs."""
+"""Largest number of pixels of an image, 89 million. Above it, PIL warns of decompression bombs."""
 
-# A closed list: other plugins of PIL start programs (EPS, say). These are in every build of Pillow.
+# A fixed list, because some plugins of PIL start programs (EPS). Every build of Pillow has these.
 _FORMATS: Final = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
     "PNG": (".png",),
@@ -42,19 +42,19 @@ _FORMATS: Final = {
     "JPEG2000": (".jp2", ".j2k"),
 }
 EXTENSIONS: Final = frozenset(ending for endings in _FORMATS.values() for ending in endings)
-"""Lower-case endings of the file names that are taken for images."""
+"""Lower-case extensions of the files that are treated as images."""
 
-Image.init()  # Here, where there is one thread yet, and not in the first image of each.
+Image.init()  # Here, while there is only one thread, rather than in each thread.
 
-# Such images are refused, with a message of their own; appended, so that a user's own filters come first.
+# Such images are refused with our own message. Appended, so that a user's filters take precedence.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning, append=True)
-# The same conversion as torchvision's is wanted, and damaged metadata does not matter to the pixels.
+# The conversion is meant to be torchvision's, and damaged metadata does not affect the pixels.
 warnings.filterwarnings("ignore", "Palette images with Transparency", UserWarning, append=True)
 warnings.filterwarnings("ignore", "Corrupt EXIF data", UserWarning, append=True)
 
 
 class ImageError(Exception):
-    """One image cannot be used; `status` is MISSING, UNREADABLE or REFUSED, `message` one short line."""
+    """An image cannot be used. `status` is MISSING, UNREADABLE or REFUSED, `message` is one short line."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -63,7 +63,7 @@ class ImageError(Exception):
 
 
 def is_image_name(name: str) -> bool:
-    """Return whether a file of this name (no folder) is taken for an image: by its ending, and not hidden.
+    """Return whether a file name (without folder) is that of an image: not hidden, with a known extension.
 
     >>> is_image_name("n01440764_10026.JPEG"), is_image_name("notes.txt"), is_image_name("._a.jpg")
     (True, False, False)
@@ -80,14 +80,14 @@ def refuse_large(width: int, height: int, what: str = "image") -> None:
 
 
 def refuse_large_resized(width: int, height: int) -> None:
-    """Raise `ImageError` if an image would be more than MAX_PIXELS once it is resized to `width` x `height`."""
+    """Raise `ImageError` if an image resized to `width` x `height` would have more than MAX_PIXELS."""
     refuse_large(width, height, what="long, thin image, once resized,")
 
 
 def decode(data: bytes) -> Image.Image:
-    """Return the image in an encoded file's bytes, in mode RGB and loaded.
+    """Decode the bytes of an image file and return the loaded image in mode RGB.
 
-    Raises `ImageError`. Any other exception is a fault of this program or of the machine, not of the image.
+    Raises `ImageError` if the image cannot be decoded. Any other exception is an error of the program or the machine.
     """
     if not data:
         raise ImageError(UNREADABLE, "the file is empty")
@@ -102,13 +102,13 @@ def decode(data: bytes) -> Image.Image:
         raise ImageError(REFUSED, f"image of more than {MAX_PIXELS // 10**6} million pixels") from None
     except UnidentifiedImageError:
         raise ImageError(UNREADABLE, "not an image of a known format") from None
-    except Exception as error:  # PIL's parsers raise whatever a damaged file makes them meet.
+    except Exception as error:  # PIL's parsers may raise any exception on a damaged file.
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise ImageError(UNREADABLE, f"damaged image: {reason}") from None
 
 
 def rgb(image: Image.Image) -> Image.Image:
-    """Return a loaded image in mode RGB; raises `ImageError` where its values have no defined range."""
+    """Convert a loaded image to mode RGB; raises `ImageError` if its values have no defined range."""
     if image.mode == "RGB":
         return image
     if image.mode.startswith("I;16") or image.mode == "I":

@@ -1,7 +1,7 @@
-"""JPEGs by simplejpeg, where it is installed: Pillow's pixels, as an array, in less time.
+"""Decode JPEGs with simplejpeg, if it is installed: the same pixels as Pillow's, as an array, in less time.
 
-Both use libjpeg-turbo. simplejpeg hands over an array, where Pillow makes an image of its own and from that an array.
-What is no JPEG of a usual kind, or gives so much as a warning, is left to Pillow.
+Both use libjpeg-turbo. simplejpeg returns an array, whereas Pillow creates an image first and converts it to an
+array. Anything other than a common JPEG, or a file that causes a warning, is left to Pillow.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ _COLOURS: Final = ("YCbCr", "Gray")
 
 
 def decode_array(data: bytes) -> NDArray[np.uint8] | Image.Image:
-    """Return the image in an encoded file's bytes, in RGB: uint8 [H, W, 3] or a PIL image, whichever is at hand.
+    """Decode the bytes of an image file to RGB, as an array, uint8 [H, W, 3], or a PIL image.
 
-    Raises `ImageError`, as `actstats.data.image.decode` does.
+    Raises `ImageError`, like `actstats.data.image.decode`.
     """
     pixels = _by_simplejpeg(data) if data.startswith(_BEGIN) and _is_pillows() else None
     return decode(data) if pixels is None else pixels
 
 
 def size_of(image: NDArray[np.uint8] | Image.Image) -> tuple[int, int]:
-    """Return the width and height of what `decode_array` returns."""
+    """Return the width and height of an image returned by `decode_array`."""
     return image.size if isinstance(image, Image.Image) else (image.shape[1], image.shape[0])
 
 
 def _by_simplejpeg(data: bytes) -> NDArray[np.uint8] | None:
     codec: Any = import_module("simplejpeg")
     try:
-        # Pillow's parser first: what it refuses is refused.
+        # Pillow's parser runs first, so that the same files are refused.
         header = Image.open(io.BytesIO(data), formats=("JPEG",))
-    except Exception:  # Whatever it meets; `decode` names it.
+    except Exception:  # The parser may raise anything; `decode` reports it.
         return None
     refuse_large(*header.size)
     try:
@@ -55,7 +55,7 @@ def _by_simplejpeg(data: bytes) -> NDArray[np.uint8] | None:
 
 @cache
 def _is_pillows() -> bool:
-    """Whether simplejpeg is installed and makes the pixels of this Pillow, of noise in the usual kinds of file."""
+    """Return whether simplejpeg is installed and decodes noise to Pillow's pixels, in the common kinds of file."""
     try:
         import_module("simplejpeg")
     except ImportError:

@@ -1,4 +1,4 @@
-"""Batches of preprocessed images, decoded ahead on threads and handed over in order."""
+"""Load batches of preprocessed images in order, decoding ahead in threads."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ _BATCHES_AHEAD: Final = 2
 _Image = NDArray[np.uint8] | Image.Image
 
 Distort = Callable[[NDArray[np.uint8], int, tuple[int, int]], NDArray[np.float32]]
-"""From pixels, uint8 [H, W, 3], an image's index and (width, height) in its source, to f32 in [0, 1]."""
+"""Function of pixels (uint8 [H, W, 3]), image index and original (width, height) that returns f32 in [0, 1]."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Images [start, stop) of a source, those that could be read.
+    """The images [start, stop) of a source that could be read.
 
-    `pixels` is uint8 [n_ok, H, W, 3], or f32 in [0, 1] where images are distorted, or [n_ok, C, H, W] as a
-    `Transform` gives it, on the CPU or on the decoder's device; `position`, int64 [n_ok], says which of the
-    stop - start images they are; `status`, int8 [stop - start], is OK, MISSING, UNREADABLE or REFUSED for each;
-    `messages` has one line for each image that is not OK, by its index in the source.
+    `pixels` is uint8 [n_ok, H, W, 3], or f32 in [0, 1] if images are distorted, or [n_ok, C, H, W] as returned by a
+    `Transform`, on the CPU or the decoder's device. `position`, int64 [n_ok], is the offset of each of them from
+    `start`. `status`, int8 [stop - start], is OK, MISSING, UNREADABLE or REFUSED for each image. `messages` has one
+    line for each image that is not OK, by its index in the source.
     """
 
     start: int
@@ -55,11 +55,11 @@ class Batch:
 
 @dataclass(frozen=True)
 class View:
-    """What is made of each image.
+    """The processing of each image for one batch.
 
-    `distort` is applied to the cropped image, and may raise `ImageError`. With a `decoder`, which does not go with
-    `distort`, the images that it takes are only read; it decodes them when their batch is asked for. `pin` puts the
-    pixels into page-locked memory.
+    `distort` is applied to the cropped image, and may raise `ImageError`. With a `decoder`, which cannot be combined
+    with `distort`, the images that it accepts are only read; it decodes them when their batch is requested. `pin`
+    stores the pixels in page-locked memory.
     """
 
     preprocessing: Preprocessing | Transform
@@ -78,7 +78,7 @@ def batches(
     distort: Distort | None = None,
     decoder: DeviceDecoder | None = None,
 ) -> Generator[Batch, None, None]:
-    """Yield one `Batch` for each (start, stop) of `ranges`, in order; arguments as of `View` and `joint_batches`."""
+    """Yield one `Batch` for each (start, stop) in `ranges`; for the arguments, see `View` and `joint_batches`."""
     view = View(preprocessing, distort, decoder, pin)
     return _only(joint_batches(source, [view], ranges, workers=workers))
 
@@ -93,16 +93,16 @@ def _only(joint: Generator[list[Batch], None, None]) -> Generator[Batch, None, N
 def joint_batches(
     source: Source, views: Sequence[View], ranges: Iterable[tuple[int, int]], *, workers: int | None
 ) -> Generator[list[Batch], None, None]:
-    """Yield, for each (start, stop) of `ranges` in order, a `Batch` for each view of the images, decoded once.
+    """Yield a list of one `Batch` per view for each (start, stop) in `ranges`, in order, decoding each image once.
 
-    `workers` threads (None: `default_workers`, or the worker processes of a DataLoader) decode up to two batches
-    ahead, and more only where that many would leave threads idle; with 0 the caller's thread does it. They distort
-    as well. Closing the iterator stops the threads. An exception other than `ImageError` in a thread is raised here.
+    `workers` threads decode and distort up to two batches ahead, or more if threads would otherwise be idle. None
+    uses `default_workers()` threads, or the worker processes of a DataLoader; 0 decodes in the caller's thread.
+    Closing the iterator stops the threads. Exceptions in a thread, other than `ImageError`, are raised here.
     """
     if workers is not None and workers < 0:
-        raise ActstatsError(f"the number of workers must be 0 or more, not {workers}")
+        raise ActstatsError(f"`workers=` must be 0 or more, not {workers}")
     assert not any(view.distort and view.decoder for view in views)
-    # Not a generator itself, so that the arguments are checked at the call.
+    # Not a generator itself, so that the arguments are checked when it is called.
     assemble = partial(_Assemblies, source, views)
     if workers is None and isinstance(source, DatasetSource) and source.loader is not None:
         return _decoded_by_processes(assemble, ranges, source, views, source.loader)
@@ -113,12 +113,12 @@ def joint_batches(
 
 
 def default_workers() -> int:
-    """Return how many threads decode unless another number is asked for: one for each core, at most 8."""
+    """Return the default number of decoding threads: one per core, at most 8."""
     return min(8, os.cpu_count() or 1)
 
 
 def split(start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:
-    """Yield [start, stop) in consecutive ranges of `size`, the last of what is left.
+    """Yield consecutive ranges of `size` that cover [start, stop). The last one may be shorter.
 
     >>> list(split(0, 5, 2))
     [(0, 2), (2, 4), (4, 5)]
@@ -129,20 +129,20 @@ def split(start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:
 
 @dataclass(frozen=True)
 class _Reader:
-    """From an image's index to its pixels."""
+    """Reads and preprocesses the image with a given index."""
 
     source: Source
     preprocessing: Preprocessing | Transform
     distort: Distort | None
 
     def __call__(self, index: int, decoded: Callable[[], _Image] | None = None) -> NDArray[Any]:
-        """Return the pixels of image `index`, which `decoded` returns if it is given; raises `ImageError`."""
+        """Return the pixels of image `index`, decoded by calling `decoded` if given; raises `ImageError`."""
         if isinstance(self.preprocessing, Transform):
             return self.preprocessing.pixels(item_of(self.source, index))
         return self.pixels(index, _decoded(self.source, index) if decoded is None else decoded())
 
     def pixels(self, index: int, image: _Image) -> NDArray[Any]:
-        """Return the pixels of `image`, which is number `index`; raises `ImageError`."""
+        """Return the pixels of `image`, whose index is `index`; raises `ImageError`."""
         assert isinstance(self.preprocessing, Preprocessing)
         size = size_of(image)
         refuse_large_resized(*self.preprocessing.resized(size))
@@ -151,30 +151,30 @@ class _Reader:
 
 
 def _decoded(source: Source, index: int) -> _Image:
-    """Return image `index` in whichever form takes less time; raises `ImageError`."""
+    """Return image `index` in the form that is faster to decode; raises `ImageError`."""
     return source.decoded(index) if isinstance(source, EncodedSource) else source.image(index)
 
 
 class _Assemblies:
-    """The batches of all views of the same images in the making."""
+    """Batches under construction, one for each view of the same images."""
 
     def __init__(self, source: Source, views: Sequence[View], start: int, stop: int) -> None:
         self._source = source
         self.views = [_Assembly(source, view, start, stop) for view in views]
 
     def fill(self, index: int) -> None:
-        """Put image `index` into its place in each batch; threads may fill several at once."""
+        """Store image `index` in each batch. Thread-safe for different images."""
         decoded = cache(partial(_decoded, self._source, index))
         for view in self.views:
             view.fill(index, decoded)
 
     def finish(self) -> list[Batch]:
-        """Return the batches, their readable images moved together."""
+        """Return the batches, with the readable images made contiguous."""
         return [view.finish() for view in self.views]
 
 
 class _Assembly:
-    """A batch of one view in the making: a place for each image, and what became of it."""
+    """A batch under construction, with a place and a status for each image."""
 
     def __init__(self, source: Source, view: View, start: int, stop: int) -> None:
         self._reader, self._decoder = _Reader(source, view.preprocessing, view.distort), view.decoder
@@ -188,7 +188,7 @@ class _Assembly:
         self._encoded: dict[int, Tensor] = {}
 
     def fill(self, index: int, decoded: Callable[[], _Image]) -> None:
-        """Put image `index`, which `decoded` returns, into its place, or read it for the decoder."""
+        """Store image `index`, which `decoded` returns, or read it for the decoder."""
         try:
             if self._decoder is None:
                 self.put(index, self._reader(index, decoded))
@@ -202,16 +202,16 @@ class _Assembly:
             self.fail(index, error.status, error.message)
 
     def put(self, index: int, pixels: NDArray[Any]) -> None:
-        """Take the pixels of image `index`."""
+        """Store the pixels of image `index`."""
         self._rows[index - self.start] = pixels
 
     def fail(self, index: int, status: int, message: str) -> None:
-        """Note that image `index` cannot be read."""
+        """Record that image `index` cannot be read."""
         self._status[index - self.start] = status
         self._messages[index] = message
 
     def finish(self) -> Batch:
-        """Return the batch, its readable images moved together."""
+        """Return the batch, with the readable images made contiguous."""
         decoded = self._decode_on_device()
         position = np.flatnonzero(self._status == OK)
         rows = position.tolist()
@@ -228,7 +228,7 @@ class _Assembly:
         return Batch(self.start, self.stop, pixels, position, self._status, messages)
 
     def _decode_on_device(self) -> dict[int, Tensor]:
-        """Return the pixels of the images that were left to the decoder; Pillow has the last word on damaged ones."""
+        """Return the pixels of the images left to the decoder. Images that it fails on are retried with Pillow."""
         if self._decoder is None or not self._encoded:
             return {}
         decoded: dict[int, Tensor] = {}
@@ -257,7 +257,7 @@ def _decoded_here(
 
 @dataclass(frozen=True)
 class _Rows:
-    """The pixels of each image by view, as a DataLoader's dataset; errors as texts, which a process can hand over."""
+    """Dataset of a DataLoader: the pixels of each image for each view, or errors as picklable text."""
 
     readers: Sequence[_Reader]
 
@@ -277,7 +277,7 @@ class _Rows:
 
 
 def _stacked(images: list[Any]) -> list[tuple[Tensor | None, dict[int, tuple[int | None, str]]]]:
-    """Return by view the pixels of the images that could be read, stacked, and the errors of the others by place."""
+    """Return for each view the stacked pixels of the readable images, and the errors of the others by position."""
     found = []
     for rows in zip(*images, strict=True):
         read = [row for row in rows if isinstance(row, np.ndarray)]
@@ -293,7 +293,7 @@ def _decoded_by_processes(
     views: Sequence[View],
     loader: DataLoader[Any],
 ) -> Generator[list[Batch], None, None]:
-    """Yield batches that worker processes read, as many and begun in the same way as those of `loader`."""
+    """Yield batches read by worker processes, whose number and start method are those of `loader`."""
     ranges = list(ranges)
     shared = source.for_processes()
     parallel: DataLoader[Any] = DataLoader(
@@ -341,6 +341,6 @@ def _decoded_ahead(
             for future in futures:
                 future.result()
             yield made.finish()
-            del made, futures  # The consumer alone decides how long the pixels live.
+            del made, futures  # Only the consumer keeps the pixels alive.
     finally:
         executor.shutdown(wait=True, cancel_futures=True)

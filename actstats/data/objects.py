@@ -1,7 +1,8 @@
-"""Files that do not lie on this machine, read by ranges: in buckets, on web servers, on the Hugging Face hub.
+"""Remote files, read by ranges: in buckets, on web servers, and on the Hugging Face Hub.
 
-A request costs as much as some megabytes. So images that lie beside each other are fetched together (`together`),
-and what was fetched is kept for those that follow, for all threads (`Shared`), while the next is under way.
+A request takes as long as transferring several megabytes. Images that are stored next to each other are therefore
+fetched together (`together`), and the results are kept for all threads while the next request is under way
+(`Shared`).
 """
 
 from __future__ import annotations
@@ -26,24 +27,24 @@ T = TypeVar("T")
 
 _HUB: Final = "hf://"
 _BLOCK: Final = 8 << 20
-"""Bytes of a file that are fetched at a time where it is read from its beginning to its end."""
+"""Number of bytes per request when a file is read sequentially."""
 _TOGETHER: Final = 4 << 20
-"""Bytes that are fetched with one request, at most, of images that lie beside each other."""
+"""Maximum number of bytes per request for adjacent images."""
 _GAP: Final = 64 << 10
-"""Bytes between two images that are fetched along with them."""
+"""Maximum gap in bytes between two images that are fetched together."""
 _KEPT: Final = 16
-"""Results that `Shared` keeps."""
+"""Number of results that `Shared` keeps."""
 _RESUME: Final = "; completed partitions are kept: rerun the same command to resume"
 
 
 class RemoteFile:
-    """One file by its URL; `version` changes when it does."""
+    """A remote file, given by its URL; `version` changes with its content."""
 
     def __init__(self, url: URL) -> None:
-        """Ask for the file's size.
+        """Request the size and version of the file.
 
         Raises:
-            ActstatsError: it is not there, or cannot be reached.
+            ActstatsError: the file does not exist, or cannot be reached.
         """
         self.url = url
         if url.startswith(_HUB):
@@ -59,14 +60,14 @@ class RemoteFile:
 
     @property
     def name(self) -> str:
-        """Its last part."""
+        """Name of the file, without its folder."""
         return self.url.name
 
     def read(self, start: int, stop: int) -> bytes:
         """Return the bytes [start, stop), with one request.
 
         Raises:
-            ActstatsError: the file is gone, or cannot be reached.
+            ActstatsError: the file no longer exists, or cannot be reached.
         """
         if self.url.startswith(_HUB):
             with _hub_explained(self.url):
@@ -76,11 +77,11 @@ class RemoteFile:
             return bytes(self._store.get_range(self._key, start=start, end=stop))
 
     def open(self, block: int = _BLOCK) -> io.BufferedReader:
-        """Return the file to be read from its beginning on, a block with each request."""
+        """Open the file for sequential reading, with one request per block."""
         return io.BufferedReader(self.raw(), block)
 
     def raw(self) -> io.RawIOBase:
-        """Return the file to be read with one request for each `read`."""
+        """Open the file for reading, with one request per `read`."""
         return _Raw(self)
 
 
@@ -112,10 +113,10 @@ class _Raw(io.RawIOBase):
 
 
 def list_remote(url: URL) -> Iterator[tuple[str, int]]:
-    """Yield name, relative to `url`, and size of every file below it, in the order of the names.
+    """Yield the name, relative to `url`, and the size of every file below it, sorted by name.
 
     Raises:
-        ActstatsError: a web server, which has no listing; no such bucket, or it cannot be reached.
+        ActstatsError: `url` is a web server, which has no listing, or it does not exist or cannot be reached.
     """
     if url.startswith(("http://", "https://")):
         raise ActstatsError(
@@ -135,11 +136,11 @@ def list_remote(url: URL) -> Iterator[tuple[str, int]]:
 
 
 def read_remote(url: URL, key: str) -> bytes:
-    """Return a whole file below `url`, with one request.
+    """Return the content of a file below `url`, with one request.
 
     Raises:
-        FileNotFoundError: it is not there.
-        ActstatsError: it cannot be reached.
+        FileNotFoundError: the file does not exist.
+        ActstatsError: the file cannot be reached.
     """
     if url.startswith(_HUB):
         file = RemoteFile(URL(f"{url.rstrip('/')}/{key}"))
@@ -164,7 +165,7 @@ def _explained(url: URL, advice: str = "") -> Iterator[None]:
 
 @cache
 def hub() -> Any:
-    """Return the Hugging Face hub's files, by fsspec."""
+    """Return the fsspec file system of the Hugging Face Hub."""
     with needs("huggingface_hub", "reading images from the Hugging Face hub", "hub"):
         from huggingface_hub import HfFileSystem
     return HfFileSystem()
@@ -184,9 +185,9 @@ def _hub_explained(url: URL) -> Iterator[None]:
 
 
 def together(places: Iterable[tuple[int, int, int]]) -> tuple[list[tuple[int, int, int]], list[int]]:
-    """Return ranges to fetch with one request each, and in which of them each place lies.
+    """Return ranges to fetch with one request each, and the index of the range of each place.
 
-    A place is (file, start, stop); those that follow each other in a file, nearly without gaps, share a range.
+    A place is (file, start, stop). Consecutive places in a file with only small gaps share a range.
 
     >>> together([(0, 512, 1000), (0, 1536, 2000), (1, 0, 9), (0, 99999999, 99999999 + 5)])
     ([(0, 512, 2000), (1, 0, 9), (0, 99999999, 100000004)], [0, 0, 1, 2])
@@ -206,9 +207,9 @@ def together(places: Iterable[tuple[int, int, int]]) -> tuple[list[tuple[int, in
 
 
 class Shared(Generic[T]):
-    """What a function returns by number, the last few kept: called once, however many threads ask.
+    """Cache of the last few results of a function of a number, which is called only once for all threads.
 
-    Where numbers are asked for in order, the next one is called for ahead.
+    If numbers are requested in order, the next one is computed ahead.
     """
 
     def __init__(self, function: Callable[[int], T], count: int) -> None:
@@ -221,7 +222,7 @@ class Shared(Generic[T]):
         return ThreadPoolExecutor(2, thread_name_prefix="actstats-fetch")
 
     def get(self, number: int) -> T:
-        """Return what the function returns, or raise what it raises."""
+        """Return the result of the function, or raise its exception."""
         with self._lock:
             found, mine = self._future(number)
             following, ahead = None, False

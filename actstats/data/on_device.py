@@ -1,7 +1,7 @@
-"""JPEGs decoded by torchcodec, resized and cropped on the device that the network runs on: on a GPU, by nvJPEG.
+"""Decode JPEGs with torchcodec on the device that the network runs on (nvJPEG on a GPU), resize and crop them.
 
-Decoders round otherwise, and filter colours otherwise, than Pillow does, so the pixels differ a little; that is why a
-sweep does this only when asked to, and records it. What is no JPEG of a usual kind is left to Pillow.
+These decoders round and filter colours differently from Pillow, so the pixels differ slightly. A sweep therefore uses
+them only on request, and records that it did. Images other than common JPEGs are left to Pillow.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from actstats.errors import ActstatsError
 _BEGIN: Final = b"\xff\xd8\xff"
 _END: Final = b"\xff\xd9"
 _ORIENTATION: Final = 0x0112
-_TAIL: Final = 1024  # Some cameras write a little after the end of the image.
+_TAIL: Final = 1024  # Some cameras append a few bytes to the image.
 
 
 class DeviceDecoder:
-    """Makes pixels on `device`, as `preprocessing` has them, of the JPEG files of a source."""
+    """Decodes the JPEG files of a source to pixels on `device`, resized and cropped by `preprocessing`."""
 
     def __init__(self, source: Source, preprocessing: Preprocessing, device: torch.device) -> None:
-        """Try one image.
+        """Initialise the decoder and test it on one image.
 
-        Raises `ActstatsError` where the source has no files, or torchcodec is not installed or has no decoder for
-        the device.
+        Raises `ActstatsError` if the source has no files, or torchcodec is not installed or has no decoder for the
+        device.
         """
         if not isinstance(source, EncodedSource):
             raise ActstatsError(f"{source.spec} has no files to decode; use `decode=pillow`")
@@ -45,23 +45,23 @@ class DeviceDecoder:
         except (ImportError, OSError, RuntimeError, ValueError) as error:
             reason = str(error).partition("\n")[0]
             raise ActstatsError(
-                f"torchcodec decodes no JPEGs on {device} ({reason}); "
+                f"torchcodec cannot decode JPEGs on {device} ({reason}); "
                 "install actstats[device], or use `decode=pillow`"
             ) from None
 
     def take(self, index: int) -> Tensor | Image.Image:
-        """Return the bytes of image `index`, uint8 [n], or the image itself if it is none for this decoder.
+        """Return the bytes of image `index`, uint8 [n], or the decoded image if this decoder does not support it.
 
-        Thread-safe; raises `ImageError`, also for an image that is too large.
+        Thread-safe. Raises `ImageError`, including for an image that is too large.
         """
         data = self.source.read(index)
         if not data.startswith(_BEGIN) or _END not in data[-_TAIL:]:
             return decode(data)
         try:
             header = Image.open(io.BytesIO(data), formats=("JPEG",))
-        except Exception:  # Whatever PIL's parser meets; `decode` names it.
+        except Exception:  # PIL's parser may raise anything; `decode` reports it.
             return decode(data)
-        # torchcodec turns what a camera marked as turned; the pixels of a sweep are as they lie in the file.
+        # torchcodec applies the orientation in the EXIF data; a sweep uses the pixels as stored.
         if header.mode not in ("RGB", "L") or header.getexif().get(_ORIENTATION, 1) != 1:
             return decode(data)
         refuse_large(*header.size)
@@ -69,13 +69,13 @@ class DeviceDecoder:
         return _tensor(data)
 
     def decode(self, encoded: list[Tensor]) -> list[Tensor | None]:
-        """Return uint8 [crop, crop, 3] on the device for each file, None for one that could not be decoded."""
+        """Return uint8 [crop, crop, 3] on the device for each file, or None if it could not be decoded."""
         try:
             images = self._decoded(encoded)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError:
-            # It does not say which one was damaged.
+            # The error does not say which file is damaged.
             return [None] if len(encoded) == 1 else [self.decode([one])[0] for one in encoded]
         return [self._pixels(image) for image in images]
 
@@ -86,7 +86,7 @@ class DeviceDecoder:
         return images
 
     def _pixels(self, image: Tensor) -> Tensor:
-        """Return the resized and cropped `image`, uint8 [3, height, width], as uint8 [crop, crop, 3]."""
+        """Resize and crop `image`, uint8 [3, height, width], to uint8 [crop, crop, 3]."""
         size = image.shape[2], image.shape[1]
         width, height = self.preprocessing.resized(size)
         if (width, height) != size:
@@ -95,7 +95,7 @@ class DeviceDecoder:
             image = resized[0].round_().clamp_(0, 255).to(torch.uint8)
         crop = self.preprocessing.crop
         left, top = self.preprocessing.corner((width, height))
-        # Negative numbers cut; positive ones add the black border of an image smaller than the crop.
+        # Negative padding crops; positive padding adds a black border to images smaller than the crop.
         cut = pad(image, (-left, left + crop - width, -top, top + crop - height))
         return cut.permute(1, 2, 0)
 

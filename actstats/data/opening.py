@@ -1,4 +1,4 @@
-"""From what the user names to a source of images: the demo photographs, a folder, tar or Parquet files."""
+"""Open a source of images: the demo photographs, a folder, tar or Parquet files, or Python objects."""
 
 from __future__ import annotations
 
@@ -23,31 +23,32 @@ _RANGE: Final = re.compile(r"\{(\d{1,18})\.\.(\d{1,18})\}")
 
 
 def open_source(spec: Any, *, limit: int | None = None, fingerprint: str | None = None) -> Source:
-    """Open the images that `spec` names or holds, the first `limit` of them.
+    """Open the images that `spec` names or contains, or only the first `limit` of them.
 
-    `spec` is `demo`, a folder of images (flat, or with a folder per class), a tar or Parquet file, a folder of
-    such files, or several of them as `shard-{000000..000009}.tar`; or a URL of one of these, such as
-    `s3://bucket/shards/`, `https://host/val.tar` or `hf://datasets/owner/name`. Of a segmented dataset (Broden, or
-    `images/` beside `masks/`) the images are opened without the masks. With a limit nothing beyond it is listed: of
-    tar files it takes the first members.
+    `spec` is `demo`, a folder of images (flat, or with a folder per class), a tar or Parquet file, a folder of such
+    files, or several of them as `shard-{000000..000009}.tar`; or the URL of one of these, such as
+    `s3://bucket/shards/`, `https://host/val.tar` or `hf://datasets/owner/name`. For a segmented dataset (Broden, or
+    `images/` next to `masks/`) the images are opened without the masks. With a limit, nothing beyond it is listed; in
+    a tar file, it selects the first members.
 
-    Or `spec` is a torch `Dataset` or `DataLoader`, a Hugging Face dataset, a tensor or a list of images: its items
-    are images, or tuples or mappings with one. `fingerprint` is the text by which a resumed sweep knows that they
-    are the same, for images that have none of their own. An open source is returned as it is.
+    `spec` may also be a torch `Dataset` or `DataLoader`, a Hugging Face dataset, a tensor or a list of images, whose
+    items are images, or tuples or mappings that contain one. `fingerprint` is a string that identifies images without
+    a fingerprint of their own, so that a resumed sweep can check that they are the same. An open source is returned
+    unchanged.
 
-    Raises `ActstatsError` if there is nothing of that name, or no image in it.
+    Raises `ActstatsError` if `spec` does not exist, or contains no images.
     """
     if limit is not None and limit < 1:
-        raise ActstatsError(f"the limit must be at least 1 image, not {limit}")
+        raise ActstatsError(f"`limit=` must be at least 1, not {limit}")
     if not isinstance(spec, (str, Path)):
         if hasattr(spec, "image") and hasattr(spec, "paths"):
             source: Source = spec
             return source
-        from actstats.data.dataset import DatasetSource  # which needs torch
+        from actstats.data.dataset import DatasetSource  # requires torch
 
         return DatasetSource(spec, limit, fingerprint)
     if fingerprint is not None:
-        raise ActstatsError("images in files have a fingerprint of their own; leave `fingerprint=` out")
+        raise ActstatsError("images in files have a fingerprint of their own; omit `fingerprint=`")
     spec = str(spec)
     if spec == "demo":
         return DemoSource(limit)
@@ -67,11 +68,11 @@ def open_source(spec: Any, *, limit: int | None = None, fingerprint: str | None 
     for ending in _PACKED:
         if shards := sorted(file for file in path.glob(f"*{ending}") if file.is_file()):
             return _files(spec, shards, limit)
-    raise ActstatsError(f"no image in {path}: neither files such as .jpg or .png, nor .tar or .parquet files")
+    raise ActstatsError(f"no images in {path}: it has no image, .tar or .parquet files")
 
 
 def _remote(url: URL, limit: int | None) -> Source:
-    """Open images that do not lie on this machine."""
+    """Open images that are not on this machine."""
     if _RANGE.search(url) or url.endswith(_PACKED):
         return _files(url, [RemoteFile(URL(name)) for name in expand_ranges(url)], limit)
     listed = list(list_remote(url))
@@ -81,13 +82,11 @@ def _remote(url: URL, limit: int | None) -> Source:
     for ending in _PACKED:
         if shards := [name for name, _ in listed if name.endswith(ending)]:
             return _files(url, [RemoteFile(URL(f"{url.rstrip('/')}/{name}")) for name in shards], limit)
-    raise ActstatsError(
-        f"no image below {url}: neither files such as .jpg or .png, nor .tar or .parquet files"
-    )
+    raise ActstatsError(f"no images below {url}: it has no image, .tar or .parquet files")
 
 
 def expand_ranges(spec: str) -> Iterator[str]:
-    """Yield the names that a pattern with `{first..last}` stands for; numbers are as wide as `first`.
+    """Yield the names that a pattern with `{first..last}` expands to, with numbers padded to the width of `first`.
 
     >>> list(expand_ranges("a-{08..10}.tar"))
     ['a-08.tar', 'a-09.tar', 'a-10.tar']
@@ -109,7 +108,7 @@ def _files(spec: str, files: Sequence[Path] | Sequence[RemoteFile], limit: int |
         return ParquetSource(spec, files, limit)
     source = TarSource(spec, files, limit)
     if not len(source):
-        raise ActstatsError(f"no image in {spec}: no member ends in .jpg, .png or the like")
+        raise ActstatsError(f"no images in {spec}: no member has the extension of an image (.jpg, .png, ...)")
     return source
 
 

@@ -1,7 +1,7 @@
-"""Images in Parquet files, as the Hugging Face hub holds them: a column `image` with their bytes, `label` beside it.
+"""Images in Parquet files, as on the Hugging Face Hub: encoded images in a column `image`, labels in `label`.
 
-Read in place, a row group with one request or a few. The labels are read when the source is opened, and those of
-files that do not lie on this machine are kept in the cache. A row's path is its file and its number.
+Files are read in place, with one or a few requests per row group. Labels are read when the source is opened, and
+those of remote files are cached. The path of an image is the name of its file and its row number.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from actstats.errors import ActstatsError
 from actstats.support import cache_folder, replace_file, require_extra
 
 IMAGE: Final = "image"
-"""The column of images: their encoded bytes, or a structure with a field `bytes`."""
+"""Column of images: their encoded bytes, or a structure with a field `bytes`."""
 LABEL: Final = "label"
-"""The column of labels, which need not be there."""
+"""Optional column of labels."""
 _KEPT: Final = 1
-"""Version of what is kept in the cache."""
+"""Version of the cached labels."""
 
 
 class ParquetSource(EncodedSource):
@@ -39,7 +39,7 @@ class ParquetSource(EncodedSource):
         """Read the labels of the first `limit` rows.
 
         Raises:
-            ActstatsError: what is no Parquet file, or has no column of images, or a file cannot be read.
+            ActstatsError: a file is not a Parquet file, has no column of images, or cannot be read.
         """
         self._files = list(files)
         self._footers: list[Any] = []
@@ -61,11 +61,11 @@ class ParquetSource(EncodedSource):
             rows = footer.num_rows
             paths += [f"{name}/{row:07}" for row in range(rows)]
             labels.append(found)
-            # The sizes of single images are not known without reading them all.
+            # The sizes of individual images are unknown unless all of them are read.
             sizes += [footer.row_group(group).total_byte_size for group in range(footer.num_row_groups)]
         paths = paths[:limit]
         if not paths:
-            raise ActstatsError(f"no image in {spec}: it has no rows")
+            raise ActstatsError(f"no images in {spec}: it has no rows")
         mark = fingerprint((*paths, *map(str, self._groups)), (*[0] * len(paths), *sizes))
         super().__init__(spec, paths, np.concatenate(labels)[: len(paths)], classes, mark)
         self._read = Shared(self._rows_of, len(self._groups))
@@ -75,7 +75,7 @@ class ParquetSource(EncodedSource):
 
         Raises:
             ImageError: the row has no image.
-            ActstatsError: its file is gone, or is damaged.
+            ActstatsError: its file no longer exists, or is damaged.
         """
         group = int(np.searchsorted(self._starts, index, side="right")) - 1
         data = self._read.get(group)[index - self._starts[group]]
@@ -96,7 +96,7 @@ class ParquetSource(EncodedSource):
 
 @contextmanager
 def _opened(file: Path | RemoteFile, footer: Any = None) -> Iterator[Any]:
-    """Open a Parquet file; what is wrong with it is one line."""
+    """Open a Parquet file; errors are reported in one line."""
     parquet = require_extra("pyarrow.parquet", "analysis", "reading images from Parquet files")
     import pyarrow
 
@@ -106,14 +106,16 @@ def _opened(file: Path | RemoteFile, footer: Any = None) -> Iterator[Any]:
         with parquet.ParquetFile(where, metadata=footer, pre_buffer=True) as opened:
             yield opened
     except FileNotFoundError:
-        raise ActstatsError(f"{place} is gone; bring it back and rerun the same command to resume") from None
+        raise ActstatsError(
+            f"{place} no longer exists; restore it and rerun the same command to resume"
+        ) from None
     except (pyarrow.ArrowException, OSError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
-        raise ActstatsError(f"{place} is no whole Parquet file that can be read: {reason}") from None
+        raise ActstatsError(f"{place} is not a complete, readable Parquet file: {reason}") from None
 
 
 def _described(file: Path | RemoteFile) -> tuple[Any, NDArray[np.int64], list[str]]:
-    """Return the footer, the labels and the names of the classes of a file."""
+    """Return the footer, labels and class names of a file."""
     place = file.url if isinstance(file, RemoteFile) else file
     with _opened(file) as opened:
         columns = opened.schema_arrow.names
@@ -133,7 +135,7 @@ def _described(file: Path | RemoteFile) -> tuple[Any, NDArray[np.int64], list[st
                     found = column.cast("int64").fill_null(NO_LABEL).to_numpy()
                 except (ValueError, NotImplementedError):
                     raise ActstatsError(
-                        f"the column {LABEL!r} of {place} should hold the numbers of classes, not {column.type}"
+                        f"the column {LABEL!r} of {place} must contain class numbers, not {column.type}"
                     ) from None
                 if kept is not None:
                     _keep(kept, found)
@@ -150,7 +152,7 @@ def _holds_bytes(kind: Any) -> bool:
 
 
 def _class_names(recorded: bytes) -> list[str]:
-    """Return the names that a dataset of the hub gives its labels."""
+    """Return the class names that a dataset on the hub records."""
     try:
         names = json.loads(recorded)["info"]["features"][LABEL]["names"]
     except (ValueError, KeyError, TypeError):
@@ -178,4 +180,4 @@ def _keep(kept: Path, labels: NDArray[np.int64]) -> None:
         kept.parent.mkdir(parents=True, exist_ok=True)
         replace_file(kept, labels.astype("<i8").tobytes())
     except OSError:
-        return  # A cache that cannot be written only costs time.
+        return  # Without the cache, opening only takes longer.

@@ -1,8 +1,8 @@
-"""From an image to what a network reads: resize, centre crop and normalise, recorded and rebuilt exactly.
+"""Preprocess images for a network: resize, centre crop and normalise.
 
-The steps are those of torchvision's image-classification preset on a PIL image, to the bit:
-`preprocessing(image)` equals `weights.transforms()(image)`. They are split where a sweep wants the split:
-`pixels` (uint8, on the workers' threads) and `normalize` (a whole batch, on the network's device).
+The steps are bit-identical to those of torchvision's image-classification preset on a PIL image:
+`preprocessing(image)` equals `weights.transforms()(image)`. They are split as a sweep needs them: `pixels` (uint8, in
+the worker threads) and `normalize` (a whole batch, on the network's device).
 
 >>> from PIL import Image
 >>> preprocessing = Preprocessing.imagenet(size=32, resize=36)
@@ -36,19 +36,19 @@ IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
 IMAGENET_STD: Final = (0.229, 0.224, 0.225)
 
 LARGEST: Final = 16_384
-"""Pixels of a side that an image may be resized or cropped to."""
+"""Largest side, in pixels, that an image may be resized or cropped to."""
 
 INTERPOLATIONS: Final = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-"""Torchvision's names of PIL's filters; both antialias when they shrink."""
+"""PIL's filters by their names in torchvision. Both antialias when downscaling."""
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What is done to an image before a network sees it.
+    """Preprocessing of an image for a network.
 
-    `resize` is the length that the shorter side is brought to (None: the image keeps its size), `crop` the
-    side of the square cut from the centre (black is added where the image is smaller), `interpolation` a
-    key of `INTERPOLATIONS`, `mean` and `std` those of red, green and blue in [0, 1].
+    `resize` is the length of the shorter side after resizing (None keeps the image's size). `crop` is the side of the
+    square cropped from the centre; images smaller than that are padded with black. `interpolation` is a key of
+    `INTERPOLATIONS`. `mean` and `std` are those of red, green and blue in [0, 1].
     """
 
     resize: int | None
@@ -74,19 +74,19 @@ class Preprocessing:
 
     @classmethod
     def imagenet(cls, size: int = 224, resize: int | None = 256) -> Self:
-        """Return ImageNet's usual preprocessing: shorter side to `resize`, the central `size` x `size`."""
+        """Return the usual ImageNet preprocessing: resize the shorter side, then crop `size` x `size` pixels."""
         return cls(resize=resize, crop=size)
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> Self:
-        """Rebuild what `to_dict` recorded.
+        """Rebuild the preprocessing that `to_dict` recorded.
 
-        Raises `ActstatsError` where the record has other fields, or values that make no preprocessing.
+        Raises `ActstatsError` if the record has other fields or invalid values.
         """
         names = {field.name for field in dataclasses.fields(cls)}
         if set(record) != names:
             odd = ", ".join(sorted(set(record) ^ names))
-            raise ActstatsError(f"the record is no preprocessing of this version: see its fields {odd}")
+            raise ActstatsError(f"the record is not a preprocessing of this version: check its fields {odd}")
         try:
             mean, std = (tuple(float(value) for value in record[name]) for name in ("mean", "std"))
             return cls(**{**record, "mean": mean, "std": std})
@@ -94,21 +94,21 @@ class Preprocessing:
             raise ActstatsError(f"the record of the preprocessing has a wrong type: {error}") from None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the record from which `from_dict` rebuilds an equal object; fit for JSON."""
+        """Return a JSON-serialisable record, from which `from_dict` rebuilds an equal object."""
         return {**dataclasses.asdict(self), "mean": list(self.mean), "std": list(self.std)}
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """The shape of one preprocessed image: 3, height, width."""
+        """Shape of a preprocessed image: 3, height, width."""
         return (3, self.crop, self.crop)
 
     @property
     def geometry(self) -> tuple[int | None, int, str]:
-        """What decides the pixels, before they are normalised."""
+        """The fields that determine the pixels before normalisation."""
         return self.resize, self.crop, self.interpolation
 
     def resized(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Return the width and height to which an image of `size`, likewise, is resized before the crop."""
+        """Return the (width, height) that an image of (width, height) `size` is resized to before the crop."""
         if self.resize is None:
             return size
         width, height = size
@@ -117,13 +117,13 @@ class Preprocessing:
         return int(self.resize * width / height), self.resize
 
     def corner(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Return where the crop begins, x and y, in an image resized to `size`; negative: in the black added."""
+        """Return the corner (x, y) of the crop in an image resized to `size`; negative if the image is padded."""
         return _margin(size[0], self.crop), _margin(size[1], self.crop)
 
     def pixels(self, image: Image.Image | NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Return the resized and cropped image, uint8 [crop, crop, 3], not to be written to.
+        """Return the resized and cropped image, uint8 [crop, crop, 3], which must not be modified.
 
-        An array is RGB, uint8 [H, W, 3].
+        `image` is a PIL image, or an RGB array, uint8 [H, W, 3].
         """
         if isinstance(image, Image.Image) and image.mode != "RGB":
             image = image.convert("RGB")
@@ -131,25 +131,25 @@ class Preprocessing:
         resized, crop = self.resized(size), (self.crop, self.crop)
         corner = self.corner(resized)
         if resized != size:
-            from actstats.data.resize import can_resize, resized_crop  # which needs numba
+            from actstats.data.resize import can_resize, resized_crop  # requires numba
 
             if can_resize(size, resized, corner, crop):
                 return resized_crop(np.asarray(image), resized, self.interpolation, corner, crop)
         if not isinstance(image, Image.Image):
             image = Image.fromarray(image)
         if resized != size:
-            # The whole image, though the crop needs less: PIL's `box` rounds otherwise.
+            # Resize the whole image although the crop needs less: PIL's `box` rounds differently.
             image = image.resize(resized, INTERPOLATIONS[self.interpolation])
         left, top = corner
         return np.asarray(image.crop((left, top, left + self.crop, top + self.crop)))
 
     def normalize(self, pixels: Tensor) -> Tensor:
-        """Return what the network reads, f32 [N, 3, H, W] in channels_last memory on the device of `pixels`.
+        """Return the network's input, f32 [N, 3, H, W] in channels_last memory on the device of `pixels`.
 
-        `pixels` is uint8 [N, H, W, 3], or f32 in [0, 1], by which the result can be differentiated.
+        `pixels` is uint8 [N, H, W, 3], or f32 in [0, 1] if the result should be differentiable.
         """
         full, mean, std = _constants(self.mean, self.std, pixels.shape[2], pixels.device)
-        # Rows of W * 3 values: broadcasting 3 colours over NHWC costs twice the time, for the same bits.
+        # Rows of W * 3 values: broadcasting 3 colours over NHWC takes twice as long, for the same result.
         if pixels.is_floating_point():
             rows = (pixels.flatten(2) - mean).div_(std)
         else:
@@ -158,7 +158,7 @@ class Preprocessing:
         return rows.view(pixels.shape).permute(0, 3, 1, 2)
 
     def empty(self, images: int, *, pin: bool = False) -> Tensor:
-        """Return room for the pixels of so many images, uint8 [N, crop, crop, 3]; `pin`: in page-locked memory."""
+        """Return an empty tensor for the pixels of N images, uint8 [N, crop, crop, 3], page-locked if `pin`."""
         import torch
 
         return torch.empty(images, self.crop, self.crop, 3, dtype=torch.uint8, pin_memory=pin)
@@ -170,14 +170,14 @@ class Preprocessing:
         return torch.zeros(images, *self.shape, device=device)
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """Return `image` as the network reads it, f32 [3, H, W]."""
+        """Return the network's input for `image`, f32 [3, H, W]."""
         import torch
 
         return self.normalize(torch.from_numpy(self.pixels(image).copy())[None])[0]
 
 
 def input_shape(record: Mapping[str, Any]) -> tuple[int, int, int]:
-    """Return the shape [C, H, W] of a network's input by the record of its preprocessing in a manifest.
+    """Return the shape [C, H, W] of a network's input, given the preprocessing recorded in a manifest.
 
     >>> input_shape(Preprocessing.imagenet().to_dict()), input_shape({"shape": [13, 32, 48]})
     ((3, 224, 224), (13, 32, 48))
@@ -187,7 +187,7 @@ def input_shape(record: Mapping[str, Any]) -> tuple[int, int, int]:
 
 
 def _margin(length: int, crop: int) -> int:
-    """Return where a central crop begins on a side of `length`; negative where black is added."""
+    """Return the start of a centre crop on a side of `length`; negative if the side is padded."""
     if crop > length:
         return -((crop - length) // 2)
     return round((length - crop) / 2)
@@ -199,10 +199,10 @@ def _constants(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return 255, and mean and std for each value of a row, f32 [width * 3], on `device`.
 
-    They are kept, since a copy to a GPU at each batch would wait for it. 255 is a tensor because CUDA
-    multiplies by the reciprocal of a plain number, which rounds otherwise than the CPU's division.
+    They are cached, since copying them to a GPU for each batch would wait for it. 255 is a tensor because CUDA
+    multiplies by the reciprocal of a Python number, which rounds differently from division on the CPU.
     """
-    import torch  # imported here: listing and drawing images do without
+    import torch  # imported here: listing and drawing images does not need it
 
     with torch.inference_mode(False):
         full = torch.tensor(255.0, device=device)

@@ -1,8 +1,9 @@
-"""Pillow's resize of what a central crop keeps, with the same pixels in less time.
+"""Resize only the part of an image that a centre crop keeps, with the same pixels as Pillow, in less time.
 
-Pillow resizes 8-bit images in integers, by weights of 22 bits, and rounds to 8 bits between its two passes. The same
-is computed here for the crop's rows and columns alone, from and into NumPy arrays. Pillow passes along the rows
-first, but not for every shape: tall images are left to it. Each process checks once that its Pillow does the same.
+Pillow resizes 8-bit images in integer arithmetic with 22-bit weights, and rounds to 8 bits between its two passes.
+This module does the same for the rows and columns of the crop only, between NumPy arrays. Pillow resizes horizontally
+first, except for some shapes: tall images are left to it. Each process checks once that its Pillow returns the same
+pixels.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ _HALF: Final = 1 << (_BITS - 1)
 _SUPPORT: Final = {"bilinear": 1.0, "bicubic": 2.0}
 _FILTERS: Final = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _NARROWEST, _WIDEST = 0.6, 3.0
-"""Width over height of the images that are resized here: Pillow 13 passes along the columns first below about 0.5."""
+"""Range of width / height of the images resized here. Below about 0.5, Pillow 13 resizes vertically first."""
 
 
 @njit(nogil=True, cache=True)
 def _weight(x, support):  # type: ignore[no-untyped-def]
-    """Return the filter's value at `x`: a triangle, or with a support of 2 Keys' cubic for a = -0.5."""
+    """Return the filter at `x`: a triangle, or Keys' cubic with a = -0.5 if the support is 2."""
     x = abs(x)
     if support == 1.0:
         return 1.0 - x if x < 1.0 else 0.0
@@ -39,7 +40,7 @@ def _weight(x, support):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True, cache=True)
 def _weights(before, after, support, first, count):  # type: ignore[no-untyped-def]
-    """Return, for each of `count` places from `first` on, the first value it takes, their number, and the weights."""
+    """Return the first input, the number of inputs and their weights for `count` outputs, starting at `first`."""
     scale = before / after
     stretch = max(scale, 1.0)
     reach = support * stretch
@@ -63,7 +64,7 @@ def _weights(before, after, support, first, count):  # type: ignore[no-untyped-d
 
 @njit(nogil=True, cache=True, boundscheck=False)
 def _resample(pixels, columns, across, rows, down, out):  # type: ignore[no-untyped-def]
-    """Write the crop, uint8 [h, w, 3]; bounds and weights as `_weights` returns them."""
+    """Write the crop, uint8 [h, w, 3], to `out`; bounds and weights are those of `_weights`."""
     height, width = rows.shape[0], columns.shape[0]
     top = rows[0, 0]
     bottom = rows[height - 1, 0] + rows[height - 1, 1]
@@ -104,7 +105,7 @@ def _plan(before: int, after: int, interpolation: str, first: int, count: int) -
 def can_resize(
     size: tuple[int, int], resized: tuple[int, int], corner: tuple[int, int], crop: tuple[int, int]
 ) -> bool:
-    """Return whether `resized_crop` makes Pillow's pixels of such an image; all are (width, height)."""
+    """Return whether `resized_crop` returns Pillow's pixels for such an image; all arguments are (width, height)."""
     inside = all(
         at >= 0 and at + kept <= whole for at, kept, whole in zip(corner, crop, resized, strict=True)
     )
@@ -120,7 +121,7 @@ def resized_crop(
 ) -> NDArray[np.uint8]:
     """Return the `crop` (width, height) at `corner` (left, top) of `pixels`, uint8 [H, W, 3], resized to `resized`.
 
-    `can_resize` is true of them.
+    `can_resize` must be True for them.
     """
     columns, across = _plan(pixels.shape[1], resized[0], interpolation, corner[0], crop[0])
     rows, down = _plan(pixels.shape[0], resized[1], interpolation, corner[1], crop[1])
@@ -131,7 +132,7 @@ def resized_crop(
 
 @cache
 def _is_pillows() -> bool:
-    """Whether this Pillow makes the same pixels, of noise in the shapes at the ends."""
+    """Return whether this Pillow resizes noise to the same pixels, at both ends of the range of shapes."""
     noise = np.random.default_rng(0).integers(0, 256, (160, 288, 3), dtype=np.uint8)
     for width, height in ((96, 160), (288, 96), (128, 96)):
         image = noise[:height, :width]

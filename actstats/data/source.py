@@ -1,4 +1,4 @@
-"""What every source of images offers: paths, labels, a fingerprint, and one decoded image at a time."""
+"""The interface of image sources: paths, labels, a fingerprint, and decoding one image at a time."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from actstats.data.image import decode
 from actstats.data.jpeg import decode_array
 
 UNNAMED = "unnamed-"
-"""What the fingerprint of images begins with that have none: another each time that they are opened."""
+"""Prefix of the fingerprint of images without one of their own, which changes each time they are opened."""
 
 NO_LABEL = -1
-"""The label of an image whose class is not known."""
+"""Label of an image whose class is unknown."""
 
 
 class Source(Protocol):
     """A fixed list of images. Any object with these attributes can be swept.
 
-    `paths` are unique, relative, with `/`; `labels` is int64 [n], `NO_LABEL` where there is none;
-    `classes[label]` is a class's name (empty where the labels are bare numbers); `fingerprint` is equal for
-    equal lists of images; `spec` is what the user asked for and `kind` what it was taken for.
+    `paths` are unique, relative and separated by `/`. `labels` is int64 [n], `NO_LABEL` if unknown. `classes[label]`
+    is the name of a class (empty if labels are only numbers). `fingerprint` is equal for equal lists of images.
+    `spec` is what the user passed, and `kind` the type of source that it is.
     """
 
     kind: str
@@ -41,15 +41,15 @@ class Source(Protocol):
         ...
 
     def image(self, index: int) -> Image.Image:
-        """Return image `index`, decoded, in mode RGB; called from several threads.
+        """Return image `index`, decoded and in mode RGB; called from several threads.
 
-        Raises `ImageError` where this image cannot be read, `ActstatsError` where the whole source is gone.
+        Raises `ImageError` if this image cannot be read, `ActstatsError` if the whole source is no longer available.
         """
         ...
 
 
 class EncodedSource(ABC):
-    """A source whose images are encoded files, wherever their bytes lie."""
+    """A source whose images are encoded files, wherever they are stored."""
 
     kind: str
 
@@ -76,15 +76,15 @@ class EncodedSource(ABC):
         return decode(self.read(index))
 
     def decoded(self, index: int) -> NDArray[np.uint8] | Image.Image:
-        """Return image `index` as an array, uint8 [H, W, 3], or as `image` does, whichever takes less time."""
+        """Return image `index` as an array, uint8 [H, W, 3], or like `image`, whichever is faster."""
         return decode_array(self.read(index))
 
 
 def fingerprint(paths: Iterable[str], sizes: Iterable[int]) -> str:
     """Return the SHA-256, in hex, of all paths and sizes in bytes, in order.
 
-    It tells two lists of images apart without reading the images: a file changed in place to another of the
-    same size is not noticed.
+    This distinguishes lists of images without reading the images. A file replaced by another of the same size is not
+    detected.
     """
     digest = hashlib.sha256()
     for path, size in zip(paths, sizes, strict=True):
@@ -93,9 +93,9 @@ def fingerprint(paths: Iterable[str], sizes: Iterable[int]) -> str:
 
 
 def folder_classes(paths: Sequence[str]) -> tuple[NDArray[np.int64], list[str]]:
-    """Return each image's label, int64 [n], and the sorted class names: the folder that an image lies in.
+    """Return the label of each image, int64 [n], and the sorted class names: the names of the images' folders.
 
-    An image that lies in no folder has the label `NO_LABEL`.
+    An image outside of any folder has the label `NO_LABEL`.
 
     >>> folder_classes(["cat/1.png", "val/dog/2.png", "3.png"])
     (array([ 0,  1, -1]), ['cat', 'dog'])
@@ -107,7 +107,7 @@ def folder_classes(paths: Sequence[str]) -> tuple[NDArray[np.int64], list[str]]:
 
 
 def printable(name: str) -> str:
-    r"""Return a file name as text that any file can hold: bytes that are no UTF-8 appear as `\xff`."""
+    r"""Return a file name as text that can be encoded: bytes that are not UTF-8 appear as `\xff`."""
     if name.isascii():
         return name
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -1,11 +1,11 @@
-"""Images in tar files and WebDataset shards, read in place: nothing is unpacked, wherever the files lie.
+"""Images in tar files and WebDataset shards, local or remote, read in place without unpacking.
 
-Opening reads the headers alone, once: the index of a whole tar file is kept in the cache. Of a file that does not
-lie on this machine it reads all, once, and then images that lie beside each other with one request. Images are in the
-order of their names within a shard, shard after shard, so that a tar of a folder is swept like the folder; a
-limit takes the first members of the file. An image's class is the number in its `.cls` member (WebDataset),
-or else the folder in its name. Members are only ever names and byte ranges: links are passed over, and a
-leading `/` or `..` in a name means nothing.
+Opening reads only the headers, and only once: the index of a complete tar file is cached. A remote file is read as a
+whole to index it; afterwards, images stored next to each other are read with one request. Images are sorted by name
+within a shard, shard after shard, so that a tar of a folder is swept in the same order as the folder; a limit selects
+the first members of the file. The class of an image is the number in its `.cls` member (WebDataset), or else the
+folder in its name. Members are only treated as names and byte ranges: links are skipped, and a leading `/` or `..` in
+a name is ignored.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ _COMPRESSED: Final = {
 _OPEN_SHARDS: Final = 64
 _INDEXED_AT_ONCE: Final = 8
 _CLASS_BYTES: Final = 20
-"""A `.cls` member that is longer holds no number of a class."""
+"""Largest size of a `.cls` member that may hold a class number."""
 _KEPT_FROM: Final = 1_000
-"""Members of a tar file whose index is worth keeping."""
+"""Smallest number of members for which the index of a tar file is cached."""
 _INDEX: Final = 1
-"""Version of the kept indexes."""
+"""Version of the cached indexes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One file in a tar: its name, relative and with `/`, where its bytes lie, and what a `.cls` file holds."""
+    """A file in a tar: its relative name, separated by `/`, its byte range, and the content of a `.cls` file."""
 
     name: str
     offset: int
@@ -62,12 +62,12 @@ class TarSource(EncodedSource):
     kind = "tar"
 
     def __init__(self, spec: str, shards: Iterable[Path | RemoteFile], limit: int | None) -> None:
-        """Index `shards`, as far as their first `limit` images.
+        """Index `shards` up to their first `limit` images.
 
-        With more than one shard, each path begins with its shard's. Raises `ActstatsError` for what is no
-        tar file.
+        With more than one shard, each path begins with that of its shard. Raises `ActstatsError` if one is not a tar
+        file.
         """
-        # Open descriptors are shared by all threads; one put out of the cache is closed when its last
+        # Open descriptors are shared by all threads. One that leaves the cache is closed when its last
         # reader is done.
         self._descriptor = lru_cache(maxsize=_OPEN_SHARDS)(_Descriptor)
         self._shards = list(shards)
@@ -100,7 +100,7 @@ class TarSource(EncodedSource):
 
         Raises:
             ImageError: the image cannot be read.
-            ActstatsError: its tar file is gone.
+            ActstatsError: its tar file no longer exists.
         """
         shard, member = self._members[index]
         file = self._shards[shard]
@@ -113,7 +113,7 @@ class TarSource(EncodedSource):
             data = os.pread(descriptor.number, member.size, member.offset)
         except FileNotFoundError:
             raise ActstatsError(
-                f"the tar file {file} is gone; bring it back and rerun the same command to resume"
+                f"the tar file {file} no longer exists; restore it and rerun the same command to resume"
             ) from None
         except OSError as error:
             raise ImageError(UNREADABLE, f"cannot be read: {error.strerror}") from None
@@ -128,12 +128,12 @@ class TarSource(EncodedSource):
     @staticmethod
     def _whole(member: Member, data: bytes) -> bytes:
         if len(data) != member.size:
-            raise ImageError(UNREADABLE, "its tar file was cut short")
+            raise ImageError(UNREADABLE, "its tar file is truncated")
         return data
 
 
 class _Descriptor:
-    """An open file for `os.pread`, closed when nobody refers to it any more."""
+    """An open file for `os.pread`, closed when it is no longer referenced."""
 
     def __init__(self, path: Path) -> None:
         self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -144,7 +144,7 @@ class _Descriptor:
 
 
 def _prefixes(shards: Sequence[Path | RemoteFile]) -> list[str]:
-    """Return what the paths of the images in each shard begin with: nothing, where it is the only one."""
+    """Return the prefix of the image paths of each shard; empty if there is only one shard."""
     if len(shards) == 1:
         return [""]
     names = [PurePosixPath(shard.url if isinstance(shard, RemoteFile) else shard) for shard in shards]
@@ -153,9 +153,9 @@ def _prefixes(shards: Sequence[Path | RemoteFile]) -> list[str]:
 
 
 def _indexes(shards: Sequence[Path | RemoteFile], limit: int | None) -> Iterator[dict[str, Member]]:
-    """Yield the members of each shard, as far as their first `limit` images."""
+    """Yield the members of each shard, up to the first `limit` images in total."""
     if limit is None:
-        # Those that do not lie here take long the first time.
+        # Indexing remote files takes long the first time.
         with ThreadPoolExecutor(_INDEXED_AT_ONCE) as pool:
             yield from pool.map(members_of, shards)
         return
@@ -168,12 +168,12 @@ def _indexes(shards: Sequence[Path | RemoteFile], limit: int | None) -> Iterator
 
 
 def members_of(path: Path | RemoteFile, images: int | None = None) -> dict[str, Member]:
-    """Return the images and `.cls` files of a tar by name, the last where a name occurs twice.
+    """Return the images and `.cls` files of a tar by name, the last one if a name occurs twice.
 
-    `images`: stop after so many images, and what belongs to the last one's sample. A whole index is kept in
-    the cache, and taken from there while the tar's size and date are those it was made from.
+    With `images`, stop after that many images and the rest of the last one's sample. The index of a complete tar is
+    cached, and used as long as the size and modification time of the tar stay the same.
 
-    Raises `ActstatsError` if the tar is compressed, damaged or none.
+    Raises `ActstatsError` if the file is compressed, damaged or not a tar.
     """
     kept = _kept_index(path)
     members = _from_cache(kept) if kept is not None else None
@@ -188,7 +188,7 @@ def members_of(path: Path | RemoteFile, images: int | None = None) -> dict[str, 
 
 
 def _first(members: Iterator[Member], images: int) -> list[Member]:
-    """Return the members up to the `images`-th image, with the rest of its sample."""
+    """Return the members up to the last of the first `images` images, with the rest of its sample."""
     found: list[Member] = []
     seen: set[str] = set()
     last = ""
@@ -214,7 +214,7 @@ def _scan(tar: Path | RemoteFile) -> Iterator[Member]:
             with tarfile.open(fileobj=file, mode="r:") as archive:
                 kept: list[tarfile.TarInfo] = vars(archive)["members"]
                 while (entry := archive.next()) is not None:
-                    kept.clear()  # A million of them would fill the memory.
+                    kept.clear()  # A million entries would fill the memory.
                     if entry.isreg() and entry.sparse is None:
                         parts = (p for p in printable(entry.name).split("/") if p not in ("", ".", ".."))
                         name = "/".join(parts)
@@ -222,24 +222,26 @@ def _scan(tar: Path | RemoteFile) -> Iterator[Member]:
                             yield Member(name, entry.offset_data, entry.size)
                         elif name.endswith(".cls"):
                             yield Member(name, entry.offset_data, entry.size, _text(file, entry))
-                # `tarfile` takes a damaged header for the end; the true end is zeros, or nothing.
+                # `tarfile` treats a damaged header as the end. The real end is zeros or the end of the file.
                 file.seek(archive.offset)
                 if any(file.read(tarfile.BLOCKSIZE)):
                     raise tarfile.ReadError("damaged header")
-    except (tarfile.TarError, ValueError, OverflowError) as error:  # the latter of a sparse file's header
-        raise ActstatsError(f"{path} is not a whole tar file ({error}); fetch or pack it again") from None
+    except (tarfile.TarError, ValueError, OverflowError) as error:  # the last for sparse files
+        raise ActstatsError(
+            f"{path} is not a complete tar file ({error}); download or create it again"
+        ) from None
     except OSError as error:
         raise ActstatsError(f"cannot read {path}: {error.strerror}") from None
 
 
 def _text(file: IO[bytes], entry: tarfile.TarInfo) -> str:
-    """Return the text of a `.cls` member, read while passing by."""
+    """Return the text of a `.cls` member."""
     file.seek(entry.offset_data)
     return file.read(min(entry.size, _CLASS_BYTES + 1)).decode("latin-1")
 
 
 def _kept_index(path: Path | RemoteFile) -> Path | None:
-    """Return where the index of a tar is kept: under its place, size and date."""
+    """Return the path of the cached index of a tar, which depends on its path or URL, size and version."""
     if isinstance(path, RemoteFile):
         mark = f"{_INDEX}\0{path.url}\0{path.size}\0{path.version}"
     else:
@@ -276,7 +278,7 @@ def _keep(file: Path, members: list[Member]) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         replace_file(file, json.dumps(list(columns)).encode())
     except OSError:
-        return  # A cache that cannot be written only costs time.
+        return  # Without the cache, opening only takes longer.
 
 
 def _refuse_compressed(path: Path | URL, head: bytes) -> None:
@@ -292,7 +294,7 @@ def _sample(path: str) -> str:
 
 
 def _numbered(paths: list[str], numbers: dict[str, str]) -> NDArray[np.int64]:
-    """Return the label that each image's `.cls` member gives it."""
+    """Return the label of each image, from its `.cls` member."""
     labels = np.full(len(paths), NO_LABEL, dtype=np.int64)
     for index, path in enumerate(paths):
         text = numbers.get(_sample(path))
@@ -303,6 +305,6 @@ def _numbered(paths: list[str], numbers: dict[str, str]) -> NDArray[np.int64]:
         except ValueError:
             number = -1
         if not 0 <= number < 2**31:
-            raise ActstatsError(f"{_sample(path)}.cls should hold the number of a class, not {text[:20]!r}")
+            raise ActstatsError(f"{_sample(path)}.cls must contain the number of a class, not {text[:20]!r}")
         labels[index] = number
     return labels

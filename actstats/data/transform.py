@@ -1,7 +1,7 @@
-"""Preprocessing by a function of the caller's own: a `Compose`, a processor of a library, or none at all.
+"""Preprocessing by a function of the caller: a `Compose`, a processor from a library, or none at all.
 
-A function that does what `Preprocessing` can say is replaced by it (`as_preprocessing`). Of any other the store
-records a description, and a checksum of what it made of the first image, by which another function is noticed.
+A function that is equivalent to a `Preprocessing` is replaced by it (`as_preprocessing`). For any other function, the
+store records a description, and a checksum of its output for the first image, which reveals a different function.
 
 >>> import torch
 >>> halved = Transform.of(lambda image: image / 2, torch.ones(13, 8, 8))
@@ -34,16 +34,16 @@ _MOST_CHANNELS: Final = 4096
 
 @dataclass(frozen=True)
 class Transform:
-    """What a function makes of an image: an input of the network, of one shape and dtype for all images.
+    """Preprocessing by a function that returns inputs of the same shape and dtype for all images.
 
     Attributes:
-        function: from an item of the source (a PIL image or a tensor) to an input [C, H, W]; None: the item is the
-            input. It may return a mapping with `pixel_values`, or a batch of one. One that was read from a store is
-            not there, and fails when it is called.
-        description: what the function calls itself.
-        shape: of an input, [C, H, W].
-        dtype: of an input, by its NumPy name.
-        first: SHA-256 of the first readable image's input.
+        function: maps an item of the source (a PIL image or a tensor) to an input [C, H, W]; None if the item is the
+            input. It may return a mapping with `pixel_values`, or a batch of one. In a `Transform` read from a store
+            the function is missing, and calling it raises an error.
+        description: one-line description of the function.
+        shape: shape of an input, [C, H, W].
+        dtype: NumPy name of the dtype of an input.
+        first: SHA-256 of the input for the first readable image.
     """
 
     function: Callable[[Any], Any] | None
@@ -54,17 +54,17 @@ class Transform:
 
     @classmethod
     def of(cls, function: Callable[[Any], Any] | None, item: object) -> Self:
-        """Return the preprocessing by `function`, which is tried on an item.
+        """Create the preprocessing for `function`, which is applied to `item` to find the shape and dtype.
 
         Raises:
-            ActstatsError: it fails, or makes no [C, H, W].
+            ActstatsError: the function fails, or its output is not of shape [C, H, W].
         """
         name = "none" if function is None else described(function)
         made = _made(function, name, item)
         if made.ndim != 3:
             more = ": videos and volumes are not supported; sweep their frames" if made.ndim > 3 else ""
             raise ActstatsError(
-                f"the network's input would be of shape {list(made.shape)} for an image; "
+                f"the network's input would have shape {list(made.shape)}; "
                 f"it must be [channels, height, width]{more}"
             )
         channels, height, width = made.shape
@@ -73,53 +73,53 @@ class Transform:
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> Self:
-        """Return what `to_dict` recorded, without the function, which no store holds.
+        """Return the preprocessing that `to_dict` recorded, without the function, which is not stored.
 
         Raises:
-            ActstatsError: the record is none.
+            ActstatsError: the record is invalid.
         """
         if set(record) != _FIELDS:
             odd = ", ".join(sorted(set(record) ^ _FIELDS))
-            raise ActstatsError(f"the record is no preprocessing of this version: see its fields {odd}")
+            raise ActstatsError(f"the record is not a preprocessing of this version: check its fields {odd}")
         shape, dtype, name = record["shape"], record["dtype"], record["function"]
         sizes = isinstance(shape, list) and len(shape) == 3 and all(type(n) is int and n > 0 for n in shape)
         if not sizes or shape[0] > _MOST_CHANNELS or max(shape[1:]) > LARGEST or dtype not in _DTYPES:
             raise ActstatsError(
-                f"the store has an impossible preprocessing: {str(shape)[:40]} {str(dtype)[:20]}"
+                f"the store has an invalid preprocessing: {str(shape)[:40]} {str(dtype)[:20]}"
             )
 
         def missing(_: object) -> Any:
             raise ActstatsError(
-                f"the images were prepared by a function, {str(name)[:80]!r}, which no store holds"
+                f"the images were preprocessed by a function, {str(name)[:80]!r}, which is not in the store"
             )
 
         return cls(missing, str(name), (shape[0], shape[1], shape[2]), dtype, str(record["first"]))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the record of this preprocessing; fit for JSON."""
+        """Return a JSON-serialisable record of this preprocessing."""
         shape = list(self.shape)
         return {"function": self.description, "shape": shape, "dtype": self.dtype, "first": self.first}
 
     def pixels(self, item: object) -> NDArray[Any]:
-        """Return an item of the source as the network reads it, [C, H, W].
+        """Return the network's input for an item of the source, [C, H, W].
 
         Raises:
-            ActstatsError: the function fails, or makes something of another shape or dtype than of the first image.
+            ActstatsError: the function fails, or its output differs in shape or dtype from that of the first image.
         """
         made = _made(self.function, self.description, item)
         if made.shape != self.shape or str(made.dtype) != self.dtype:
             raise ActstatsError(
                 f"the inputs differ: {list(made.shape)} {made.dtype} after {list(self.shape)} {self.dtype} for "
-                "the first image; `preprocessing=` must bring all to one shape"
+                "the first image; `preprocessing=` must return the same shape and dtype for all images"
             )
         return made
 
     def normalize(self, pixels: Tensor) -> Tensor:
-        """Return a batch of what `pixels` gave, [N, C, H, W], as the network reads it: as it is."""
+        """Return a batch of outputs of `pixels`, [N, C, H, W], unchanged: it is the network's input."""
         return pixels
 
     def empty(self, images: int, *, pin: bool = False) -> Tensor:
-        """Return room for the pixels of so many images, [N, C, H, W] in channels_last memory."""
+        """Return an empty tensor for the pixels of N images, [N, C, H, W] in channels_last memory."""
         dtype = _DTYPES[self.dtype]
         return torch.empty(
             (images, *self.shape), dtype=dtype, pin_memory=pin, memory_format=torch.channels_last
@@ -131,19 +131,19 @@ class Transform:
 
 
 def preprocessing_from(record: Mapping[str, Any]) -> Preprocessing | Transform:
-    """Return what a manifest records of the preprocessing.
+    """Return the preprocessing that a manifest records.
 
     Raises:
-        ActstatsError: the record is none of this version.
+        ActstatsError: the record is not one of this version.
     """
     return Transform.from_dict(record) if "function" in record else Preprocessing.from_dict(record)
 
 
 def of_images(preprocessing: Preprocessing | Transform, what: str) -> Preprocessing:
-    """Return a preprocessing by which images are resized and cropped.
+    """Return `preprocessing` if it defines how images are resized and cropped.
 
     Raises:
-        ActstatsError: it is a function, which `what` cannot do with.
+        ActstatsError: it is a function, which `what` does not support.
     """
     if isinstance(preprocessing, Transform):
         raise ActstatsError(
@@ -156,15 +156,15 @@ def of_images(preprocessing: Preprocessing | Transform, what: str) -> Preprocess
 def choose_preprocessing(
     given: object, own: Preprocessing | Transform | None, item: object
 ) -> Preprocessing | Transform:
-    """Return what makes the network's input of the items of a source, of which `item` is one.
+    """Return the preprocessing that turns items of a source, such as `item`, into the network's input.
 
     Args:
-        given: what the caller asked for: a `Preprocessing`, a function, or None.
-        own: that of the network's weights, if it is known.
-        item: a PIL image, or a tensor or array, which is the input as it is unless something else is known of it.
+        given: the caller's choice: a `Preprocessing`, a function, or None.
+        own: the preprocessing of the network's weights, if known.
+        item: a PIL image, or a tensor or array, which is the input itself unless a preprocessing applies to it.
 
     Raises:
-        ActstatsError: nothing is known of the images, or the function fails.
+        ActstatsError: there is no preprocessing for images, or the function fails.
     """
     if isinstance(given, Preprocessing | Transform):
         return given
@@ -186,7 +186,7 @@ def choose_preprocessing(
 
 
 def is_image(item: object) -> bool:
-    """Return whether an item is an image of bytes: PIL's, a tensor [1 or 3, H, W], an array [H, W] or [H, W, 3]."""
+    """Return whether an item is an 8-bit image: PIL, a tensor [1 or 3, H, W], an array [H, W] or [H, W, 1 or 3]."""
     if isinstance(item, Tensor):
         return item.dtype == torch.uint8 and item.ndim == 3 and item.shape[0] in (1, 3)
     if isinstance(item, np.ndarray):
@@ -206,7 +206,7 @@ _DTYPES: Final = {
 
 
 def described(function: object) -> str:
-    """Return what a function calls itself, in one line and without addresses in memory.
+    """Return a one-line description of a function, without memory addresses.
 
     >>> described(len), described(Transform.of)
     ('builtins.len', 'actstats.data.transform.Transform.of')
@@ -217,9 +217,10 @@ def described(function: object) -> str:
 
 
 def as_preprocessing(function: Callable[[Any], Any], image: Image.Image) -> Preprocessing | None:
-    """Return the `Preprocessing` that does what `function` does, to the bit on `image`; None if there is none.
+    """Return the `Preprocessing` whose output is identical to that of `function` on `image`, or None.
 
-    Known are the presets of torchvision's weights, and a `Compose` of Resize, CenterCrop, ToTensor and Normalize.
+    Recognised functions are the presets of torchvision's weights, and a `Compose` of Resize, CenterCrop, ToTensor and
+    Normalize.
     """
     if image.mode != "RGB":
         return None
@@ -229,7 +230,7 @@ def as_preprocessing(function: Callable[[Any], Any], image: Image.Image) -> Prep
             return None
         made = function(image)
         same = isinstance(made, Tensor) and torch.equal(made, found(image))
-    except Exception:  # of the function, which is then called, and whose error told, as it is
+    except Exception:  # of the function, which is used unchanged and reports its own error
         return None
     return found if same else None
 
@@ -259,7 +260,7 @@ def _known_steps(function: Any) -> Preprocessing | None:
 
 
 def _made(function: Callable[[Any], Any] | None, name: str, item: object) -> NDArray[Any]:
-    """Return what `function` makes of an item, as an array."""
+    """Return the output of `function` for an item, as an array."""
     if function is None:
         made = item
     else:
@@ -269,7 +270,7 @@ def _made(function: Callable[[Any], Any] | None, name: str, item: object) -> NDA
             raise
         except Exception as error:
             raise ActstatsError(f"the preprocessing {name[:80]} fails: {reason_of(error)}") from error
-    if isinstance(made, Mapping):  # of a Hugging Face processor
+    if isinstance(made, Mapping):  # from a Hugging Face processor
         made = made.get("pixel_values")
     if isinstance(made, (list, tuple)) and len(made) == 1:
         made = made[0]
@@ -280,5 +281,7 @@ def _made(function: Callable[[Any], Any] | None, name: str, item: object) -> NDA
         what = getattr(made, "dtype", type(made).__name__)
         if isinstance(made, Image.Image):
             what = "a PIL image"
-        raise ActstatsError(f"the preprocessing {name[:80]} gives {what}; it must give a tensor [C, H, W]")
+        raise ActstatsError(
+            f"the preprocessing {name[:80]} returned {what}; it must return a tensor [C, H, W]"
+        )
     return made[0] if made.ndim == 4 and len(made) == 1 else made

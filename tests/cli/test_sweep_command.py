@@ -148,7 +148,7 @@ def bad(tmp_path_factory):
         ("--layers featres.1", "no layer matches 'featres.1'; did you mean features.1"),
         ("--layers paper", "preset 'paper' is for AlexNet, GoogLeNet, ResNet-50"),
         ("--data {bad}/godo", "no such folder or tar file: {bad}/godo; did you mean good?"),
-        ("--data {bad}/texts", "no image in {bad}/texts"),
+        ("--data {bad}/texts", "no images in {bad}/texts"),
         ("--data {bad}/broken", "none of the 2 images of {bad}/broken can be read; a.jpg: not an image"),
         (
             "--data {bad}/images.tar.gz",

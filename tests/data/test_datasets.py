@@ -308,7 +308,7 @@ class Stream(IterableDataset):
         ([{"text": "a"}], {}, "has no image"),
         (PICTURES, {}, "needs `preprocessing=` for images"),
         (PICTURES, {"preprocessing": 3}, "is a int"),
-        (PICTURES, {"preprocessing": lambda _: "x"}, "must give a tensor"),
+        (PICTURES, {"preprocessing": lambda _: "x"}, "must return a tensor"),
         (PICTURES, {"preprocessing": lambda _: torch.zeros(5)}, "[channels, height, width]"),
         (PICTURES, {"preprocessing": T.ToTensor(), "distort": ["noise:0.1"]}, "distorting images needs"),
         (PICTURES, {"preprocessing": COMPOSE, "decode": "device"}, "decoding on the device needs"),

@@ -116,7 +116,7 @@ def test_a_source_that_is_gone_stops_the_batches(workers: int, tmp_path: Path) -
     [batch] = batches(source, SMALL, [(0, 4)], workers=workers)
     assert batch.status.tolist() == [MISSING, OK, OK, OK]
     (tmp_path / "set").rename(tmp_path / "away")
-    with pytest.raises(ActstatsError, match="is gone; bring it back"):
+    with pytest.raises(ActstatsError, match="no longer exists; restore it"):
         list(batches(source, SMALL, [(0, 4)], workers=workers))
     assert not _decoders()
 

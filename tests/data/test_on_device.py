@@ -143,5 +143,5 @@ def test_what_does_not_go_together_is_refused_before_a_store_is_made(tmp_path, i
 
 def test_a_device_without_a_decoder_is_named(tmp_path):
     source = open_source(write_folder(tmp_path, {"a.jpg": _jpeg(1)}))
-    with pytest.raises(ActstatsError, match="torchcodec decodes no JPEGs on cuda"):
+    with pytest.raises(ActstatsError, match="torchcodec cannot decode JPEGs on cuda"):
         DeviceDecoder(source, BILINEAR, torch.device("cuda:99"))

@@ -157,7 +157,7 @@ def test_images_that_a_bucket_lost_are_told_apart(uploaded, s3):
     client = boto3.client("s3")
     for key in ("folder/cat/002.png", "shards/s-0.tar"):
         client.delete_object(Bucket=BUCKET, Key=f"made/{key}")
-    with pytest.raises(actstats.data.ImageError, match="the file is not there"):
+    with pytest.raises(actstats.data.ImageError, match="the file does not exist"):
         folder.image(1)
     with pytest.raises(ActstatsError, match=r"there is no s3://.*s-0.tar; completed partitions are kept"):
         shards.image(1)
@@ -169,12 +169,12 @@ def test_what_cannot_be_opened_is_told_in_one_line(made, uploaded, tmp_path, mon
     (tmp_path / "no.parquet").write_text("not Parquet")
     for spec, message in {
         "s3://not-there/images": "there is no bucket s3://not-there",
-        f"s3://{BUCKET}/nothing": "no image below s3://",
+        f"s3://{BUCKET}/nothing": "no images below s3://",
         f"{uploaded}/shards/s-9.tar": r"there is no s3://.*s-9\.tar",
         "https://127.0.0.1/images": "a web server does not list its files; name tar or parquet files",
         f"{tmp_path}/text.parquet": "has no column 'image' with the bytes of images; its columns are text",
-        f"{tmp_path}/words.parquet": "should hold the numbers of classes, not string",
-        f"{tmp_path}/no.parquet": "is no whole Parquet file",
+        f"{tmp_path}/words.parquet": "must contain class numbers, not string",
+        f"{tmp_path}/no.parquet": "is not a complete, readable Parquet file",
     }.items():
         with pytest.raises(ActstatsError, match=message) as error:
             open_source(spec)

@@ -107,7 +107,7 @@ def test_a_limit_stops_the_listing(tmp_path: Path) -> None:
         file.seek(at - 512)
         file.write(b"x" * 10_000)
     assert open_source(path, limit=20).paths == names
-    assert "whole tar" in _error(path)
+    assert "complete tar" in _error(path)
 
 
 def test_the_index_of_a_tar_is_kept_until_the_tar_changes(
@@ -169,7 +169,7 @@ def test_a_folder_that_may_not_be_listed_is_named(tmp_path: Path) -> None:
 def test_a_class_number_that_is_none_is_named(tmp_path: Path) -> None:
     for text in (b"1" * 23, b"-4", b"cat", b"2147483648", b""):
         path = write_tar(tmp_path / "a.tar", {"x.png": DATA[0], "x.cls": text})
-        assert "x.cls should hold the number of a class" in _error(path)
+        assert "x.cls must contain the number of a class" in _error(path)
 
 
 def test_a_damaged_sparse_header_is_one_line(tmp_path: Path) -> None:
@@ -180,7 +180,7 @@ def test_a_damaged_sparse_header_is_one_line(tmp_path: Path) -> None:
     header[148:156] = b" " * 8
     header[148:156] = f"{sum(header):06o}\0 ".encode()
     (tmp_path / "a.tar").write_bytes(bytes(header) + bytes(2048))
-    assert "whole tar" in _error(tmp_path / "a.tar")
+    assert "complete tar" in _error(tmp_path / "a.tar")
 
 
 def test_pipes_devices_and_loops_are_passed_over(tmp_path: Path) -> None:
@@ -218,10 +218,10 @@ def test_a_user_who_does_not_exist_and_a_range_without_end_are_one_line_each(tmp
 def test_a_folder_that_is_gone_is_not_a_missing_image(tmp_path: Path) -> None:
     source = open_source(write_folder(tmp_path / "set", {"a/1.png": DATA[0], "b/2.png": DATA[1]}))
     (tmp_path / "set" / "a" / "1.png").unlink()
-    with pytest.raises(ImageError, match="the file is not there"):
+    with pytest.raises(ImageError, match="the file does not exist"):
         source.image(0)
     (tmp_path / "set").rename(tmp_path / "away")
-    with pytest.raises(ActstatsError, match=r"the folder .*set is gone; bring it back"):
+    with pytest.raises(ActstatsError, match=r"the folder .*set no longer exists; restore it"):
         source.image(1)
 
 
@@ -366,13 +366,13 @@ def test_damaged_tars_are_refused(tmp_path: Path) -> None:
     second = members_of(path)["b.png"].offset
     for length in (second - 100, second + 10):
         path.write_bytes(whole[:length])
-        assert "whole tar" in _error(path)
+        assert "complete tar" in _error(path)
     path.write_bytes(whole[: second - 512] + b"x" * 512 + whole[second:])
-    assert "whole tar" in _error(path)
+    assert "complete tar" in _error(path)
     path.write_bytes(b"no tar at all" * 100)
-    assert "whole tar" in _error(path)
+    assert "complete tar" in _error(path)
     path.write_bytes(b"")
-    assert "whole tar" in _error(path)
+    assert "complete tar" in _error(path)
 
 
 def test_a_tar_cut_after_opening(tmp_path: Path) -> None:
@@ -388,7 +388,7 @@ def test_a_shard_gone_after_opening(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "a.tar", {"a.png": DATA[0]})
     source = open_source(path)
     path.unlink()
-    with pytest.raises(ActstatsError, match=r"the tar file .*a\.tar is gone; bring it back"):
+    with pytest.raises(ActstatsError, match=r"the tar file .*a\.tar no longer exists; restore it"):
         source.image(0)
 
 
@@ -417,7 +417,7 @@ def test_nothing_there(tmp_path: Path) -> None:
     for name in ("opt", "home"):
         (tmp_path / "root" / name).mkdir(parents=True)
     assert "did you mean" not in _error(tmp_path / "root" / "nope")
-    assert "whole tar" in _error(write_folder(tmp_path, {"one.png": DATA[0]}) / "one.png")
+    assert "complete tar" in _error(write_folder(tmp_path, {"one.png": DATA[0]}) / "one.png")
 
 
 def test_demo() -> None:
