@@ -1,15 +1,15 @@
-"""Analyses: from the dataset that a sweep leaves to findings about its units and layers.
+"""Analyses of the dataset of a sweep, by unit and by layer.
 
-Each is a pure function from an `xarray.Dataset`, as `xarray.open_zarr` gives it, to another one by unit, lazy
-until it is computed:
+Each analysis is a pure function from an `xarray.Dataset`, as returned by `xarray.open_zarr`, to a lazy dataset of
+results by unit:
 
 >>> import xarray
 >>> from actstats.analysis import by_layer, smoothness
 >>> dataset = xarray.open_zarr("googlenet.zarr")  # doctest: +SKIP
 >>> by_layer(smoothness(dataset))  # doctest: +SKIP
 
-`by_layer` and `unit_table` make tables of a result, `compare_units` sets those of two networks side by side, `notes`
-says which images took no part.
+`by_layer` and `unit_table` convert results to tables, `compare_units` compares the results of two networks, and
+`notes` lists the images that were excluded.
 """
 
 from actstats.analysis.classes import class_means, selectivity, variety

@@ -1,4 +1,4 @@
-"""Stores of the same images, read side by side in blocks of images, so that many images need no more memory."""
+"""Read stores of the same images side by side, in blocks of images, so that memory use is bounded."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ Job = TypeVar("Job")
 Found = TypeVar("Found")
 
 _ROWS: Final = 1024
-"""Least images of a block, unless it is the last."""
+"""Minimum number of images in a block, except for the last one."""
 _STRIP: Final = 2048
-"""Most units that one job sets beside those of another store, unless one layer has more."""
+"""Maximum number of units that one job compares with another store, unless one layer has more."""
 
 
 @dataclass(frozen=True)
 class Aligned:
-    """A per-image statistic of stores of the same images.
+    """A per-image statistic of several stores of the same images.
 
     Attributes:
-        arrays: of each store, lazily, f32 [image, unit].
-        layers: of each store, the units of every layer by its name.
-        rows: the images that every store has read, with values that are all finite, i64.
-        centres: of each store, the mean of every unit over `rows`, f64 [unit]; exact for a constant unit.
-        attrs: which images there are: `images`, `images_read`, `images_unreadable`, `images_pending`,
+        arrays: values of each store, lazy, f32 [image, unit].
+        layers: for each store, the slice of units of every layer, by layer name.
+        rows: indices of the images that every store has read and whose values are all finite, i64.
+        centres: for each store, the mean of every unit over `rows`, f64 [unit]; exact for constant units.
+        attrs: counts of images, and the variable: `images`, `images_read`, `images_unreadable`, `images_pending`,
             `images_not_finite`, `variable`.
     """
 
@@ -49,15 +49,16 @@ class Aligned:
     def blocks(
         self, stores: Sequence[int], columns: Sequence[slice], rows: Rows | None = None
     ) -> Iterator[tuple[Rows, list[Floats]]]:
-        """Yield the values of units of some stores, centred, a block of images at a time.
+        """Yield the centred values of some stores' units, one block of images at a time.
 
         Args:
-            stores: numbers of the stores.
-            columns: for each, which units.
-            rows: which images, in order; None: all of `rows`.
+            stores: indices of the stores.
+            columns: slice of units for each of them.
+            rows: indices of the images, sorted. Default: all of `self.rows`.
 
         Yields:
-            The images' numbers, and for each of `stores` f64 [image of the block, unit].
+            The indices of the images in the block, and for each of `stores` the values, f64
+            [image of the block, unit].
         """
         for at, values in _blocks(
             [self.arrays[store] for store in stores], columns, self.rows if rows is None else rows
@@ -71,22 +72,24 @@ class Aligned:
             )
 
     def strips(self, store: int) -> list[list[str]]:
-        """Return the layers of a store in groups of neighbours, each of few enough units for one job."""
+        """Return the layers of a store in groups of consecutive layers, each small enough for one job."""
         return _strips(self.layers[store])
 
 
 def align(stores: Sequence[xr.Dataset], analysis: str, variable: str, least: int) -> Aligned:
-    """Set stores of the same images side by side. Reads each of them once, twice where values are not finite.
+    """Align stores of the same images. Reads each store once, or twice if some values are not finite.
 
     Raises:
-        ActstatsError: the stores hold other images, or the same in another order, lack `variable`, or share fewer
-            than `least` images with values; the text calls the analysis `analysis`.
+        ActstatsError: the stores contain different images or a different order, lack `variable`, or share fewer than
+            `least` images with values. The message calls the analysis `analysis`.
     """
     first = stores[0]
     for other in stores[1:]:
         require_same_images(first, other)
         if first.attrs["data"]["fingerprint"] != other.attrs["data"]["fingerprint"]:
-            raise ActstatsError("the stores hold other images under the same names: sweep both over the same")
+            raise ActstatsError(
+                "the stores contain different images with the same names: sweep both over the same images"
+            )
     for store in stores:
         usable(store, analysis, variable)
     complete = np.all([complete_images(store) for store in stores], axis=0)
@@ -126,7 +129,7 @@ def align(stores: Sequence[xr.Dataset], analysis: str, variable: str, least: int
 
 
 def layer_slices(dataset: xr.Dataset) -> dict[str, slice]:
-    """Return the places of each layer's units along `unit`, in the order of the layers."""
+    """Return the slice of each layer's units along `unit`, in layer order."""
     names = dataset["layer"].values.astype(object)
     starts = np.flatnonzero(np.append(True, names[1:] != names[:-1]))
     ends = [*starts[1:].tolist(), len(names)]
@@ -134,17 +137,17 @@ def layer_slices(dataset: xr.Dataset) -> dict[str, slice]:
 
 
 def cover(places: Sequence[slice]) -> slice:
-    """Return the least slice that holds all of these."""
+    """Return the smallest slice that contains all of these."""
     return slice(min(place.start for place in places), max(place.stop for place in places))
 
 
 def within(place: slice, whole: slice) -> slice:
-    """Return where in `whole` a slice of it lies."""
+    """Return the position of a slice relative to a slice that contains it."""
     return slice(place.start - whole.start, place.stop - whole.start)
 
 
 def spread(function: Callable[[Job], Found], jobs: Sequence[Job]) -> list[Found]:
-    """Run a function for each job: on the dask cluster in use, or else one after another, each on all cores."""
+    """Run a function for each job, on the current dask cluster or else sequentially, each on all cores."""
     dask: Any = import_module("dask")
     client = getattr(dask.base.get_scheduler(), "__self__", None)
     if not type(client).__module__.startswith("distributed"):
@@ -168,14 +171,14 @@ def _strips(layers: dict[str, slice]) -> list[list[str]]:
 def _scan(
     arrays: Sequence[xr.DataArray], rows: Rows, job: tuple[int, slice]
 ) -> tuple[Floats, NDArray[np.bool_]]:
-    """Return the mean of some units of one store over images, and which of the images have finite values only."""
+    """Return the mean of some units of one store over images, and which images have only finite values."""
     store, columns = job
     start, total, good, at = np.zeros(0), 0.0, [], 0
     for _, (block,) in _blocks([arrays[store]], [columns], rows):
         finite = np.isfinite(block).all(1)
         good.append(finite)
         if not at and finite.any():
-            # From an image's values, not from zero: a constant unit then deviates by exactly 0.
+            # Start from the values of an image rather than zero, so that constant units deviate by exactly 0.
             start = block[finite][0].astype(np.float64)
         at += int(finite.sum())
         if at:
@@ -186,7 +189,7 @@ def _scan(
 def _blocks(
     arrays: Sequence[xr.DataArray], columns: Sequence[slice], rows: Rows
 ) -> Iterator[tuple[Rows, list[NDArray[np.float32]]]]:
-    """Yield values of images in blocks that begin and end with the first store's chunks."""
+    """Yield the values of images in blocks that are aligned with the chunks of the first store."""
     sizes = arrays[0].chunksizes.get("image", (arrays[0].sizes["image"],))
     start = 0
     for end in np.cumsum(sizes).tolist():
@@ -196,7 +199,7 @@ def _blocks(
             here = rows[np.searchsorted(rows, low) : np.searchsorted(rows, min(end, low + 2 * _ROWS))]
             if len(here):
                 window = slice(int(here[0]), int(here[-1]) + 1)
-                # By threads on a worker, too: what a job reads would else become tasks of the cluster.
+                # Use threads on a worker, too. Otherwise reads would become tasks of the cluster.
                 found = [
                     array.isel(image=window, unit=place).compute(scheduler="threads").values
                     for array, place in zip(arrays, columns, strict=True)

@@ -1,4 +1,4 @@
-"""How few kinds of image excite a unit: the class selectivity index, and the classes among its top images."""
+"""Class selectivity of units: the class selectivity index, and the classes among the top images."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _DESCRIBED = {
 def class_means(dataset: xr.Dataset, variable: str = "mean") -> xr.DataArray:
     """Return the mean of a per-image variable over the images of each class, lazily, [label, unit].
 
-    `label` holds the classes that occur among the images that were read; images without a label (-1) are left out.
+    `label` contains the classes of the images that were read; images without a label (-1) are excluded.
 
     Raises:
         ActstatsError: no image has a label, the variable is missing, or flox is not installed.
@@ -43,7 +43,7 @@ def _class_means(swept: xr.Dataset, variable: str) -> xr.DataArray:
     label = swept["label"].values
     classes = np.unique(label[(label >= 0) & (swept["status"].values == 0)])
     if not len(classes):
-        raise ActstatsError("selectivity needs labelled images, and no image that was read has a label")
+        raise ActstatsError("selectivity needs labelled images, but no image that was read has a label")
     found = swept[variable].drop_vars([name for name in swept.coords if name != "label"], errors="ignore")
     return found.groupby(label=UniqueGrouper(labels=classes)).mean()
 
@@ -51,31 +51,32 @@ def _class_means(swept: xr.Dataset, variable: str) -> xr.DataArray:
 def selectivity(dataset: xr.Dataset, variable: str = "mean") -> xr.Dataset:
     """Return how selective each unit is for classes of images, lazily.
 
-    - `selectivity` = (m - o) / (m + o), with m the greatest of the class means of `variable` and o the mean of
-      those of all other classes: the class selectivity index of Morcos et al. 2018 (arXiv 1803.06959). 0: all
-      classes alike; 1: the unit answers to one class alone. It is an index of activations that are not negative:
-      NaN where a class mean is below 0, and for a unit that is never active.
-    - `preferred_class`: the label that has m, i64, the lowest of equals.
-    - `top_entropy` = - sum of p log2 p, bit, with p the shares of the classes among the unit's top images: 0 if all
-      are of one class, log2 k at most. `top_classes`: how many classes those are, `top_images`: how many images (k,
-      or fewer).
+    - `selectivity` = (m - o) / (m + o), where m is the greatest of the class means of `variable` and o the mean of
+      the other class means: the class selectivity index of Morcos et al. 2018 (arXiv 1803.06959). It is 0 if all
+      class means are equal, and 1 if the unit responds to one class only. The index is defined for non-negative
+      activations: it is NaN if a class mean is below 0, or if the unit is never active.
+    - `preferred_class`: the label with mean m, i64, the lowest one on ties.
+    - `top_entropy` = - sum of p log2 p, in bits, where p are the proportions of the classes among the unit's top
+      images: 0 if all images are of one class, at most log2 k. `top_classes` is the number of these classes, and
+      `top_images` the number of images (k or fewer).
 
     Args:
-        dataset: of a sweep with `variable`, the top images and labelled images, as `xarray.open_zarr` gives it.
-        variable: per image: `mean`, as in the source, or `maximum`.
+        dataset: dataset of a sweep of labelled images with `variable` and the top images, as returned by
+            `xarray.open_zarr`.
+        variable: per-image variable: `mean`, as in Morcos et al., or `maximum`.
 
     Returns:
-        By unit; `top_entropy` and `top_classes` are NaN where no top image has a label.
+        The variables above by unit. `top_entropy` and `top_classes` are NaN if no top image has a label.
 
     Raises:
-        ActstatsError: a variable is missing, the images are of fewer than two classes, or no partition is complete.
+        ActstatsError: a variable is missing, there are fewer than two classes, or no partition is complete.
     """
     require_extra("flox", "analysis", "selectivity")
     swept = usable(dataset, "selectivity", variable, *_RANKED)
     means = _class_means(swept, variable)
     if means.sizes["label"] < 2:
         raise ActstatsError(
-            "selectivity needs images of two classes or more, and those that were read have one"
+            "selectivity needs images of at least two classes, but those that were read have one"
         )
     means = means.chunk({"label": -1})
     greatest, lowest = means.max("label"), means.min("label")
@@ -94,13 +95,14 @@ def selectivity(dataset: xr.Dataset, variable: str = "mean") -> xr.Dataset:
 
 
 def variety(dataset: xr.Dataset) -> pd.DataFrame:
-    """Return how many different images and classes are among the top images of all units of a layer.
+    """Return the number of distinct images and classes among the top images of all units of a layer.
 
-    Few, where many units answer to the same images ("fewer types of inputs", Chen et al. 2020, arXiv 2006.09373).
+    They are few if many units respond to the same images ("fewer types of inputs", Chen et al. 2020,
+    arXiv 2006.09373).
 
     Returns:
-        A row a layer in the order of execution: `layer`, `units`, `top_places` (top images of all units together),
-        `distinct_images`, `distinct_classes` (without images that have no label).
+        One row per layer, in order of execution: `layer`, `units`, `top_places` (top images of all units together),
+        `distinct_images`, `distinct_classes` (excluding images without a label).
 
     Raises:
         ActstatsError: the store has no top images, or no partition is complete.
@@ -153,10 +155,10 @@ def _of_top_images(dataset: xr.Dataset, swept: xr.Dataset) -> dict[str, xr.DataA
 def _classes_among(
     image: NDArray[np.int64], label: NDArray[np.int64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
-    """Return entropy and number of the classes of `image` [..., rank], and how many images there are."""
+    """Return the entropy and number of classes of `image` [..., rank], and the number of images."""
     of_image = label[image]
     known = of_image >= 0
-    # Each image's class occurs so often among the k; over the images, 1 / that counts every class once.
+    # How often the class of each image occurs among the k. The sum of the reciprocals counts each class once.
     alike = (of_image[..., :, None] == of_image[..., None, :]) & known[..., None, :]
     often = np.where(known, alike.sum(-1), 1)
     n = known.sum(-1)
@@ -167,5 +169,5 @@ def _classes_among(
 
 
 def _labels(dataset: xr.Dataset) -> NDArray[np.int64]:
-    """Return the label of each image of the store by its index, and -1 at index -1."""
+    """Return the label of each image in the store by index, and -1 at index -1."""
     return np.append(dataset["label"].values, -1)

@@ -1,4 +1,4 @@
-"""Two networks side by side: whether their stores can be compared, and how their units differ, layer by layer."""
+"""Compare two networks: check that their stores are comparable, and test how their units differ by layer."""
 
 from __future__ import annotations
 
@@ -20,38 +20,41 @@ def require_same_units(first: xr.Dataset, second: xr.Dataset) -> None:
     if list(one.items()) == list(two.items()):
         return
     if only := _differing(list(one), list(two)):
-        raise ActstatsError(f"the stores have other layers: {only}")
+        raise ActstatsError(f"the stores have different layers: {only}")
     for name in one:
         if one[name] != two[name]:
             raise ActstatsError(
                 f"layer {name} has {one[name]} units in the first store and {two[name]} in the second"
             )
-    raise ActstatsError("the stores have the same layers in another order")
+    raise ActstatsError("the stores have the same layers in a different order")
 
 
 def require_same_images(first: xr.Dataset, second: xr.Dataset) -> None:
-    """Raise an `ActstatsError` that names the first image in which two stores differ; order counts."""
+    """Raise an `ActstatsError` that names the first image in which two stores differ; the order matters."""
     one, two = (dataset["path"].values for dataset in (first, second))
     if len(one) != len(two):
         raise ActstatsError(
-            f"the stores have other images: {len(one):,} in the first and {len(two):,} in the second"
+            f"the stores have different images: {len(one):,} in the first and {len(two):,} in the second"
         )
     if not np.array_equal(one, two):
         if np.array_equal(np.sort(one), np.sort(two)):
-            raise ActstatsError("the stores hold the same images in another order: sweep both over the same")
+            raise ActstatsError(
+                "the stores contain the same images in a different order: sweep both over the same images"
+            )
         at = int(np.flatnonzero(one != two)[0])
         raise ActstatsError(
-            f"the stores have other images: number {at:,} is {one[at]} in the first and {two[at]} in the second"
+            f"the stores have different images: number {at:,} is {one[at]} in the first and {two[at]} in the second"
         )
 
 
 def require_same_network(first: xr.Dataset, second: xr.Dataset) -> None:
-    """Raise an `ActstatsError` where two stores were not swept with one network and one set of weights."""
+    """Raise an `ActstatsError` if two stores were not swept with the same network and weights."""
     for path in (("arch",), ("weights", "sha256")):
         one, two = (_entry(dataset.attrs, path) for dataset in (first, second))
         if one != two:
             raise ActstatsError(
-                f"the stores are of two networks: {'.'.join(path)} is {one} in the first and {two} in the second"
+                f"the stores are of different networks: {'.'.join(path)} is {one} in the first and {two} "
+                "in the second"
             )
 
 
@@ -82,7 +85,7 @@ def _entry(attributes: Any, path: Sequence[str]) -> Any:
 
 
 _AT_ONCE = 1 << 21
-"""Values resampled at once."""
+"""Number of values resampled at once."""
 
 
 def compare_units(
@@ -94,42 +97,43 @@ def compare_units(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Return by layer how the units of two networks differ in results of one analysis.
+    """Return the differences by layer between the units of two networks, for the results of one analysis.
 
-    With x the values of a layer's units in `standard` and y those in `robust`, without NaN:
+    With x the values of a layer's units in `standard` and y those in `robust`, excluding NaN:
 
     - `difference` = mean of y - mean of x;
     - `cliffs_delta` = (number of pairs with y > x - number with y < x) / number of pairs (Cliff 1993,
-      doi:10.1037/0033-2909.114.3.494): an effect size free of scale and outliers, from -1, all of `robust` lie
-      below, to 1.
+      doi:10.1037/0033-2909.114.3.494): an effect size independent of scale and outliers, from -1 (all of
+      `robust` are smaller) to 1.
 
-    `_low` and `_high` are the ends of their percentile bootstrap intervals (Efron 1979, doi:10.1214/aos/1176344552;
-    `scipy.stats.bootstrap`), both networks' units resampled independently: what other units of this kind could have
-    given.
+    `_low` and `_high` are the ends of percentile bootstrap intervals (Efron 1979, doi:10.1214/aos/1176344552;
+    `scipy.stats.bootstrap`). The units of both networks are resampled independently, so the intervals describe the
+    variation over units.
 
     Args:
-        standard: what an analysis such as `smoothness` returned for the one network, S.
-        robust: and for the other, R; layers and numbers of units must be the same.
-        variables: which numbers, by name; None: all that have one float or bool a unit.
-        resamples: how often to resample.
-        confidence: of the intervals.
-        seed: of the resampling.
+        standard: result of an analysis such as `smoothness` for the standard network, S.
+        robust: result for the robust network, R, with the same layers and numbers of units.
+        variables: names of variables. Default: all variables with one float or bool per unit.
+        resamples: number of bootstrap resamples.
+        confidence: confidence level of the intervals.
+        seed: seed of the resampling.
 
     Returns:
-        A row for each variable and layer, layers in the order of execution: `variable`, `layer`, `units_s`, `units_r`
-        (with a value), `mean_s`, `mean_r`, `difference`, `difference_low`, `difference_high`, `cliffs_delta`,
-        `delta_low`, `delta_high`. Intervals are NaN where a layer has fewer than two values on a side.
+        One row per variable and layer, layers in order of execution: `variable`, `layer`, `units_s`, `units_r` (with
+        a value), `mean_s`, `mean_r`, `difference`, `difference_low`, `difference_high`, `cliffs_delta`, `delta_low`,
+        `delta_high`. Intervals are NaN if a layer of either network has fewer than two values.
 
     Raises:
-        ActstatsError: the layers or their numbers of units differ, a variable that is not there, or no scipy.
+        ActstatsError: the layers or their numbers of units differ, a variable does not exist, or scipy is not
+            installed.
     """
     require_extra("scipy", "analysis", "a bootstrap interval")
     require_same_units(standard, robust)
     known = [str(n) for n, v in standard.data_vars.items() if v.dims == ("unit",) and v.dtype.kind in "fb"]
     for name in variables or ():
         if name not in known:
-            hint = nearest(name, known) or f"; there are {', '.join(known)}"
-            raise ActstatsError(f"the result has no number {name!r} of each unit{hint}")
+            hint = nearest(name, known) or f"; available: {', '.join(known)}"
+            raise ActstatsError(f"the result has no per-unit variable {name!r}{hint}")
     chosen = list(variables or known)
     long = pd.concat(
         [
@@ -145,7 +149,7 @@ def compare_units(
 
 
 def cliffs_delta(x: NDArray[Any], y: NDArray[Any], axis: int = -1) -> NDArray[np.float64]:
-    """Return Cliff's delta of y against x along an axis, from the rank sum: 2 U / (n m) - 1.
+    """Return Cliff's delta of y against x along an axis, computed from the rank sum: 2 U / (n m) - 1.
 
     >>> cliffs_delta(np.array([1, 2, 3]), np.array([2, 4])).item()
     0.5
@@ -186,7 +190,7 @@ def _compared(units: pd.DataFrame, resamples: int, confidence: float, rng: np.ra
 
 
 def _effects(x: NDArray[Any], y: NDArray[Any], axis: int = -1) -> NDArray[np.float64]:
-    """Return difference of means and Cliff's delta along an axis, stacked first."""
+    """Return the difference of means and Cliff's delta along an axis, stacked along a new first axis."""
     return np.stack([y.mean(axis) - x.mean(axis), cliffs_delta(x, y, axis)])
 
 

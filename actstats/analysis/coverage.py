@@ -1,4 +1,4 @@
-"""What of a store an analysis may use: complete partitions, the variables it needs, and what to say of the rest."""
+"""Select what an analysis can use from a store: complete partitions and the variables it needs."""
 
 from __future__ import annotations
 
@@ -16,41 +16,41 @@ _METRICS = {output.name: metric for metric, builtin in BUILTINS.items() for outp
 _OF_UNITS: Final = ("layer", "channel", "height", "width")
 _SMALL: Final = (*_OF_UNITS, "label", "status", "completed", "frequency", "bin_left", "bin_right")
 _COUNTS: Final = {
-    "images_pending": "are not swept yet and left out",
-    "images_unreadable": "could not be read and are left out",
-    "images_not_finite": "have a value that is not finite and are left out",
+    "images_pending": "have not been swept yet and are excluded",
+    "images_unreadable": "could not be read and are excluded",
+    "images_not_finite": "have a value that is not finite and are excluded",
 }
 
 
 def usable(dataset: xr.Dataset, analysis: str, *variables: str) -> xr.Dataset:
-    """Return a store's `variables` as far as they are complete, lazily, with the small coordinates in memory.
+    """Return the complete part of a store's `variables`, lazily, with the small coordinates in memory.
 
-    Partitions that are not complete are left out, and their images. Images that could not be read stay, since their
-    rows are NaN. The attributes hold `analysis`, `arch`, and how many images there are: `images`, `images_read`,
-    `images_unreadable`, `images_pending`; `notes` puts that into words.
+    Incomplete partitions and their images are excluded. Images that could not be read are kept, since their rows are
+    NaN. The attributes are `analysis`, `arch`, and the numbers of images: `images`, `images_read`,
+    `images_unreadable`, `images_pending`; `notes` describes them in words.
 
     Raises:
-        ActstatsError: a variable that this store lacks, or no partition that is complete.
+        ActstatsError: the store lacks a variable, or no partition is complete.
     """
     for name in variables:
         if name not in dataset:
             per_image = name in _METRICS and BUILTINS[_METRICS[name]].outputs[0].per_image
             raise ActstatsError(
                 f"{analysis} needs the variable {name}, which this store lacks: sweep with "
-                f"--metrics {_METRICS.get(name, name)},...{' and without --no-per-image' if per_image else ''}"
+                f"`metrics={_METRICS.get(name, name)},...`{' and `per_image=True`' if per_image else ''}"
             )
     known = {name: dataset[name].load() for name in _SMALL if name in dataset.coords}
-    if "layer" in known:  # not every library that groups by it knows NumPy's new strings
+    if "layer" in known:  # some libraries that group by it do not support NumPy's new strings
         known["layer"] = known["layer"].astype(object)
     status = known["status"].values if "status" in known else np.zeros(0, dtype=np.int8)
     done = known["completed"].values if "completed" in known else np.ones(1, dtype=bool)
     if not done.any():
         raise ActstatsError(
-            f"{analysis} needs a complete partition, and this store has none: go on with its sweep"
+            f"{analysis} needs a complete partition, and this store has none: resume its sweep"
         )
     pending = _pending(dataset.attrs, status, done)
     kept = dataset[list(variables)].assign_coords(known)
-    # Only where something has to go: an index cuts a store's chunks anew.
+    # Only index if something is excluded, since indexing changes the chunks.
     if pending.any() and "image" in kept.dims:
         kept = kept.isel(image=np.flatnonzero(~pending))
     if not done.all() and "partition" in kept.dims:
@@ -67,7 +67,7 @@ def usable(dataset: xr.Dataset, analysis: str, *variables: str) -> xr.Dataset:
 
 
 def complete_images(dataset: xr.Dataset) -> NDArray[np.bool_]:
-    """Return which images belong to partitions that are complete, bool [image]."""
+    """Return which images belong to complete partitions, bool [image]."""
     status, done = (dataset[name].values for name in ("status", "completed"))
     return ~_pending(dataset.attrs, status, done)
 
@@ -75,11 +75,11 @@ def complete_images(dataset: xr.Dataset) -> NDArray[np.bool_]:
 def _pending(
     attributes: Mapping[str, Any], status: NDArray[np.int8], done: NDArray[np.bool_]
 ) -> NDArray[np.bool_]:
-    """Return which images belong to partitions that are not complete."""
+    """Return which images belong to incomplete partitions."""
     size = attributes.get("partition_size")
     if size is not None and len(status) == attributes["data"]["images"]:
         found = np.repeat(~done, size)[: len(status)]
-    else:  # of a selection of images the status is all that can be known
+    else:  # for a selection of images, only the status is known
         found = status == -1
     return np.asarray(found, dtype=bool)
 
@@ -93,10 +93,10 @@ def result(variables: Mapping[str, xr.DataArray], source: xr.Dataset) -> xr.Data
 
 
 def notes(found: xr.Dataset) -> list[str]:
-    """Return what a reader of a result has to know of its images, a line each; none if every image took part.
+    """Return a line for each kind of image excluded from a result; empty if all images were used.
 
     >>> notes(xr.Dataset(attrs={"images": 9, "images_read": 6, "images_unreadable": 1, "images_pending": 2}))
-    ['2 of 9 images are not swept yet and left out', '1 of 9 images could not be read and are left out']
+    ['2 of 9 images have not been swept yet and are excluded', '1 of 9 images could not be read and are excluded']
     """
     return [
         f"{found.attrs[name]:,} of {found.attrs['images']:,} images {text}"

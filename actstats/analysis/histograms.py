@@ -1,4 +1,4 @@
-"""Quantiles of every unit's activations from the histograms, with bounds; sparsity, dead and saturated units."""
+"""Quantiles of each unit's activations from the histograms, with error bounds; sparsity, dead and saturated units."""
 
 from __future__ import annotations
 
@@ -36,33 +36,33 @@ _DESCRIBED = {
 
 
 def quantiles(dataset: xr.Dataset, q: float | Sequence[float] = (0.01, 0.5, 0.99, 0.995)) -> xr.Dataset:
-    """Return quantiles of each unit's activations over all positions of all images, and how sparse they are, lazily.
+    """Return the quantiles and sparsity of each unit's activations over all positions of all images, lazily.
 
-    The q-quantile of n values is the one of rank r = ceil(q n), at least 1, in increasing order (Hyndman and Fan
-    1996, definition 1; `numpy.quantile(..., method="inverted_cdf")`). The histogram tells its bin exactly. With b
-    values before that bin of edges l and u, and c in it, `value` = l + (r - b - 1/2) / c x (u - l), as if they were
-    spread evenly, and `error` = max(value - l, u - value): the true quantile is never further away. At most 1/8 of
-    the value, and exact for zero and the infinities. Beyond 65536 only one edge is known: `value` is that and
-    `error` infinite.
+    The q-quantile of n values is the value of rank r = ceil(q n), at least 1, in increasing order (Hyndman and Fan
+    1996, definition 1; `numpy.quantile(..., method="inverted_cdf")`). The histogram determines its bin exactly. With
+    b values below that bin, c values in it, and edges l and u, `value` = l + (r - b - 1/2) / c x (u - l), as if the
+    values were spread evenly, and `error` = max(value - l, u - value) bounds the distance to the true quantile. It is
+    at most 1/8 of the value, and 0 for zero and the infinities. Beyond 65536 only one edge is known: `value` is that
+    edge and `error` is infinite.
 
-    `sparsity` is the share of zeros, `positive_share`, `beyond_share` and `nan_share` those of other values (of
-    all). A unit is `dead` if no value is above zero, and `saturated` if a value is 65536 or more in magnitude,
-    where f16 ends.
+    `sparsity` is the fraction of all values that are zero; `positive_share`, `beyond_share` and `nan_share` are those
+    of other values. A unit is `dead` if no value is above zero, and `saturated` if a value is 65536 or more in
+    magnitude, the limit of f16.
 
     Args:
-        dataset: of a sweep with `histogram`, as `xarray.open_zarr` gives it.
-        q: in [0, 1]; 0.995 is the threshold of network dissection's top 0.5 %.
+        dataset: dataset of a sweep with `histogram`, as returned by `xarray.open_zarr`.
+        q: quantiles in [0, 1]. 0.995 is the threshold of network dissection, its top 0.5 %.
 
     Returns:
-        `value` and `error` f64 [unit, quantile], the rest [unit]. NaN where a unit has no value but NaN.
+        `value` and `error` f64 [unit, quantile], the rest [unit]. NaN if all values of a unit are NaN.
 
     Raises:
-        ActstatsError: a q outside [0, 1], the variable is missing, or no partition is complete.
+        ActstatsError: `q` is outside [0, 1], the variable is missing, or no partition is complete.
     """
     wanted = np.atleast_1d(np.asarray(q, dtype=np.float64))
     if not ((wanted >= 0) & (wanted <= 1)).all():
         raise ActstatsError(
-            f"a quantile is a share in [0, 1], not {wanted[~((wanted >= 0) & (wanted <= 1))][0]:g}"
+            f"quantiles must be in [0, 1], not {wanted[~((wanted >= 0) & (wanted <= 1))][0]:g}"
         )
     swept = usable(dataset, "quantiles", "histogram")
     counts = merge(swept)["histogram"].astype(np.int64).chunk({"bin": -1})
@@ -83,7 +83,7 @@ def quantiles(dataset: xr.Dataset, q: float | Sequence[float] = (0.01, 0.5, 0.99
 
 
 def _summary(counts: NDArray[np.int64], q: NDArray[np.float64]) -> tuple[NDArray[Any], ...]:
-    """Return what `_DESCRIBED` names of counts [unit, bin], in that order."""
+    """Return the variables in `_DESCRIBED`, in order, for counts [unit, bin]."""
     value, error = _quantiles(counts[..., :BIN_NAN], q)
     total, zero, nan = counts.sum(-1), counts[..., BIN_ZERO], counts[..., BIN_NAN]
     positive, beyond = counts[..., BIN_ZERO + 1 : BIN_NAN].sum(-1), counts[..., _BEYOND].sum(-1)
@@ -95,12 +95,12 @@ def _summary(counts: NDArray[np.int64], q: NDArray[np.float64]) -> tuple[NDArray
 def _quantiles(
     counts: NDArray[np.int64], q: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return value and error bound [unit, quantile] of counts [unit, bin] without NaN's bin."""
+    """Return values and error bounds [unit, quantile] for counts [unit, bin] without the NaN bin."""
     left, right = (edge[:BIN_NAN] for edge in histogram_edges())
     reached = counts.cumsum(-1)
     total = reached[..., -1:]
     rank = np.maximum(np.ceil(q * total), 1)
-    # The bin of each rank is the first whose cumulative count reaches it.
+    # The bin of a rank is the first whose cumulative count reaches it.
     at = np.stack([(reached < rank[..., j, None]).sum(-1) for j in range(len(q))], -1).clip(max=BIN_NAN - 1)
     inside = np.take_along_axis(counts, at, -1)
     before = np.take_along_axis(reached, at, -1) - inside
@@ -108,7 +108,7 @@ def _quantiles(
     with np.errstate(invalid="ignore", divide="ignore"):
         value = low + (rank - before - 0.5) / inside * (high - low)
         error = np.maximum(value - low, high - value)
-    # Zero and the infinities are exact; what lies beyond the range has one edge that is known.
+    # Zero and the infinities are exact. Beyond the range, only one edge is known.
     value, error = np.where(low == high, low, value), np.where(low == high, 0.0, error)
     open_ended = (at == BIN_NEGATIVE_OVERFLOW) | (at == BIN_POSITIVE_OVERFLOW)
     value = np.where(open_ended, np.where(at == BIN_POSITIVE_OVERFLOW, low, high), value)

@@ -1,4 +1,4 @@
-"""What noise in the images does to each unit's total variation, and how much of it the layers let through."""
+"""The effect of image noise on each unit's total variation, and how much of it layers block."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _DESCRIBED = {
 def noise(
     clean: xr.Dataset, noisy: xr.Dataset, *, reference: xr.Dataset | None = None, share: float = 0.2
 ) -> xr.Dataset:
-    """Return how each unit's total variation changes when noise is added to the images, lazily.
+    """Return the change in each unit's total variation when noise is added to the images, lazily.
 
-    With c[n] and d[n] the total variation of a unit's map for image n, clean and noisy, over the images that both
-    sweeps have a value for:
+    With c[n] and d[n] the total variation of a unit's map for image n, clean and noisy, over the images that have a
+    value in both sweeps:
 
     - `clean`, `noisy` = mean of c, mean of d; `change` = mean of d - c; `relative_change` = change / clean;
     - `change_error` = standard deviation of d - c over the images (n - 1 in the denominator) / sqrt(n);
@@ -33,17 +33,17 @@ def noise(
       the rule of Chen et al. 2020 (arXiv 2006.09373), where the reference is the standard network.
 
     Args:
-        clean: of a sweep with `total_variation`, as `xarray.open_zarr` gives it.
-        noisy: of the same network on the same images with noise.
-        reference: the clean sweep that sets the outlier rule's scale; None: `clean` itself.
-        share: of that rule.
+        clean: dataset of a sweep with `total_variation`, as returned by `xarray.open_zarr`.
+        noisy: dataset for the same network and images with noise.
+        reference: clean sweep that sets the scale of the outlier rule. Default: `clean`.
+        share: threshold of the outlier rule, relative to that scale.
 
     Returns:
-        f32 [unit] each, `outlier` bool [unit].
+        The variables above, f32 [unit], and `outlier`, bool [unit].
 
     Raises:
-        ActstatsError: the sweeps are of other images, layers or weights (one line says which), a variable is missing,
-            or no partition is complete.
+        ActstatsError: the sweeps differ in images, layers or weights, a variable is missing, or no partition is
+            complete.
     """
     require_same_network(clean, noisy)
     require_same_units(clean, noisy)
@@ -79,19 +79,19 @@ def noise(
 
 
 def noise_by_layer(found: xr.Dataset, *, input_increase: float | None = None) -> pd.DataFrame:
-    """Return what `noise` found by layer, and the share of the noise that is blocked up to each layer.
+    """Return the results of `noise` by layer, and the fraction of the noise that is blocked up to each layer.
 
     With C and D the means over a layer's units of `clean` and `noisy`,
 
     - `increase` = D / C - 1: the relative increase of the layer's total variation;
-    - `blocked` = 1 - increase / increase of the input: 0 where the layer is as much rougher as the noisy images
-      are, 1 where nothing of the noise is left, negative where it is amplified.
+    - `blocked` = 1 - increase / increase of the input: 0 if the layer's increase equals that of the noisy images, 1
+      if no noise is left, negative if noise is amplified.
 
-    The input's is `input_increase`, what the function of that name measures; None: that of the first layer, which so
-    has 0.
+    The increase of the input is `input_increase`, as measured by the function of that name. By default it is that of
+    the first layer, whose `blocked` is then 0.
 
     Returns:
-        A row for each layer in the order of execution: `layer`, `units`, `clean`, `noisy`, `increase`, `blocked`,
+        One row per layer, in order of execution: `layer`, `units`, `clean`, `noisy`, `increase`, `blocked`,
         `outliers` (a count) and `outlier_share`.
     """
     units = found.load().to_dataframe()
@@ -108,12 +108,12 @@ def noise_by_layer(found: xr.Dataset, *, input_increase: float | None = None) ->
 
 
 def _swept(dataset: xr.Dataset) -> xr.Dataset:
-    """Return the total variation with images numbered, so that two sweeps complete in other parts still align."""
+    """Return the total variation with an image index, so that sweeps with different complete partitions align."""
     numbered = dataset.assign_coords(image=np.arange(dataset.sizes["image"]))
     return usable(numbered, "noise", "total_variation").drop_dims("partition", errors="ignore")
 
 
 def _mean_of_layer(values: xr.DataArray) -> xr.DataArray:
-    """Return for each unit the mean over its layer's units, [unit]."""
+    """Return the mean over the units of its layer for each unit, [unit]."""
     of_unit = xr.DataArray(values["layer"].values, dims="unit")
     return values.groupby("layer").mean().sel(layer=of_unit).drop_vars("layer")

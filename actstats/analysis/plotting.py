@@ -1,4 +1,4 @@
-"""Plots of results: numbers by layer, spectra, clean against noisy; written to a file, never shown."""
+"""Plot results to a file: variables by layer, spectra, similarity, and clean against noisy."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ if TYPE_CHECKING:
 
 FORMATS: Final = (".png", ".svg", ".pdf")
 COLOURS: Final = {"S": "#1b5dbd", "R": "#c45000"}
-"""Blue for the standard network and orange for the robust one, in every plot; both can be read as text on white."""
+"""Blue for the standard and orange for the robust network in every plot; both are legible as text on white."""
 _MARKS: Final = (("unit", "#767676", "o"), ("outlier: its change stands out in its layer", "#a3005c", "x"))
-"""What stands for a unit on clean against noisy images, and for an outlier: neither network's colour."""
+"""Label, colour and marker of units and outliers in the noise plot. The colours differ from those of the networks."""
 
 
 @dataclass(frozen=True)
 class Style:
-    """How large plots are, in inches, and how fine.
+    """Size of plots in inches, size of text, and resolution.
 
     Attributes:
-        column: width of a plot whose panels lie one above the other.
-        page: width of one with panels side by side, where five fit.
-        height: factor of a panel's height.
+        column: width of a plot with one column of panels.
+        page: width of a plot with five columns of panels.
+        height: factor for the height of panels.
         text: size of text, in points.
-        dpi: of a PNG.
+        dpi: resolution of PNG files.
     """
 
     column: float
@@ -50,18 +50,18 @@ class Style:
 
 
 STYLES: Final = {"screen": Style(7, 11, 1, 10, 100), "paper": Style(3.25, 6.75, 0.72, 8, 300)}
-"""`screen`, and `paper` for the column and the page of a conference paper."""
+"""`screen`, and `paper` for one column or the page width of a conference paper."""
 _style: ContextVar[Style] = ContextVar("style", default=STYLES["screen"])
 
 
 @contextmanager
 def styled(name: str) -> Iterator[None]:
-    """Draw what is drawn inside in one of `STYLES`; text in PDF files stays text.
+    """Use one of `STYLES` for plots in this context. Text in PDF files is stored as text.
 
     Raises:
-        ActstatsError: no matplotlib.
+        ActstatsError: matplotlib is not installed.
     """
-    matplotlib = require_extra("matplotlib", "analysis", "--plot")
+    matplotlib = require_extra("matplotlib", "analysis", "a plot")
     style = STYLES[name]
     before = _style.set(style)
     sizes = {"font.size": style.text, "savefig.dpi": style.dpi, "pdf.fonttype": 42}
@@ -76,13 +76,14 @@ def styled(name: str) -> Iterator[None]:
 
 
 def draw_layers(found: Mapping[str, xr.Dataset], numbers: Sequence[str], path: str | Path) -> None:
-    """Draw numbers over the layers in their order, one panel a number, one line a result.
+    """Draw variables over the layers in order, with one panel per variable and one line per result.
 
-    A line is the median of a layer's units, its band goes from the 10th to the 90th percentile; of a bool number the
-    line is how many units hold it. A number that is the same everywhere gets no panel but a line of text.
+    A line is the median over a layer's units, with a band from the 10th to the 90th percentile. For a bool variable,
+    the line is the number of units for which it is True. A variable that is the same everywhere is mentioned in a
+    line of text instead of a panel.
 
     Raises:
-        ActstatsError: a file that cannot be written, or no matplotlib.
+        ActstatsError: the file cannot be written, or matplotlib is not installed.
     """
     tables = {name: by_layer(result) for name, result in found.items()}
     first = next(iter(tables.values()))
@@ -115,7 +116,7 @@ def draw_layers(found: Mapping[str, xr.Dataset], numbers: Sequence[str], path: s
                 )
         axes.set_ylabel(_axis(next(iter(found.values())), str(column)))
     _name_layers(panels[-1], first["layer"].tolist())
-    # Each kind of line once, whatever panel it is in.
+    # One entry per kind of line over all panels.
     labelled = {
         label: handle
         for axes in panels
@@ -135,7 +136,7 @@ def draw_layers(found: Mapping[str, xr.Dataset], numbers: Sequence[str], path: s
 
 
 def _only_value(tables: Iterable[pd.DataFrame], column: str) -> float | None:
-    """Return the value of a number if it is the same in all layers, for 80 % of units or more; else None."""
+    """Return the value of a variable if it is the same in all layers for at least 80 % of units, else None."""
     names = [column, *(f"{column}_{end}" for end in ("median", "p10", "p90"))]
     values = {
         float(value)
@@ -147,14 +148,15 @@ def _only_value(tables: Iterable[pd.DataFrame], column: str) -> float | None:
 
 
 def draw_spectra(found: Mapping[str, xr.Dataset], numbers: Sequence[str], path: str | Path) -> None:
-    """Draw the power of one Fourier coefficient over frequency, log-log: a panel a layer, a line a result.
+    """Draw the power per Fourier coefficient over frequency, log-log, with one panel per layer and one line per
+    result.
 
     A line is the mean over a layer's units of the share of power in a radial bin, divided by the number of
-    coefficients in it, so that white noise is flat; without DC, at the bins that the maps resolve. All panels have
-    the same axes. `numbers` changes nothing.
+    coefficients in it, so that white noise is flat. DC and bins that the maps do not resolve are excluded. All panels
+    have the same axes. `numbers` is ignored.
 
     Raises:
-        ActstatsError: a file that cannot be written, or no matplotlib.
+        ActstatsError: the file cannot be written, or matplotlib is not installed.
     """
     curves = {name: _layer_curves(result) for name, result in found.items()}
     layers = list(dict.fromkeys(layer for curve in curves.values() for layer in curve))
@@ -176,12 +178,12 @@ def draw_spectra(found: Mapping[str, xr.Dataset], numbers: Sequence[str], path: 
 
 
 def _layer_curves(found: xr.Dataset) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
-    """Return frequencies and the mean share of power of a coefficient of each layer that resolves any."""
+    """Return the frequencies and mean share of power per coefficient for each layer that resolves any."""
     density, frequency = (values.values for values in per_coefficient(found))
     layers = found["layer"].values
     curves = {}
     for layer in dict.fromkeys(layers.tolist()):
-        # A dead unit has no spectrum. The maps of a layer are of one size, and so resolve the same rings.
+        # Dead units have no spectrum. The maps of a layer have the same size and resolve the same rings.
         alive = np.flatnonzero(np.asarray(layers == layer) & np.isfinite(density).any(1))
         if len(alive):
             mean = density[alive].mean(0)
@@ -191,10 +193,10 @@ def _layer_curves(found: xr.Dataset) -> dict[str, tuple[NDArray[np.float64], NDA
 
 
 def draw_similarity(found: xr.Dataset, path: str | Path) -> None:
-    """Draw a heat map of layers by layers for each measure of `similarity`, with lines between the networks.
+    """Draw a heat map of layers against layers for each measure of `similarity`, with lines between networks.
 
     Raises:
-        ActstatsError: a file that cannot be written, or no matplotlib.
+        ActstatsError: the file cannot be written, or matplotlib is not installed.
     """
     names = [str(name) for name in found]
     figure, panels = _panels(len(names), 5.0)
@@ -218,10 +220,10 @@ def draw_similarity(found: xr.Dataset, path: str | Path) -> None:
 
 
 def draw_noise(found: xr.Dataset, path: str | Path) -> None:
-    """Draw total variation on noisy against clean images, a point a unit, a panel a layer; outliers are marked.
+    """Draw total variation on noisy against clean images, one point per unit and one panel per layer.
 
     Raises:
-        ActstatsError: a file that cannot be written, or no matplotlib.
+        ActstatsError: the file cannot be written, or matplotlib is not installed.
     """
     table = found.load().to_dataframe()
     layers = table["layer"].unique().tolist()
@@ -243,8 +245,8 @@ def draw_noise(found: xr.Dataset, path: str | Path) -> None:
 
 
 def _panels(count: int, height: float, *, columns: int = 1, **options: Any) -> tuple[Figure, list[Axes]]:
-    """Return a figure outside of pyplot, which needs no display, and `count` axes in it."""
-    figure_class = require_extra("matplotlib.figure", "analysis", "--plot").Figure
+    """Return a figure with `count` axes, created without pyplot and therefore without a display."""
+    figure_class = require_extra("matplotlib.figure", "analysis", "a plot").Figure
     rows, style = -(-count // columns), _style.get()
     width = style.column if columns == 1 else style.page * max(columns, 2) / 5
     figure = figure_class(figsize=(width, height * style.height * rows), layout="constrained")
@@ -260,7 +262,7 @@ def _axis(found: xr.Dataset, column: str) -> str:
 
 
 def _name_layers(axes: Axes, layers: Sequence[str], most: int = 30) -> None:
-    """Write the layers' names under an axis, every second or third where there are many."""
+    """Label an axis with the layers' names, skipping some if there are many."""
     places = range(0, len(layers), -(-len(layers) // most))
     axes.set_xticks(list(places), [layers[at] for at in places], rotation=90, fontsize="x-small")
 

@@ -1,6 +1,6 @@
-"""How smooth a unit's maps are: total variation, raw, by step and relative to the map's own scale.
+"""Smoothness of a unit's maps: total variation, per step, and relative to the scale of the map.
 
-A convolution's kernels are maps too, and have the same three numbers (`kernel_smoothness`).
+The same three quantities are defined for the kernels of a convolution (`kernel_smoothness`).
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ _NAMES = {
 
 
 def smoothness(dataset: xr.Dataset) -> xr.Dataset:
-    """Return how rough each unit's maps are on average over the images, lazily.
+    """Return the roughness of each unit's maps, averaged over the images, lazily.
 
     For a map x of H x W positions with total variation TV = sum abs(x[i+1,j] - x[i,j]) + sum abs(x[i,j+1] - x[i,j])
-    (anisotropic, Rudin, Osher and Fatemi 1992; Chen et al. 2020, arXiv 2006.09373, compare networks by it):
+    (anisotropic, Rudin, Osher and Fatemi 1992; used by Chen et al. 2020, arXiv 2006.09373, to compare networks):
 
-    - `total_variation` = mean of TV: grows with the map's area and the activation's scale;
-    - `step` = mean of TV / (H (W - 1) + W (H - 1)): by position, so maps of different sizes compare;
-    - `roughness` = mean of step / sqrt(variance of the map): free of scale. 2 / sqrt(pi) = 1.13 for white normal
-      noise, near 0 for a smooth gradient. Maps that are constant have none and are left out of this mean.
+    - `total_variation` = mean of TV, which grows with the area of the map and the scale of the activation;
+    - `step` = mean of TV / (H (W - 1) + W (H - 1)), per pair of neighbours, comparable between map sizes;
+    - `roughness` = mean of step / sqrt(variance of the map), independent of scale: 2 / sqrt(pi) = 1.13 for white
+      normal noise, near 0 for a smooth gradient. Constant maps have no roughness and are excluded from this mean.
 
     Args:
-        dataset: of a sweep with `total_variation` and `variance`, as `xarray.open_zarr` gives it.
+        dataset: dataset of a sweep with `total_variation` and `variance`, as returned by `xarray.open_zarr`.
 
     Returns:
-        The three by unit, f32 [unit]. NaN where a unit has no image with a value, or a map of one position.
+        The three variables, f32 [unit]. NaN if a unit has no image with a value, or a map of one position.
 
     Raises:
         ActstatsError: a variable is missing, or no partition is complete.
@@ -58,14 +58,15 @@ def smoothness(dataset: xr.Dataset) -> xr.Dataset:
 
 
 def kernel_smoothness(model: nn.Module) -> xr.Dataset:
-    """Return how rough the kernels of every `torch.nn.Conv2d` of `model` are, by filter.
+    """Return the roughness of the kernels of every `torch.nn.Conv2d` in `model`, by filter.
 
-    A filter has one kernel for each channel that it reads; the formulas are those of `smoothness` for a map, where TV
-    and pairs are summed over the filter's kernels, and the variance is that of all its weights around their mean.
+    A filter has one kernel per input channel. The formulas are those of `smoothness` for a map, with TV and pairs
+    summed over the filter's kernels, and the variance of all its weights around their mean.
 
     Returns:
-        `total_variation` (of weights), `step`, `roughness`, f64 [unit], a unit for each filter: `layer` is the
-        module's name, `channel` the filter, `height` and `width` the kernel's. A 1 x 1 kernel has no step: NaN.
+        `total_variation` (of weights), `step`, `roughness`, f64 [unit], with one unit per filter. `layer` is the name
+        of the module, `channel` the filter, `height` and `width` are those of the kernel. NaN for 1 x 1 kernels,
+        which have no step.
 
     Raises:
         ActstatsError: the network has no such convolution.
@@ -74,7 +75,7 @@ def kernel_smoothness(model: nn.Module) -> xr.Dataset:
 
     convolutions = {name: module for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
     if not convolutions:
-        raise ActstatsError(f"{type(model).__name__} has no torch.nn.Conv2d whose kernels could be looked at")
+        raise ActstatsError(f"{type(model).__name__} has no torch.nn.Conv2d whose kernels could be analysed")
     parts = []
     for name, module in convolutions.items():
         kernels = module.weight.detach().double().cpu().numpy()

@@ -1,4 +1,4 @@
-"""Shape bias: recorded decisions of people and networks, and how often they go by shape rather than texture.
+"""Shape bias: how often recorded decisions of humans and networks follow shape rather than texture.
 
 Shape bias is shape / (shape + texture) decisions on cue-conflict images (Geirhos et al. 2019).
 """
@@ -21,7 +21,7 @@ from actstats.errors import ActstatsError, nearest
 
 
 def proportion_interval(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Return Wilson's score interval of a proportion; NaN, NaN of no trial."""
+    """Return Wilson's score interval of a proportion; (NaN, NaN) if there are no trials."""
     if trials == 0:
         return np.nan, np.nan
     interval = stats.binomtest(successes, trials).proportion_ci(confidence, method="wilson")
@@ -29,26 +29,26 @@ def proportion_interval(successes: int, trials: int, confidence: float = 0.95) -
 
 
 def mcnemar(lost: int, gained: int) -> float:
-    """Return the p of McNemar's exact test that as many are lost as gained; 1 where nothing changed."""
+    """Return the p-value of McNemar's exact test that `lost` and `gained` are equally likely; 1 if both are 0."""
     return float(stats.binomtest(lost, lost + gained, 0.5).pvalue) if lost + gained else 1.0
 
 
 COLUMNS: Final = (
     "subj", "session", "trial", "rt", "object_response", "category", "condition", "imagename",
 )  # fmt: skip
-"""The columns of a file, in the order in which they are written."""
+"""Columns of a file, in the order in which they are written."""
 NEEDED: Final = ("subj", "object_response", "imagename")
-"""The columns without which a file holds no decisions."""
+"""Columns that a file of decisions must have."""
 
 _CUES: Final = re.compile(r"(?P<shape>[^-]*?[^-\d])\d*-(?P<texture>[^-]*?[^-\d])\d*")
 _TRIAL: Final = ("subj", "session", "trial", "imagename")
 
 
 def cues(name: str) -> tuple[str, str] | None:
-    """Return the shape and the texture that the name of an image tells, or None if it tells none.
+    """Return the shape and texture encoded in the name of an image, or None if there are none.
 
-    That is `cat7-bear1.png`: the shape of a cat in the texture of a bear; the numbers say which cat and which bear.
-    A folder, and words before it that end in `_`, are passed over.
+    `cat7-bear1.png` is the shape of a cat with the texture of a bear; the numbers identify the cat and the bear. A
+    folder, and a prefix that ends in `_`, are ignored.
 
     >>> cues("cat/cat7-bear1.png"), cues("n01440764_10026.JPEG")
     (('cat', 'bear'), None)
@@ -59,35 +59,36 @@ def cues(name: str) -> tuple[str, str] | None:
 
 
 def read_decisions(paths: Iterable[str | Path]) -> pd.DataFrame:
-    """Return the decisions in all files, a row a trial.
+    """Return the decisions in all files, one row per trial.
 
-    Each path is a CSV file, a folder (with the files in it whose name ends in .csv, at any depth) or a tar file of
-    such, compressed or not. All columns are text: those of the files, `observer` (that is `subj`), `response`
-    (lower case; empty where nothing or "na" was said), and `shape` and `texture` as the image's name tells them.
+    Each path is a CSV file, a folder (with .csv files at any depth), or a tar file of these, compressed or not. All
+    columns are text: those of the files, `observer` (equal to `subj`), `response` (lower case; empty for no response
+    or "na"), and `shape` and `texture` from the name of the image.
 
     Raises:
-        ActstatsError: nothing there, a file that is no such table, an image name without cues, a trial given twice.
+        ActstatsError: there are no files, a file is not such a table, an image name has no cues, or a trial occurs
+            twice.
     """
     tables = [_table(data, name) for path in paths for name, data in _files(Path(path).expanduser())]
     if not tables:
-        raise ActstatsError("no decisions were given: name CSV files, folders or tar files of them")
+        raise ActstatsError("no decisions were given: pass CSV files, or folders or tar files of them")
     whole = pd.concat(tables, ignore_index=True)
     keys = [name for name in _TRIAL if name in whole]
     again = whole.duplicated(keys) if len(keys) == len(_TRIAL) else pd.Series(False, index=whole.index)
     if again.any():
         row = whole[again].iloc[0]
         raise ActstatsError(
-            f"trial {row['trial']} of {row['subj']}, session {row['session']}, is there twice (again in "
-            f"{row['file']}): give each file once"
+            f"trial {row['trial']} of {row['subj']}, session {row['session']}, occurs twice (again in "
+            f"{row['file']}): pass each file only once"
         )
     return whole.drop(columns="file")
 
 
 def write_decisions(decisions: pd.DataFrame, path: str | Path) -> None:
-    """Write decisions as one CSV file of the projects' format.
+    """Write decisions to one CSV file in the format of the projects.
 
-    `decisions` has at least `observer`, `response`, `shape` and `imagename`. Each observer's trials are numbered in
-    order; `rt` is NaN where the table has none, as the projects do it for networks.
+    `decisions` has at least `observer`, `response`, `shape` and `imagename`. The trials of each observer are numbered
+    in order. `rt` is NaN if the table has none, as in the projects' own files for networks.
 
     Raises:
         ActstatsError: the file cannot be written.
@@ -110,7 +111,7 @@ def write_decisions(decisions: pd.DataFrame, path: str | Path) -> None:
 
 
 def _files(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Yield the name and content of each CSV file that a path stands for."""
+    """Yield the name and content of each CSV file that a path refers to."""
     try:
         if path.is_dir():
             files = sorted(file for file in path.rglob("*") if _is_table(file.name) and file.is_file())
@@ -125,11 +126,11 @@ def _files(path: Path) -> Iterator[tuple[str, bytes]]:
         near = nearest(path.name, (e.name for e in path.parent.iterdir())) if path.parent.is_dir() else ""
         raise ActstatsError(f"no such file or folder of decisions: {path}{near}") from None
     except (tarfile.TarError, EOFError) as error:
-        raise ActstatsError(f"{path} is not a whole tar file ({error})") from None
+        raise ActstatsError(f"{path} is not a complete tar file ({error})") from None
     except OSError as error:
         raise ActstatsError(f"cannot read {path}: {error.strerror or error}") from error
     if not found:
-        raise ActstatsError(f"{path} holds no .csv file")
+        raise ActstatsError(f"{path} contains no .csv file")
     yield from found
 
 
@@ -143,14 +144,14 @@ def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 
 
 def _table(data: bytes, name: str) -> pd.DataFrame:
-    """Return one file's rows, with what they say in columns of their own."""
+    """Return the rows of a file, with additional columns for observer, response, shape and texture."""
     try:
         table = pd.read_csv(
             io.BytesIO(data), dtype=str, keep_default_na=False, skipinitialspace=True, encoding="utf-8-sig"
         )
-    except (ValueError, UnicodeError) as error:  # pandas' own errors among them
+    except (ValueError, UnicodeError) as error:  # includes pandas' own errors
         reason = " ".join(str(error).split())
-        raise ActstatsError(f"{name} is no CSV table of decisions: {reason}") from None
+        raise ActstatsError(f"{name} is not a CSV table of decisions: {reason}") from None
     table.columns = table.columns.str.strip().str.lower()
     missing = [column for column in NEEDED if column not in table]
     if missing:
@@ -173,59 +174,60 @@ def _table(data: bytes, name: str) -> pd.DataFrame:
 def _refuse_without_cues(images: Sequence[str], found: Sequence[object], name: str) -> None:
     wrong = [image for image, pair in zip(images, found, strict=True) if pair is None]
     if not images:
-        raise ActstatsError(f"{name} holds no decisions: there is no row in it")
+        raise ActstatsError(f"{name} contains no decisions: it has no rows")
     if wrong:
         raise ActstatsError(
-            f"{name} holds no cue-conflict decisions: {len(wrong)} of {len(images)} image names tell no shape and "
-            f"texture as cat7-bear1.png does, {wrong[0]!r} say"
+            f"{name} contains no cue-conflict decisions: {len(wrong)} of {len(images)} image names do not state "
+            f"shape and texture like cat7-bear1.png, for example {wrong[0]!r}"
         )
 
 
 ALL: Final = "all"
-"""What stands in the column `category` of the rows for all shape categories together."""
+"""Value of the column `category` in rows for all shape categories together."""
 HUMANS: Final = "humans"
-"""The name under which the trials of all human observers are pooled."""
+"""Name under which the trials of all human observers are pooled."""
 RESAMPLES: Final = 9999
 _COUNTS: Final = ["shape", "texture", "other"]
 
 
 def is_human(observer: str) -> bool:
-    """Return whether an observer is a person: both projects call people `subject-01` and so on."""
+    """Return whether an observer is human: both projects name them `subject-01` and so on."""
     return observer.startswith("subject-")
 
 
 def conflicting(decisions: pd.DataFrame) -> pd.DataFrame:
-    """Return the trials whose shape and texture are different things: the others test nothing."""
+    """Return the trials whose shape and texture differ; other trials are not informative."""
     return decisions[decisions["shape"] != decisions["texture"]]
 
 
 def shape_bias(decisions: pd.DataFrame, *, confidence: float = 0.95) -> pd.DataFrame:
-    """Return how often each observer decided by shape and how often by texture, with the shape bias.
+    """Return the shape bias of each observer, with the numbers of decisions for shape and texture.
 
     shape bias = decisions for the shape / (decisions for the shape + decisions for the texture), over the trials
     whose shape and texture differ (Geirhos et al. 2019, arXiv 1811.12231). Human observers are pooled over their
-    trials, not averaged, as published; their interval is a percentile bootstrap over observers (9,999 resamples,
-    seeded), since an observer's trials are not independent. All other intervals are Wilson's over trials.
+    trials rather than averaged, as published. Their interval is a percentile bootstrap over observers (9,999
+    resamples, seeded), since the trials of an observer are not independent. All other intervals are Wilson's over
+    trials.
 
     Args:
-        decisions: a row a trial, with the text columns `observer`, `response`, `shape` and `texture`.
-        confidence: of the intervals `low` to `high`, in (0, 1).
+        decisions: one row per trial, with the text columns `observer`, `response`, `shape` and `texture`.
+        confidence: confidence level of the intervals `low` to `high`, in (0, 1).
 
     Returns:
-        A row for each observer and for the `humans` together if there are several, and for each of those `all`
-        categories, then each shape category: `observer`, `category`, `observers` (pooled), `trials`, `shape`,
-        `texture`, `other` (decisions), `shape_bias`, `low`, `high` (NaN where nothing went by either), and
-        `accuracy`, the share of trials decided by either cue.
+        For each observer, and for the `humans` together if there are several, one row for `all` categories and one
+        for each shape category: `observer`, `category`, `observers` (number pooled), `trials`, `shape`, `texture`,
+        `other` (decisions), `shape_bias`, `low`, `high` (NaN without decisions for either cue), and `accuracy`, the
+        fraction of trials decided by either cue.
 
     Raises:
-        ActstatsError: no trial has a conflict, or `confidence` is none.
+        ActstatsError: no trial has a conflict, or `confidence` is out of range.
     """
     if not 0 < confidence < 1:
-        raise ActstatsError(f"the confidence is {confidence}; it must be between 0 and 1, 0.95 say")
+        raise ActstatsError(f"`confidence=` must be between 0 and 1, not {confidence}")
     trials = conflicting(decisions)
     if trials.empty:
         raise ActstatsError(
-            f"none of the {len(decisions)} trials has a conflict: each image's shape and texture are the same thing"
+            f"none of the {len(decisions)} trials has a conflict: the shape and texture of each image are the same"
         )
     counts = _counts(trials)
     people = [name for name in counts.index.unique("observer") if is_human(name)]
@@ -238,7 +240,7 @@ def shape_bias(decisions: pd.DataFrame, *, confidence: float = 0.95) -> pd.DataF
 
 
 def _counts(trials: pd.DataFrame) -> pd.DataFrame:
-    """Return the decisions for `shape`, `texture` and `other` by (observer, category), int [.., 3]."""
+    """Return the number of decisions for `shape`, `texture` and `other` by (observer, category), int [.., 3]."""
     by_shape, by_texture = (trials["response"] == trials[cue] for cue in ("shape", "texture"))
     kinds = pd.DataFrame(
         {
@@ -253,7 +255,7 @@ def _counts(trials: pd.DataFrame) -> pd.DataFrame:
 
 
 def _rows(name: str, counts: pd.DataFrame, confidence: float) -> Iterator[dict[str, Any]]:
-    """Yield the rows of one observer, or of several that are pooled under `name`: `all`, then each category."""
+    """Yield the rows of one observer, or of several pooled under `name`: `all`, then each category."""
     for category in (ALL, *counts.index.unique("category")):
         chosen = counts if category == ALL else counts.xs(category, level="category", drop_level=False)
         each = chosen.groupby("observer").sum()
@@ -278,9 +280,10 @@ def _rows(name: str, counts: pd.DataFrame, confidence: float) -> Iterator[dict[s
 def bias_interval(
     shape: NDArray[np.int64], texture: NDArray[np.int64], confidence: float = 0.95
 ) -> tuple[float, float]:
-    """Return the interval of the pooled shape bias of observers with these decisions, i64 [observers] each.
+    """Return the interval of the pooled shape bias of observers, given their decisions, i64 [observers] each.
 
-    One observer: Wilson's. Several: a percentile bootstrap over observers. NaN, NaN without a decision for either.
+    This is Wilson's interval for one observer, and a percentile bootstrap over observers for several; (NaN, NaN)
+    without decisions for either cue.
     """
     total = int(shape.sum() + texture.sum())
     if total == 0:

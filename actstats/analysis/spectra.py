@@ -1,4 +1,4 @@
-"""How a unit's power is spread over spatial frequency: slope, centroid, and the share above half Nyquist."""
+"""Distribution of a unit's power over spatial frequency: slope, centroid, and share above half Nyquist."""
 
 from __future__ import annotations
 
@@ -13,31 +13,32 @@ from actstats.store.merging import merge
 from actstats_kernels.bins import FREQUENCY_BINS, RINGS, radial_bins
 
 HALF_NYQUIST: Final = 0.25
-"""Cycles a pixel: half of the highest frequency, 0.5, that a row of pixels can hold."""
+"""Half of the Nyquist frequency (0.5) in cycles per pixel."""
 _HIGH = RINGS // 2 + 1
 """The first radial bin above half Nyquist: bin b ends at b / 32."""
 
 
 def spectrum(dataset: xr.Dataset) -> xr.Dataset:
-    """Return each unit's mean power by radial frequency and what sums it up, lazily.
+    """Return each unit's mean power by radial frequency, and summaries of it, lazily.
 
-    P[b] is the power in radial bin b (`power_spectrum` summed over partitions), n[b] how many coefficients a map of
-    the unit's size has in it, f[b] the middle of these coefficients' frequencies, in cycles a pixel of the map.
+    P[b] is the power in radial bin b (`power_spectrum` summed over partitions), n[b] the number of coefficients in it
+    for the size of the unit's maps, and f[b] the midpoint of their frequencies, in cycles per pixel of the map.
 
     - `power` = P[b] / images read, activation^2, DC in bin 0;
-    - `dc_share` = P[0] / sum of P: what is constant over the map. **All that follows leaves DC out**;
+    - `dc_share` = P[0] / sum of P, the share that is constant over the map. **All variables below exclude DC**;
     - `share` = P[b] / sum of P over b > 0; NaN at DC;
-    - `centroid` = sum of f P / sum of P: the mean frequency of the power, within 1/64 cycles a pixel, half a ring,
-      for power up to 0.5 cycles a pixel;
-    - `high_share` = share of the power above 0.25 cycles a pixel, half Nyquist;
-    - `slope` of the line through log10(P[b] / n[b]) over log10 f[b], by least squares over the resolved rings up to
-      0.5 cycles a pixel that hold power, at least three: the exponent of the power of one coefficient, 0 for white
-      noise, about -2 for natural images (Field 1987, doi:10.1364/JOSAA.4.002379).
+    - `centroid` = sum of f P / sum of P, the mean frequency of the power, accurate to 1/64 cycles per pixel (half a
+      ring) for power up to 0.5 cycles per pixel;
+    - `high_share` = share of the power above 0.25 cycles per pixel, half Nyquist;
+    - `slope` of the line through log10(P[b] / n[b]) over log10 f[b], fitted by least squares to the resolved rings up
+      to 0.5 cycles per pixel that contain power, at least three: the exponent of the power per coefficient, 0 for
+      white noise, about -2 for natural images (Field 1987, doi:10.1364/JOSAA.4.002379).
 
-    A map of few positions resolves few bins, so `slope` is NaN there, and all but `power` for a map of one position.
+    Small maps resolve few bins: `slope` is NaN for them, as are all variables except `power` for maps of one
+    position.
 
     Args:
-        dataset: of a sweep with `power_spectrum`, as `xarray.open_zarr` gives it.
+        dataset: dataset of a sweep with `power_spectrum`, as returned by `xarray.open_zarr`.
 
     Returns:
         `power` and `share` f64 [unit, frequency], the rest f64 [unit].
@@ -75,10 +76,10 @@ def spectrum(dataset: xr.Dataset) -> xr.Dataset:
 
 
 def per_coefficient(found: xr.Dataset) -> tuple[xr.DataArray, xr.DataArray]:
-    """Return the share of power of one coefficient, and the middle frequency of its ring, f64 [unit, frequency].
+    """Return the share of power per coefficient, and the middle frequency of each ring, f64 [unit, frequency].
 
-    `found` is a result of `spectrum`. A share is that of a ring over the number of coefficients in the ring, so white
-    noise is flat. Both are NaN for DC and for rings that a unit's map does not resolve.
+    `found` is a result of `spectrum`. The share of a ring is divided by its number of coefficients, so that white
+    noise is flat. Both are NaN for DC and for rings that the unit's maps do not resolve.
     """
     count, frequency = _rings(found["height"].values, found["width"].values)
     share = found["share"].transpose("unit", "frequency")
@@ -90,7 +91,7 @@ def per_coefficient(found: xr.Dataset) -> tuple[xr.DataArray, xr.DataArray]:
 def _summary(
     power: NDArray[np.float64], count: NDArray[np.int64], frequency: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], ...]:
-    """Return share, DC's share, centroid, share above half Nyquist and slope of spectra [..., frequency]."""
+    """Return share, DC share, centroid, share above half Nyquist and slope of spectra [..., frequency]."""
     varying = power.copy()
     varying[..., 0] = np.nan
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -105,7 +106,7 @@ def _summary(
 
 
 def _slope(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the least-squares slope of y over x along the last axis over the finite pairs, NaN below three."""
+    """Return the least-squares slope of y over x along the last axis, over finite pairs; NaN for fewer than three."""
     used = np.isfinite(x) & np.isfinite(y)
     n = used.sum(-1)
     x, y = np.where(used, x, 0.0), np.where(used, y, 0.0)
@@ -117,7 +118,7 @@ def _slope(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64
 def _rings(
     heights: NDArray[np.int32], widths: NDArray[np.int32]
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return of each unit's map and bin the count of coefficients and the middle of their frequencies [unit, bin]."""
+    """Return the number of coefficients and the midpoint of their frequencies for each unit and bin, [unit, bin]."""
     sizes, which = np.unique(np.stack([heights, widths], 1), axis=0, return_inverse=True)
     counts = np.zeros((len(sizes), FREQUENCY_BINS), dtype=np.int64)
     low = np.full((len(sizes), FREQUENCY_BINS), np.nan)

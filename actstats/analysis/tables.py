@@ -1,4 +1,4 @@
-"""From results by unit to tables: a row a unit, a row a layer, and files of them."""
+"""Convert results by unit to tables, with one row per unit or per layer, and write them to files."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ _KEYS: Final = ("layer", "channel")
 
 
 def unit_table(found: xr.Dataset) -> pd.DataFrame:
-    """Return a result by unit as a table in memory: `layer`, `channel`, and a column for each variable.
+    """Return a result by unit as a table in memory: `layer`, `channel`, and one column per variable.
 
-    A variable with a further dimension gets a column for each of its labels, `share[0.0156]`.
+    A variable with a further dimension has one column per label, such as `share[0.0156]`.
     """
     found = found.load()
     return pd.DataFrame({**{key: found[key].values for key in _KEYS}, **dict(_columns(found))})
 
 
 def by_layer(found: xr.Dataset) -> pd.DataFrame:
-    """Return a result by unit summed up by layer, a row a layer in the order of execution.
+    """Summarise a result by layer, with one row per layer in order of execution.
 
-    Columns are `layer`, `units`, and of each variable its mean over the units (`step`), median (`step_median`), and
-    10th and 90th percentile (`step_p10`, `step_p90`), which leave out units without a value (NaN); of a bool
-    variable, the number of units where it holds. Integers, such as the preferred class, have no mean and no column.
+    Columns are `layer`, `units` and, for each variable, its mean over the units (`step`), median (`step_median`), and
+    10th and 90th percentile (`step_p10`, `step_p90`), which ignore units without a value (NaN). For a bool variable
+    the column is the number of units for which it is True. Integers, such as the preferred class, have no column.
     """
     table = unit_table(found)
     flags = [str(name) for name in table if table[name].dtype == bool]
@@ -43,13 +43,13 @@ def by_layer(found: xr.Dataset) -> pd.DataFrame:
     parts = [grouped.size().rename("units").to_frame(), grouped[flags].sum()]
     parts += [part.add_suffix(suffix) for suffix, part in spread.items()]
     whole = pd.concat(parts, axis=1)
-    # The numbers of one variable side by side.
+    # Keep the columns of each variable together.
     order = ["units", *flags, *(f"{name}{suffix}" for name in numbers for suffix in spread)]
     return whole[order].reset_index()
 
 
 def columns_of(table: pd.DataFrame, numbers: Sequence[str]) -> list[str]:
-    """Return the columns of `numbers` in a table: of each its own, or one for each label, as `share[0.0156]`."""
+    """Return the columns of `numbers` in a table: one for each, or one per label, such as `share[0.0156]`."""
     return [
         column
         for number in numbers
@@ -59,14 +59,15 @@ def columns_of(table: pd.DataFrame, numbers: Sequence[str]) -> list[str]:
 
 
 def write_table(table: pd.DataFrame, path: str | Path) -> None:
-    """Write a table as CSV, Parquet or JSON (a list of rows), by the ending of `path`.
+    """Write a table as CSV, Parquet or JSON (a list of rows), depending on the extension of `path`.
 
     Raises:
-        ActstatsError: another ending, a place that cannot be written, or no pyarrow for Parquet.
+        ActstatsError: the extension is unknown, the file cannot be written, or pyarrow (for Parquet) is not
+            installed.
     """
     path = Path(path)
     if path.suffix not in FORMATS:
-        raise ActstatsError(f"a table is written as {', '.join(FORMATS)}, not as {path.name}")
+        raise ActstatsError(f"tables can be written as {', '.join(FORMATS)}, not as {path.name}")
     if path.suffix == ".parquet":
         require_extra("pyarrow", "analysis", "a Parquet file")
     try:
@@ -81,7 +82,7 @@ def write_table(table: pd.DataFrame, path: str | Path) -> None:
 
 
 def to_json(table: pd.DataFrame) -> str:
-    """Return a table as a JSON list of rows; NaN and infinities are null, as JSON has none.
+    """Return a table as a JSON list of rows, with null for NaN and infinities, which JSON does not support.
 
     >>> print(to_json(pd.DataFrame({"layer": ["conv1"], "step": [float("nan")]})))
     [

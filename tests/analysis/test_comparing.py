@@ -74,5 +74,5 @@ def test_other_layers_and_unknown_variables_are_refused():
     values = np.zeros(3)
     with pytest.raises(ActstatsError, match="only the first has a, only the second has b"):
         compare_units(result(a=values), result(b=values))
-    with pytest.raises(ActstatsError, match="no number 'y' of each unit; there are x"):
+    with pytest.raises(ActstatsError, match="no per-unit variable 'y'; available: x"):
         compare_units(result(a=values), result(a=values), ["y"])

@@ -215,7 +215,7 @@ def test_stores_that_cannot_be_compared_are_refused(tmp_path, features):
     names = [f"{index:03}.png" for index in range(IMAGES)][::-1]
     turned = stored(tmp_path / "turned.zarr", features[0], paths=names)
     other = make_store(tmp_path / "other.zarr", {"head": maps(features[0])}, partition_size=32)
-    for b, text in ((few, "other images"), (turned, "another order"), (other, "no layer in common")):
+    for b, text in ((few, "different images"), (turned, "different order"), (other, "no layer in common")):
         with pytest.raises(ActstatsError, match=text):
             match(a, b)
     with pytest.raises(ActstatsError, match="8 images or more"):

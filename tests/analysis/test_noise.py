@@ -74,8 +74,8 @@ def test_only_images_that_both_sweeps_have_are_paired(tmp_path, clean):
         np.testing.assert_array_equal(found["change"], 0)
         np.testing.assert_allclose(found["clean"][0], (1 + 3) / 2)
         assert notes(found) == [
-            "3 of 6 images are not swept yet and left out",
-            "1 of 6 images could not be read and are left out",
+            "3 of 6 images have not been swept yet and are excluded",
+            "1 of 6 images could not be read and are excluded",
         ]
 
 
@@ -92,14 +92,14 @@ def test_only_images_that_both_sweeps_have_are_paired(tmp_path, clean):
             {},
             "layer second has 3 units in the first store and 2 in",
         ),
-        ({"second": steps(2, 2, 0), "first": steps(1, 3)}, {}, "same layers in another order"),
+        ({"second": steps(2, 2, 0), "first": steps(1, 3)}, {}, "same layers in a different order"),
         ({"first": steps(1, 3)[:5], "second": steps(2, 2, 0)[:5]}, {}, "6 in the first and 5 in the second"),
         (
             {},
             {"paths": [f"{i}.png" for i in range(6)]},
             "number 0 is 000.png in the first and 0.png in the second",
         ),
-        ({}, {"arch": "other"}, "two networks: arch is made in the first and other in the second"),
+        ({}, {"arch": "other"}, "different networks: arch is made in the first and other in the second"),
         ({}, {"weights": {"sha256": "1"}}, r"weights\.sha256 is 0 in the first and 1 in the second"),
     ],
 )

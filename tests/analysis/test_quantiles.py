@@ -75,5 +75,5 @@ def test_sparse_dead_and_saturated_units(tmp_path):
 
 def test_a_quantile_outside_its_range_is_refused(tmp_path):
     dataset = make_store(tmp_path / "s.zarr", {"layer": np.ones((1, 1, 2, 2), dtype=np.float32)})
-    with pytest.raises(ActstatsError, match=r"a share in \[0, 1\], not 1\.5"):
+    with pytest.raises(ActstatsError, match=r"must be in \[0, 1\], not 1\.5"):
         quantiles(dataset, [0.5, 1.5])

@@ -64,7 +64,7 @@ def test_class_means_are_those_of_numpy_whatever_the_order_of_images(tmp_path, o
     greatest = expected.max(0)
     others = (expected.sum(0) - greatest) / 4
     np.testing.assert_allclose(found["selectivity"], (greatest - others) / (greatest + others), rtol=1e-5)
-    assert notes(found) == ["2 of 40 images could not be read and are left out"]
+    assert notes(found) == ["2 of 40 images could not be read and are excluded"]
     # The maxima of constant maps are their means.
     np.testing.assert_allclose(class_means(dataset, "maximum"), means.transpose("label", "unit"), rtol=1e-6)
 
@@ -102,7 +102,7 @@ def test_variety_counts_images_and_classes_over_a_layer(tmp_path):
 
 @pytest.mark.parametrize(
     ("labels", "message"),
-    [(None, "no image that was read has a label"), ([5] * 16, "images of two classes or more")],
+    [(None, "no image that was read has a label"), ([5] * 16, "images of at least two classes")],
 )
 def test_images_without_classes_are_refused(tmp_path, values, labels, message):
     with pytest.raises(ActstatsError, match=message):

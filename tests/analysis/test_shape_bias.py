@@ -154,10 +154,13 @@ def test_written_decisions_read_back(tmp_path):
     ("content", "message"),
     [
         ("a,b\n1,2\n", "no column subj, object_response, imagename"),
-        ("", "is no CSV table"),
-        ("subj,object_response,imagename\n", "no row"),
-        ("subj,object_response,imagename\nx,cat,cat1.png\n", "1 of 1 image names tell no shape and texture"),
-        ("subj,object_response,imagename\nx,cat\x00,\xff", "tell no shape"),
+        ("", "is not a CSV table"),
+        ("subj,object_response,imagename\n", "no rows"),
+        (
+            "subj,object_response,imagename\nx,cat,cat1.png\n",
+            "1 of 1 image names do not state shape and texture",
+        ),
+        ("subj,object_response,imagename\nx,cat\x00,\xff", "do not state shape"),
     ],
 )
 def test_what_is_no_table_of_decisions_is_said_in_one_line(tmp_path, content, message):
@@ -171,10 +174,10 @@ def test_what_is_no_table_of_decisions_is_said_in_one_line(tmp_path, content, me
 def test_what_is_not_there_or_there_twice_is_said(files, tmp_path):
     with pytest.raises(ActstatsError, match=r"did you mean net\.csv"):
         read_decisions([files / "ned.csv"])
-    with pytest.raises(ActstatsError, match=r"trial 1 of net, session 1, is there twice.*net\.csv"):
+    with pytest.raises(ActstatsError, match=r"trial 1 of net, session 1, occurs twice.*net\.csv"):
         read_decisions([files, files / "net.csv"])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ActstatsError, match=r"holds no \.csv file"):
+    with pytest.raises(ActstatsError, match=r"contains no \.csv file"):
         read_decisions([tmp_path / "empty"])
     with pytest.raises(ActstatsError, match="no decisions were given"):
         read_decisions([])
@@ -182,7 +185,7 @@ def test_what_is_not_there_or_there_twice_is_said(files, tmp_path):
     with tarfile.open(whole, "w:gz") as archive:
         archive.add(files, "any")
     whole.write_bytes(whole.read_bytes()[:-200])
-    with pytest.raises(ActstatsError, match="whole tar file"):
+    with pytest.raises(ActstatsError, match="complete tar file"):
         read_decisions([whole])
 
 

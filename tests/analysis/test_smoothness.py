@@ -49,8 +49,8 @@ def test_unreadable_images_and_incomplete_partitions_are_left_out_and_named(tmp_
     for name in found:
         np.testing.assert_allclose(found[name], expected[name], rtol=1e-6)
     assert notes(found) == [
-        "2 of 10 images are not swept yet and left out",
-        "1 of 10 images could not be read and are left out",
+        "2 of 10 images have not been swept yet and are excluded",
+        "1 of 10 images could not be read and are excluded",
     ]
     assert notes(expected) == []
 
@@ -58,7 +58,8 @@ def test_unreadable_images_and_incomplete_partitions_are_left_out_and_named(tmp_
 def test_a_store_without_the_variable_or_a_complete_partition_is_refused(tmp_path, maps):
     dataset = make_store(tmp_path / "s.zarr", maps, metrics=["mean"])
     with pytest.raises(
-        ActstatsError, match=r"needs the variable total_variation, .* --metrics total_variation"
+        ActstatsError,
+        match=r"needs the variable total_variation, .* `metrics=total_variation,\.\.\.` and `per_image=True`",
     ):
         smoothness(dataset)
     with pytest.raises(ActstatsError, match="needs a complete partition"):

@@ -333,7 +333,7 @@ def test_a_store_without_images_of_its_own_metrics_shows_what_it_has(hostile, tm
         ("{s} {r} --name one", "give a name for each of the 2 stores, not 1"),
         ("{s} {r} --name one --name one", "both stores are called one"),
         ("{s} {r} --noisy {s}", "give a noisy sweep for each of the 2 stores, not 1"),
-        ("{s} {other}", "the stores have other layers"),
+        ("{s} {other}", "the stores have different layers"),
         (
             "{s} {small} --report report.html",
             "layer features.1 has maps of 19 x 19 in the first store and 15 x 15",
