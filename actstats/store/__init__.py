@@ -2,6 +2,6 @@
 
 from actstats.store.place import place_of
 from actstats.store.schema import Schema
-from actstats.store.store import Store, open_dataset, parse_compression
+from actstats.store.store import Store, damage_in, open_dataset, parse_compression
 
-__all__ = ["Schema", "Store", "open_dataset", "parse_compression", "place_of"]
+__all__ = ["Schema", "Store", "damage_in", "open_dataset", "parse_compression", "place_of"]

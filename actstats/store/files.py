@@ -6,6 +6,7 @@ that says so. `DurableStore.flush` is the barrier between the two.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import fcntl
 import glob
@@ -24,10 +25,16 @@ if TYPE_CHECKING:
 
 _SUFFIX: Final = 8
 """Hexadecimal digits after the name of a store that is being made or removed."""
+_PARTIAL: Final = ".partial"
+"""Ending of an object that is being written."""
 
 
 class DurableStore(LocalStore):
-    """Zarr's store of local files, which are on the disk, with the folders they lie in, after `flush`."""
+    """Zarr's store of local files, which are on the disk, with the folders they lie in, after `flush`.
+
+    An object is written to a file `.XXXXXXXX.partial` in the root and moved to its place, so that it is whole
+    whenever it is seen. The root itself is never made: where it was moved away, writing fails.
+    """
 
     def __init__(self, root: Path | str, *, read_only: bool = False) -> None:
         super().__init__(root, read_only=read_only)
@@ -36,9 +43,27 @@ class DurableStore(LocalStore):
 
     async def set(self, key: str, value: Buffer) -> None:
         """Write an object; it replaces the one before in one step."""
-        await super().set(key, value)
+        await asyncio.to_thread(self.set_sync, key, value)
+
+    async def set_if_not_exists(self, key: str, value: Buffer) -> None:
+        """Write an object unless it is there."""
+        if not await self.exists(key):
+            await self.set(key, value)
+
+    def set_sync(self, key: str, value: Buffer) -> None:
+        """Write an object, as `set`."""
+        self._check_writable()
+        file, partial = self.root / key, self.root / f".{os.urandom(_SUFFIX // 2).hex()}{_PARTIAL}"
+        try:
+            partial.write_bytes(value.as_buffer_like())
+            if file.parent != self.root:
+                file.parent.mkdir(exist_ok=True)
+            partial.replace(file)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
         with self._lock:
-            self._written.add(self.root / key)
+            self._written.add(file)
 
     def flush(self) -> None:
         """Return once everything written since the last call would survive a power cut."""
@@ -70,11 +95,11 @@ class InUse:
         """Begin to use `folder`, beside others."""
         self._folder = folder
         self._descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._lock(fcntl.LOCK_SH)
+        self.share()
 
     def _lock(self, kind: int) -> bool:
         try:
-            fcntl.flock(self._descriptor, kind | fcntl.LOCK_NB)
+            fcntl.flock(self._descriptor, kind)
         except BlockingIOError:
             return False
         except OSError:  # no locks on this file system
@@ -90,7 +115,11 @@ class InUse:
 
     def alone(self) -> bool:
         """Whether no other process uses the folder; from then on none can begin to."""
-        return self._lock(fcntl.LOCK_EX)
+        return self._lock(fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def share(self) -> None:
+        """Let others use the folder too; wait first for one that is alone in it."""
+        self._lock(fcntl.LOCK_SH)
 
     def close(self) -> None:
         """Stop using the folder."""
@@ -121,6 +150,14 @@ def remove_abandoned(path: Path) -> list[Path]:
                 shutil.rmtree(folder)
                 removed.append(folder)
     return removed
+
+
+def remove_partial(path: Path, use: InUse) -> None:
+    """Remove the objects that killed processes were writing to the store at `path`, if no one else uses it."""
+    if use.alone():
+        for partial in path.glob(f".*{_PARTIAL}"):
+            partial.unlink()
+    use.share()
 
 
 def beside(path: Path) -> Path:

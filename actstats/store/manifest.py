@@ -8,6 +8,7 @@ when and by which words a store was made is only for the record.
 from __future__ import annotations
 
 import datetime
+import functools
 import hashlib
 import json
 import platform
@@ -39,13 +40,16 @@ _PACKAGES: Final = ("actstats", "torch", "torchvision", "triton", "numba", "pill
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that take part in a sweep, as far as they are installed."""
-    found = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    found = {name: _version(name) for name in _PACKAGES}
+    return {"python": platform.python_version(), **{name: text for name, text in found.items() if text}}
+
+
+@functools.cache  # reading them takes longer than writing a small partition
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
 
 
 def machine() -> dict[str, str]:

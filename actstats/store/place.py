@@ -20,7 +20,7 @@ from zarr.abc.store import Store as Objects
 from zarr.storage import LocalStore
 
 from actstats.errors import ActstatsError
-from actstats.store.files import DurableStore, InUse, beside, remove_abandoned, sync
+from actstats.store.files import DurableStore, InUse, beside, remove_abandoned, remove_partial, sync
 from actstats.support import URL, located, require_extra
 
 
@@ -61,7 +61,7 @@ class StorePlace(Protocol):
         """
 
     def remove(self, keys: Iterable[str]) -> None:
-        """Remove these objects, as far as they are there."""
+        """Remove these objects, as far as they are there; a power cut does not bring them back."""
 
     def flush(self) -> None:
         """Return once everything written would survive a power cut."""
@@ -135,9 +135,14 @@ class Folder:
         return [(self.location / key).read_bytes() for key in keys]
 
     def remove(self, keys: Iterable[str]) -> None:
-        """Remove these files."""
-        for key in keys:
-            (self.location / key).unlink(missing_ok=True)
+        """Remove these files, and have the disk hold that."""
+        folders = set()
+        for file in (self.location / key for key in keys):
+            with contextlib.suppress(FileNotFoundError):
+                file.unlink()
+                folders.add(file.parent)
+        for folder in folders:
+            sync(folder)
 
     def flush(self) -> None:
         """Have the disk hold what was written."""
@@ -192,8 +197,10 @@ class Folder:
             use.close()
 
     def use(self) -> Use:
-        """Lock the folder."""
-        return InUse(self.location)
+        """Lock the folder, and remove what killed processes were writing to it."""
+        use = InUse(self.location)
+        remove_partial(self.location, use)
+        return use
 
     @contextlib.contextmanager
     def explained(self) -> Iterator[None]:
@@ -220,5 +227,5 @@ def _sizes(folder: str, prefix: str) -> Iterator[tuple[str, int]]:
         for entry in entries:
             if entry.is_dir():
                 yield from _sizes(entry.path, f"{prefix}{entry.name}/")
-            elif not entry.name.endswith(".partial"):  # being written by Zarr
+            else:
                 yield f"{prefix}{entry.name}", entry.stat().st_size

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
+import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ import numpy as np
 import zarr
 import zarr.codecs
 from numpy.typing import NDArray
+from zarr.storage import StorePath
 
 from actstats.data import MISSING, OK, PENDING, REFUSED, UNREADABLE
 from actstats.errors import ActstatsError, ManifestMismatchError
@@ -181,25 +183,34 @@ class Store:
             ActstatsError: the disk is full, the store cannot be written, or it was moved; the partition stays
                 incomplete.
         """
-        start, stop = self.bounds(partition)
         with self.place.explained():
-            self._refuse_moved()
-            self.discard([partition])
-            for name, values in arrays.items():
-                array = self.group[name]
-                if array.metadata.dimension_names[0] == "image":  # type: ignore[union-attr, index]
-                    array[start:stop] = values  # type: ignore[index]
-                else:
-                    array[partition] = values  # type: ignore[index]
-            self.group["status"][start:stop] = status  # type: ignore[index]
-            self.group["provenance"][partition] = json.dumps(provenance or {})  # type: ignore[index]
-            self.place.flush()
-            self._refuse_moved()
-            self.group["completed"][partition] = True  # type: ignore[index]
-            self.place.flush()
+            try:
+                self._write(partition, arrays, status, json.dumps(provenance or {}))
+            except FileNotFoundError:
+                self._refuse_moved()
+                raise
+
+    def _write(
+        self, partition: int, arrays: Mapping[str, NDArray[Any]], status: NDArray[np.int8], provenance: str
+    ) -> None:
+        start, stop = self.bounds(partition)
+        self._refuse_moved()
+        self.discard([partition])
+        for name, values in arrays.items():
+            array = self.group[name]
+            if array.metadata.dimension_names[0] == "image":  # type: ignore[union-attr, index]
+                array[start:stop] = values  # type: ignore[index]
+            else:
+                array[partition] = values  # type: ignore[index]
+        self.group["status"][start:stop] = status  # type: ignore[index]
+        self.group["provenance"][partition] = provenance  # type: ignore[index]
+        self.place.flush()
+        self._refuse_moved()
+        self.group["completed"][partition] = True  # type: ignore[index]
+        self.place.flush()
 
     def discard(self, partitions: Sequence[int]) -> None:
-        """Forget these partitions: first their flags, then their data."""
+        """Forget these partitions: first their flags, for good, and then their data."""
         data = [*(name for name in _PER_PARTITION if name != "completed"), *self.manifest["outputs"]]
         for names in (["completed"], data):
             self.place.remove([self._key(name, partition) for name in names for partition in partitions])
@@ -357,6 +368,27 @@ class Store:
 
 def _reason_of(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def damage_in(error: Exception) -> ActstatsError | None:
+    """Return what to say of an error that zarr raised over a damaged object; None for an error of another origin.
+
+    Whoever computes with a lazy dataset meets such errors wherever dask reads.
+    """
+    if not isinstance(error, _DAMAGE):
+        return None
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if not frame.f_globals.get("__name__", "").startswith("zarr."):
+            continue
+        for value in frame.f_locals.values():
+            place = getattr(value, "store_path", value)
+            if isinstance(place, StorePath) and place.path:
+                root = getattr(place.store, "root", place.store)
+                return ActstatsError(
+                    f"{root} is damaged: {place.path.partition('/')[0]} cannot be read ({_reason_of(error)}); "
+                    f"`actstats info --verify {root}` lists what is damaged"
+                )
+    return None
 
 
 def open_dataset(path: str | Path) -> xr.Dataset:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import sys
 from typing import IO, Any, Final
 
 import click
@@ -11,6 +12,7 @@ from actstats.errors import ActstatsError
 from actstats_cli.analyze import ANALYSES
 from actstats_cli.lazy import LazyGroup
 from actstats_cli.printing import with_flags
+from actstats_cli.streams import open_closed_streams, unfailing_stderr
 
 COMMANDS: Final = {
     "demo": "actstats_cli.demo",
@@ -45,6 +47,12 @@ class Stopped(Failure):
 class Main(LazyGroup):
     """The whole command, where errors become one line."""
 
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the command as the process's own; messages that cannot be written stop nothing."""
+        open_closed_streams()
+        with unfailing_stderr():
+            return super().main(*args, **kwargs)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; whatever the user can act on ends it with one line, anything else is a fault of ours."""
         try:
@@ -60,6 +68,14 @@ class Main(LazyGroup):
                 raise
             place = "" if error.filename is None else f"{error.filename}: "
             raise Failure(f"error: {place}{error.strerror or error}") from error
+        except (ValueError, RuntimeError, KeyError) as error:
+            if "zarr" not in sys.modules:
+                raise
+            from actstats.store import damage_in
+
+            if (damage := damage_in(error)) is None:
+                raise
+            raise Failure(f"error: {damage}") from error
 
 
 @click.group(

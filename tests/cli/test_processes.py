@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import shlex
 import signal
 import subprocess
 import sys
@@ -81,6 +82,30 @@ def test_ctrl_c_finishes_nothing_half_and_says_how_to_go_on(images, slow):
     output_of(f"{options} stopped.zarr")
     output_of(f"{options} whole.zarr")
     assert files_of(slow / "stopped.zarr") == files_of(slow / "whole.zarr")
+
+
+STREAMS = ["2>/dev/full", "2>&-", "2> >(true)"]
+"""A full disk under stderr, none at all, and one that no one reads any more."""
+
+
+def in_shell(command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["bash", "-c", f"{shlex.join(COMMAND)} {command}"], stdout=subprocess.PIPE, text=True
+    )
+
+
+@pytest.mark.parametrize("stream", STREAMS)
+def test_an_error_that_cannot_be_written_is_still_an_exit_status(stream):
+    assert in_shell(f"info nowhere.zarr {stream}").returncode == 1
+
+
+@pytest.mark.parametrize("stream", STREAMS[:2])
+def test_messages_that_cannot_be_written_do_not_stop_a_sweep(stream, images, store, tmp_path):
+    options = f"--data {images} --out {tmp_path / 's.zarr'} --partition-size 4 --batch-size 2 --top-k 5"
+    found = in_shell(f"{SWEEP} {options} {stream}")
+    assert found.returncode == 0
+    assert "2 images could not be read" in found.stdout
+    assert files_of(tmp_path / "s.zarr") == files_of(store)
 
 
 def _read(screen: int) -> bytes:

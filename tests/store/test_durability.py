@@ -15,7 +15,7 @@ import zarr
 import actstats
 from actstats.data.preprocessing import Preprocessing
 from actstats.errors import ActstatsError
-from actstats.store import Store, files, open_dataset
+from actstats.store import Store, open_dataset
 from tests.conftest import SmallNet, files_of
 
 SMALL = Preprocessing.imagenet(size=32, resize=36)
@@ -32,83 +32,6 @@ def whole(photographs, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("whole") / "s.zarr"
     sweep(photographs, path)
     return path
-
-
-class Disk:
-    """A disk that, cut from power, has kept what was synchronised, and of the rest nothing but empty files.
-
-    It stands where `actstats.store.files` calls the operating system, counts the steps that a sweep takes
-    there, and cuts the power at one of them.
-    """
-
-    def __init__(self, root: Path, cut_at: int | None = None) -> None:
-        self.root, self.cut_at, self.steps = root, cut_at, 0
-        self.safe: set[Path] = set()
-
-    def step(self) -> None:
-        self.steps += 1
-        if self.steps == self.cut_at:
-            raise PowerCut
-
-    def sync(self, path: Path) -> None:
-        self.step()
-        real_sync(path)
-        self.safe.add(path)
-
-    def after_the_cut(self) -> None:
-        """Empty every file that was not synchronised, as a journalled file system may after a crash."""
-        for file in self.root.rglob("*"):
-            if file.is_file() and file not in self.safe and not self._renamed_safely(file):
-                file.write_bytes(b"")
-
-    def _renamed_safely(self, file: Path) -> bool:
-        """Whether it was synchronised under the name that its store had while it was made."""
-        store = next(parent for parent in file.parents if parent.parent == self.root)
-        making = (path for path in self.safe if path.is_relative_to(self.root) and path.name == file.name)
-        return any(path.relative_to(self.root).parts[1:] == file.relative_to(store).parts for path in making)
-
-
-class PowerCut(BaseException):
-    pass
-
-
-real_sync = files.sync
-
-
-def cut_at(moment: int, images: Path, folder: Path, monkeypatch) -> Disk:
-    """Sweep until the power is cut at a moment; return the disk as it is then."""
-    disk = Disk(folder, moment)
-    place_module = sys.modules["actstats.store.place"]
-    with monkeypatch.context() as patch:
-        patch.setattr(files, "sync", disk.sync)
-        patch.setattr(place_module, "sync", disk.sync)
-        set_object = files.DurableStore.set
-
-        async def counted(self, key, value):
-            disk.step()
-            await set_object(self, key, value)
-
-        patch.setattr(files.DurableStore, "set", counted)
-        try:
-            sweep(images, folder / "s.zarr")
-        except PowerCut:
-            disk.after_the_cut()
-    return disk
-
-
-def test_a_power_cut_at_any_write_loses_nothing_that_was_complete(photographs, whole, tmp_path, monkeypatch):
-    (tmp_path / "counted").mkdir()
-    total = cut_at(10**9, photographs, tmp_path / "counted", monkeypatch).steps
-    assert total > 100
-    # Every moment in turn takes minutes; a prime stride visits all kinds of moment, and other ones than 7 divides.
-    for moment in range(1, total + 1, 7):
-        folder = tmp_path / f"{moment}"
-        folder.mkdir()
-        cut_at(moment, photographs, folder, monkeypatch)
-        sweep(photographs, folder / "s.zarr")
-        assert files_of(folder / "s.zarr") == files_of(whole), f"cut at step {moment} of {total}"
-        assert [path.name for path in folder.iterdir()] == ["s.zarr"]
-        shutil.rmtree(folder)
 
 
 def damages(path: Path) -> Iterator[tuple[str, bytes | None]]:
