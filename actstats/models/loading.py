@@ -26,6 +26,8 @@ from actstats.models.sources import Located, locate, relocate
 
 _IDENTITY: Final = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 """Mean and standard deviation that leave an image unchanged."""
+_NAMED: Final = ("file:", "url:", "hf:")
+"""Sources of weights that the maker of a store chooses freely."""
 
 
 def load_model(
@@ -74,30 +76,34 @@ def load_from_manifest(
     weights: str | Path | None = None,
     offline: bool = False,
     arch: str | None = None,
+    trust: bool = False,
 ) -> tuple[nn.Module, Preprocessing | Transform]:
     """Rebuild the network that was swept from the attributes of its store.
 
-    Nothing that the attributes name is imported or called. The weights file that they name is opened, or downloaded
-    from its URL: for a store that you do not trust, pass `weights` and `offline`.
+    Nothing that the attributes name is imported or called. Of the weights, they may name random ones, those of the demo
+    and published ones (those of torchvision, timm and the registry of robust networks). For a factory pass `arch`, for
+    weights from a file or a URL `weights`, or for a store of your own `trust`.
 
     Args:
         attrs: attributes of the store, of which `arch`, `weights` and `preprocessing` are used.
-        weights: path of the weights file, if it was moved.
+        weights: path of the weights file.
         offline: do not access the network.
         arch: the factory `package.module:factory`, if the network was made by one. It is imported and called only if
             it is the one that the attributes name.
+        trust: use the factory, weights file or URL that the attributes name. Only for stores of your own.
 
     Returns:
         The network in eval mode, and its preprocessing.
 
     Raises:
         ActstatsError: an entry is missing, of the wrong type or out of bounds; the weights are no longer available or
-            differ from those that were swept; a factory made the network and `arch` is not that factory.
+            differ from those that were swept; a factory made the network and `arch` is not that factory; the weights
+            come from a file or a URL, and neither `weights` nor `trust` is given.
     """
     name, record, preprocessing = read_record(attrs)
     if arch is not None and arch != name:
         raise ActstatsError(f"the network that was swept is {name}, not {arch}")
-    if ":" in name and arch is None:
+    if ":" in name and arch is None and not trust:
         raise ActstatsError(
             f"the network comes from {name}, which is not called without permission; to call it, pass `arch={name}`"
         )
@@ -106,6 +112,11 @@ def load_from_manifest(
     if "seed" in record:
         model = builder.build(arguments, record["seed"])
     else:
+        if weights is None and not trust and source.startswith(_NAMED):
+            raise ActstatsError(
+                f"the weights come from {source}, which is not opened without permission; for a store of your own, "
+                "pass `trust=True`"
+            )
         located = relocate(builder, record, weights, offline=offline)
         checkpoint = _read(builder, located)
         model = builder.fill(arguments, checkpoint, published=located.published)

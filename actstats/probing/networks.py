@@ -38,8 +38,10 @@ def parse_network(spec: str) -> tuple[str, str, str | None]:
     return found["arch"], found["weights"] or "default", robust
 
 
-def open_network(spec: str, *, offline: bool = False) -> Loaded:
+def open_network(spec: str, *, offline: bool = False, trust: bool = False) -> Loaded:
     """Return the network that a word names: as `parse_network` reads it, or the one that was swept into a store.
+
+    With `trust`, the factory, weights file or address that a store names is used.
 
     Raises:
         ActstatsError: no such network, or weights that cannot be had.
@@ -48,6 +50,6 @@ def open_network(spec: str, *, offline: bool = False) -> Loaded:
     from actstats.sweeping.planning import SweepPlan
 
     if Path(spec).is_dir() or (isinstance(located(spec), URL) and "=" not in spec):
-        return SweepPlan.from_store(spec).network(offline=offline)
+        return SweepPlan.from_store(spec, trust=trust).network(offline=offline)
     arch, weights, robust = parse_network(spec)
     return load_model(arch, weights, robust=robust, offline=offline)

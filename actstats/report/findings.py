@@ -231,7 +231,11 @@ class Compared:
 
 
 def compare(
-    stores: Sequence[str | Path], *, names: Sequence[str] = (), noisy: Sequence[str | Path] = ()
+    stores: Sequence[str | Path],
+    *,
+    names: Sequence[str] = (),
+    noisy: Sequence[str | Path] = (),
+    trust: bool = False,
 ) -> Compared:
     """Measure every unit of one store, or of two stores with the same layers (S and R), and compare the two.
 
@@ -239,6 +243,8 @@ def compare(
         stores: one or two stores written by `actstats sweep`; of two, S comes first.
         names: what to call the stores. Default: their file names.
         noisy: for each store a sweep of the same network over the same images with noise.
+        trust: use the factory, weights file or address that a store names, to rebuild its network. Only for stores
+            of your own.
 
     Raises:
         ActstatsError: a store is missing, the layers differ, the stores hold nothing that could be measured, or an
@@ -259,7 +265,7 @@ def compare(
         measured.append(units)
         notes += [f"{name}: {line}" for line in (*coverage_notes(usable(dataset, "the report")), *problems)]
     measures = common_measures(measured)
-    networks = [rebuild(store) for store in stores]
+    networks = [rebuild(store, trust=trust) for store in stores]
     lines = derive_findings(measured, measures, networks)
     return Compared(called, datasets, measured, measures, networks, lines, notes)
 

@@ -19,10 +19,10 @@ _PROBES: Final = 56
 """Number of input rows probed for receptive fields, which are drawn on thumbnails of about twice as many."""
 
 
-def rebuild(store: str | Path) -> nn.Module | str:
+def rebuild(store: str | Path, *, trust: bool = False) -> nn.Module | str:
     """Return the network that was swept, or one line that says why it cannot be rebuilt."""
     try:
-        return SweepPlan.from_store(store).network().model
+        return SweepPlan.from_store(store, trust=trust).network().model
     except ActstatsError as error:
         return str(error)
 

@@ -79,6 +79,7 @@ def write_report(
     data: str | Path | Source | None = None,
     top: int = 8,
     largest_page: float = LARGEST_PAGE,
+    trust: bool = False,
 ) -> Report:
     """Write the report of one store, or of two stores with the same layers (S and R).
 
@@ -93,6 +94,7 @@ def write_report(
         data: the swept images, if they were moved since or came from a `Source` of your own: a path, or the source.
         top: largest number of top images shown per unit.
         largest_page: size in bytes beyond which the report gets a folder: 0 for always, `math.inf` for never.
+        trust: use the factory, weights file or address that a store names, as `compare` does.
 
     Raises:
         ActstatsError: as `compare`, or `page` cannot be written, or `largest_page` is negative or NaN. Missing images
@@ -104,7 +106,7 @@ def write_report(
     if math.isnan(largest_page) or largest_page < 0:
         raise ActstatsError(f"the largest page must be a size of 0 or more, not {largest_page}")
     _require_same_sizes([open_dataset(store) for store in stores])
-    compared = compare(stores, names=names, noisy=noisy)
+    compared = compare(stores, names=names, noisy=noisy, trust=trust)
     first, *_ = manifests = compared.manifests
     classes, sides = class_names(compared.datasets), []
     for dataset, table in zip(compared.datasets, classes.tables, strict=True):

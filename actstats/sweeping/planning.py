@@ -16,7 +16,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -30,7 +30,7 @@ from actstats.metrics import Chosen, resolve_metrics
 from actstats.store import Schema, Store, parse_compression, place_of
 from actstats.store import manifest as manifests
 from actstats.store.store import missing_error
-from actstats.support import html_facts, located, named_object
+from actstats.support import URL, html_facts, located, named_object
 from actstats.sweeping.progress import Progress, Started, Summary, bar
 from actstats.sweeping.settings import Execution, Settings, names_of, require_known
 
@@ -125,7 +125,8 @@ class SweepPlan:
     def from_store(cls, store: str | Path, *, trust: bool = False) -> Self:
         """Return the plan of the sweep whose store lies at `store`. Nothing that the store names is imported.
 
-        With `trust`, the network's factory and the custom metrics that it names may be: only for stores of your own.
+        With `trust`, the network's factory and the custom metrics that it names may be, and the weights file or
+        address that it names is opened: only for stores of your own.
 
         Raises:
             ActstatsError: there is no store, or a damaged one.
@@ -133,8 +134,8 @@ class SweepPlan:
         return cls(Store.open(store).manifest, store, trust=trust)
 
     @classmethod
-    def from_json(cls, text: str) -> Self:
-        """Return the plan that `to_json` wrote. Factories and custom metrics that it names are imported when it runs.
+    def from_json(cls, text: str, *, trust: bool = True) -> Self:
+        """Return the plan that `to_json` wrote; `trust` is that of `from_store`.
 
         Raises:
             ActstatsError: the text is not a plan.
@@ -146,7 +147,7 @@ class SweepPlan:
             raise ActstatsError(f"this is not the JSON of a plan: {error}") from None
         if version != _JSON:
             raise ActstatsError(f"the plan has version {version}, this version of actstats reads {_JSON}")
-        return cls(manifest, store, trust=True)
+        return cls(manifest, store, trust=trust)
 
     def to_json(self) -> str:
         """Return the plan as JSON, with references in place of the network and the images.
@@ -158,8 +159,8 @@ class SweepPlan:
         record = {"actstats_plan": _JSON, "store": str(self.store), "manifest": self.manifest}
         return json.dumps(record, indent=1, ensure_ascii=False)
 
-    def __reduce__(self) -> tuple[Any, tuple[str]]:
-        return type(self).from_json, (self.to_json(),)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(type(self).from_json, trust=self._trust), (self.to_json(),)
 
     def __repr__(self) -> str:
         m = self.manifest
@@ -248,7 +249,7 @@ class SweepPlan:
         Args:
             arch: `package.module:factory`, to call the factory that made the network. It must be the one that
                 was swept.
-            weights: where its weights file lies now, if it was moved.
+            weights: where its weights file lies; needed for an untrusted store, unless they are published ones.
             offline: never touch the network.
 
         Raises:
@@ -258,9 +259,8 @@ class SweepPlan:
         if self._loaded is None:
             from actstats.models import Loaded, load_from_manifest
 
-            named = arch or (self.manifest["arch"] if self._trust else None)
             model, preprocessing = load_from_manifest(
-                self.manifest, weights=weights, offline=offline, arch=named
+                self.manifest, weights=weights, offline=offline, arch=arch, trust=self._trust
             )
             kept: dict[str, Any] = {n: self.manifest[n] for n in _IDENTITY if n in self.manifest}
             self._loaded = Loaded(model, preprocessing, kept)
@@ -291,6 +291,10 @@ class SweepPlan:
             spec = (
                 resolved if Path(resolved).exists() and not Path(record["spec"]).exists() else record["spec"]
             )
+            if isinstance(located(spec), URL) and not self._trust:
+                raise ActstatsError(
+                    f"the images are at {spec}, which is not opened without permission; say where they are with `data=`"
+                )
             try:
                 source = open_source(spec, limit=record["images"])
             except ActstatsError as error:

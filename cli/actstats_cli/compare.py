@@ -65,6 +65,7 @@ def _size(ctx: click.Context, param: click.Parameter, value: float) -> float:
     metavar="MB",
     help="Size beyond which the report is a page and a folder instead of one file: 0 for always, inf for never.",
 )
+@options.trust
 @scheduler
 @options.as_json
 def compare(
@@ -75,6 +76,7 @@ def compare(
     data: str | None,
     top: int,
     largest_page: float,
+    trust: bool,
     scheduler: str | None,
     as_json: bool,
 ) -> None:
@@ -94,11 +96,18 @@ def compare(
     written = {}
     with computing(scheduler):
         if page is None:
-            compared = actstats.report.compare(stores, names=names, noisy=noisy)
+            compared = actstats.report.compare(stores, names=names, noisy=noisy, trust=trust)
             called, findings, notes = compared.names, compared.findings, compared.notes
         else:
             report = actstats.report.write_report(
-                stores, page, names=names, noisy=noisy, data=data, top=top, largest_page=largest_page * 1e6
+                stores,
+                page,
+                names=names,
+                noisy=noisy,
+                data=data,
+                top=top,
+                largest_page=largest_page * 1e6,
+                trust=trust,
             )
             called, findings, notes = report.names, report.findings, report.notes
             folder = report.folder and str(report.folder)

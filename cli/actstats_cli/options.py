@@ -188,6 +188,11 @@ factory = click.option(
     metavar="MODULE:FACTORY",
     help="The factory that made the swept network, to call it again: a store's own word for it is not obeyed.",
 )
+trust = click.option(
+    "--trust",
+    is_flag=True,
+    help="The stores are your own: use the factory, weights file or address that they name to rebuild a network.",
+)
 
 network = together(arch, weights, robust, seed, offline)
 stored = together(metrics, metric, per_image, top_k, partition_size)

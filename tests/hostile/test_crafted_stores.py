@@ -16,34 +16,95 @@ from click.testing import CliRunner
 from actstats.errors import ActstatsError
 from actstats.models import load_from_manifest, load_model
 from actstats.store import manifest as manifests
+from actstats_cli.analyze import ANALYSES
 from actstats_cli.main import main
 from tests.conftest import photograph
 
 WATCHED = """
-import sys
-seen = []
+import json, pickle, platform, shlex, sys
+platform.processor()  # asks the machine by a program, once
+events = []
 def watch(event, arguments):
-    if event == "import" and str(arguments[0]).partition(".")[0] == "stranger":
-        seen.append(("import", arguments[0]))
-    elif event in ("os.system", "os.kill", "os.exec", "os.posix_spawn"):
-        seen.append((event, str(arguments)))
-sys.addaudithook(watch)
-import actstats
+    told = [str(argument) for argument in arguments]
+    if event == "import" and told[0].partition(".")[0] == "stranger":
+        events.append("import " + told[0])
+    elif event == "open" and "stranger" in told[0]:  # importlib's own functions tell only this
+        events.append("import stranger")
+    elif event == "open" and "secret" in told[0]:
+        events.append("open " + told[0])
+    elif event in WATCHED:
+        events.append(" ".join([event, *told]))
+WATCHED = {"socket.connect", "socket.getaddrinfo", "subprocess.Popen", "os.system", "os.exec", "os.kill",
+           "os.killpg", "os.posix_spawn", "os.fork"}
+import actstats, actstats.report
 from actstats.errors import ActstatsError
 from actstats_cli.main import main
 from click.testing import CliRunner
-import json
-codes = {}
-for command in json.loads(sys.argv[1]):
-    result = CliRunner().invoke(main, command)
-    trace = result.exception is not None and not isinstance(result.exception, SystemExit)
-    codes[" ".join(command)] = repr(result.exception) if trace else result.exit_code
-try:
-    actstats.SweepPlan.from_store(sys.argv[2]).network()
-except ActstatsError as error:
-    codes["network"] = str(error)
-print(json.dumps({"seen": seen, "codes": codes, "loaded": "stranger" in sys.modules}))
+sys.addaudithook(watch)
+
+def command(words, store):
+    return CliRunner().invoke(main, shlex.split(words.format(store=store)), catch_exceptions=False).exit_code
+
+def call(read, store):
+    try:
+        read(store)
+    except ActstatsError as error:
+        return str(error)
+    return "fine"
+
+plan = actstats.SweepPlan.from_store
+READERS = {
+    "open_dataset": lambda store: actstats.open_dataset(store).load(),
+    "merge": lambda store: actstats.merge(actstats.open_dataset(store)).load(),
+    "load_from_manifest": lambda store: actstats.load_from_manifest(actstats.open_dataset(store).attrs),
+    "compare": lambda store: actstats.report.compare([store]),
+    "settings": lambda store: plan(store).settings,
+    "schema": lambda store: plan(store).schema,
+    "network": lambda store: plan(store).network(),
+    "images": lambda store: plan(store).images(),
+    "layers": lambda store: plan(store).layers(),
+    "estimate": lambda store: plan(store).estimate(),
+    "run": lambda store: plan(store).run(),
+    "pickled": lambda store: pickle.loads(pickle.dumps(plan(store))).network(),
+}
+found = {}
+commands, stores, honest = json.loads(sys.argv[1])
+READERS["compare"](honest)  # libraries look at the machine by programs of their own, once
+for number, (name, store) in enumerate(stores.items()):
+    sys.modules.pop("stranger", None)
+    for words in commands if number < 2 else ():
+        events.clear()
+        try:
+            code = command(words, store)
+        except BaseException as error:
+            code = repr(error)
+        found[f"{name}: {words}"] = [code, *events]
+    for reader in READERS:
+        events.clear()
+        found[f"{name}: {reader}()"] = [call(READERS[reader], store), *events]
+print(json.dumps(found))
 """
+
+COMMANDS = {
+    "info": ["info {store}", "info {store} --verify", "info {store} --json"],
+    "top": ["top {store} features.1/0", "top {store} features.1/0 --out sheet.png"],
+    "compare": ["compare {store}", "compare {store} {store} --name a --name b --report report.html"],
+    "sweep": ["sweep --arch squeezenet1_1 --weights none --data images --out {store} --repair"],
+    "smoothness": ["analyze smoothness {store}"],
+    "kernels": ["analyze kernels {store}"],
+    "noise": ["analyze noise {store} {store} --of-input"],
+    "spectrum": ["analyze spectrum {store}"],
+    "selectivity": ["analyze selectivity {store}"],
+    "quantiles": ["analyze quantiles {store}"],
+    "match": ["analyze match {store} {store}"],
+    "similarity": ["analyze similarity {store} {store}"],
+    "shape-bias": ["analyze shape-bias --network {store} --stimuli images"],
+    "cues": ["analyze cues {store} --data images --distort scramble:4"],
+    "dissect": ["analyze dissect {store}", "analyze dissect {store} --data images"],
+    "ablate": ["analyze ablate {store} --data images --unit features.1/0"],
+}
+"""Every command that reads a store, in the ways in which it might use what the store names."""
+NO_STORE = {"demo", "layers", "models", "analyze"}
 
 
 @pytest.fixture(scope="module")
@@ -71,41 +132,61 @@ def crafted(honest: Path, path: Path, **changed: Any) -> Path:
     return path
 
 
-@pytest.mark.parametrize("arch", ["stranger:factory", "os:abort"])
-def test_nothing_that_a_store_names_is_imported_or_called(arch: str, honest: Path, tmp_path: Path) -> None:
-    (tmp_path / "stranger.py").write_text(
-        "from pathlib import Path\nPath('ran').touch()\nfactory = Path.cwd\n"
-    )
-    custom = {"metrics": {"stranger": {"reference": "stranger:factory"}}, "custom": ["stranger:Metric"]}
-    weights = {"source": "factory", "seed": 0, "builder": {}, "sha256": "0" * 64}
-    store = str(crafted(honest, tmp_path / "s.zarr", arch=arch, weights=weights, **custom))
-    unit = "features.1"
-    commands = [
-        ["compare", store, store],
-        ["compare", store, store, "--report", "report.html"],
-        ["analyze", "kernels", store],
-        ["analyze", "smoothness", store],
-        ["info", store],
-        ["info", store, "--verify"],
-        ["top", store, "--layer", unit],
-    ]
+def named_by_a_stranger(honest: Path, folder: Path) -> dict[str, Path]:
+    """Stores that name code, a file, and addresses, each by a manifest whose checksum is right."""
+    secret = folder / "secret.pt"
+    secret.write_bytes(b"nothing of a stranger's business")
+    weights = json.loads((honest / "zarr.json").read_text())["attributes"]["weights"]
+    named = {key: value for key, value in weights.items() if key != "seed"} | {"file_sha256": "0" * 64}
+    metric = {"metrics": ["mean", "stranger:Metric"]}
+    drawn = {"source": "factory", "seed": 0, "builder": {}, "sha256": "0" * 64}
+    changes: dict[str, dict[str, Any]] = {
+        "a factory": {"arch": "stranger:factory", "weights": drawn, **metric},
+        "a file": {
+            "weights": named | {"source": "file:secret.pt", "path": str(secret), "resolved": str(secret)},
+            **metric,
+        },
+        "os abort": {"arch": "os:abort", "weights": drawn},
+        "an address": {"weights": named | {"source": "url:http://127.0.0.1:9/secret.pt"}},
+        "the hub": {"weights": named | {"source": "hf://owner/name/secret.pt"}},
+    }
+    return {
+        name: crafted(honest, folder / f"{name}.zarr".replace(" ", "-"), **c) for name, c in changes.items()
+    }
+
+
+def watched(commands: list[str], stores: dict[str, Path], honest: Path) -> dict[str, list[Any]]:
+    """Run commands over the first two stores and readers over all, in a process of their own.
+
+    Returns how each ended, and what the audit hook saw of it.
+    """
+    asked = [commands, {name: str(path) for name, path in stores.items()}, str(honest)]
     found = subprocess.run(
-        [sys.executable, "-c", WATCHED, json.dumps(commands), store],
-        cwd=tmp_path,
+        [sys.executable, "-c", WATCHED, json.dumps(asked)],
+        cwd=next(iter(stores.values())).parent,
         capture_output=True,
         text=True,
-        timeout=300,
     )
     assert found.returncode == 0, found.stderr
-    told = json.loads(found.stdout.splitlines()[-1])
-    assert told["seen"] == []
-    assert not told["loaded"]
-    assert not (tmp_path / "ran").exists()
-    network = told["codes"].pop("network")
-    assert all(isinstance(code, int) for code in told["codes"].values()), told["codes"]
-    assert told["codes"][f"analyze kernels {store}"] != 0
-    assert told["codes"][f"info {store}"] == 0  # the commands did read the store
-    assert f"`arch={arch}`" in network
+    told: dict[str, list[Any]] = json.loads(found.stdout.splitlines()[-1])
+    return told
+
+
+def test_nothing_that_a_store_names_is_imported_called_or_opened(honest: Path, tmp_path: Path) -> None:
+    assert COMMANDS.keys() == (main.table.keys() - NO_STORE) | ANALYSES.keys()
+    (tmp_path / "stranger.py").write_text("open('ran', 'w').close()\nfactory = Metric = open\n")
+    shutil.copytree(honest.parent / "images", tmp_path / "images")
+    stores = named_by_a_stranger(honest, tmp_path)
+    trusting = "analyze kernels {store} --trust"  # last: it shows that the hook sees what is to be seen
+    commands = [words for each in COMMANDS.values() for words in each]
+    told = watched([*commands, trusting], stores, honest)
+    assert told.pop(f"a factory: {trusting}")[1] == "import stranger"
+    assert told.pop(f"a file: {trusting}")[1] == f"open {tmp_path / 'secret.pt'}"
+    assert {what: seen for what, (_, *seen) in told.items() if seen} == {}
+    for name in stores:
+        assert told[f"{name}: open_dataset()"] == ["fine"]
+        assert "`arch=" in told[f"{name}: network()"][0] or "`trust=True`" in told[f"{name}: network()"][0]
+    assert told["a file: info {store}"] == [0]  # the commands did read the stores
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +241,9 @@ def test_impossible_entries_are_refused_in_one_line(record: dict[str, Any], entr
 def test_addresses_that_lead_elsewhere_are_refused(record: dict[str, Any], address: str) -> None:
     weights = {**record["weights"], "source": address, "file_sha256": "0" * 64}
     with pytest.raises(ActstatsError, match="not a file on the hub"):
-        load_from_manifest({**record, "weights": {k: v for k, v in weights.items() if k != "seed"}})
+        load_from_manifest(
+            {**record, "weights": {k: v for k, v in weights.items() if k != "seed"}}, trust=True
+        )
 
 
 def test_another_factory_than_the_recorded_one_is_not_called(record: dict[str, Any]) -> None:

@@ -60,7 +60,7 @@ def test_random_weights_are_drawn_from_their_seed_alone(arch: str) -> None:
     assert not loaded.model.training
     assert not any(parameter.requires_grad for parameter in loaded.model.parameters())
     assert not [name for name, _ in loaded.model.named_modules() if name.lower().startswith("aux")]
-    model, preprocessing = load_from_manifest(_manifest(loaded))
+    model, preprocessing = load_from_manifest(_manifest(loaded), trust=True)
     assert preprocessing == loaded.preprocessing
     assert _same_outputs(model, loaded.model, (3, 80, 80))
 
@@ -102,7 +102,7 @@ def test_local_files(tmp_path: Path, name: str, wrap: Any) -> None:
     assert loaded.identity["weights"]["sha256"] == state_sha256(model)
     assert loaded.preprocessing == zoo.preprocessing_of(zoo.weight_sets("squeezenet1_1")["DEFAULT"])
     assert _same_outputs(loaded.model, model, (3, 32, 32))
-    assert _same_outputs(load_from_manifest(_manifest(loaded))[0], model, (3, 32, 32))
+    assert _same_outputs(load_from_manifest(_manifest(loaded), trust=True)[0], model, (3, 32, 32))
 
 
 @pytest.mark.parametrize("name", ["a.pth", "a.safetensors"])
@@ -129,7 +129,7 @@ def test_auxiliary_heads_in_a_file_are_left_out(tmp_path: Path, arch: str, aux_l
     assert loaded.identity["num_classes"] == 5
     assert not [key for key in loaded.model.state_dict() if key.lower().startswith("aux")]
     assert _same_outputs(loaded.model, model, (3, 80, 80))
-    assert _same_outputs(load_from_manifest(_manifest(loaded))[0], model, (3, 80, 80))
+    assert _same_outputs(load_from_manifest(_manifest(loaded), trust=True)[0], model, (3, 80, 80))
 
 
 def test_old_names_of_densenet(tmp_path: Path) -> None:
@@ -234,7 +234,7 @@ def test_published_weights_are_rebuilt_by_name(tmp_path: Path, monkeypatch: pyte
         loaded = load_model("googlenet", name)
         assert loaded.identity["weights"]["source"] == "torchvision:GoogLeNet_Weights.IMAGENET1K_V1"
         assert _same_outputs(loaded.model, model, (3, 80, 80))
-    assert _same_outputs(load_from_manifest(_manifest(loaded))[0], model, (3, 80, 80))
+    assert _same_outputs(load_from_manifest(_manifest(loaded), trust=True)[0], model, (3, 80, 80))
     _saved(
         file,
         "googlenet",
@@ -243,7 +243,7 @@ def test_published_weights_are_rebuilt_by_name(tmp_path: Path, monkeypatch: pyte
         init_weights=False,
     )
     with pytest.raises(ActstatsError, match="not those that were swept"):
-        load_from_manifest(_manifest(loaded))
+        load_from_manifest(_manifest(loaded), trust=True)
 
 
 def test_a_file_that_changed_or_moved(tmp_path: Path) -> None:
@@ -251,20 +251,20 @@ def test_a_file_that_changed_or_moved(tmp_path: Path) -> None:
     manifest = _manifest(load_model("squeezenet1_1", tmp_path / "a.pth"))
     (tmp_path / "a.pth").rename(tmp_path / "b.pth")
     with pytest.raises(ActstatsError, match="no such weights file"):
-        load_from_manifest(manifest)
+        load_from_manifest(manifest, trust=True)
     load_from_manifest(manifest, weights=tmp_path / "b.pth")
     state = torch.load(tmp_path / "b.pth")
     next(iter(state.values())).add_(1)
     torch.save(state, tmp_path / "a.pth")
     with pytest.raises(ActstatsError, match="not those that were swept"):
-        load_from_manifest(manifest)
+        load_from_manifest(manifest, trust=True)
 
 
 def test_a_module_of_the_callers_own() -> None:
     loaded = Loaded.of(nn.Sequential(nn.Conv2d(3, 2, 1), nn.Dropout()), Preprocessing.imagenet())
     assert loaded.identity["arch"] == "Sequential"
     with pytest.raises(ActstatsError, match="own"):
-        load_from_manifest(_manifest(loaded))
+        load_from_manifest(_manifest(loaded), trust=True)
 
 
 def test_checksums_tell_names_shapes_types_and_values_apart() -> None:

@@ -66,6 +66,7 @@ SHOWN = 20
 @options.number("--at-once", "Ablations in one pass, each of a batch of images.", default=8)
 @passing.how
 @options.offline
+@options.trust
 @output.out
 @options.as_json
 def ablate(
@@ -83,6 +84,7 @@ def ablate(
     limit: int | None,
     at_once: int,
     offline: bool,
+    trust: bool,
     out: Path | None,
     as_json: bool,
     **how: Any,
@@ -119,7 +121,7 @@ def ablate(
         source, taught = passing.stimuli(stimuli, learn_from, limit)
     else:
         source, taught = passing.labelled(data or "demo", learn_from, limit)
-    loaded = open_network(network, offline=offline)
+    loaded = open_network(network, offline=offline, trust=trust)
     found_layers: list[Layer] = select_layers(
         loaded.model, torch.zeros(2, *loaded.preprocessing.shape), names
     )

@@ -42,6 +42,7 @@ from actstats_cli.analyses import output, passing
 @options.limit
 @passing.how
 @options.offline
+@options.trust
 @output.out
 @options.as_json
 def cues(
@@ -55,6 +56,7 @@ def cues(
     learn_from: str | None,
     limit: int | None,
     offline: bool,
+    trust: bool,
     out: Path | None,
     as_json: bool,
     **how: Any,
@@ -84,7 +86,7 @@ def cues(
             raise ActstatsError(f"--images is NAME=IMAGES, stylised=folder/ say, not {other!r}")
         versions.append(Version(name, source=open_source(images, limit=limit)))
     source, taught = passing.labelled(data, learn_from, limit)
-    loaded = {called[network]: open_network(network, offline=offline) for network in networks}
+    loaded = {called[network]: open_network(network, offline=offline, trust=trust) for network in networks}
     with passing.passes(how) as passes:
         found = cue_accuracy(
             loaded,

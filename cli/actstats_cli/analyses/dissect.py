@@ -48,6 +48,7 @@ from actstats_cli.analyses import output, passing
 )
 @options.limit
 @options.factory
+@options.trust
 @passing.how
 @output.by
 @output.out
@@ -62,6 +63,7 @@ def dissect(
     resolution: int | None,
     limit: int | None,
     arch: str | None,
+    trust: bool,
     by: str,
     out: Path | None,
     as_json: bool,
@@ -88,7 +90,7 @@ def dissect(
     dataset = open_dataset(store)
     segmented = open_segmented(data or dataset.attrs["data"]["spec"], categories, limit)
     limits = thresholds(dataset, top)
-    plan = SweepPlan.from_store(store)
+    plan = SweepPlan.from_store(store, trust=trust)
     loaded = plan.network(arch=arch)
     chosen, places = plan.layers(layers)
     said = []

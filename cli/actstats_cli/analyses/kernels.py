@@ -20,8 +20,11 @@ if TYPE_CHECKING:
     "--weights", metavar="FILE", multiple=True, help="Where the weights lie now, repeatable, one a store."
 )
 @options.factory
+@options.trust
 @output.wanted
-def kernels(stores: tuple[Path, ...], weights: tuple[str, ...], arch: str | None, **wanted: Any) -> None:
+def kernels(
+    stores: tuple[Path, ...], weights: tuple[str, ...], arch: str | None, trust: bool, **wanted: Any
+) -> None:
     """Measure how rough the convolution kernels of a network are.
 
     The same numbers as `smoothness`, for weights: by layer, or by filter (--by unit). The swept network is rebuilt
@@ -43,7 +46,9 @@ def kernels(stores: tuple[Path, ...], weights: tuple[str, ...], arch: str | None
 
     def of_network(dataset: xr.Dataset) -> xr.Dataset:
         named = arch if ":" in str(dataset.attrs.get("arch")) else None
-        model, _ = actstats.load_from_manifest(dataset.attrs, weights=next(files, None), arch=named)
+        model, _ = actstats.load_from_manifest(
+            dataset.attrs, weights=next(files, None), arch=named, trust=trust
+        )
         return kernel_smoothness(model)
 
     output.run(of_network, stores, ["roughness", "step", "total_variation"], **wanted)

@@ -62,6 +62,7 @@ if TYPE_CHECKING:
 )
 @passing.how
 @options.offline
+@options.trust
 @output.out
 @options.as_json
 def shape_bias(
@@ -76,6 +77,7 @@ def shape_bias(
     by: str,
     confidence: float,
     offline: bool,
+    trust: bool,
     out: Path | None,
     as_json: bool,
     **how: Any,
@@ -115,6 +117,7 @@ def shape_bias(
             called,
             classes,
             offline,
+            trust,
             notes,
             how,
         )
@@ -135,6 +138,7 @@ def _shown(
     networks: Mapping[str, str],
     classes: tuple[str, ...],
     offline: bool,
+    trust: bool,
     notes: list[str],
     how: Mapping[str, Any],
 ) -> pd.DataFrame:
@@ -148,7 +152,7 @@ def _shown(
     for network, name in networks.items():
         with passing.passes(how) as passes:
             table = decide(
-                open_network(network, offline=offline),
+                open_network(network, offline=offline, trust=trust),
                 source,
                 name=name,
                 classes=classes or None,
