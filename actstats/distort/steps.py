@@ -248,7 +248,8 @@ class Silhouette:
 
     @cached_property
     def _files(self) -> dict[str, Path]:
-        files = sorted(path for path in self.masks.rglob("*") if is_image_name(path.name))
+        named = (path for path in self.masks.rglob("*") if is_image_name(path.name))
+        files = sorted(path for path in named if path.is_file())  # no pipe, which would block, and no device
         return {_key(path.relative_to(self.masks).as_posix()): path for path in files}
 
     @cached_property
@@ -266,7 +267,7 @@ class Silhouette:
             raise ImageError(MISSING, f"has no mask in {self.masks}")
         try:
             mask = np.asarray(Pictures.open(path))
-        except OSError as error:
+        except (OSError, Pictures.DecompressionBombError) as error:
             raise ImageError(UNREADABLE, f"its mask {path.name} cannot be read: {error}") from None
         if mask.ndim == 3:
             mask = mask.max(2)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -141,6 +143,7 @@ def test_silhouettes_are_the_masks_cropped_with_their_image(tmp_path):
     mask = np.zeros((40, 60), np.uint8)
     mask[:, 30:] = 3
     Image.fromarray(mask).save(tmp_path / "cat" / "0.png")
+    os.mkfifo(tmp_path / "cat" / "1.png")  # not a mask, and not opened, which would wait for a writer
     chain = parse([f"silhouette:{tmp_path}"])
     preprocessing = Preprocessing(resize=32, crop=32)
     at = Place(0, "cat/0.jpg", preprocessing, (60, 40))

@@ -242,6 +242,67 @@ def archives(target: Path) -> Iterator[tuple[str, bytes]]:
     yield "a zip with a symbolic link", file.getvalue()
 
 
+def huge(count: int) -> bytes:
+    return struct.pack("<Q", count)
+
+
+BOMBS = {
+    "a memo of four thousand million": b"\x80\x04]r\xff\xff\xff\xff0N.",
+    "bytes of a terabyte": b"\x80\x04\x8e" + huge(1 << 40) + b"x.",
+    "an array of a terabyte": b"\x80\x05\x96" + huge(1 << 40) + b"x.",
+    "a text of a terabyte": b"\x80\x04\x8d" + huge(1 << 40) + b"x.",
+    "a frame of a terabyte": b"\x80\x04\x95" + huge(1 << 40) + b"N.",
+    "a number of a gigabyte": b"\x80\x04\x8b" + struct.pack("<i", 1 << 30) + b"x.",
+    "a number of a million digits": b"I" + b"9" * 1_000_000 + b"\n.",
+    "lists in lists": b"\x80\x04" + b"]" + b"]" * 90_000 + b"a" * 90_000 + b".",
+    "tuples doubled sixty times, as a key": b"\x80\x04}N\x85" + b"2\x86" * 60 + b"Ns.",
+    "lists doubled sixty times": b"\x80\x04]" + b"q\x00h\x00h\x00\x86" * 60 + b".",
+    "opcodes without end": b"\x80\x04" + b"]0" * 150_000 + b"N.",
+    "marks without end": b"\x80\x04" + b"(" * 190_000 + b".",
+    "a storage whose key is a tuple doubled 34 times": b"\x80\x04("
+    + text("storage")
+    + name("torch.FloatStorage")
+    + b"N\x85"
+    + b"2\x86" * 34
+    + text("cpu")
+    + b"K\x01tQ.",
+    "one text made bytes 20,000 times": b"\x80\x04"
+    + text("x" * 400_000)
+    + b"q\x000]"
+    + (name("_codecs.encode") + b"h\x00" + text("latin1") + b"\x86Ra") * 20_000
+    + b".",
+    "one list made a size 20,000 times": b"\x80\x04]("
+    + b"N" * 100_000
+    + b"eq\x000]"
+    + (name("torch.Size") + b"h\x00\x85Ra") * 20_000
+    + b".",
+    "keys that collide": b"\x80\x04}("
+    + b"".join(
+        b"(" + b"".join(b"J" + struct.pack("<i", -1 - (i >> bit & 1)) for bit in range(15)) + b"tN"
+        for i in range(10_000)
+    )
+    + b"u.",
+    "one long name 1,000 times": b"\x80\x04"
+    + text("x" * 400_000)
+    + b"q\x000"
+    + b"".join(b"h\x00" + text(str(i)) + b"\x930" for i in range(1_000))
+    + b"N.",
+    "no end": b"\x80\x04]",
+    "an unknown opcode": b"\x80\x04\xff.",
+    "an empty stack": b"\x80\x04R.",
+    "a memo that is not there": b"\x80\x04h\x07.",
+    "a protocol of tomorrow": b"\x80\x63N.",
+    "a name that is no text": b"\x80\x04NN\x93.",
+    "a buffer outside": b"\x80\x05\x97.",
+    "one nested file read 1,000 times": b"\x80\x04"
+    + blob(b"\x80\x02" + b"]0" * 100_000 + b"N.")
+    + b"q\x000"
+    + (name("torch.storage._load_from_bytes") + b"h\x00\x85R0") * 1_000
+    + b"N.",
+}
+"""Pickles of a few megabytes at most that would take gigabytes, or minutes, of one who reads them as they ask."""
+
+
 def zip_of(contents: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> bytes:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", compression) as archive:
