@@ -27,6 +27,7 @@ import actstats
 from actstats.store import Store, files
 
 IMAGES = 256
+SWEPT = 64
 WAYS = ("neither", "checksums", "checksums and fsync")
 
 
@@ -96,11 +97,21 @@ def main(folder: Path) -> None:
             partition(way, 0)
     compare(f"one partition of {sum(a.nbytes for a in arrays.values()) / 1e6:.0f} MB", 9, partition)
 
-    def sweep(way: str, number: int) -> None:
-        plan.store = folder / f"{way}-{number}.zarr"
-        plan.run()
+    few = actstats.plan(
+        "googlenet",
+        "demo",
+        folder / "few.zarr",
+        weights="none",
+        device="cpu",
+        limit=SWEPT,
+        partition_size=SWEPT,
+    )
 
-    compare(f"a sweep of {IMAGES} images", 3, sweep)
+    def sweep(way: str, number: int) -> None:
+        few.store = folder / f"{way}-{number}.zarr"
+        few.run()
+
+    compare(f"a sweep of {SWEPT} images", 3, sweep)
 
 
 if __name__ == "__main__":

@@ -80,9 +80,9 @@ def load_from_manifest(
 ) -> tuple[nn.Module, Preprocessing | Transform]:
     """Rebuild the network that was swept from the attributes of its store.
 
-    Nothing that the attributes name is imported or called. Of the weights, they may name random ones, those of the demo
-    and published ones (those of torchvision, timm and the registry of robust networks). For a factory pass `arch`, for
-    weights from a file or a URL `weights`, or for a store of your own `trust`.
+    Nothing that the attributes name is imported or called. Of the weights, they may name random ones, those of the
+    demo and published ones (torchvision's, timm's and those of the registry of robust networks). For a factory pass
+    `arch`, for weights from a file or a URL `weights`, or for a store of your own `trust`.
 
     Args:
         attrs: attributes of the store, of which `arch`, `weights` and `preprocessing` are used.

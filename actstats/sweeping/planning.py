@@ -293,7 +293,8 @@ class SweepPlan:
             )
             if isinstance(located(spec), URL) and not self._trust:
                 raise ActstatsError(
-                    f"the images are at {spec}, which is not opened without permission; say where they are with `data=`"
+                    f"the images are at {spec}, which is not opened without permission; say where they are with "
+                    "`data=`"
                 )
             try:
                 source = open_source(spec, limit=record["images"])
