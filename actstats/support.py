@@ -39,6 +39,18 @@ def located(place: str | Path) -> Path | URL:
     return URL(place) if isinstance(place, str) and "://" in place else Path(place)
 
 
+def on_this_machine(spec: str) -> str:
+    """Return a place that a store names, unless it is a URL, which a store alone does not get opened.
+
+    Raises `ActstatsError` for a URL.
+    """
+    if isinstance(located(spec), URL):
+        raise ActstatsError(
+            f"the images are at {spec}, which a store alone does not get opened; pass `data={spec}`"
+        )
+    return spec
+
+
 def one_or_more(given: str | Iterable[str]) -> list[str]:
     """Return a list of names, of one name by itself or of several.
 

@@ -10,6 +10,7 @@ import xarray as xr
 
 from actstats.analysis.comparing import require_same_images
 from actstats.errors import ActstatsError
+from actstats.support import on_this_machine
 
 _WORKERS = 2
 
@@ -54,7 +55,9 @@ def _total_variation(attributes: Mapping[str, Any], chosen: list[int], data: str
     from actstats.data.preprocessing import Preprocessing
     from actstats.distort import Place, parse
 
-    source = open_source(data or attributes["data"]["spec"], limit=attributes["data"]["images"])
+    source = open_source(
+        data or on_this_machine(attributes["data"]["spec"]), limit=attributes["data"]["images"]
+    )
     preprocessing = Preprocessing.from_dict(attributes["preprocessing"])
     chain = parse(attributes.get("distort", []))
     if any(spec.startswith("pgd") for spec in chain.specs):

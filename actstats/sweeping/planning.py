@@ -30,7 +30,7 @@ from actstats.metrics import Chosen, resolve_metrics
 from actstats.store import Schema, Store, parse_compression, place_of
 from actstats.store import manifest as manifests
 from actstats.store.store import missing_error
-from actstats.support import URL, html_facts, located, named_object
+from actstats.support import html_facts, located, named_object, on_this_machine
 from actstats.sweeping.progress import Progress, Started, Summary, bar
 from actstats.sweeping.settings import Execution, Settings, names_of, require_known
 
@@ -291,11 +291,8 @@ class SweepPlan:
             spec = (
                 resolved if Path(resolved).exists() and not Path(record["spec"]).exists() else record["spec"]
             )
-            if isinstance(located(spec), URL) and not self._trust:
-                raise ActstatsError(
-                    f"the images are at {spec}, which is not opened without permission; say where they are with "
-                    "`data=`"
-                )
+            if not self._trust:
+                on_this_machine(spec)
             try:
                 source = open_source(spec, limit=record["images"])
             except ActstatsError as error:

@@ -136,7 +136,8 @@ def named_by_a_stranger(honest: Path, folder: Path) -> dict[str, Path]:
     """Stores that name code, a file, and addresses, each by a manifest whose checksum is right."""
     secret = folder / "secret.pt"
     secret.write_bytes(b"nothing of a stranger's business")
-    weights = json.loads((honest / "zarr.json").read_text())["attributes"]["weights"]
+    attributes = json.loads((honest / "zarr.json").read_text())["attributes"]
+    weights, data, address = attributes["weights"], attributes["data"], "http://127.0.0.1:9/secret.tar"
     named = {key: value for key, value in weights.items() if key != "seed"} | {"file_sha256": "0" * 64}
     metric = {"metrics": ["mean", "stranger:Metric"]}
     drawn = {"source": "factory", "seed": 0, "builder": {}, "sha256": "0" * 64}
@@ -145,6 +146,7 @@ def named_by_a_stranger(honest: Path, folder: Path) -> dict[str, Path]:
         "a file": {
             "weights": named | {"source": "file:secret.pt", "path": str(secret), "resolved": str(secret)},
             **metric,
+            "data": data | {"spec": address, "resolved": address},
         },
         "os abort": {"arch": "os:abort", "weights": drawn},
         "an address": {"weights": named | {"source": "url:http://127.0.0.1:9/secret.pt"}},

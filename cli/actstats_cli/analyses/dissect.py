@@ -85,10 +85,11 @@ def dissect(
     from actstats.probing.concepts import open_segmented
     from actstats.probing.dissect import detectors, dissection, overlaps, thresholds
     from actstats.store import open_dataset
+    from actstats.support import on_this_machine
     from actstats.sweeping.planning import SweepPlan
 
     dataset = open_dataset(store)
-    segmented = open_segmented(data or dataset.attrs["data"]["spec"], categories, limit)
+    segmented = open_segmented(data or on_this_machine(dataset.attrs["data"]["spec"]), categories, limit)
     limits = thresholds(dataset, top)
     plan = SweepPlan.from_store(store, trust=trust)
     loaded = plan.network(arch=arch)
