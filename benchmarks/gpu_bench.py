@@ -1,11 +1,12 @@
-"""What the sections of `gpu_report.py` share: the device, timing, maps and buffers."""
+"""What the stages of `gpu_report.py` share: the device, timing, maps and buffers, and the file they write to."""
 
 from __future__ import annotations
 
+import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +25,18 @@ CHOICES = {
 
 
 class Bench:
-    """The device, the size of the work, and what was found so far."""
+    """The device, the size of the work, and what was found so far: rows by stage, also in the file `out`."""
 
-    def __init__(self, dry: bool, seconds: float) -> None:
+    def __init__(self, dry: bool, seconds: float, out: Path) -> None:
         import torch
 
         self.torch, self.dry, self.seconds, self.begun = torch, dry, seconds, time.perf_counter()
+        self.out = out
         self.device = torch.device("cpu" if dry else "cuda")
         self.batch = 2 if dry else BATCH
         self.shapes = [(8, 12, 10), (8, 5, 5), (9, 1, 1)] if dry else SHAPES
         self.dtypes = {"bf16": torch.bfloat16, "f32": torch.float32}
-        self.report: dict[str, Any] = {}
+        self.report: dict[str, list[dict[str, Any]]] = {}
 
     def synchronize(self) -> None:
         """Wait for the device."""
@@ -68,21 +70,39 @@ class Bench:
         stop.synchronize()
         return start.elapsed_time(stop) / 1e3 / repeats
 
-    def section(self, name: str, work: Callable[[Bench], Any]) -> None:
-        """Run one section, unless the time is over; what fails is part of the report."""
-        spent = time.perf_counter() - self.begun
-        if spent > self.seconds:
-            self.report[name] = {"skipped": f"{spent:.0f} s were spent before"}
-            return
-        print(f"[{spent:5.0f} s] {name}", flush=True)
+    def spent(self) -> float:
+        """Seconds since the start."""
+        return time.perf_counter() - self.begun
+
+    def stage(self, name: str, work: Callable[[Bench], Iterable[dict[str, Any]]]) -> None:
+        """Run one stage as far as the time goes: each row is in the file as soon as it is found.
+
+        What fails, or lacks a library, is a row too, and the next stage begins.
+        """
+        rows = self.report[name] = []
+        print(f"[{self.spent():5.0f} s] {name}", flush=True)
         try:
-            self.report[name] = work(self)
+            for row in () if self.spent() > self.seconds else work(self):
+                rows.append(row)
+                self.save()
+                if self.spent() > self.seconds:
+                    break
+            if self.spent() > self.seconds:
+                rows.append({"skipped": f"the rest: {self.spent():.0f} s were spent"})
         except ModuleNotFoundError as error:
-            self.report[name] = {"skipped": f"{error.name} is not installed"}
+            rows.append({"skipped": f"{error.name} is not installed"})
         except Exception as error:
             if self.dry:
                 raise
-            self.report[name] = {"failed": f"{type(error).__name__}: {error}"}
+            rows.append({"failed": f"{type(error).__name__}: {error}"})
+        self.save()
+
+    def save(self) -> None:
+        """Write what was found so far; whoever ends the run here finds a whole file."""
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        part = self.out.with_suffix(".part")
+        part.write_text(json.dumps(self.report, indent=1) + "\n")
+        part.replace(self.out)
 
 
 def buffers(b: Bench, images: int, channels: int, wanted: tuple[str, ...]) -> list[Any]:

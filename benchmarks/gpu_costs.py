@@ -3,7 +3,8 @@
     python benchmarks/gpu_costs.py
 
 writes the tables of docs/gpu.md to `docs/measured/`: resources (from tests/kernels/resources.json), counted costs of
-the four networks, and the error of each precision of the spectrum, found with emulated rounding on the CPU.
+the four networks, the times that follow from them, and the error of each precision of the spectrum, found with
+emulated rounding on the CPU.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,74 +21,141 @@ HERE = Path(__file__).parent
 MEASURED = HERE.parent / "docs" / "measured"
 RESOURCES = HERE.parent / "tests" / "kernels" / "resources.json"
 
-# NVIDIA's H100 data sheet, SXM: 3.35 TB/s, and 989 TFLOP/s of TF32 with sparsity, half of it without.
+# NVIDIA's H100 data sheet, SXM: 3.35 TB/s; 989 and 1979 TFLOP/s of TF32 and bf16 with sparsity, half without.
 H100_BYTES = 3.35e12
 H100_TF32 = 494.7e12
+H100_BF16 = 989.4e12
+BATCH = 256
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one image's maps of one layer: values, least and most reads of each from memory, spectrum operations.
+    """Of one image's maps of one layer: values, reads of each from memory, operations of the spectrum.
 
-    `useful` is what the two products of a map take, `executed` what one such pair takes with padding and with what is
-    computed again for each block of coefficients.
+    `useful` is what the two products of a map take; `executed` what is computed for it in bf16: with padding, with
+    two or three products for one, with what is computed again for each block of coefficients, and with the sums by
+    ring, once for the images that a program takes of a batch of 256. `unfolded` is what they take without
+    mirrored pairs, as three of TF32, as the kernels did before.
     """
 
     values: int
-    least_reads: int
-    most_reads: int
+    reads: int
     useful: float
     executed: float
+    unfolded: float
 
 
-def cost(channels: int, height: int, width: int) -> Cost:
-    """Count the cost of one layer for an image."""
+def cost(channels: int, height: int, width: int, itemsize: int = 2) -> Cost:
+    """Count the cost of one layer for an image: of bf16 maps, or of f32 ones with an `itemsize` of 4."""
+    from actstats_kernels.bins import FREQUENCY_BINS
     from actstats_kernels.gpu import launch
 
     if height == 1:
         height, width = width, 1
-    tiles, apart = launch.choose(height, width, channels)
+    tiles = launch.choose(height, width, channels, itemsize)
+    spectrum = tiles.spectrum
     size = height * width
-    kind = (apart or tiles).spectrum
-    useful = executed = 0.0
-    padded_h, padded_w = (
-        _padded(n, d) for n, d in ((height, (apart or tiles).depth_h), (width, (apart or tiles).depth_w))
-    )
-    u, v = (apart or tiles).u, (apart or tiles).v
-    blocks = apart.blocks if apart else 1
-    if kind == "vector":
+    down = 2 if itemsize == 2 else 3
+    useful = executed = unfolded = 0.0
+    if spectrum.kind == "vector":
         useful = 2.0 * size * size
-        executed = 2.0 * _padded(size, (apart or tiles).depth_w) * v * blocks
-    elif kind == "map":
+        executed = 2.0 * down * _padded(size, spectrum.depth_w) * spectrum.pitch_v
+        block = min(launch.power_of_two(size), 128)
+        unfolded = 3 * 2.0 * _padded(size, 32) * _padded(size, max(block, 16))
+    elif spectrum.kind == "map":
         useful = 2.0 * size * (height + width)
-        executed = 2.0 * u * padded_w * (padded_h + v) * blocks
-    # Histogram and fused spectrum look at a map again, from a cache if the maps of all running programs fit there.
-    return Cost(
-        channels * size,
-        1 + (apart is not None),
-        2 + (apart is not None),
-        channels * useful,
-        channels * executed,
-    )
+        parities = 1 + spectrum.fold
+        padded_h, padded_w = _padded(height, spectrum.depth_h), _padded(spectrum.points, spectrum.depth_w)
+        across = spectrum.pitch_v // spectrum.v
+        executed = (
+            2.0 * spectrum.pitch_u * padded_w * parities * (down * padded_h * across + 3 * spectrum.pitch_v)
+        )
+        rows, columns = _padded(height, 16), _padded(width, 16)
+        block = max(min(launch.power_of_two(width), 128), 16)
+        unfolded = 3 * 2.0 * rows * columns * (rows * -(-width // block) + _padded(width, block))
+    if useful:
+        slots = _padded(FREQUENCY_BINS, 32)
+        executed += (
+            2
+            * 2.0
+            * spectrum.pitch_u
+            * spectrum.pitch_v
+            * slots
+            / _additions(tiles, channels, size, itemsize)
+        )
+    # A further look at a map is a read unless what a program looks at stays in a cache.
+    cached = launch.cached_rounds(tiles, size, itemsize) > 0
+    reads = 1 + tiles.apart + (not cached)
+    return Cost(channels * size, reads, channels * useful, channels * executed, channels * unfolded)
+
+
+# What the kernels should reach, and why: with 8 warps on a multiprocessor (registers) reads are not hidden wholly;
+# products of few rows wait for their operands; values of one slot are added one after another.
+SHARE_OF_COPY, SHARE_OF_PEAK, SHARE_OF_SLOTS = 0.7, 0.25, 0.5
+# 132 multiprocessors, each 32 words of shared memory a cycle at 1.7 GHz.
+H100_WORDS = 132 * 32 * 1.7e9
+
+
+def expected(choice: str, channels: int, height: int, width: int, itemsize: int = 2) -> float:
+    """Return the seconds that one image's maps of a layer should take an H100, by what `CHOICES` has of a `choice`.
+
+    One read of the maps for each that `cost` counts; for the spectrum its operations; for the histogram an atomic
+    addition to shared memory for each value, and its share of clearing and reading the slots.
+    """
+    from gpu_bench import CHOICES
+
+    from actstats_kernels.gpu import histogram, launch
+
+    if height == 1:
+        height, width = width, 1
+    counted = cost(channels, height, width, itemsize)
+    tiles = launch.choose(height, width, channels, itemsize)
+    wanted = CHOICES[choice]
+    reads = counted.reads if len(wanted) > 2 else 1 + (tiles.apart and "power" in wanted)
+    seconds = reads * counted.values * itemsize / (SHARE_OF_COPY * H100_BYTES)
+    if "power" in wanted:
+        seconds += counted.executed / (SHARE_OF_PEAK * H100_BF16)
+    if "histogram" in wanted and height * width > 1:
+        words = 1 + 2 * int(histogram.SLOTS) / tiles.positions
+        seconds += words * counted.values / (SHARE_OF_SLOTS * H100_WORDS)
+    return seconds
+
+
+def _additions(tiles: Any, channels: int, size: int, itemsize: int) -> int:
+    """Return how often a program adds energies of a batch before it sums them by ring."""
+    from actstats_kernels.gpu import launch
+
+    spectrum = tiles.spectrum
+    blocks = -(-channels // tiles.channels)
+    if tiles.apart:
+        return launch.rounds(blocks * spectrum.blocks, BATCH // spectrum.images, BATCH)
+    groups = -(-BATCH // tiles.images)
+    rounds = launch.rounds(blocks, groups, launch.cached_rounds(tiles, size, itemsize))
+    return -(-rounds * tiles.images // spectrum.images)
 
 
 def _padded(n: int, to: int) -> int:
     return -(-n // to) * to
 
 
-def emulated_error(size: int, precision: str, maps: int = 64) -> float:
+def emulated_error(size: int, precision: str, dtype: torch.dtype = torch.float32, maps: int = 64) -> float:
     """Return the greatest error of a radial bin relative to the map's whole power, with emulated rounding.
 
-    TF32 keeps 10 bits of the mantissa; the others are cut off, as the matrix units may do. Sums are in f32.
+    Products are of bf16 parts as in the kernels, sums in f32.
     """
     from actstats_kernels import bins, reference
     from actstats_kernels.gpu.basis import real_fourier
 
-    x = torch.randn(maps, 1, size, size, generator=torch.Generator().manual_seed(0)).relu()
+    x = torch.randn(maps, 1, size, size, generator=torch.Generator().manual_seed(0)).relu().to(dtype)
     basis64, frequency = real_fourier(size)
-    basis = torch.from_numpy(basis64).float()
-    mean = x.mean((-2, -1), keepdim=True)
-    half = _product(basis, x - mean, precision)
+    basis = torch.from_numpy(basis64)
+    mean = x.float().mean((-2, -1), keepdim=True)
+    if dtype == torch.bfloat16 and precision != "ieee":
+        high, low = _parts(basis)
+        half = low @ x.float() + high @ x.float()
+        half[..., 0, :] -= mean[..., 0, :] * size**0.5
+    else:
+        half = _product(basis, x.float() - mean, precision)
     energy = _product(half, basis.T, precision).square().double().flatten(1) / size**2
     ring = torch.from_numpy(bins.radial_bins(size, size)[frequency[:, None], frequency[None, :]].flatten())
     found = torch.zeros(maps, bins.FREQUENCY_BINS, dtype=torch.float64).index_add_(1, ring, energy)
@@ -97,15 +166,14 @@ def emulated_error(size: int, precision: str, maps: int = 64) -> float:
 
 def _product(a: Tensor, b: Tensor, precision: str) -> Tensor:
     if precision == "ieee":
-        return a @ b
-    great_a, great_b = _cut(a), _cut(b)
-    if precision == "tf32":
-        return great_a @ great_b
-    return _cut(a - great_a) @ great_b + great_a @ _cut(b - great_b) + great_a @ great_b
+        return a.float() @ b.float()
+    (high_a, low_a), (high_b, low_b) = _parts(a), _parts(b)
+    return low_a @ high_b + high_a @ low_b + high_a @ high_b
 
 
-def _cut(x: Tensor) -> Tensor:
-    return (x.contiguous().view(torch.int32) & ~0x1FFF).view(torch.float32)
+def _parts(x: Tensor) -> tuple[Tensor, Tensor]:
+    high = x.bfloat16().to(x.dtype)
+    return high.float(), (x - high).bfloat16().float()
 
 
 def resources_table() -> str:
@@ -117,7 +185,10 @@ def resources_table() -> str:
     for k in kept["kernels"]:
         cells = rows.setdefault((k["kernel"], f"{k['height']} x {k['width']}"), {})
         spilled = f", spills {k['spilled']}" if k["spilled"] else ""
-        cells[f"{k['target']} {k['dtype']}"] = f"{k['registers']} / {k['shared'] / 1024:.0f}{spilled}"
+        # Of kernels that differ in channels, the first: the widest block of them.
+        cells.setdefault(
+            f"{k['target']} {k['dtype']}", f"{k['registers']} / {k['shared'] / 1024:.0f}{spilled}"
+        )
     columns = list(dict.fromkeys(f"{k['target']} {k['dtype']}" for k in kept["kernels"]))
     order = sorted(rows, key=lambda key: (key[0], int(key[1].split()[0])))
     text = table(
@@ -134,23 +205,25 @@ def costs_table() -> str:
     rows = []
     for network, layers in json.loads(RESOURCES.read_text())["networks"].items():
         each = [(number, cost(*shape)) for number, *shape in layers]
-        values, least, most = (
-            sum(number * c.values * reads for number, c in each for reads in [getattr(c, name, 1)])
-            for name in ("", "least_reads", "most_reads")
+        values = sum(number * c.values for number, c in each)
+        read = sum(number * c.values * c.reads for number, c in each)
+        useful, executed, unfolded = (
+            sum(number * getattr(c, name) for number, c in each)
+            for name in ("useful", "executed", "unfolded")
         )
-        useful, executed = (
-            sum(number * getattr(c, name) for number, c in each) for name in ("useful", "executed")
-        )
-        micro = [2 * n / H100_BYTES * 1e6 for n in (values, least, most)]
+        wide = sum(number * cost(*shape, 4).executed for number, *shape in layers)
         rows.append(
             [
                 network,
                 f"{values / 1e6:.2f}",
                 f"{2 * values / 1e6:.1f}",
-                *(f"{t:.1f}" for t in micro),
+                *(f"{2 * n / H100_BYTES * 1e6:.1f}" for n in (values, read)),
                 f"{useful / 1e9:.2f}",
-                f"{3 * executed / 1e9:.2f}",
-                f"{3 * executed / H100_TF32 * 1e6:.1f}",
+                f"{unfolded / 1e9:.2f}",
+                f"{unfolded / H100_TF32 * 1e6:.1f}",
+                f"{executed / 1e9:.2f}",
+                f"{executed / H100_BF16 * 1e6:.1f}",
+                f"{wide / H100_BF16 * 1e6:.1f}",
             ]
         )
     return table(
@@ -159,14 +232,68 @@ def costs_table() -> str:
             "values (M)",
             "bytes, bf16 (MB)",
             "one read (µs)",
-            "least reads of all kernels (µs)",
-            "most reads (µs)",
+            "reads of all kernels (µs)",
             "spectrum (GFLOP)",
-            "executed, tf32x3 (GFLOP)",
-            "at dense peak (µs)",
+            "before: tf32x3, unfolded (GFLOP)",
+            "at peak (µs)",
+            "now: bf16 maps (GFLOP)",
+            "at peak (µs)",
+            "f32 maps, at peak (µs)",
         ],
         rows,
     )
+
+
+def expected_table() -> str:
+    """Return the table of what the kernels should take for a batch, and of what follows from that for a network."""
+    from gpu_bench import CHOICES, SHAPES
+    from tables import table
+
+    from actstats_kernels.gpu import launch
+
+    kept = json.loads(RESOURCES.read_text())
+    rows = []
+    for channels, height, width in SHAPES:
+        tiles = launch.choose(height, width, channels, 2)
+        registers = [
+            k["registers"]
+            for k in kept["kernels"]
+            if (k["target"], k["dtype"], k["kernel"], k["height"]) == ("sm_90", "bf16", "accumulate", height)
+        ]
+        resident = 65536 // (max(registers) * 32 * tiles.warps) * tiles.warps if registers else None
+        counted = cost(channels, height, width)
+        rows.append(
+            [
+                f"{channels} x {height} x {width}",
+                f"{2 * BATCH * counted.values / 1e6:.0f}",
+                str(counted.reads),
+                f"{BATCH * counted.executed / 1e9:.1f}",
+                str(resident or ""),
+                *(f"{1e6 * BATCH * expected(choice, channels, height, width):.0f}" for choice in CHOICES),
+            ]
+        )
+    networks = []
+    for network, layers in kept["networks"].items():
+        spent = [
+            sum(number * expected(choice, *shape) for number, *shape in layers) * 1e6
+            for choice in ("moments", "moments, histogram", "everything")
+        ]
+        read = sum(2 * number * cost(*shape).values for number, *shape in layers) / H100_BYTES * 1e6
+        networks.append([network, f"{read:.1f}", *(f"{t:.1f}" for t in spent), f"{spent[-1] / read:.1f}"])
+    return (
+        table(
+            [
+                "bf16 maps, batch of 256", "MB", "reads", "GFLOP", "warps on a multiprocessor",
+                *(f"{choice} (µs)" for choice in CHOICES),
+            ],
+            rows,
+        )
+        + "\n"
+        + table(
+            ["an image of", "one read (µs)", "moments (µs)", "and histogram (µs)", "everything (µs)", "reads"],
+            networks,
+        )
+    )  # fmt: skip
 
 
 def precision_table() -> str:
@@ -174,7 +301,14 @@ def precision_table() -> str:
     from tables import table
 
     sizes = (7, 14, 28, 56, 112, 224)
-    rows = [[p, *(f"{emulated_error(n, p):.0e}" for n in sizes)] for p in ("ieee", "tf32x3", "tf32")]
+    rows = [
+        [f"{p}, {name} maps", *(f"{emulated_error(n, p, dtype):.0e}" for n in sizes)]
+        for p, name, dtype in (
+            ("ieee", "f32", torch.float32),
+            ("bf16x3", "f32", torch.float32),
+            ("bf16x3", "bf16", torch.bfloat16),
+        )
+    ]
     return table(["precision", *(f"{n} x {n}" for n in sizes)], rows)
 
 
@@ -183,6 +317,7 @@ def main() -> None:
     for name, made in (
         ("resources", resources_table),
         ("costs", costs_table),
+        ("expected", expected_table),
         ("precision", precision_table),
     ):
         (MEASURED / f"gpu_{name}.md").write_text(made())

@@ -1,10 +1,13 @@
-"""Check and time everything that runs on a GPU, in under eight minutes; write JSON and a Markdown table.
+"""What the GPU kernels do on this machine: right or wrong, how fast, and at what cost to a sweep.
 
     python benchmarks/gpu_report.py                  on a GPU: writes benchmarks/results/gpu.json and gpu.md
     python benchmarks/gpu_report.py --dry-run        on any machine: each line runs, tiny, in Triton's interpreter
+    python benchmarks/gpu_report.py --wheels FOLDER  with what is lacking here taken from wheels; installs nothing
+    python benchmarks/gpu_report.py --read gpu.json  the tables of a file that was written before, and its surprises
 
-Needs torch and triton; torchvision for the networks; zarr and what else a sweep needs only for the last section.
-A section that cannot run says why in the report, and the others run.
+Needs torch and triton; torchvision for the networks; zarr and what else a sweep needs only for sweeps. A stage that
+cannot run says why, and the others run. The most telling come first, and each row is in the file as soon as it is
+found: a run that is ended early leaves what it knows.
 """
 
 from __future__ import annotations
@@ -15,25 +18,31 @@ import json
 import os
 import platform
 import sys
-import time
+import tempfile
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from gpu_bench import CHOICES, Bench, buffers, maps
-from gpu_sweeps import end_to_end, sweeps
+from gpu_sweeps import forwards, jpegs, other_forwards, sweeps
 
 HERE = Path(__file__).parent
 CHECKED = [
-    (8, 2, 24, 33, 17),
-    (3, 2, 70, 1, 1),
-    (2, 9, 1, 197, 64),
-    (4, 64, 112, 112),
     (4, 64, 56, 56),
+    (4, 64, 112, 112),
+    (4, 192, 28, 28),
+    (8, 480, 14, 14),
+    (8, 832, 7, 7),
+    (8, 2, 33, 17),
+    (3, 70, 1, 1),
+    (9, 64, 1, 197),
     (2, 4, 224, 224),
 ]
+MOST_ERROR = 1e-5
 
 
-def machine(b: Bench) -> dict[str, Any]:
+def machine(b: Bench) -> Iterator[dict[str, Any]]:
     import triton
 
     found = {
@@ -48,109 +57,156 @@ def machine(b: Bench) -> dict[str, Any]:
     if b.device.type == "cuda":
         properties = b.torch.cuda.get_device_properties(b.device)
         found |= {"device": properties.name, "memory": properties.total_memory, "cuda": b.torch.version.cuda}
-    return found
-
-
-def copy_bandwidth(b: Bench) -> dict[str, float]:
+        found |= {"multiprocessors": properties.multi_processor_count}
     source = b.torch.empty(2**16 if b.dry else 2**30, dtype=b.torch.uint8, device=b.device)
     target = b.torch.empty_like(source)
     seconds = b.kernel_seconds(lambda: target.copy_(source))
-    return {"GB/s": 2 * source.numel() / seconds / 1e9}
+    yield {**found, "copy GB/s": 2 * source.numel() / seconds / 1e9}
 
 
-def check(b: Bench) -> list[dict[str, Any]]:
-    """Every statistic against the float64 reference; integers have to be equal."""
+def check(b: Bench) -> Iterator[dict[str, Any]]:
+    """Every statistic against the float64 reference; integers have to be equal, and a second run to the byte."""
     from actstats_kernels import gpu, reference
 
-    rows = []
-    for *images, channels, height, width in [(2, 9, 7, 7), (1, 3, 20, 17)] if b.dry else CHECKED:
+    for shape in [(2, 9, 7, 7), (1, 3, 20, 17)] if b.dry else CHECKED:
         for name, dtype in {**b.dtypes, "f16": b.torch.float16}.items():
             for contiguous in (False, True):
-                x = maps(b, (images[-1] if len(images) == 1 else images[0], channels, height, width), dtype)
+                x = maps(b, shape, dtype)
                 x = x.contiguous() if contiguous else x
                 x[0, 0, 0, 0] = b.torch.nan
-                moments, argmax, histogram, power = buffers(b, *x.shape[:2], CHOICES["everything"])
-                gpu.accumulate(x, moments, argmax, histogram, power)
+                found, again = (buffers(b, *x.shape[:2], CHOICES["everything"]) for _ in range(2))
+                gpu.accumulate(x, *found)
+                gpu.accumulate(x, *again)
+                moments, argmax, histogram, power = found
                 expected, spectra = reference.moments(x), reference.power(x).nansum(0)
                 size = expected.abs().nan_to_num().amax((1, 2), keepdim=True).clamp_min(1e-30)
                 wrong = ((moments.double() - expected).abs() / size).nan_to_num()
                 total = spectra.sum(1, keepdim=True).clamp_min(1e-30)
-                rows.append(
-                    {
-                        "maps": list(x.shape),
-                        "dtype": name,
-                        "contiguous": contiguous,
-                        "moments": wrong.max().item(),
-                        "spectrum": ((power - spectra).abs() / total).max().item(),
-                        "same NaN": b.torch.equal(moments.isnan(), expected.isnan()),
-                        "argmax equal": b.torch.equal(argmax, reference.argmax(x)),
-                        "histogram equal": b.torch.equal(histogram.long(), reference.histogram(x)),
-                    }
-                )
-    return rows
+                row = {"maps": list(x.shape), "dtype": name, "contiguous": contiguous}
+                row |= {
+                    "moments": wrong.max().item(),
+                    "spectrum": ((power - spectra).abs() / total).max().item(),
+                }
+                exact = {
+                    "same NaN": b.torch.equal(moments.isnan(), expected.isnan()),
+                    "argmax equal": b.torch.equal(argmax, reference.argmax(x)),
+                    "histogram equal": b.torch.equal(histogram.long(), reference.histogram(x)),
+                    "same bytes again": all(
+                        b.torch.equal(_bytes(b, one), _bytes(b, two))
+                        for one, two in zip(found, again, strict=True)
+                    ),
+                }
+                right = all(exact.values()) and max(row["moments"], row["spectrum"]) <= MOST_ERROR
+                yield {**row, **exact, "right": right}
+    yield _ranking(b)
 
 
-def failures(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of `check` that are not right."""
-    exact = ("same NaN", "argmax equal", "histogram equal")
-    return [r for r in rows if not all(r[name] for name in exact) or max(r["moments"], r["spectrum"]) > 1e-5]
+def _bytes(b: Bench, x: Any) -> Any:
+    return x.contiguous().view(b.torch.uint8)
 
 
-def ranking(b: Bench) -> dict[str, Any]:
+def _ranking(b: Bench) -> dict[str, Any]:
     from actstats_kernels import gpu, reference
 
-    rows, units = (20, 7) if b.dry else (1024, 7280)
-    maximum = b.torch.randn(rows, units, device=b.device).round(decimals=2)
-    position = b.torch.zeros(rows, units, dtype=b.torch.int32, device=b.device)
-    few = maximum[:, :64].cpu(), position[:, :64].cpu()
-    found, expected = gpu.top_k(*(t.to(b.device) for t in few), 16), reference.top_k(*few, 16)
-    equal = all(b.torch.equal(a.cpu(), e) for a, e in zip(found, expected, strict=True))
-    return {"equal": equal, "ms": 1e3 * b.kernel_seconds(lambda: gpu.top_k(maximum, position, 16))}
+    rows, units = (20, 7) if b.dry else (1024, 64)
+    maximum = b.torch.randn(rows, units).round(decimals=2)
+    position = b.torch.zeros(rows, units, dtype=b.torch.int32)
+    found = gpu.top_k(maximum.to(b.device), position.to(b.device), 16)
+    expected = reference.top_k(maximum, position, 16)
+    right = all(b.torch.equal(a.cpu(), e) for a, e in zip(found, expected, strict=True))
+    return {"maps": f"top-k of {rows} x {units}", "right": right}
 
 
-def kernels(b: Bench) -> list[dict[str, Any]]:
-    """Each choice of statistics on each shape, and the same by plain torch operations."""
-    from gpu_costs import cost
-    from plain_torch import plain_histogram, plain_moments, plain_power
+def kernels(b: Bench) -> Iterator[dict[str, Any]]:
+    """Each choice of statistics on each shape, beside the time that was expected of an H100."""
+    from gpu_costs import cost, expected
 
     from actstats_kernels import gpu
 
-    bandwidth = b.report["copy bandwidth"]["GB/s"]
-    plain = {
-        "moments": lambda x: plain_moments(x),
-        "spectrum": lambda x: plain_power(x),
-        "everything": lambda x: (plain_moments(x), plain_histogram(x), plain_power(x)),
-    }
-    rows = []
-    for channels, height, width in b.shapes:
-        counted = cost(channels, height, width)
-        for name, dtype in b.dtypes.items():
+    bandwidth = b.report["machine"][0]["copy GB/s"]
+    for name, dtype in b.dtypes.items():
+        for channels, height, width in b.shapes:
             x = maps(b, (b.batch, channels, height, width), dtype)
+            size = channels, height, width, x.element_size()
             for choice, wanted in CHOICES.items():
                 into = buffers(b, b.batch, channels, wanted)
                 seconds = b.kernel_seconds(lambda x=x, into=into: gpu.accumulate(x, *into))
                 rate = x.numel() * x.element_size() / seconds / 1e9
                 row = {"maps": list(x.shape), "dtype": name, "what": choice, "ms": 1e3 * seconds}
                 row |= {"GB/s of one read": rate, "share of copy": rate / bandwidth}
+                row["over expected"] = seconds / (b.batch * expected(choice, *size))
                 if "power" in wanted:
-                    row["TFLOP/s useful"] = b.batch * counted.useful / seconds / 1e12
-                    row["TFLOP/s executed"] = 3 * b.batch * counted.executed / seconds / 1e12
-                if choice in plain:
-                    try:
-                        again = b.kernel_seconds(lambda x=x, c=choice: plain[c](x), repeats=3)
-                        row["plain torch ms"] = 1e3 * again
-                    except b.torch.OutOfMemoryError:
-                        row["plain torch ms"] = "out of memory"
-                rows.append(row)
-    return rows
+                    row["TFLOP/s executed"] = b.batch * cost(*size).executed / seconds / 1e12
+                yield row
 
 
-def markdown(report: dict[str, Any]) -> str:
-    """Return the report as tables."""
-    parts = [f"# {report['machine']['device']}\n"]
-    for name, content in report.items():
+def plain(b: Bench) -> Iterator[dict[str, Any]]:
+    """The statistics by plain torch operations on each shape, and the ranking."""
+    from plain_torch import plain_histogram, plain_moments, plain_power
+
+    from actstats_kernels import gpu
+
+    ways = {
+        "moments": plain_moments,
+        "spectrum": plain_power,
+        "everything": lambda x: (plain_moments(x), plain_histogram(x), plain_power(x)),
+    }
+    for channels, height, width in b.shapes:
+        x = maps(b, (b.batch, channels, height, width), b.torch.bfloat16)
+        for choice, way in ways.items():
+            row = {"maps": list(x.shape), "dtype": "bf16", "what": f"plain torch, {choice}"}
+            try:
+                row["ms"] = 1e3 * b.kernel_seconds(lambda x=x, way=way: way(x), repeats=3)
+            except b.torch.OutOfMemoryError:
+                row["ms"] = "out of memory"
+            yield row
+    rows, units = (20, 7) if b.dry else (1024, 7280)
+    maximum = b.torch.randn(rows, units, device=b.device)
+    position = b.torch.zeros(rows, units, dtype=b.torch.int32, device=b.device)
+    yield {"what": "top-k", "ms": 1e3 * b.kernel_seconds(lambda: gpu.top_k(maximum, position, 16))}
+
+
+def everything_else(b: Bench) -> Iterator[dict[str, Any]]:
+    """What only explains the stages before."""
+    yield from other_forwards(b)
+    yield from plain(b)
+
+
+STAGES = {
+    "check": check,
+    "forward": forwards,
+    "kernels": kernels,
+    "sweeps": sweeps,
+    "JPEGs": jpegs,
+    "everything else": everything_else,
+}
+
+
+def surprises(report: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """Say what is not as docs/gpu.md expects: wrong, failed, or more than twice off, faster too.
+
+    >>> surprises({"kernels": [{"what": "spectrum", "dtype": "f32", "maps": [1], "over expected": 3.5}]})
+    ['kernels: spectrum f32 [1]: 3.5 of the expected time']
+    """
+    found = []
+    for stage, rows in report.items():
+        for row in rows:
+            name = " ".join(str(row[key]) for key in ("network", "what", "dtype", "maps") if key in row)
+            if "failed" in row:
+                found.append(f"{stage}: {row['failed']}")
+            if row.get("right") is False:
+                found.append(f"{stage}: {name}: wrong")
+            if not 0.5 <= row.get("over expected", 1) <= 2:
+                found.append(f"{stage}: {name}: {row['over expected']:.3g} of the expected time")
+    return found
+
+
+def markdown(report: dict[str, list[dict[str, Any]]]) -> str:
+    """Return the report as tables, after what is not as expected."""
+    parts = [f"# {report['machine'][0]['device']}\n"]
+    parts += [f"- {line}" for line in surprises(report)]
+    for name, rows in report.items():
         parts.append(f"\n## {name}\n")
-        rows = content if isinstance(content, list) else [content]
         columns = list(dict.fromkeys(key for row in rows for key in row))
         parts += [" | ".join(["", *columns, ""]).strip(), "|" + " --- |" * len(columns)]
         parts += [" | ".join(["", *(_cell(row.get(c, "")) for c in columns), ""]).strip() for row in rows]
@@ -158,9 +214,15 @@ def markdown(report: dict[str, Any]) -> str:
 
 
 def _cell(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_cell(v)}" for key, v in value.items())
     return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def unpack(wheels: Path, into: Path) -> None:
+    """Make what is in the `wheels` of a folder importable, after what is installed."""
+    for wheel in sorted(wheels.glob("*.whl")):
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(into)
+    sys.path.append(str(into))
 
 
 def main() -> None:
@@ -168,33 +230,43 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--dry-run", action="store_true", help="tiny, on the CPU, in Triton's interpreter")
-    parser.add_argument(
-        "--seconds", type=float, default=400, help="begin no section after so many (default 400)"
-    )
+    parser.add_argument("--seconds", type=float, default=400, help="stop after so many (default 400)")
+    parser.add_argument("--wheels", type=Path, help="a folder of wheels")
+    parser.add_argument("--read", type=Path, help="a report's JSON: print its tables, run nothing")
     parser.add_argument(
         "--out", type=Path, default=HERE / "results" / "gpu.json", help="the JSON; .md goes beside it"
     )
     options = parser.parse_args()
-    if options.dry_run:
+    if options.read:
+        print(markdown(json.loads(options.read.read_text())))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        if options.wheels:
+            unpack(options.wheels, Path(folder))
+        report = run(options.dry_run, options.seconds, options.out)
+    print(markdown(report))
+    rows = report["check"]
+    if not all(row.get("right") for row in rows):
+        wrong = [row for row in rows if not row.get("right")]
+        raise SystemExit(f"{len(wrong)} checks failed, first: {wrong[0]}")
+
+
+def run(dry: bool, seconds: float, out: Path) -> dict[str, list[dict[str, Any]]]:
+    """Run every stage, and return what `out` and the tables beside it hold."""
+    if dry:
         # Triton looks at it when a kernel is defined.
         os.environ["TRITON_INTERPRET"] = "1"
     import torch
 
-    if not options.dry_run and not torch.cuda.is_available():
+    if not dry and not torch.cuda.is_available():
         raise SystemExit("torch sees no CUDA device here; --dry-run shows that the script runs")
-    b = Bench(options.dry_run, options.seconds)
-    b.report["machine"] = machine(b)
-    sections = {"copy bandwidth": copy_bandwidth, "check": check, "top-k": ranking, "kernels": kernels}
-    for name, work in {**sections, "sweep over forward": sweeps, "end to end": end_to_end}.items():
-        b.section(name, work)
-    b.report["machine"]["seconds"] = time.perf_counter() - b.begun
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(b.report, indent=1) + "\n")
-    options.out.with_suffix(".md").write_text(markdown(b.report))
-    print(markdown(b.report))
-    wrong = failures(b.report["check"]) if isinstance(b.report["check"], list) else [b.report["check"]]
-    if wrong:
-        raise SystemExit(f"{len(wrong)} checks failed, first: {wrong[0]}")
+    b = Bench(dry, seconds, out)
+    for name, work in {"machine": machine, **STAGES}.items():
+        b.stage(name, work)
+        out.with_suffix(".md").write_text(markdown(b.report))
+    b.report["machine"][0]["seconds"] = b.spent()
+    b.save()
+    return b.report
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""The sections of `gpu_report.py` that run networks: forward passes with hooks, and whole sweeps."""
+"""The stages of `gpu_report.py` that run networks: forward passes with hooks, and whole sweeps."""
 
 from __future__ import annotations
 
 import os
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,11 +38,10 @@ class Held:
         return self.pictures[index % len(self.pictures)]
 
 
-def networks(b: Bench) -> list[tuple[str, Any, Any, list[Any]]]:
+def networks(b: Bench) -> Iterator[tuple[str, Any, Any, list[Any]]]:
     """Each network, its input, and its layers."""
     from actstats.layers import select_layers
 
-    found = []
     for name in ("tiny",) if b.dry else NETWORKS:
         if b.dry:
             nn = b.torch.nn
@@ -55,81 +55,113 @@ def networks(b: Bench) -> list[tuple[str, Any, Any, list[Any]]]:
             model, side = load_model(name, "none").model, 224
         model = model.eval().to(b.device).to(memory_format=b.torch.channels_last)
         x = b.torch.randn(b.batch, 3, side, side, device=b.device).to(memory_format=b.torch.channels_last)
-        found.append((name, model, x, select_layers(model, x[:2])))
-    return found
+        yield name, model, x, select_layers(model, x[:2])
 
 
-def sweeps(b: Bench) -> list[dict[str, Any]]:
-    """Forward passes with the statistics in hooks over bare ones, and with plain torch operations in them."""
+def forwards(b: Bench) -> Iterator[dict[str, Any]]:
+    """Forward passes with all statistics in hooks over bare ones, beside the time that was expected of an H100."""
+    yield from _forwards(b, ("everything",))
+
+
+def other_forwards(b: Bench) -> Iterator[dict[str, Any]]:
+    """The same with fewer statistics, and with plain torch operations in the hooks."""
+    yield from _forwards(b, ("moments", "moments, histogram"))
+    yield from _forwards(b, ("moments", "everything"), plain=True)
+
+
+def _forwards(b: Bench, choices: tuple[str, ...], *, plain: bool = False) -> Iterator[dict[str, Any]]:
+    from gpu_costs import expected
     from plain_torch import plain_moments, plain_statistics
 
     from actstats.layers import watch
     from actstats_kernels import gpu
 
-    rows = []
     for name, model, x, layers in networks(b):
         for precision, dtype in b.dtypes.items():
             amp = b.torch.autocast(b.device.type, dtype=dtype, enabled=precision != "f32")
             with b.torch.inference_mode(), amp:
                 bare = b.seconds_of(lambda model=model, x=x: model(x))
-                for choice in ("moments", "moments, histogram", "everything"):
+                for choice in choices:
                     into = [buffers(b, b.batch, layer.units, CHOICES[choice]) for layer in layers]
-                    with watch(model, layers, lambda i, m, into=into: gpu.accumulate(m, *into[i])):
-                        seconds = b.seconds_of(lambda model=model, x=x: model(x))
-                    row = {"network": name, "dtype": precision, "what": choice, "images/s": b.batch / seconds}
-                    rows.append({**row, "bare images/s": b.batch / bare, "over forward": seconds / bare})
-                for choice in ("moments", "everything"):
-                    with watch(
-                        model,
-                        layers,
-                        lambda _, m, c=choice: (
-                            plain_moments(m) if c == "moments" else plain_statistics(m, True)
-                        ),
-                    ):
-                        seconds = b.seconds_of(lambda model=model, x=x: model(x), repeats=3)
-                    row = {"network": name, "dtype": precision, "what": f"plain torch, {choice}"}
-                    rows.append({**row, "images/s": b.batch / seconds, "over forward": seconds / bare})
-    return rows
+
+                    def take(i: int, m: Any, choice: str = choice, into: Any = into) -> None:
+                        if not plain:
+                            gpu.accumulate(m, *into[i])
+                        elif choice == "moments":
+                            plain_moments(m)
+                        else:
+                            plain_statistics(m, True)
+
+                    with watch(model, layers, take):
+                        seconds = b.seconds_of(lambda model=model, x=x: model(x), repeats=3 if plain else 15)
+                    row = {
+                        "network": name,
+                        "dtype": precision,
+                        "what": f"plain torch, {choice}" if plain else choice,
+                    }
+                    row |= {"images/s": b.batch / seconds, "bare images/s": b.batch / bare}
+                    row |= {
+                        "over forward": seconds / bare,
+                        "added µs an image": 1e6 * (seconds - bare) / b.batch,
+                    }
+                    if not plain:
+                        item = 4 if precision == "f32" else 2
+                        sizes = [(layer.units, layer.height, layer.width, item) for layer in layers]
+                        wanted = sum(expected(choice, *size) for size in sizes)
+                        row |= {
+                            "expected µs": 1e6 * wanted,
+                            "over expected": (seconds - bare) / b.batch / wanted,
+                        }
+                    yield row
 
 
-def end_to_end(b: Bench) -> dict[str, Any]:
-    """Whole sweeps into a store: from images held decoded in memory, and from JPEG files."""
+def sweeps(b: Bench) -> Iterator[dict[str, Any]]:
+    """Whole sweeps into a store, of images held decoded in memory."""
+    number, pictures = _pictures(b)
+    for amp in ("bf16", "off"):
+        yield _sweep(b, "images in memory", Held(pictures, number), number, "pillow", amp)
+
+
+def jpegs(b: Bench) -> Iterator[dict[str, Any]]:
+    """Whole sweeps of JPEG files, decoded by the CPU and by the device."""
+    number, pictures = _pictures(b)
+    with tempfile.TemporaryDirectory() as folder:
+        for i in range(number):
+            pictures[i % len(pictures)].save(Path(folder) / f"{i:05}.jpg", quality=90)
+        for decode in ("pillow", "device"):
+            yield _sweep(b, f"JPEG files, decoded by {decode}", folder, number, decode, "bf16")
+
+
+def _pictures(b: Bench) -> tuple[int, list[Image.Image]]:
     import numpy as np
     from PIL import Image
-
-    import actstats
 
     rng = np.random.default_rng(0)
     number, side = (6, 40) if b.dry else (IMAGES, 500)
     coarse = [
         Image.fromarray(rng.integers(0, 256, (12, 12, 3), dtype=np.uint8)) for _ in range(min(number, 64))
     ]
-    pictures = [image.resize((side, side * 3 // 4), Image.Resampling.BICUBIC) for image in coarse]
-    preprocessing = actstats.Preprocessing.imagenet(size=12, resize=14) if b.dry else None
-    model: Any = networks(b)[0][1] if b.dry else "googlenet"
+    return number, [image.resize((side, side * 3 // 4), Image.Resampling.BICUBIC) for image in coarse]
 
-    found: dict[str, Any] = {"images": number}
+
+def _sweep(b: Bench, data: str, source: Any, number: int, decode: str, amp: str) -> dict[str, Any]:
+    import actstats
+
+    preprocessing = actstats.Preprocessing.imagenet(size=12, resize=14) if b.dry else None
+    model: Any = next(networks(b))[1] if b.dry else "googlenet"
     with tempfile.TemporaryDirectory() as folder:
-        files = Path(folder) / "jpeg"
-        files.mkdir()
-        for i in range(number):
-            pictures[i % len(pictures)].save(files / f"{i:05}.jpg", quality=90)
-        for data, source, decode in (
-            ("images in memory", Held(pictures, number), "pillow"),
-            ("JPEG files", str(files), "pillow"),
-            ("JPEG files, decoded on the device", str(files), "device"),
-        ):
-            for amp in ("off", "bf16"):
-                begun = time.perf_counter()
-                done = actstats.sweep(
-                    model, source, Path(folder) / f"{data}-{amp}.zarr", weights="none", preprocessing=preprocessing,
-                    batch_size=b.batch, partition_size=4 if b.dry else 1024, device=b.device.type, amp=amp,
-                    workers=os.cpu_count(), decode=decode,
-                )  # fmt: skip
-                seconds = time.perf_counter() - begun
-                found[f"{data}, amp {amp}"] = {
-                    "images/s": number / done.progress.seconds,
-                    "with start-up": number / seconds,
-                    "share of time waiting for data": done.progress.waiting / done.progress.seconds,
-                }
-    return found
+        begun = time.perf_counter()
+        done = actstats.sweep(
+            model, source, Path(folder) / "store.zarr", weights="none", preprocessing=preprocessing,
+            batch_size=b.batch, partition_size=4 if b.dry else 1024, device=b.device.type, amp=amp,
+            workers=os.cpu_count(), decode=decode,
+        )  # fmt: skip
+        seconds = time.perf_counter() - begun
+    return {
+        "what": data,
+        "amp": amp,
+        "images": number,
+        "images/s": number / done.progress.seconds,
+        "with start-up": number / seconds,
+        "share of time waiting for data": done.progress.waiting / done.progress.seconds,
+    }

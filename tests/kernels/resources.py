@@ -27,13 +27,12 @@ from triton.compiler import ASTSource
 
 from actstats_kernels import gpu
 from actstats_kernels.gpu import compat, kernels, launch
-from actstats_kernels.gpu.layout import Layout, layout_of
+from actstats_kernels.gpu.layout import layout_of
 
 TABLE = Path(__file__).with_name("resources.json")
 TARGETS = {
     "sm_90": GPUTarget("cuda", 90, 32),
     "sm_80": GPUTarget("cuda", 80, 32),
-    "gfx942": GPUTarget("hip", "gfx942", 64),
 }
 DTYPES = {"bf16": torch.bfloat16, "f32": torch.float32}
 NETWORKS = ("googlenet", "resnet50", "alexnet", "vgg16")
@@ -44,8 +43,8 @@ _POINTERS = {
     "argmax": "*i32",
     "histogram": "*i32",
     "scratch": "*fp32",
-    "basis_h": "*fp32",
-    "basis_w": "*fp32",
+    "basis_h": "*bf16",
+    "basis_w": "*bf16",
     "rings": "*i8",
 }
 _MAPS = {"bf16": "*bf16", "f32": "*fp32"}
@@ -66,7 +65,7 @@ class Build:
 
 @dataclass(frozen=True)
 class Usage:
-    """Registers a thread, bytes of shared memory a program, bytes of stack (NVIDIA) or registers (AMD) spilled."""
+    """Registers a thread, bytes of shared memory a program, bytes of stack spilled."""
 
     registers: int
     shared: int
@@ -92,12 +91,12 @@ def builds(networks: dict[str, list[list[int]]], target: str, dtype: str) -> Ite
     seen = set()
     for shapes in networks.values():
         for _, channels, height, width in shapes:
-            tiles, apart = launch.choose(height, width, channels)
-            key = (height, width, tiles, apart, channels % tiles.channels)
+            tiles = launch.choose(height, width, channels, DTYPES[dtype].itemsize)
+            key = (height, width, tiles, channels % tiles.channels)
             if key not in seen:
                 seen.add(key)
                 yield Build(target, dtype, "accumulate", height, width, channels)
-                if apart is not None:
+                if tiles.apart:
                     yield Build(target, dtype, "spectrum", height, width, channels)
 
 
@@ -106,30 +105,23 @@ def compiled(build: Build) -> Usage:
     shape = (2, build.channels, build.height, build.width)
     x = torch.empty(shape, dtype=DTYPES[build.dtype], device="meta").to(memory_format=torch.channels_last)
     layout = layout_of(x)
-    tiles, apart = launch.choose(layout.height, layout.width, layout.channels)
-    precision = compat.PRECISIONS[TARGETS[build.target].backend][0]
+    tiles = launch.choose(layout.height, layout.width, layout.channels, x.element_size())
+    precision = gpu.products(x.dtype)
     if build.kernel == "accumulate":
-        kernel, constants, warps = (
-            kernels.accumulate_kernel,
-            gpu.accumulate_constants(layout, tiles, precision),
-            tiles.warps,
+        return _usage(
+            _compile(
+                kernels.accumulate_kernel,
+                gpu.accumulate_constants(layout, tiles, precision),
+                tiles.warps,
+                build,
+                {"scratch", "basis_h", "basis_w", "rings"} if tiles.apart else set(),
+            )
         )
-    else:
-        assert apart is not None
-        kernel, constants, warps = (
-            kernels.spectrum_kernel,
-            gpu.spectrum_constants(layout, apart, precision),
-            apart.warps,
-        )
-    return _usage(_compile(kernel, constants, warps, build, layout, tiles))
+    constants = gpu.spectrum_constants(layout, tiles, precision)
+    return _usage(_compile(kernels.spectrum_kernel, constants, tiles.spectrum.warps, build, set()))
 
 
-def _compile(
-    kernel: Any, constants: dict[str, Any], warps: int, build: Build, layout: Layout, tiles: launch.Tiles
-) -> Any:
-    absent = set()
-    if build.kernel == "accumulate" and not tiles.spectrum:
-        absent = {"scratch", "basis_h", "basis_w", "rings"}
+def _compile(kernel: Any, constants: dict[str, Any], warps: int, build: Build, absent: set[str]) -> Any:
     signature = {}
     for name in kernel.arg_names:
         if name in constants or name in absent:
@@ -150,13 +142,6 @@ def _compile(
 
 
 def _usage(kernel: Any) -> Usage:
-    if "amdgcn" in kernel.asm:
-        text = kernel.asm["amdgcn"]
-        number = {
-            name: int(re.search(rf"\.{name}:\s+(\d+)", text)[1])
-            for name in ("vgpr_count", "vgpr_spill_count")
-        }
-        return Usage(number["vgpr_count"], kernel.metadata.shared, number["vgpr_spill_count"])
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])

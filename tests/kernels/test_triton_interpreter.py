@@ -55,5 +55,5 @@ def test_the_code_of_the_page_runs_and_leaves_the_precision_as_it_was():
     from actstats_kernels import gpu
 
     assert run_page.run("gpu")["before"] == gpu.set_precision()
-    with pytest.raises(ValueError, match="precision is 'f8'"):
+    with pytest.raises(ValueError, match="`precision=` is 'f8'"):
         gpu.set_precision("f8")

@@ -7,7 +7,7 @@ a shape, and what decides a launch is known from shapes and strides alone.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,23 +21,22 @@ from actstats_kernels.gpu.ranking import top_k
 
 __all__ = ["accumulate", "set_precision", "top_k"]
 
-_BACKEND: Final = "hip" if torch.version.hip else "cuda"
-_precision: str = compat.PRECISIONS[_BACKEND][0]
+_precision: str = compat.PRECISIONS[0]
 
 
 def set_precision(precision: str | None = None) -> str:
     """Set how the spectrum's products are computed from now on; return what was set. None: the default.
 
-    "tf32x3" (three products of rounded halves: as good as f32), "tf32" (one product of values rounded to 10 bits:
-    a third of the arithmetic), or "ieee" (f32, without the matrix units). Errors are on docs/gpu.md.
+    "bf16x3" (on the matrix units, three products of rounded parts, two for bf16 maps) or "ieee" (f32, without the
+    matrix units). Errors are on docs/gpu.md.
 
     Raises:
-        ValueError: the GPU's compiler has no such precision.
+        ValueError: there is no such precision.
     """
     global _precision
-    known = compat.PRECISIONS[_BACKEND]
+    known = compat.PRECISIONS
     if precision is not None and precision not in known:
-        raise ValueError(f"precision is {precision!r}; this GPU has {', '.join(known)}")
+        raise ValueError(f"`precision=` is {precision!r}; there are {', '.join(known)}")
     before, _precision = _precision, precision or known[0]
     return before
 
@@ -49,20 +48,21 @@ def accumulate(
     if x.numel() == 0:
         return
     layout = layout_of(x)
-    tiles, apart = launch.choose(layout.height, layout.width, layout.channels)
-    if power is not None and apart is not None and moments is None:
-        # `spectrum_kernel` needs the means.
+    tiles = launch.choose(layout.height, layout.width, layout.channels, x.element_size())
+    if power is not None and moments is None:
+        # The spectrum needs the means.
         moments = x.new_empty((len(MOMENTS), *x.shape[:2]), dtype=torch.float32)
     with _on(x.device):
         scratch = _launch_accumulate(
-            x, layout, tiles, moments, argmax, histogram, with_power=power is not None and apart is None
+            x, layout, tiles, moments, argmax, histogram, with_power=power is not None and not tiles.apart
         )
-        if power is not None and apart is not None:
-            assert moments is not None
-            scratch = _launch_spectrum(x, layout, apart, moments[0])
-        if power is not None and scratch is not None:
+        if power is not None:
+            if tiles.apart:
+                assert moments is not None
+                scratch = _launch_spectrum(x, layout, tiles, moments[0])
+            assert scratch is not None
             # Each program has written its own part: one order of summation, whatever ran first.
-            power.add_(scratch.sum(0, dtype=torch.float64))
+            power.add_(scratch.sum((0, 1), dtype=torch.float64))
 
 
 def _launch_accumulate(
@@ -78,15 +78,14 @@ def _launch_accumulate(
     images, channels = x.shape[:2]
     blocks = -(-channels // tiles.channels)
     groups = -(-images // tiles.images)
-    rounds = launch.rounds(blocks, groups)
+    most = launch.cached_rounds(tiles, layout.height * layout.width, x.element_size())
+    rounds = launch.rounds(blocks, groups, most)
     grid = (blocks, -(-groups // rounds))
     scratch: Tensor | None = None
     tables: tuple[Tensor | None, ...] = (None, None, None)
     if with_power:
-        scratch = x.new_empty((grid[1], channels, FREQUENCY_BINS), dtype=torch.float32)
-        tables = constants(tiles, layout.height, layout.width, x.device)
-        if tiles.spectrum == "mean":
-            scratch.zero_()
+        scratch = _scratch(x, grid[1], tiles.spectrum)
+        tables = constants(tiles.spectrum, layout.height, layout.width, _precision, x.device)
     accumulate_kernel[grid](
         x,
         *layout.strides,
@@ -100,20 +99,22 @@ def _launch_accumulate(
         histogram,
         scratch,
         *tables,
-        **accumulate_constants(layout, tiles, _precision),
+        **accumulate_constants(layout, tiles, products(x.dtype)),
         num_warps=tiles.warps,
         **compat.LAUNCH,
     )
     return scratch
 
 
-def _launch_spectrum(x: Tensor, layout: Layout, tiles: launch.SpectrumTiles, means: Tensor) -> Tensor:
+def _launch_spectrum(x: Tensor, layout: Layout, tiles: launch.Tiles, means: Tensor) -> Tensor:
     images, channels = x.shape[:2]
-    blocks = -(-channels // tiles.channels)
-    rounds = launch.rounds(blocks * tiles.blocks, images)
-    pages = -(-images // rounds)
-    scratch = x.new_empty((pages * tiles.blocks, channels, FREQUENCY_BINS), dtype=torch.float32)
-    spectrum_kernel[(blocks, tiles.blocks, pages)](
+    spectrum = tiles.spectrum
+    blocks = -(-channels // spectrum.channels)
+    groups = -(-images // spectrum.images)
+    rounds = launch.rounds(blocks * spectrum.blocks, groups, groups)
+    pages = -(-groups // rounds)
+    scratch = _scratch(x, pages, spectrum)
+    spectrum_kernel[(blocks, spectrum.blocks, pages)](
         x,
         *layout.strides,
         images,
@@ -122,53 +123,59 @@ def _launch_spectrum(x: Tensor, layout: Layout, tiles: launch.SpectrumTiles, mea
         means,
         *means.stride(),
         scratch,
-        *constants(tiles, layout.height, layout.width, x.device),
-        **spectrum_constants(layout, tiles, _precision),
-        num_warps=tiles.warps,
+        *constants(spectrum, layout.height, layout.width, _precision, x.device),
+        **spectrum_constants(layout, tiles, products(x.dtype)),
+        num_warps=spectrum.warps,
         **compat.LAUNCH,
     )
     return scratch
 
 
+def _scratch(x: Tensor, pages: int, spectrum: launch.Spectrum) -> Tensor:
+    shape = (pages, spectrum.blocks, x.shape[1], FREQUENCY_BINS)
+    return x.new_empty(shape, dtype=torch.float32)
+
+
+def products(dtype: torch.dtype) -> str:
+    """Return how the kernels multiply maps of a `dtype`: "bf16x2" where the maps need no second part."""
+    return "bf16x2" if _precision == "bf16x3" and dtype == torch.bfloat16 else _precision
+
+
 def accumulate_constants(layout: Layout, tiles: launch.Tiles, precision: str) -> dict[str, Any]:
     """Return the compile-time arguments of `accumulate_kernel`."""
     return {
-        **_layout_constants(layout),
+        **spectrum_constants(layout, tiles, precision),
         "EVEN_CHANNELS": layout.channels % tiles.channels == 0,
         "IMAGES": tiles.images,
-        "CHANNELS": tiles.channels,
         "ROWS": tiles.rows,
         "COLUMNS": tiles.columns,
         "POSITIONS": tiles.positions,
-        "ON_CHIP": compat.COUNTS_ON_CHIP and tiles.spectrum != "mean",
-        "SPECTRUM": tiles.spectrum,
-        "U": tiles.u,
-        "V": tiles.v,
-        "DEPTH_H": tiles.depth_h,
-        "DEPTH_W": tiles.depth_w,
-        "PRECISION": precision,
+        "ON_CHIP": compat.COUNTS_ON_CHIP and tiles.spectrum.kind != "mean",
+        "BLOCKS": tiles.spectrum.blocks,
     }
 
 
-def spectrum_constants(layout: Layout, tiles: launch.SpectrumTiles, precision: str) -> dict[str, Any]:
+def spectrum_constants(layout: Layout, tiles: launch.Tiles, precision: str) -> dict[str, Any]:
     """Return the compile-time arguments of `spectrum_kernel`."""
+    spectrum = tiles.spectrum
     return {
-        **_layout_constants(layout),
-        "EVEN_CHANNELS": layout.channels % tiles.channels == 0,
-        "CHANNELS": tiles.channels,
-        "SPECTRUM": tiles.spectrum,
-        "PITCH_U": tiles.pitch_u,
-        "PITCH_V": tiles.pitch_v,
-        "U": tiles.u,
-        "V": tiles.v,
-        "DEPTH_H": tiles.depth_h,
-        "DEPTH_W": tiles.depth_w,
+        "HEIGHT": layout.height,
+        "WIDTH": layout.width,
+        "ALIGN": layout.align,
+        "UNIT": layout.unit,
+        "CHANNELS": spectrum.channels,
+        "KIND": spectrum.kind,
+        "SPECTRUM_IMAGES": spectrum.images,
+        "FOLD": spectrum.fold,
+        "POINTS": spectrum.points,
+        "PITCH_U": spectrum.pitch_u,
+        "PITCH_V": spectrum.pitch_v,
+        "U": spectrum.u,
+        "V": spectrum.v,
+        "DEPTH_H": spectrum.depth_h,
+        "DEPTH_W": spectrum.depth_w,
         "PRECISION": precision,
     }
-
-
-def _layout_constants(layout: Layout) -> dict[str, Any]:
-    return {"HEIGHT": layout.height, "WIDTH": layout.width, "ALIGN": layout.align, "UNIT": layout.unit}
 
 
 def _on(device: torch.device) -> AbstractContextManager[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from actstats_kernels.bins import radial_bins
-from actstats_kernels.gpu.launch import SpectrumTiles, Tiles
+from actstats_kernels.gpu.launch import Spectrum
 
 
 def real_fourier(n: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
@@ -32,33 +33,49 @@ def real_fourier(n: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
 
 @lru_cache(maxsize=512)
 def constants(
-    tiles: Tiles | SpectrumTiles, height: int, width: int, device: torch.device
+    tiles: Spectrum, height: int, width: int, precision: str, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return `basis_h` and `basis_w`, f32, and `rings`, i8, as the kernels read them, on `device`.
+    """Return `basis_h`, `basis_w` and `rings` as the kernels read them, on `device`.
 
-    They are made at the first batch, and kept: a copy to a GPU in each would wait for it.
+    `basis_h` is [2, padded rows, pitch_u] and `basis_w` [parities, 2, padded points, pitch_v]: two parts whose sum is
+    the wave, bf16, or f32 with the precision "ieee", which uses the first. `rings` is i8 [pitch_u, pitch_v], the
+    radial bin of each coefficient, 0 where there is none. They are made at the first batch, and kept: a copy to a GPU
+    in each would wait for it.
     """
-    pitch_u = tiles.u if isinstance(tiles, Tiles) else tiles.pitch_u
-    pitch_v = tiles.v if isinstance(tiles, Tiles) else tiles.pitch_v
     rows, across = real_fourier(height)
     columns, along = real_fourier(width)
-    bins = radial_bins(height, width)[across[:, None], along[None, :]]
-    if tiles.spectrum == "vector":
-        columns = np.asarray(np.kron(rows, columns), dtype=np.float64)
-        bins = bins.reshape(1, -1)
+    bins = radial_bins(height, width)
+    if tiles.kind == "vector":
+        waves = [np.asarray(np.kron(rows, columns), dtype=np.float64)]
+        bins = bins[across[:, None], along[None, :]].reshape(1, -1)
         rows = np.zeros((1, 1))
-    basis_h = _padded(rows.T, _multiple(rows.shape[1], tiles.depth_h), pitch_u)
-    basis_w = _padded(columns.T, _multiple(columns.shape[1], tiles.depth_w), pitch_v)
-    rings = _padded(bins, pitch_u, pitch_v)
+    elif tiles.fold:
+        # By frequency: the cosines, and the sines, whose first is nothing.
+        cosine = np.concatenate([[0], np.flatnonzero(along[1:] != along[:-1]) + 1])
+        sine = np.zeros((tiles.points, width))
+        sine[1 : 1 + (width - 1) // 2] = columns[2::2]
+        waves = [columns[cosine][:, : tiles.points], sine[:, : tiles.points]]
+        bins = bins[across[:, None], np.arange(tiles.points)[None, :]]
+    else:
+        waves = [columns]
+        bins = bins[across[:, None], along[None, :]]
+    depth_h = _multiple(rows.shape[1], tiles.depth_h)
+    depth_w = _multiple(tiles.points, tiles.depth_w)
     with torch.inference_mode(False):
-        return (
-            torch.from_numpy(basis_h).to(device, torch.float32),
-            torch.from_numpy(basis_w).to(device, torch.float32),
-            torch.from_numpy(rings).to(device, torch.int8),
-        )
+        basis_h = _parts(_padded(rows.T, depth_h, tiles.pitch_u), precision)
+        basis_w = torch.stack([_parts(_padded(w.T, depth_w, tiles.pitch_v), precision) for w in waves])
+        rings = torch.from_numpy(_padded(bins, tiles.pitch_u, tiles.pitch_v))
+        return basis_h.to(device), basis_w.to(device), rings.to(device, torch.int8)
 
 
-def _padded(table: NDArray[np.generic], rows: int, columns: int) -> NDArray[np.generic]:
+def _parts(table: NDArray[np.float64], precision: str) -> Tensor:
+    dtype = torch.float32 if precision == "ieee" else torch.bfloat16
+    whole = torch.from_numpy(table)
+    high = whole.to(dtype)
+    return torch.stack([high, (whole - high.double()).to(dtype)])
+
+
+def _padded(table: NDArray[Any], rows: int, columns: int) -> NDArray[Any]:
     # In row-major order: `np.pad` keeps that of a transposed table.
     return np.ascontiguousarray(np.pad(table, ((0, rows - table.shape[0]), (0, columns - table.shape[1]))))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Final
 
 import triton
@@ -15,14 +16,14 @@ Before, it took a ballot for each bit of a bin's number and a population count f
 slots of a block of channels that is far dearer than one relaxed atomic a value in global memory.
 """
 
-_THREEFOLD: Final = ("tf32x3",) if VERSION >= (3, 3) else ()
-"""The compiler of 3.2 fails on a threefold product whose operand is another product, transposed."""
+BATCHED_PRODUCTS: Final = VERSION >= (3, 3)
+"""Whether `tl.dot` takes three axes; the compiler of 3.2 fails on some."""
 
-PRECISIONS: Final[dict[str, tuple[str, ...]]] = {
-    "cuda": (*_THREEFOLD, "ieee", "tf32"),
-    "hip": ("ieee", "tf32"),
-}
-"""The precisions of `tl.dot` on f32 that each backend has, the default first: the fastest that is as good as f32."""
+INTERPRETED: Final = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
+"""Whether kernels run in Triton's interpreter, which has no arithmetic of bf16."""
+
+PRECISIONS: Final = ("bf16x3", "ieee")
+"""How products may be computed, the default first."""
 
 LAUNCH: Final = {"enable_fp_fusion": True}
 """Options of every launch. Products and sums are fused on purpose: the kernels are held to their definitions with

@@ -14,7 +14,7 @@ import triton.language as tl
 from actstats_kernels import bins
 from actstats_kernels.gpu.histogram import count_maps
 from actstats_kernels.gpu.moments import read_moments
-from actstats_kernels.gpu.spectrum import map_coefficients, store_rings, vector_coefficients
+from actstats_kernels.gpu.spectrum import store_power
 
 _FREQUENCIES = tl.constexpr(bins.FREQUENCY_BINS)
 
@@ -72,7 +72,13 @@ def accumulate_kernel(
     COLUMNS: tl.constexpr,
     POSITIONS: tl.constexpr,
     ON_CHIP: tl.constexpr,
-    SPECTRUM: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    KIND: tl.constexpr,
+    SPECTRUM_IMAGES: tl.constexpr,
+    FOLD: tl.constexpr,
+    POINTS: tl.constexpr,
+    PITCH_U: tl.constexpr,
+    PITCH_V: tl.constexpr,
     U: tl.constexpr,
     V: tl.constexpr,
     DEPTH_H: tl.constexpr,
@@ -81,9 +87,9 @@ def accumulate_kernel(
 ):
     """Read `rounds` groups of `IMAGES` x `CHANNELS` maps a program and write every statistic that has a buffer.
 
-    Programs: (blocks of channels, blocks of `rounds * IMAGES` images). `scratch` f32 [image blocks, C, 18] receives
-    the power summed over the program's images, by the method that `SPECTRUM` names: "map", "vector", or "mean" for
-    maps of one position.
+    Programs: (blocks of channels, blocks of `rounds * IMAGES` images). Spectrum and histogram are further looks at
+    the same maps, in loops of their own: what each keeps does not fit in the registers together. `scratch`
+    f32 [image blocks, BLOCKS, C, 18] receives the power of the program's images, which needs `moments`.
     """
     UNITS: tl.constexpr = IMAGES * CHANNELS
     stride_n, stride_c, stride_h, stride_w = _strides(stride_n, stride_c, stride_h, stride_w, ALIGN, UNIT)
@@ -92,12 +98,7 @@ def accumulate_kernel(
     unit = tl.arange(0, UNITS)
     channel = first_channel + unit % CHANNELS
     origin = x + channel.to(tl.int64) * stride_c
-    if scratch is not None:
-        mean_square = tl.zeros([UNITS], tl.float32)
-        if SPECTRUM != "mean":
-            energy = tl.zeros([U * UNITS, V], tl.float32)
-    # In pairs: not every version takes a chain of `or`.
-    if ((moments is not None) or (argmax is not None)) or (scratch is not None):
+    if (moments is not None) or (argmax is not None):
         for r in range(rounds):
             image = (block * rounds + r) * IMAGES + unit // CHANNELS
             present = image < images
@@ -118,33 +119,20 @@ def accumulate_kernel(
             if argmax is not None:
                 cell = argmax + image.to(tl.int64) * argmax_n + channel.to(tl.int64) * argmax_c
                 tl.store(cell, tl.where(finite, place, -1), mask=present)
-            if scratch is not None:
-                read = present & finite
-                mean = tl.where(read, mean, 0.0)
-                mean_square += mean * mean
-                if SPECTRUM == "vector":
-                    z = vector_coefficients(
-                        maps, read, mean, stride_h, stride_w, basis_w, 0,
-                        WIDTH, HEIGHT * WIDTH, V, UNITS, V, DEPTH_W, PRECISION,
-                    )  # fmt: skip
-                    energy += z * z
-                if SPECTRUM == "map":
-                    z = map_coefficients(
-                        maps, read, mean, stride_h, stride_w, basis_h, basis_w, 0, 0,
-                        HEIGHT, WIDTH, U, V, UNITS, U, V, DEPTH_H, DEPTH_W, PRECISION,
-                    )  # fmt: skip
-                    energy += z * z
     if scratch is not None:
-        own = first_channel + tl.arange(0, CHANNELS)
-        page = scratch + block.to(tl.int64) * channels * _FREQUENCIES
-        square = tl.sum(tl.reshape(mean_square, [IMAGES, CHANNELS]), 0)
-        tl.store(page + own * _FREQUENCIES, square, mask=own < channels)
-        if SPECTRUM != "mean":
-            store_rings(
-                page, energy, rings, own, own < channels, 0, 0, V, HEIGHT * WIDTH, U, V, IMAGES, CHANNELS
-            )
+        # The means that other threads have written.
+        tl.debug_barrier()
+        first_image = block * rounds * IMAGES
+        last_image = tl.minimum(first_image + rounds * IMAGES, images)
+        for b in range(BLOCKS):
+            page = scratch + (block * BLOCKS + b).to(tl.int64) * channels * _FREQUENCIES
+            store_power(
+                page, x, moments, moments_n, moments_c, first_image, last_image, first_channel, channels,
+                stride_n, stride_c, stride_h, stride_w, basis_h, basis_w, rings, b,
+                HEIGHT, WIDTH, KIND, SPECTRUM_IMAGES, CHANNELS, FOLD, POINTS, PITCH_U, PITCH_V, U, V,
+                DEPTH_H, DEPTH_W, PRECISION,
+            )  # fmt: skip
     if histogram is not None:
-        # In a loop of its own: its counts and the spectrum's energy do not fit in the registers together.
         count_maps(
             histogram, x, first_channel, channels, block, rounds, images, stride_n, stride_c, stride_h, stride_w,
             WIDTH, HEIGHT * WIDTH, IMAGES, CHANNELS, POSITIONS, EVEN_CHANNELS, ON_CHIP,
@@ -175,9 +163,11 @@ def spectrum_kernel(
     WIDTH: tl.constexpr,
     ALIGN: tl.constexpr,
     UNIT: tl.constexpr,
-    EVEN_CHANNELS: tl.constexpr,
     CHANNELS: tl.constexpr,
-    SPECTRUM: tl.constexpr,
+    KIND: tl.constexpr,
+    SPECTRUM_IMAGES: tl.constexpr,
+    FOLD: tl.constexpr,
+    POINTS: tl.constexpr,
     PITCH_U: tl.constexpr,
     PITCH_V: tl.constexpr,
     U: tl.constexpr,
@@ -186,44 +176,20 @@ def spectrum_kernel(
     DEPTH_W: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Write the power of `rounds` images x `CHANNELS` maps, one block of `U` x `V` coefficients a program.
+    """Write the power of `rounds * SPECTRUM_IMAGES` images x `CHANNELS` maps, one block of coefficients a program.
 
-    For maps whose spectrum does not fit beside their moments. `means` f32 [N, C] are those of `accumulate_kernel`,
-    NaN where a map takes no part. Programs: (blocks of channels, blocks of coefficients, blocks of images).
+    For maps that no cache keeps from one look to the next: blocks side by side share what they read. `means` f32
+    [N, C] are those of `accumulate_kernel`. Programs: (blocks of channels, blocks of coefficients, blocks of images).
     `scratch` is f32 [image blocks, coefficient blocks, C, 18].
     """
     stride_n, stride_c, stride_h, stride_w = _strides(stride_n, stride_c, stride_h, stride_w, ALIGN, UNIT)
-    first_channel = tl.program_id(0) * CHANNELS
-    first_u = tl.program_id(1) // (PITCH_V // V) * U
-    first_v = tl.program_id(1) % (PITCH_V // V) * V
     block = tl.program_id(2)
-    own = first_channel + tl.arange(0, CHANNELS)
-    energy = tl.zeros([U * CHANNELS, V], tl.float32)
-    mean_square = tl.zeros([CHANNELS], tl.float32)
-    for r in range(rounds):
-        image = block * rounds + r
-        # A vector on both sides: the interpreter of Triton 3.9 makes int32 of a scalar condition and a vector one.
-        present = (own < channels) & (image + tl.zeros_like(own) < images)
-        cell = means + image.to(tl.int64) * moments_n + own.to(tl.int64) * moments_c
-        mean = tl.load(cell, mask=present, other=float("nan"))
-        read = mean == mean
-        mean = tl.where(read, mean, 0.0)
-        mean_square += mean * mean
-        maps = x + own.to(tl.int64) * stride_c + image.to(tl.int64) * stride_n
-        if SPECTRUM == "vector":
-            z = vector_coefficients(
-                maps, read, mean, stride_h, stride_w, basis_w, first_v,
-                WIDTH, HEIGHT * WIDTH, PITCH_V, CHANNELS, V, DEPTH_W, PRECISION,
-            )  # fmt: skip
-        else:
-            z = map_coefficients(
-                maps, read, mean, stride_h, stride_w, basis_h, basis_w, first_u, first_v,
-                HEIGHT, WIDTH, PITCH_U, PITCH_V, CHANNELS, U, V, DEPTH_H, DEPTH_W, PRECISION,
-            )  # fmt: skip
-        energy += z * z
+    first_image = block * rounds * SPECTRUM_IMAGES
+    last_image = tl.minimum(first_image + rounds * SPECTRUM_IMAGES, images)
     page = scratch + (block * tl.num_programs(1) + tl.program_id(1)).to(tl.int64) * channels * _FREQUENCIES
-    first_block = tl.program_id(1) == 0
-    tl.store(page + own * _FREQUENCIES, tl.where(first_block, mean_square, 0.0), mask=own < channels)
-    store_rings(
-        page, energy, rings, own, own < channels, first_u, first_v, PITCH_V, HEIGHT * WIDTH, U, V, 1, CHANNELS
-    )
+    store_power(
+        page, x, means, moments_n, moments_c, first_image, last_image, tl.program_id(0) * CHANNELS, channels,
+        stride_n, stride_c, stride_h, stride_w, basis_h, basis_w, rings, tl.program_id(1),
+        HEIGHT, WIDTH, KIND, SPECTRUM_IMAGES, CHANNELS, FOLD, POINTS, PITCH_U, PITCH_V, U, V,
+        DEPTH_H, DEPTH_W, PRECISION,
+    )  # fmt: skip

@@ -1,8 +1,8 @@
 """The table of launch parameters: from the shape of the maps to the tiles of a program.
 
-Nothing is tuned while a sweep runs: the parameters follow from height, width and channels alone, so two runs over
-the same maps do the same arithmetic in the same order. The reasons for the numbers are on docs/gpu.md; what they cost
-in registers and shared memory is held by a test.
+Nothing is tuned while a sweep runs: the parameters follow from height, width, channels and the size of a value alone,
+so two runs over the same maps do the same arithmetic in the same order. The reasons for the numbers are on
+docs/gpu.md; what they cost in registers and shared memory is held by a test.
 """
 
 from __future__ import annotations
@@ -13,43 +13,45 @@ from typing import Final
 
 LEAST_DOT: Final = 16
 """The least side of a `tl.dot` operand."""
-CHANNELS: Final = 8
-"""Channels a program: 16 or 32 adjacent bytes in channels_last memory; more would hold too many counts at once."""
+SECTOR: Final = 32
+"""Bytes that a GPU fetches at once: a program's channels in channels_last memory, where registers allow."""
+WARPS: Final = 8
+"""Warps of a program."""
 LANE_VALUES: Final = 8
 """Values that a thread follows down the rows; each takes seven registers."""
+COUNTED_VALUES: Final = 16
+"""Values that a thread counts at a time: the slots are cleared and read back once for so many."""
 ENERGY_REGISTERS: Final = 32
-"""Registers a thread may keep for the energy of the coefficients, the greatest of what it keeps."""
-WIDEST_BLOCK: Final = 128
-"""Columns of coefficients that `spectrum_kernel` takes at once."""
+"""Registers a thread may keep for the energy of the coefficients, and as many again for those of each parity."""
+TILE_BYTES: Final = 16 * 1024
+"""What is read of maps for one product: a few of them are in flight in shared memory."""
+WIDEST_BLOCK: Final = 64
+"""Columns of coefficients, of one parity, that are taken at once."""
 VECTOR_POSITIONS: Final = 64
 """Up to so many positions the spectrum of a map is one product with the whole basis; it wastes less on padding."""
-PROGRAMS: Final = 2048
+FUSED_POSITIONS: Final = 64 * 64
+"""Up to so many positions a program's maps lie in a cache until their spectrum is done."""
+PROGRAMS: Final = 1024
 """Programs enough to fill any GPU of today several times over; what is more is rounds of one program."""
+CACHED_BYTES: Final = 200 * 1024
+"""What a program may read: the registers leave room for one on each of 132 multiprocessors, 27 MB in all."""
 
 
 @dataclass(frozen=True)
-class Tiles:
-    """Constants of `accumulate_kernel`; `spectrum` is "" where `spectrum_kernel` has to do it."""
+class Spectrum:
+    """How a spectrum is computed: by blocks of `u` x `v` of the `pitch_u` x `pitch_v` coefficients of a map.
 
+    `kind` is "map", "vector" (the map is taken as one row of values), or "mean" (it has one position). `fold` says
+    that columns are multiplied in pairs that mirror each other, those of even and odd waves apart; `v` and `pitch_v`
+    are then those of either. `points` are the columns of the map (pairs, if folded), of which `depth_w` are taken
+    at a time, with `depth_h` rows.
+    """
+
+    kind: str
     images: int
     channels: int
-    rows: int
-    columns: int
-    positions: int
-    spectrum: str
-    u: int
-    v: int
-    depth_h: int
-    depth_w: int
-    warps: int
-
-
-@dataclass(frozen=True)
-class SpectrumTiles:
-    """Constants of `spectrum_kernel`: blocks of `u` x `v` of the `pitch_u` x `pitch_v` coefficients."""
-
-    channels: int
-    spectrum: str
+    fold: bool
+    points: int
     pitch_u: int
     pitch_v: int
     u: int
@@ -62,6 +64,20 @@ class SpectrumTiles:
     def blocks(self) -> int:
         """Blocks of coefficients."""
         return self.pitch_u // self.u * (self.pitch_v // self.v)
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Constants of `accumulate_kernel`; `apart` says that `spectrum_kernel` has to do the spectrum."""
+
+    images: int
+    channels: int
+    rows: int
+    columns: int
+    positions: int
+    spectrum: Spectrum
+    apart: bool
+    warps: int
 
 
 def power_of_two(n: int) -> int:
@@ -79,71 +95,59 @@ def channel_block(channels: int, most: int) -> int:
 
 
 @lru_cache(maxsize=4096)
-def choose(height: int, width: int, channels: int) -> tuple[Tiles, SpectrumTiles | None]:
-    """Return the tiles of `accumulate_kernel`, and those of `spectrum_kernel` where the spectrum needs it."""
+def choose(height: int, width: int, channels: int, itemsize: int) -> Tiles:
+    """Return the tiles for maps of `channels` x `height` x `width` values of `itemsize` bytes."""
     size = height * width
-    columns = power_of_two(width)
     if size == 1:
         # No neighbours, and no frequency but 0: channels alone fill a program.
         block = channel_block(channels, 64)
-        return Tiles(1024 // block, block, 1, 1, 1024 // block, "mean", 1, 1, 1, 1, 4), None
-    warps = 4 if columns <= 16 or size <= VECTOR_POSITIONS else 8
-    block = channel_block(channels, CHANNELS)
-    lanes = LANE_VALUES * 32 * warps
-    while block > 1 and block * columns > lanes:
+        images = 1024 // block
+        spectrum = Spectrum("mean", images, block, False, 1, 1, 1, 1, 1, 1, 1, 4)
+        return Tiles(images, block, 1, 1, 1024 // block, spectrum, False, 4)
+    columns = power_of_two(width)
+    apart = size > FUSED_POSITIONS
+    block = channel_block(channels, SECTOR // itemsize)
+    lanes = LANE_VALUES * 32 * WARPS
+    while block > 1 and (block * columns > lanes or (apart and block > 8)):
         block //= 2
-    kind, u, v = _coefficients(height, width)
-    units = ENERGY_REGISTERS * 32 * warps // (u * v)
-    least = LEAST_DOT if kind == "vector" else 1
     free = max(lanes // (block * columns), 1)
-    fused = units >= max(block, least)
-    images = min(free, units // block) if fused else 1
-    images = max(images, -(-least // block)) if fused else images
-    rows = min(max(free // images, 1), power_of_two(height))
-    positions = max(LANE_VALUES * 32 * warps // block, 1)
-    tiles = Tiles(
-        images,
-        block,
-        rows,
-        columns,
-        positions,
-        kind if fused else "",
-        u,
-        v,
-        *_depths(kind, height, width),
-        warps,
-    )
-    return tiles, None if fused else _apart(height, width, channels)
+    images = min(free, 8) if columns <= 16 else 1
+    rows = min(free // images, power_of_two(height))
+    positions = max(COUNTED_VALUES * 32 * WARPS // block, 1)
+    spectrum = _spectrum(height, width, block, itemsize)
+    return Tiles(images, block, rows, columns, positions, spectrum, apart, WARPS)
 
 
-def _coefficients(height: int, width: int) -> tuple[str, int, int]:
-    """Return how a spectrum is computed, and the padded rows and columns of its coefficients."""
-    if width == 1 or height * width <= VECTOR_POSITIONS:
-        return "vector", 1, max(power_of_two(height * width), LEAST_DOT)
-    return "map", max(power_of_two(height), LEAST_DOT), max(power_of_two(width), LEAST_DOT)
-
-
-def _depths(kind: str, height: int, width: int) -> tuple[int, int]:
-    """Return how many rows and columns of a map are multiplied at a time."""
-    return (1, 32) if kind == "vector" else (min(max(power_of_two(height), LEAST_DOT), 32), LEAST_DOT)
-
-
-def _apart(height: int, width: int, channels: int) -> SpectrumTiles:
-    kind, _, v = _coefficients(height, width)
-    v = min(v, WIDEST_BLOCK)
-    if kind == "vector":
-        return SpectrumTiles(LEAST_DOT, kind, 1, _multiple(height * width, v), 1, v, 1, 32, 8)
-    block = channel_block(channels, CHANNELS)
-    pitches = _multiple(height, LEAST_DOT), _multiple(width, v)
-    # The block's energy takes 8 registers a thread and 16 columns: with 64 of them, 32 rows at a time are too many.
-    depth_h = LEAST_DOT if v == WIDEST_BLOCK else _depths(kind, height, width)[0]
-    return SpectrumTiles(block, kind, *pitches, LEAST_DOT, v, depth_h, LEAST_DOT, 8)
+def _spectrum(height: int, width: int, channels: int, itemsize: int) -> Spectrum:
+    energies = ENERGY_REGISTERS * 32 * WARPS
+    size = height * width
+    if width == 1 or size <= VECTOR_POSITIONS:
+        v = min(max(power_of_two(size), LEAST_DOT), WIDEST_BLOCK)
+        images = max(min(energies // (v * channels), 8), LEAST_DOT // channels, 1)
+        return Spectrum("vector", images, channels, False, size, 1, _multiple(size, v), 1, v, 1, 32, WARPS)
+    pairs = power_of_two(width // 2 + 1)
+    # A power of two has a wave too many for half of it.
+    fold = max(2 * pairs, 2 * LEAST_DOT) <= power_of_two(width)
+    v = min(pairs if fold else max(power_of_two(width), LEAST_DOT), WIDEST_BLOCK)
+    # All rows at once where they are few: then a map is read once for them, not by each block again.
+    u = 32 if LEAST_DOT < height <= 32 and 32 * v * channels <= energies else LEAST_DOT
+    points = width // 2 + 1 if fold else width
+    pitches = _multiple(height, u), _multiple(width // 2 + 1 if fold else width, v)
+    depth_h = min(max(power_of_two(height), LEAST_DOT), 32)
+    images = min(energies // (u * v), TILE_BYTES // (depth_h * LEAST_DOT * itemsize)) // channels
+    images = max(images, 1)
+    return Spectrum("map", images, channels, fold, points, *pitches, u, v, depth_h, LEAST_DOT, WARPS)
 
 
 def _multiple(n: int, of: int) -> int:
     return -(-n // of) * of
 
 
-def rounds(programs: int, groups: int) -> int:
-    """Return how many of `groups` one program takes, when there are `programs` for each group."""
-    return max(1, programs * groups // PROGRAMS)
+def rounds(programs: int, groups: int, most: int) -> int:
+    """Return how many of `groups` one program takes, at most, when there are `programs` for each group."""
+    return max(1, min(programs * groups // PROGRAMS, most))
+
+
+def cached_rounds(tiles: Tiles, size: int, itemsize: int) -> int:
+    """Return how many rounds of maps of `size` values a cache keeps until the program has looked at them again."""
+    return CACHED_BYTES // (tiles.images * tiles.channels * size * itemsize)

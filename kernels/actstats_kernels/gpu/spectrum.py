@@ -5,6 +5,10 @@ With B the orthonormal real Fourier basis (rows: constant, then cos and sin of e
 a map are Z = B_h X B_w^T, and the power of a frequency is the sum of the squares of its coefficients: no complex
 numbers. The coefficients of the maps of a block are squared and summed over images in registers; radial bins are
 formed once for all of them.
+
+Products are of bf16 numbers, summed in f32, unless `PRECISION` is "ieee". A basis is the sum of two of them, and so
+is any other factor; what the two lesser parts would give is left out: three products. With "bf16x2" maps are bf16
+and a factor as they are: two.
 """
 
 from __future__ import annotations
@@ -13,46 +17,136 @@ import triton
 import triton.language as tl
 
 from actstats_kernels import bins
+from actstats_kernels.gpu import compat
 
 _FREQUENCIES = tl.constexpr(bins.FREQUENCY_BINS)
+_SLOTS = tl.constexpr(32)
+_INTERPRETED = tl.constexpr(compat.INTERPRETED)
+_BATCHED = tl.constexpr(compat.BATCHED_PRODUCTS)
 
 
 @triton.jit
-def vector_coefficients(
+def _narrow(x):
+    """Return `x` rounded to bf16."""
+    if _INTERPRETED:
+        # The interpreter would cut off, and multiplies the bits of bf16 as if they were integers.
+        bits = (x.to(tl.int32, bitcast=True) + 0x8000) & -0x10000
+        return bits.to(tl.float32, bitcast=True)
+    return x.to(tl.bfloat16)
+
+
+@triton.jit
+def _waves(basis, row, column, PITCH: tl.constexpr):
+    waves = tl.load(basis + row[:, None] * PITCH + column[None, :])
+    if _INTERPRETED:
+        return waves.to(tl.float32)
+    return waves
+
+
+@triton.jit
+def _product(
+    value, basis, row, column, out, PITCH: tl.constexpr, PART: tl.constexpr, PRECISION: tl.constexpr
+):
+    """Return `out` + `value` [M, K] x K rows and N columns of `basis`, whose second part is `PART` elements on."""
+    waves = _waves(basis, row, column, PITCH)
+    if PRECISION == "ieee":
+        out = tl.dot(value, waves, out, input_precision="ieee")
+    else:
+        rest = _waves(basis + PART, row, column, PITCH)
+        high = value
+        if value.dtype == tl.float32:
+            high = _narrow(value)
+            out = tl.dot(_narrow(value - high.to(tl.float32)), waves, out, input_precision="ieee")
+        elif _INTERPRETED:
+            high = value.to(tl.float32)
+        out = tl.dot(high, rest, out, input_precision="ieee")
+        out = tl.dot(high, waves, out, input_precision="ieee")
+    return out
+
+
+@triton.jit
+def _centred(value, inside, mean, PRECISION: tl.constexpr):
+    """Return the values less their mean, f32; those of "bf16x2" as they are, exact factors with their mean."""
+    if PRECISION != "bf16x2":
+        value = tl.where(inside, value.to(tl.float32) - mean, 0.0)
+    return value
+
+
+@triton.jit
+def _vector_coefficients(
     maps,
     present,
     mean,
     stride_h,
     stride_w,
     basis,
-    first_coefficient,
+    first_v,
     WIDTH: tl.constexpr,
     SIZE: tl.constexpr,
     PITCH: tl.constexpr,
     UNITS: tl.constexpr,
-    COEFFICIENTS: tl.constexpr,
+    V: tl.constexpr,
     DEPTH: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Return coefficients [UNITS, COEFFICIENTS] of maps taken as vectors of `SIZE` values: 1 x T maps and tiny ones.
-
-    `basis` is f32 [padded positions, PITCH], zero beyond the map.
-    """
-    out = tl.zeros([UNITS, COEFFICIENTS], tl.float32)
-    column = first_coefficient + tl.arange(0, COEFFICIENTS)
+    """Return coefficients [UNITS, V] of maps taken as vectors of `SIZE` values: 1 x T maps and tiny ones."""
+    PART: tl.constexpr = (SIZE + DEPTH - 1) // DEPTH * DEPTH * PITCH
+    out = tl.zeros([UNITS, V], tl.float32)
+    column = first_v + tl.arange(0, V)
     for start in range(0, SIZE, DEPTH):
         position = start + tl.arange(0, DEPTH)
         offset = (position // WIDTH).to(tl.int64) * stride_h + (position % WIDTH).to(tl.int64) * stride_w
         inside = (position < SIZE)[:, None] & present[None, :]
-        value = tl.load(maps[None, :] + offset[:, None], mask=inside, other=0.0).to(tl.float32)
-        value = tl.where(inside, value - mean[None, :], 0.0)
-        waves = tl.load(basis + position[:, None] * PITCH + column[None, :])
-        out = tl.dot(tl.trans(value), waves, out, input_precision=PRECISION)
+        value = tl.load(maps[None, :] + offset[:, None], mask=inside, other=0.0)
+        value = _centred(value, inside, mean[None, :], PRECISION)
+        out = _product(tl.trans(value), basis, position, column, out, PITCH, PART, PRECISION)
     return out
 
 
 @triton.jit
-def map_coefficients(
+def _down(
+    maps,
+    present,
+    mean,
+    stride_h,
+    stride_w,
+    basis,
+    first_u,
+    w,
+    within,
+    HEIGHT: tl.constexpr,
+    PITCH: tl.constexpr,
+    UNITS: tl.constexpr,
+    U: tl.constexpr,
+    DEPTH_H: tl.constexpr,
+    DEPTH_W: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Return coefficients [U * UNITS, DEPTH_W] down the columns `w` of maps, zero for those not `within`."""
+    PART: tl.constexpr = (HEIGHT + DEPTH_H - 1) // DEPTH_H * DEPTH_H * PITCH
+    u = first_u + tl.arange(0, U)
+    across = (w.to(tl.int64) * stride_w)[None, :]
+    # Units are the fastest: in channels_last memory a row of the tile is then read as it lies.
+    held = within[:, None] & present[None, :]
+    half = tl.zeros([DEPTH_W * UNITS, U], tl.float32)
+    if PRECISION == "bf16x2":
+        # The mean goes into the constant wave alone.
+        known = tl.reshape(tl.where(held, -mean[None, :], 0.0), [DEPTH_W * UNITS])
+        half = known[:, None] * tl.where(u == 0, HEIGHT**0.5, 0.0)[None, :]
+    for upper in range(0, HEIGHT, DEPTH_H):
+        h = upper + tl.arange(0, DEPTH_H)
+        place = (h.to(tl.int64) * stride_h)[:, None] + across
+        inside = (h < HEIGHT)[:, None, None] & held[None, :, :]
+        value = tl.load(maps[None, None, :] + place[:, :, None], mask=inside, other=0.0)
+        value = _centred(value, inside, mean[None, None, :], PRECISION)
+        value = tl.trans(tl.reshape(value, [DEPTH_H, DEPTH_W * UNITS]))
+        half = _product(value, basis, h, u, half, PITCH, PART, PRECISION)
+    return tl.reshape(tl.permute(tl.reshape(half, [DEPTH_W, UNITS, U]), (2, 1, 0)), [U * UNITS, DEPTH_W])
+
+
+@triton.jit
+def _map_energy(
+    energy,
     maps,
     present,
     mean,
@@ -64,8 +158,10 @@ def map_coefficients(
     first_v,
     HEIGHT: tl.constexpr,
     WIDTH: tl.constexpr,
-    PITCH_H: tl.constexpr,
-    PITCH_W: tl.constexpr,
+    POINTS: tl.constexpr,
+    FOLD: tl.constexpr,
+    PITCH_U: tl.constexpr,
+    PITCH_V: tl.constexpr,
     UNITS: tl.constexpr,
     U: tl.constexpr,
     V: tl.constexpr,
@@ -73,57 +169,138 @@ def map_coefficients(
     DEPTH_W: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Return coefficients [U * UNITS, V] of maps: those of rows `first_u` on and columns `first_v` on.
+    """Add the energy of coefficients to `energy` [U * UNITS, V]: rows `first_u` on, columns `first_v` on.
 
-    `basis_h` is f32 [padded rows, PITCH_H] and `basis_w` f32 [padded columns, PITCH_W], zero beyond the map.
+    With `FOLD` the columns w and WIDTH - w are added for the cosines and subtracted for the sines, and a
+    coefficient's energy is that of both.
     """
-    out = tl.zeros([U * UNITS, V], tl.float32)
-    u = first_u + tl.arange(0, U)
+    PART: tl.constexpr = (POINTS + DEPTH_W - 1) // DEPTH_W * DEPTH_W * PITCH_V
+    even = tl.zeros([U * UNITS, V], tl.float32)
+    odd = tl.zeros([U * UNITS, V], tl.float32)
     v = first_v + tl.arange(0, V)
-    for left in range(0, WIDTH, DEPTH_W):
+    for left in range(0, POINTS, DEPTH_W):
         w = left + tl.arange(0, DEPTH_W)
-        # Units are the fastest: in channels_last memory a row of the tile is then read as it lies.
-        half = tl.zeros([U, DEPTH_W * UNITS], tl.float32)
-        for upper in range(0, HEIGHT, DEPTH_H):
-            h = upper + tl.arange(0, DEPTH_H)
-            place = (h.to(tl.int64) * stride_h)[:, None] + (w.to(tl.int64) * stride_w)[None, :]
-            inside = ((h < HEIGHT)[:, None] & (w < WIDTH)[None, :])[:, :, None] & present[None, None, :]
-            value = tl.load(maps[None, None, :] + place[:, :, None], mask=inside, other=0.0).to(tl.float32)
-            value = tl.where(inside, value - mean[None, None, :], 0.0)
-            waves = tl.load(basis_h + u[:, None] + h[None, :] * PITCH_H)
-            half = tl.dot(
-                waves, tl.reshape(value, [DEPTH_H, DEPTH_W * UNITS]), half, input_precision=PRECISION
-            )
-        half = tl.reshape(tl.permute(tl.reshape(half, [U, DEPTH_W, UNITS]), (0, 2, 1)), [U * UNITS, DEPTH_W])
-        waves = tl.load(basis_w + w[:, None] * PITCH_W + v[None, :])
-        out = tl.dot(half, waves, out, input_precision=PRECISION)
-    return out
+        half = _down(
+            maps, present, mean, stride_h, stride_w, basis_h, first_u, w, w < POINTS,
+            HEIGHT, PITCH_U, UNITS, U, DEPTH_H, DEPTH_W, PRECISION,
+        )  # fmt: skip
+        if FOLD:
+            # The first column is its own mirror, and so is the middle one of an even number.
+            mirror = _down(
+                maps, present, mean, stride_h, stride_w, basis_h, first_u, WIDTH - w, (w > 0) & (2 * w < WIDTH),
+                HEIGHT, PITCH_U, UNITS, U, DEPTH_H, DEPTH_W, PRECISION,
+            )  # fmt: skip
+            odd = _product(half - mirror, basis_w + 2 * PART, w, v, odd, PITCH_V, PART, PRECISION)
+            half += mirror
+        even = _product(half, basis_w, w, v, even, PITCH_V, PART, PRECISION)
+    energy += even * even
+    if FOLD:
+        energy += odd * odd
+    return energy
 
 
 @triton.jit
-def store_rings(
-    scratch,
-    energy,
-    rings,
+def _by_ring(energy, ring, UNITS: tl.constexpr, U: tl.constexpr, V: tl.constexpr, PRECISION: tl.constexpr):
+    """Return the sums [UNITS, 32] of `energy` [U * UNITS, V] over the coefficients of each number in `ring` [U, V].
+
+    One product for each row of coefficients, by a matrix of zeros and ones: sums of masked values would take as many
+    operations for each ring as there are coefficients.
+    """
+    number = tl.arange(0, _SLOTS).to(ring.dtype)
+    energy = tl.reshape(energy, [U, UNITS, V])
+    if _BATCHED:
+        chosen = tl.where(ring[:, :, None] == number[None, None, :], 1.0, 0.0)
+        if PRECISION == "ieee":
+            held = tl.dot(energy, chosen, input_precision="ieee")
+        else:
+            high = _narrow(energy)
+            held = tl.dot(_narrow(energy - high.to(tl.float32)), _narrow(chosen), input_precision="ieee")
+            held = tl.dot(high, _narrow(chosen), held, input_precision="ieee")
+        held = tl.sum(held, 0)
+    else:
+        held = tl.zeros([UNITS, _SLOTS], tl.float32)
+        for k in range(1, _FREQUENCIES):
+            one = tl.sum(tl.sum(tl.where((ring == k)[:, None, :], energy, 0.0), 2), 0)
+            held = tl.where((number == k)[None, :], one[:, None], held)
+    return held
+
+
+@triton.jit
+def store_power(
+    page,
+    x,
+    means,
+    means_n,
+    means_c,
+    first_image,
+    last_image,
+    first_channel,
     channels,
-    counted,
-    first_u,
-    first_v,
-    PITCH: tl.constexpr,
-    SIZE: tl.constexpr,
-    U: tl.constexpr,
-    V: tl.constexpr,
+    stride_n,
+    stride_c,
+    stride_h,
+    stride_w,
+    basis_h,
+    basis_w,
+    rings,
+    coefficients,
+    HEIGHT: tl.constexpr,
+    WIDTH: tl.constexpr,
+    KIND: tl.constexpr,
     IMAGES: tl.constexpr,
     CHANNELS: tl.constexpr,
+    FOLD: tl.constexpr,
+    POINTS: tl.constexpr,
+    PITCH_U: tl.constexpr,
+    PITCH_V: tl.constexpr,
+    U: tl.constexpr,
+    V: tl.constexpr,
+    DEPTH_H: tl.constexpr,
+    DEPTH_W: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
-    """Write the power in each ring, `energy` [U * IMAGES * CHANNELS, V] summed over it, to `scratch` [C, 18].
+    """Write the power of maps to `page` f32 [C, 18]: of block `coefficients`, and DC's with the first block.
 
-    `rings` is i8 [padded u, PITCH]: the radial bin of each coefficient, 0 where none is to be counted (and for DC,
-    which comes from the mean).
+    The maps are those of the images `first_image` up to `last_image` and the `CHANNELS` channels from `first_channel`
+    on; `means` f32 [N, C] are NaN where a map takes no part.
     """
-    row = first_u + tl.arange(0, U * IMAGES * CHANNELS) // (IMAGES * CHANNELS)
-    place = rings + row[:, None] * PITCH + (first_v + tl.arange(0, V))[None, :]
-    for ring in range(1, _FREQUENCIES):
-        held = tl.sum(tl.where(tl.load(place) == ring, energy, 0.0), 1)
-        held = tl.sum(tl.reshape(held, [U * IMAGES, CHANNELS]), 0) / SIZE
-        tl.store(scratch + channels * _FREQUENCIES + ring, held, mask=counted)
+    UNITS: tl.constexpr = IMAGES * CHANNELS
+    unit = tl.arange(0, UNITS)
+    channel = first_channel + unit % CHANNELS
+    first_u = coefficients // (PITCH_V // V) * U
+    first_v = coefficients % (PITCH_V // V) * V
+    energy = tl.zeros([U * UNITS, V], tl.float32)
+    mean_square = tl.zeros([UNITS], tl.float32)
+    for start in range(first_image, last_image, IMAGES):
+        image = start + unit // CHANNELS
+        present = (image < last_image) & (channel < channels)
+        cell = means + image.to(tl.int64) * means_n + channel.to(tl.int64) * means_c
+        mean = tl.load(cell, mask=present, other=float("nan"))
+        read = mean == mean
+        mean = tl.where(read, mean, 0.0)
+        mean_square += mean * mean
+        maps = x + channel.to(tl.int64) * stride_c + image.to(tl.int64) * stride_n
+        if KIND == "vector":
+            z = _vector_coefficients(
+                maps, read, mean, stride_h, stride_w, basis_w, first_v,
+                WIDTH, HEIGHT * WIDTH, PITCH_V, UNITS, V, DEPTH_W, PRECISION,
+            )  # fmt: skip
+            energy += z * z
+        if KIND == "map":
+            energy = _map_energy(
+                energy, maps, read, mean, stride_h, stride_w, basis_h, basis_w, first_u, first_v,
+                HEIGHT, WIDTH, POINTS, FOLD, PITCH_U, PITCH_V, UNITS, U, V, DEPTH_H, DEPTH_W, PRECISION,
+            )  # fmt: skip
+    held = tl.zeros([UNITS, _SLOTS], tl.float32)
+    if KIND != "mean":
+        # DC comes from the mean, and what is not a coefficient has its number.
+        place = (first_u + tl.arange(0, U))[:, None] * PITCH_V + (first_v + tl.arange(0, V))[None, :]
+        held = _by_ring(energy, tl.load(rings + place), UNITS, U, V, PRECISION) / (HEIGHT * WIDTH)
+    held = tl.sum(tl.reshape(held, [IMAGES, CHANNELS, _SLOTS]), 0)
+    square = tl.sum(tl.reshape(mean_square, [IMAGES, CHANNELS]), 0)
+    square = tl.where(coefficients == 0, square, 0.0)
+    number = tl.arange(0, _SLOTS)
+    own = first_channel + tl.arange(0, CHANNELS)
+    counted = (own < channels)[:, None] & (number < _FREQUENCIES)[None, :]
+    held = tl.where(number[None, :] == 0, square[:, None], held)
+    tl.store(page + own[:, None] * _FREQUENCIES + number[None, :], held, mask=counted)
