@@ -40,7 +40,7 @@ def main() -> None:
             continue
         if arguments.drop_cache:
             forget(arguments.standard, arguments.robust)
-        seconds, peak = measure(["actstats", *command, "--json"])
+        seconds, peak, _ = measure(["actstats", *command, "--json"])
         found = {"analysis": name, "seconds": round(seconds, 1), "peak_mib": round(peak / 2**20)}
         print(json.dumps(found), flush=True)
 

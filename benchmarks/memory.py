@@ -38,15 +38,15 @@ def make_photographs(folder: Path, count: int, distinct: int = 100) -> None:
         (folder / f"{index:06}.jpg").write_bytes(blobs[index % len(blobs)])
 
 
-def measure(command: list[str]) -> tuple[float, int]:
-    """Run a command; return its seconds and the peak of its resident set in bytes."""
+def measure(command: list[str]) -> tuple[float, int, float]:
+    """Run a command; return its seconds, the peak of its resident set in bytes, and its seconds of processor time."""
     begun = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         sys.exit(f"{' '.join(command)} failed with status {status}")
     unit = 1 if sys.platform == "darwin" else 1024
-    return time.perf_counter() - begun, usage.ru_maxrss * unit
+    return time.perf_counter() - begun, usage.ru_maxrss * unit, usage.ru_utime + usage.ru_stime
 
 
 def main() -> None:
@@ -65,7 +65,7 @@ def main() -> None:
         make_photographs(folder, max(arguments.images))
         for images in arguments.images:
             store = Path(scratch, f"{images}.zarr")
-            seconds, peak = measure(
+            seconds, peak, _ = measure(
                 [
                     "actstats", "sweep", "--arch", arguments.arch, "--weights", "none", "--data", str(folder),
                     "--out", str(store), "--limit", str(images), "--partition-size", str(arguments.partition_size),

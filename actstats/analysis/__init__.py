@@ -8,12 +8,12 @@ results by unit:
 >>> dataset = xarray.open_zarr("googlenet.zarr")  # doctest: +SKIP
 >>> by_layer(smoothness(dataset))  # doctest: +SKIP
 
-`by_layer` and `unit_table` convert results to tables, `compare_units` compares the results of two networks, and
-`notes` lists the images that were excluded.
+`by_layer` and `unit_table` convert results to tables, `compare_units` compares the results of two networks,
+`compare_matched` those of their matched units, and `notes` lists the images that were excluded.
 """
 
 from actstats.analysis.classes import class_means, selectivity, variety
-from actstats.analysis.comparing import cliffs_delta, compare_units
+from actstats.analysis.comparing import cliffs_delta, compare_matched, compare_units
 from actstats.analysis.counterparts import match, match_table
 from actstats.analysis.coverage import notes
 from actstats.analysis.histograms import quantiles
@@ -27,6 +27,7 @@ __all__ = [
     "by_layer",
     "class_means",
     "cliffs_delta",
+    "compare_matched",
     "compare_units",
     "kernel_smoothness",
     "match",

@@ -148,6 +148,82 @@ def compare_units(
     return found.astype({"units_s": int, "units_r": int}).reset_index()
 
 
+def compare_matched(
+    standard: xr.Dataset,
+    robust: xr.Dataset,
+    counterpart: NDArray[np.integer[Any]],
+    variables: Sequence[str],
+    *,
+    within_layers: bool = True,
+    resamples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Return how numbers of units change from one network to another, unit by unit with its counterpart.
+
+    With d the values of counterparts minus those of their units, without NaN:
+
+    - `difference` = median of d;
+    - `delta` = (number of pairs with d > 0 - number with d < 0) / number of pairs: Cliff's delta of paired values,
+      from -1, all counterparts lie below, to 1.
+
+    `_low` and `_high` are the ends of their percentile bootstrap intervals, pairs resampled. Several units may have
+    the same counterpart.
+
+    Args:
+        standard: what an analysis returned for the one network.
+        robust: and for the other.
+        counterpart: for each unit of `standard` the index of its counterpart in `robust`, or -1, as from `match`.
+        variables: which numbers, by name.
+        within_layers: a row for each layer of `standard`, or one for all units.
+        resamples: how often to resample.
+        confidence: of the intervals.
+        seed: of the resampling.
+
+    Returns:
+        A row for each variable (and layer): `variable`, (`layer`,) `units`, `pairs`, `median_s`, `median_r`,
+        `difference`, `difference_low`, `difference_high`, `delta`, `delta_low`, `delta_high`. NaN without pairs,
+        intervals with fewer than two.
+    """
+    rng = np.random.default_rng(seed)
+    edges = [(1 - confidence) / 2, (1 + confidence) / 2]
+    layers = (
+        standard["layer"].values.astype(object) if within_layers else np.full(standard.sizes["unit"], "all")
+    )
+    rows = []
+    for variable in variables:
+        x, y = (found[variable].values.astype(np.float64) for found in (standard, robust))
+        y = np.where(counterpart >= 0, y[counterpart], np.nan)
+        for layer in dict.fromkeys(layers.tolist()):
+            here = np.asarray(layers == layer)
+            paired = here & np.isfinite(x) & np.isfinite(y)
+            row = {"variable": variable, "layer": layer, "units": int(here.sum()), "pairs": int(paired.sum())}
+            row |= {"median_s": _median(x[paired]), "median_r": _median(y[paired])}
+            d = y[paired] - x[paired]
+            for name, of in (("difference", np.median), ("delta", _signs)):
+                low = high = np.nan
+                if len(d) > 1:
+                    at_once = max(1, _AT_ONCE // len(d))
+                    drawn = [
+                        of(d[rng.integers(0, len(d), (min(at_once, resamples - done), len(d)))], axis=1)
+                        for done in range(0, resamples, at_once)
+                    ]
+                    low, high = np.quantile(np.concatenate(drawn), edges)
+                middle = float(of(d, axis=0)) if len(d) else np.nan
+                row |= {name: middle, f"{name}_low": float(low), f"{name}_high": float(high)}
+            rows.append(row)
+    table = pd.DataFrame(rows)
+    return table if within_layers else table.drop(columns="layer")
+
+
+def _signs(d: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
+    return np.asarray(np.sign(d).mean(axis))
+
+
+def _median(x: NDArray[np.float64]) -> float:
+    return float(np.median(x)) if len(x) else float("nan")
+
+
 def cliffs_delta(x: NDArray[Any], y: NDArray[Any], axis: int = -1) -> NDArray[np.float64]:
     """Return Cliff's delta of y against x along an axis, computed from the rank sum: 2 U / (n m) - 1.
 

@@ -33,6 +33,7 @@ _DESCRIBED: Final = {
     "correlation": "correlation with the best unit of the other network",
     "margin": "by how much the greatest correlation exceeds the second greatest",
     "held_out": "correlation on one half of the images with the unit chosen on the other half",
+    "stable": "whether the unit chosen on that half is the best on all images",
     "chance": "greatest correlation where the other network's images are shuffled",
     "same_channel": "correlation with the unit of the same layer and channel",
     "partner": "partner in the one-to-one assignment of the layer, as its index there; -1: none",
@@ -76,7 +77,7 @@ def match(
     Returns:
         By unit of `first` (without `across`, of the layers that both stores have): `counterpart` i64 (index along
         `second`'s `unit`; -1: none), `counterpart_layer`, `counterpart_channel` i64, `best` i64, `correlation`,
-        `margin`, `held_out`, `chance`, `same_channel` f64, and `partner` i64, `partner_channel` i64,
+        `margin`, `held_out`, `chance`, `same_channel` f64, `stable` bool, and `partner` i64, `partner_channel` i64,
         `partner_correlation` f64. Constant units have NaN correlations and no counterpart. Images that either store
         could not read, or with a value that is not finite, are left out, and counted in the attributes.
 
@@ -345,6 +346,7 @@ def _of_layer(
         "correlation": _known(greatest),
         "margin": np.where(second > -2, greatest - second, np.nan),
         "held_out": _known(held_out),
+        "stable": (chosen == best) & (greatest > -2),
         "chance": _known(chance),
         "same_channel": same,
         "partner": partner,

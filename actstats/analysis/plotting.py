@@ -26,8 +26,15 @@ if TYPE_CHECKING:
 FORMATS: Final = (".png", ".svg", ".pdf")
 COLOURS: Final = {"S": "#1b5dbd", "R": "#c45000"}
 """Blue for the standard and orange for the robust network in every plot; both are legible as text on white."""
+_FURTHER: Final = ("#176a37", "#7b2d8e", "#8a5a00", "#a3005c", "#00687a", "#5a5a5a")
 _MARKS: Final = (("unit", "#767676", "o"), ("outlier: its change stands out in its layer", "#a3005c", "x"))
 """Label, colour and marker of units and outliers in the noise plot. The colours differ from those of the networks."""
+
+
+def colours(count: int) -> list[str]:
+    """Return the colours of so many networks: S's, R's, then others that can be read on white too, over again."""
+    known = [*COLOURS.values(), *_FURTHER]
+    return [known[at % len(known)] for at in range(count)]
 
 
 @dataclass(frozen=True)
@@ -92,7 +99,7 @@ def draw_layers(found: Mapping[str, xr.Dataset], numbers: Sequence[str], path: s
         column: value for column in columns if (value := _only_value(tables.values(), column)) is not None
     }
     columns = [column for column in columns if column not in same] or columns
-    colours = dict(zip(tables, COLOURS.values(), strict=False))
+    shades = dict(zip(tables, colours(len(tables)), strict=True))
     figure, panels = _panels(len(columns), 2.2, sharex=True)
     for axes, column in zip(panels, columns, strict=True):
         for name, table in tables.items():
@@ -100,19 +107,19 @@ def draw_layers(found: Mapping[str, xr.Dataset], numbers: Sequence[str], path: s
             if f"{column}_median" in table:
                 low, high = table[f"{column}_p10"], table[f"{column}_p90"]
                 axes.fill_between(
-                    places, low, high, color=colours[name], alpha=0.2, linewidth=0,
+                    places, low, high, color=shades[name], alpha=0.2, linewidth=0,
                     label=f"{name}, 10 % to 90 % of units",
                 )  # fmt: skip
                 axes.plot(
                     places,
                     table[f"{column}_median"],
                     marker=".",
-                    color=colours[name],
+                    color=shades[name],
                     label=f"{name}, median",
                 )
             else:
                 axes.plot(
-                    places, table[column], marker=".", color=colours[name], label=f"{name}, number of units"
+                    places, table[column], marker=".", color=shades[name], label=f"{name}, number of units"
                 )
         axes.set_ylabel(_axis(next(iter(found.values())), str(column)))
     _name_layers(panels[-1], first["layer"].tolist())
@@ -162,7 +169,7 @@ def draw_spectra(found: Mapping[str, xr.Dataset], numbers: Sequence[str], path: 
     layers = list(dict.fromkeys(layer for curve in curves.values() for layer in curve))
     figure, panels = _panels(len(layers), 2.2, columns=min(5, len(layers)), sharex=True, sharey=True)
     for axes, layer in zip(panels, layers, strict=True):
-        for (name, curve), colour in zip(curves.items(), COLOURS.values(), strict=False):
+        for (name, curve), colour in zip(curves.items(), colours(len(curves)), strict=True):
             if layer in curve:
                 axes.plot(*curve[layer], marker=".", markersize=3, linewidth=1, color=colour, label=name)
         axes.set_xscale("log", base=2)
@@ -195,27 +202,35 @@ def _layer_curves(found: xr.Dataset) -> dict[str, tuple[NDArray[np.float64], NDA
 def draw_similarity(found: xr.Dataset, path: str | Path) -> None:
     """Draw a heat map of layers against layers for each measure of `similarity`, with lines between networks.
 
+    Colours go from 0 to 1; what lies below 0 has the colour of 0, and NaN is grey.
+
     Raises:
         ActstatsError: the file cannot be written, or matplotlib is not installed.
     """
     names = [str(name) for name in found]
-    figure, panels = _panels(len(names), 5.0)
-    networks = found["network"].values.tolist()
+    figure, panels = _panels(len(names), 6.0)
+    networks, layers = found["network"].values.tolist(), found["layer"].values.tolist()
     several = len(set(networks)) > 1
-    labels = [
-        f"{network} {layer}" if several else str(layer)
-        for network, layer in zip(networks, found["layer"].values.tolist(), strict=True)
-    ]
+    starts = [at for at in range(len(networks)) if not at or networks[at] != networks[at - 1]]
+    middles = [(start + end - 1) / 2 for start, end in zip(starts, [*starts[1:], len(networks)], strict=True)]
+    places = list(range(0, len(layers), -(-len(layers) // 40)))
     for axes, name in zip(panels, names, strict=True):
-        image = axes.imshow(found[name].values, vmin=0, vmax=1, cmap="viridis")
-        _name_layers(axes, labels)
-        places = range(0, len(labels), -(-len(labels) // 30))
-        axes.set_yticks(list(places), [labels[at] for at in places], fontsize="x-small")
-        for at in range(1, len(networks)):
-            if networks[at] != networks[at - 1]:
-                axes.axhline(at - 0.5, color="white", linewidth=1)
-                axes.axvline(at - 0.5, color="white", linewidth=1)
-        figure.colorbar(image, ax=axes, label=str(found[name].attrs.get("long_name", name)))
+        image = axes.imshow(np.ma.masked_invalid(found[name].values), vmin=0, vmax=1, cmap="viridis")
+        axes.set_facecolor("#bbbbbb")
+        axes.set_xticks(places, [layers[at] for at in places], rotation=90, fontsize="xx-small")
+        axes.set_yticks(places, [layers[at] for at in places], fontsize="xx-small")
+        for start in starts[1:]:
+            axes.axhline(start - 0.5, color="white", linewidth=1)
+            axes.axvline(start - 0.5, color="white", linewidth=1)
+        if several:
+            for side in (axes.secondary_xaxis("top"), axes.secondary_yaxis("right")):
+                side.tick_params(length=0, labelsize="small")
+            axes.child_axes[0].set_xticks(middles, [networks[at] for at in starts])
+            axes.child_axes[1].set_yticks(middles, [networks[at] for at in starts], rotation=-90, va="center")
+        axes.set_title(str(found[name].attrs.get("long_name", name)), fontsize="medium")
+        figure.colorbar(
+            image, ax=axes, shrink=0.75, extend="min" if float(found[name].min()) < 0 else "neither"
+        )
     _save(figure, path)
 
 

@@ -1,4 +1,4 @@
-"""The report: one HTML page about one sweep, or about a standard and a robust network side by side.
+"""The report: one HTML page about one sweep, or about a standard network and others side by side.
 
 >>> from actstats.report import write_report
 >>> write_report(["standard.zarr", "robust.zarr"], "report.html")  # doctest: +SKIP

@@ -155,6 +155,7 @@ def overview_part(
     content = {
         "title": title,
         "stores": [{"name": name} for name in compared.names],
+        "pairing": compared.pairing.way,
         "units": start,
         "crop": crop,
         "fieldStep": field_step(crop),
@@ -173,6 +174,11 @@ def overview_part(
         for store, units in enumerate(compared.measured)
         for measure in compared.measures
     }
+    if compared.pairing.way == "match":
+        for (a, b), found in compared.pairing.found.items():
+            for name in ("counterpart", "best"):
+                arrays[f"{name}:{a}:{b}"] = found[name].values.astype(np.int32)
+            arrays[f"held:{a}:{b}"] = shortened(found["held_out"].values)
     for store, side in enumerate(sides):
         if side.profile is not None:
             arrays[f"preferred:{store}"] = side.profile.preferred

@@ -13,6 +13,7 @@ import xarray as xr
 from torch import nn
 
 from actstats.analysis import (
+    compare_matched,
     compare_units,
     kernel_smoothness,
     noise,
@@ -26,6 +27,7 @@ from actstats.analysis.coverage import notes as coverage_notes
 from actstats.analysis.coverage import usable
 from actstats.errors import ActstatsError
 from actstats.report.networks import rebuild
+from actstats.report.pairing import BY_MATCH, Pairing, pair_units
 from actstats.store import open_dataset
 from actstats.support import html_facts
 
@@ -133,7 +135,9 @@ RULE: Final = (
     f"counts as lower or higher if |delta| is at least {SMALLEST_EFFECT}, the usual bound of a small effect (Romano "
     "et al. 2006), and the 95 % bootstrap interval over its units excludes 0. As in the paper: R is lower in more "
     "than half of the layers. Opposite: R is higher in more than half. Negligible: |delta| is below "
-    f"{SMALLEST_EFFECT} in half of the layers or more. Undecided: none of these."
+    f"{SMALLEST_EFFECT} in half of the layers or more. Undecided: none of these. Of matched units, delta is the "
+    "share of units whose counterpart is higher minus the share of those whose counterpart is lower, over all layers "
+    "together, with its bootstrap interval over units, and decides by itself."
 )
 ELSEWHERE: Final = (
     ("R decides by shape, S by texture", "actstats analyze shape-bias"),
@@ -153,6 +157,12 @@ _CLAIMS: Final = {
     "relative_change": "Noise adds less to R's units, relative to what they have",
 }
 """What the paper found by each measure: that R's is lower."""
+_MATCHED: Final = {
+    "roughness": "R's counterparts are smoother than S's units",
+    "centroid": "R's counterparts have lower frequencies",
+    "selectivity": "Class selectivity of counterparts",
+}
+"""Measures that are compared unit by unit, and what the paper suggests of them, if anything."""
 _WORDS: Final = {
     "agrees": "as in the paper",
     "differs": "opposite",
@@ -163,6 +173,28 @@ _RESAMPLES: Final = 400
 
 
 @dataclass(frozen=True)
+class Comparison:
+    """How one network differs from the first one.
+
+    Attributes:
+        network: what it is called.
+        difference: how it differs, in words.
+        verdict: `agrees`, `differs`, `negligible` or `open`; empty where the paper makes no claim.
+        words: the verdict in words.
+        layers: number of layers in which it is lower, neither, and higher, by the rule in `RULE`.
+        delta: Cliff's delta against the first network, the median over layers; of matched units over all of them;
+            None where nothing was compared.
+    """
+
+    network: str
+    difference: str = ""
+    verdict: str = ""
+    words: str = ""
+    layers: tuple[int, int, int] = (0, 0, 0)
+    delta: float | None = None
+
+
+@dataclass(frozen=True)
 class Finding:
     """One line of the overview.
 
@@ -170,21 +202,13 @@ class Finding:
         claim: the paper's claim, or the measure's name where the paper makes none.
         how: how it is measured.
         values: the median over all units of each store, as text.
-        difference: how R differs from S, in words.
-        verdict: `agrees`, `differs`, `negligible` or `open`; empty where the paper makes no claim.
-        words: the verdict in words.
-        layers: number of layers in which R is lower, neither, and higher, by the rule in `RULE`.
-        delta: Cliff's delta of R against S, the median over layers; None where nothing was compared.
+        comparisons: each further store against the first one; empty where nothing is compared.
     """
 
     claim: str
     how: str
     values: list[str]
-    difference: str = ""
-    verdict: str = ""
-    words: str = ""
-    layers: tuple[int, int, int] = (0, 0, 0)
-    delta: float | None = None
+    comparisons: tuple[Comparison, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Return the finding as a dict that JSON can hold."""
@@ -204,7 +228,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Compared:
-    """One store, or two (S and R), with the measures of their units.
+    """One store or several, the first of which is S, with the measures of their units.
 
     Attributes:
         names: what the stores are called.
@@ -212,6 +236,7 @@ class Compared:
         measured: for each store its measures, f64 [unit] each, in memory.
         measures: the measures that all stores have.
         networks: the swept networks, or why one cannot be rebuilt.
+        pairing: which of their units are counterparts.
         findings: the overview.
         notes: what a reader has to know of the stores, a line each.
     """
@@ -221,6 +246,7 @@ class Compared:
     measured: list[xr.Dataset]
     measures: list[Measure]
     networks: list[nn.Module | str]
+    pairing: Pairing
     findings: list[Finding]
     notes: list[str]
 
@@ -235,30 +261,35 @@ def compare(
     *,
     names: Sequence[str] = (),
     noisy: Sequence[str | Path] = (),
+    pair: str = "match",
+    matches: Sequence[str | Path] = (),
     trust: bool = False,
 ) -> Compared:
-    """Measure every unit of one store, or of two stores with the same layers (S and R), and compare the two.
+    """Measure every unit of one store or of several with the same layers, and compare each with the first one.
 
     Args:
-        stores: one or two stores written by `actstats sweep`; of two, S comes first.
+        stores: stores written by `actstats sweep`; of several, the standard network's (S) comes first.
         names: what to call the stores. Default: their file names.
         noisy: for each store a sweep of the same network over the same images with noise.
+        pair: `match` pairs units with their counterparts, where stores hold the same images; `index` with the unit of
+            the same index.
+        matches: files of `actstats analyze match --by unit` to pair by; without them units are matched here.
         trust: use the factory, weights file or address that a store names, to rebuild its network. Only for stores
             of your own.
 
     Raises:
-        ActstatsError: a store is missing, the layers differ, the stores hold nothing that could be measured, or an
-            optional package is not installed.
+        ActstatsError: a store is missing, the layers differ, the stores hold nothing that could be measured, `pair`
+            or `matches` is not usable, or an optional package is not installed.
     """
-    if len(stores) not in (1, 2):
-        raise ActstatsError(f"one store or two can be compared, not {len(stores)}")
+    if not stores:
+        raise ActstatsError("compare needs a store")
     if noisy and len(noisy) != len(stores):
         raise ActstatsError(f"give a noisy sweep for each of the {len(stores)} stores, not {len(noisy)}")
     called = _names(stores, names)
     datasets = [open_dataset(store) for store in stores]
-    if len(datasets) == 2:
-        require_same_units(*datasets)
-    against = [open_dataset(store) for store in noisy] if noisy else [None] * len(datasets)
+    for further in datasets[1:]:
+        require_same_units(datasets[0], further)
+    against: list[xr.Dataset | None] = [*map(open_dataset, noisy)] if noisy else [None] * len(datasets)
     measured, notes = [], _demo_notes(datasets)
     for name, dataset, other in zip(called, datasets, against, strict=True):
         units, problems = measure_units(dataset, other)
@@ -266,8 +297,9 @@ def compare(
         notes += [f"{name}: {line}" for line in (*coverage_notes(usable(dataset, "the report")), *problems)]
     measures = common_measures(measured)
     networks = [rebuild(store, trust=trust) for store in stores]
-    lines = derive_findings(measured, measures, networks)
-    return Compared(called, datasets, measured, measures, networks, lines, notes)
+    pairing = pair_units(datasets, called, pair, matches)
+    lines = derive_findings(measured, measures, networks, names=called, pairing=pairing)
+    return Compared(called, datasets, measured, measures, networks, pairing, lines, [*notes, *pairing.notes])
 
 
 def measure_units(dataset: xr.Dataset, noisy: xr.Dataset | None = None) -> tuple[xr.Dataset, list[str]]:
@@ -309,31 +341,46 @@ def common_measures(measured: Sequence[xr.Dataset]) -> list[Measure]:
 
 
 def derive_findings(
-    measured: Sequence[xr.Dataset], measures: Sequence[Measure], networks: Sequence[nn.Module | str]
+    measured: Sequence[xr.Dataset],
+    measures: Sequence[Measure],
+    networks: Sequence[nn.Module | str],
+    *,
+    names: Sequence[str] = ("S", "R"),
+    pairing: Pairing | None = None,
 ) -> list[Finding]:
-    """Return the overview of one store, or of two (S and R).
+    """Return the overview of one store, or of several, each compared with the first (S).
 
     Args:
         measured: what `measure_units` returned for each store.
         measures: the measures to show.
         networks: the swept networks, for their kernels, or why one cannot be rebuilt.
+        names: what the stores are called.
+        pairing: which units are counterparts.
     """
     if len(measured) == 1:
         return [_without_claim(measure, measured) for measure in measures]
     claimed = [measure for measure in measures if measure.key in _CLAIMS]
     keys = [measure.key for measure in claimed]
-    table = compare_units(measured[0], measured[1], keys, resamples=_RESAMPLES) if keys else pd.DataFrame()
+    tables = [
+        compare_units(measured[0], other, keys, resamples=_RESAMPLES) if keys else pd.DataFrame()
+        for other in measured[1:]
+    ]
     found = [
-        _finding(
+        Finding(
             _CLAIMS[measure.key],
             f"{measure.name}: {measure.about}",
-            [float(units[measure.key].median()) for units in measured],
-            table[table["variable"] == measure.key],
+            [_number(float(units[measure.key].median())) for units in measured],
+            tuple(
+                _compared(name, table[table["variable"] == measure.key])
+                for name, table in zip(names[1:], tables, strict=True)
+            ),
         )
         for measure in claimed
     ]
     others = [measure for measure in measures if measure.key not in _CLAIMS]
-    return [*found, *_kernels(networks), *(_without_claim(measure, measured) for measure in others)]
+    paired = _of_matched(measured, measures, names, pairing) if pairing and pairing.way == "match" else []
+    kernels = _kernels(networks, names)
+    return [*found, *paired, *kernels, *(_without_claim(measure, measured) for measure in others)]
 
 
 def finding(claim: str, standard: xr.DataArray, robust: xr.DataArray, *, how: str = "") -> Finding:
@@ -375,16 +422,15 @@ def count_layers(table: pd.DataFrame) -> tuple[int, int, int]:
     return lower, int(table["delta_low"].notnull().sum()) - lower - higher, higher
 
 
-def _finding(claim: str, how: str, medians: Sequence[float], table: pd.DataFrame) -> Finding:
-    values = [_number(median) for median in medians]
-    layers = count_layers(table)
-    lower, _, higher = layers
+def _compared(name: str, table: pd.DataFrame) -> Comparison:
+    """Decide on the rows of one variable from `compare_units`."""
+    lower, _, higher = layers = count_layers(table)
     compared = table[table["delta_low"].notnull()]
     if compared.empty:
-        return Finding(claim, how, values, "too few units to compare", "open", _WORDS["open"])
+        return Comparison(name, "too few units to compare", "open", _WORDS["open"], layers)
     delta = float(compared["cliffs_delta"].median())
     if len(compared) == 1:
-        low, high = (float(compared[name].iloc[0]) for name in ("delta_low", "delta_high"))
+        low, high = (float(compared[end].iloc[0]) for end in ("delta_low", "delta_high"))
         difference = f"delta {delta:+.2f} ({low:+.2f} to {high:+.2f})"
     else:
         difference = f"delta {delta:+.2f}; lower in {lower} of {len(compared)} layers, higher in {higher}"
@@ -396,7 +442,7 @@ def _finding(claim: str, how: str, medians: Sequence[float], table: pd.DataFrame
         verdict = "negligible"
     else:
         verdict = "open"
-    return Finding(claim, how, values, difference, verdict, _WORDS[verdict], layers, delta)
+    return Comparison(name, difference, verdict, _WORDS[verdict], layers, delta)
 
 
 def _without_claim(measure: Measure, measured: Sequence[xr.Dataset]) -> Finding:
@@ -404,16 +450,77 @@ def _without_claim(measure: Measure, measured: Sequence[xr.Dataset]) -> Finding:
     return Finding(measure.name, measure.about, medians)
 
 
-def _kernels(networks: Sequence[nn.Module | str]) -> list[Finding]:
+def _of_matched(
+    measured: Sequence[xr.Dataset], measures: Sequence[Measure], names: Sequence[str], pairing: Pairing
+) -> list[Finding]:
+    """Return how many units have counterparts, and how these differ from their units."""
+    first = measured[0].sizes["unit"]
+    counts, how_well = [""], []
+    counterparts = {}
+    for at, name in enumerate(names[1:], 1):
+        found = pairing.found.get((0, at))
+        if found is None:
+            counts.append("none")
+            how_well.append(Comparison(name, "not paired"))
+            continue
+        counterparts[at] = found["counterpart"].values
+        has = counterparts[at] >= 0
+        counts.append(f"{int(has.sum()):,} of {first:,}")
+        median = _number(float(np.median(found["held_out"].values[has]))) if has.any() else "none"
+        words = f"median r {median} on held-out images"
+        if (back := pairing.found.get((at, 0))) is not None:
+            there = back["counterpart"].values >= 0
+            words += f"; {int(there.sum()):,} of {len(there):,} the other way round"
+        how_well.append(Comparison(name, words))
+    lines = [Finding(f"Units of {names[0]} with a counterpart", BY_MATCH, counts, tuple(how_well))]
+    known = {measure.key: measure for measure in measures}
+    any_has = np.any([found >= 0 for found in counterparts.values()], axis=0)
+    for key in (key for key in _MATCHED if key in known and counterparts):
+        values = [_number(float(measured[0][key].where(xr.DataArray(any_has, dims="unit")).median()))]
+        compared = []
+        for at, name in enumerate(names[1:], 1):
+            if at not in counterparts:
+                values.append("none")
+                compared.append(Comparison(name, "not paired"))
+                continue
+            table = compare_matched(
+                measured[0], measured[at], counterparts[at], [key], within_layers=False, resamples=_RESAMPLES
+            )
+            row = table.iloc[0]
+            values.append(_number(row["median_r"]))
+            compared.append(_paired(name, row, claimed=key in _CLAIMS))
+        how = f"{known[key].name} of units that have a counterpart, and of the counterparts."
+        lines.append(Finding(_MATCHED[key], how, values, tuple(compared)))
+    return lines
+
+
+def _paired(name: str, row: pd.Series, *, claimed: bool) -> Comparison:
+    """Decide on one row of `compare_matched`."""
+    if not np.isfinite(row["delta_low"]):
+        verdict, words = ("open", _WORDS["open"]) if claimed else ("", "")
+        return Comparison(name, "too few matched units to compare", verdict, words)
+    delta, low, high = (float(row[key]) for key in ("delta", "delta_low", "delta_high"))
+    difference = f"delta {delta:+.2f} ({low:+.2f} to {high:+.2f}) over {row['pairs']:,} units"
+    if not claimed:
+        return Comparison(name, difference, delta=delta)
+    if delta <= -SMALLEST_EFFECT and high < 0:
+        verdict = "agrees"
+    elif delta >= SMALLEST_EFFECT and low > 0:
+        verdict = "differs"
+    else:
+        verdict = "negligible" if abs(delta) < SMALLEST_EFFECT else "open"
+    return Comparison(name, difference, verdict, _WORDS[verdict], delta=delta)
+
+
+def _kernels(networks: Sequence[nn.Module | str], names: Sequence[str]) -> list[Finding]:
     """Compare the weights themselves: the first convolution's kernels, and all that are larger than 1 x 1."""
     how = "Roughness of the weights."
     found = []
     for network in networks:
         if isinstance(network, str):
             reason = f"not measured: {network}"
-            return [
-                Finding("R's kernels are smoother", how, ["none", "none"], reason, "open", "not measured")
-            ]
+            missing = tuple(Comparison(name, reason, "open", "not measured") for name in names[1:])
+            return [Finding("R's kernels are smoother", how, ["none"] * len(names), missing)]
         found.append(kernel_smoothness(network)[["roughness"]])
     found = [units.isel(unit=np.flatnonzero(units["roughness"].notnull())) for units in found]
     first = [units.isel(unit=units["layer"].values == units["layer"].values[0]) for units in found]
@@ -422,9 +529,12 @@ def _kernels(networks: Sequence[nn.Module | str]) -> list[Finding]:
         (f"R's first kernels are smoother ({first[0]['layer'].values[0]})", first),
         ("R's kernels are smoother, over all layers", found),
     ):
-        table = compare_units(kernels[0], kernels[1], ["roughness"], resamples=_RESAMPLES)
-        medians = [float(units["roughness"].median()) for units in kernels]
-        lines.append(_finding(claim, how, medians, table))
+        compared = tuple(
+            _compared(name, compare_units(kernels[0], other, ["roughness"], resamples=_RESAMPLES))
+            for name, other in zip(names[1:], kernels[1:], strict=True)
+        )
+        medians = [_number(float(units["roughness"].median())) for units in kernels]
+        lines.append(Finding(claim, how, medians, compared))
     return lines
 
 
@@ -440,8 +550,9 @@ def _names(stores: Sequence[str | Path], names: Sequence[str]) -> list[str]:
     found = list(names) or [Path(store).name.removesuffix(".zarr") for store in stores]
     if len(set(found)) < len(found):
         if names:
-            raise ActstatsError(f"both stores are called {found[0]}; give two names")
-        found = [f"{name} ({letter})" for name, letter in zip(found, "SR", strict=False)]
+            raise ActstatsError(f"two stores have one name, {', '.join(found)}: give each its own")
+        marks = "SR" if len(found) == 2 else map(str, range(1, len(found) + 1))
+        found = [f"{name} ({mark})" for name, mark in zip(found, marks, strict=True)]
     return found
 
 

@@ -1,4 +1,4 @@
-"""`write_report`: from one store or two to an HTML page, or to a page and a folder that it loads from when needed.
+"""`write_report`: from stores to an HTML page, or to a page and a folder that it loads from when needed.
 
 The page's content security policy admits only its own style and script, by their hashes, and forbids connections.
 Text from users, such as names of files and classes, is escaped in the markup and otherwise only ever set as text.
@@ -28,7 +28,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from actstats.analysis.plotting import COLOURS
+from actstats.analysis.plotting import colours
 from actstats.data import Source
 from actstats.data.preprocessing import input_shape
 from actstats.errors import ActstatsError
@@ -79,21 +79,25 @@ def write_report(
     data: str | Path | Source | None = None,
     top: int = 8,
     largest_page: float = LARGEST_PAGE,
+    pair: str = "match",
+    matches: Sequence[str | Path] = (),
     trust: bool = False,
 ) -> Report:
-    """Write the report of one store, or of two stores with the same layers (S and R).
+    """Write the report of one store, or of several with the same layers, the first of which is S.
 
     A small report is one HTML file. A large one keeps its data and thumbnails in a folder beside the page,
     PAGE_files, and loads them when they are looked at. Both open from disk and load nothing from a network.
 
     Args:
-        stores: one or two stores written by `actstats sweep`; of two, S comes first.
+        stores: stores written by `actstats sweep`; the standard network's, S, comes first.
         page: path of the HTML file.
         names: what to call the stores. Default: their file names.
         noisy: for each store a sweep of the same network over the same images with noise.
         data: the swept images, if they were moved since or came from a `Source` of your own: a path, or the source.
         top: largest number of top images shown per unit.
         largest_page: size in bytes beyond which the report gets a folder: 0 for always, `math.inf` for never.
+        pair: what stands beside a unit: its counterpart (`match`), or the unit of the same index (`index`).
+        matches: files of `actstats analyze match --by unit` to pair by.
         trust: use the factory, weights file or address that a store names, as `compare` does.
 
     Raises:
@@ -106,7 +110,7 @@ def write_report(
     if math.isnan(largest_page) or largest_page < 0:
         raise ActstatsError(f"the largest page must be a size of 0 or more, not {largest_page}")
     _require_same_sizes([open_dataset(store) for store in stores])
-    compared = compare(stores, names=names, noisy=noisy, trust=trust)
+    compared = compare(stores, names=names, noisy=noisy, pair=pair, matches=matches, trust=trust)
     first, *_ = manifests = compared.manifests
     classes, sides = class_names(compared.datasets), []
     for dataset, table in zip(compared.datasets, classes.tables, strict=True):
@@ -119,17 +123,17 @@ def write_report(
     pictures = collection.pictures()
     layers = dict(layer_parts(first, sides, numbers))
     fields = swept_fields(first, compared.networks[0])
-    title = f"{first['arch']}: {' and '.join(compared.names)}"
+    title = f"{first['arch']}: {_listed(compared.names)}"
     notes = [*compared.notes, *collection.notes]
-    two = len(manifests) == 2
+    several = len(manifests) > 1
     context = {
         "title": title,
         "stores": [{"name": n, "facts": _facts(m)} for n, m in zip(compared.names, manifests, strict=True)],
         "notes": notes,
         "findings": compared.findings,
-        "source": f"{PAPER}. {_sides(compared.names)}" if two else "Medians over all units.",
-        "rule": RULE if two else "",
-        "elsewhere": ELSEWHERE if two else (),
+        "source": f"{PAPER}. {_sides(compared.names)}" if several else "Medians over all units.",
+        "rule": RULE if several else "",
+        "elsewhere": ELSEWHERE if several else (),
         "version": versions().get("actstats", ""),
     }
 
@@ -190,7 +194,13 @@ def show(*stores: str | Path, height: int = 800, **options: Any) -> Embedded:
 
 def _sides(names: Sequence[str]) -> str:
     """Return which store is S and which R, unless their names say so."""
-    return "" if list(names) == ["S", "R"] else f"S is {names[0]}, R is {names[1]}."
+    if list(names) == ["S", "R"]:
+        return ""
+    return f"S is {names[0]}, R is {names[1] if len(names) == 2 else 'each of the others'}."
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 def _numbered(
@@ -208,14 +218,14 @@ def _numbered(
 
 def _require_same_sizes(datasets: Sequence[xr.Dataset]) -> None:
     """Raise an `ActstatsError` that names a layer whose maps differ in size: the page has one size per layer."""
-    first, last = datasets[0].attrs["layers"], datasets[-1].attrs["layers"]
-    for one, other in zip(first, last, strict=False):
-        sizes = [f"{entry['height']} x {entry['width']}" for entry in (one, other)]
-        if one["name"] == other["name"] and sizes[0] != sizes[1]:
-            raise ActstatsError(
-                f"layer {one['name']} has maps of {sizes[0]} in the first store and {sizes[1]} in the second: sweep "
-                "both with the same input size, or compare without --report"
-            )
+    for other in datasets[1:]:
+        for one, two in zip(datasets[0].attrs["layers"], other.attrs["layers"], strict=False):
+            sizes = [f"{entry['height']} x {entry['width']}" for entry in (one, two)]
+            if one["name"] == two["name"] and sizes[0] != sizes[1]:
+                raise ActstatsError(
+                    f"layer {one['name']} has maps of {sizes[0]} in the first store and {sizes[1]} in another: sweep "
+                    "all with the same input size, or compare without --report"
+                )
 
 
 def _facts(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -298,7 +308,7 @@ def _html(context: Mapping[str, Any], parts: Mapping[str, str], folder: str) -> 
     environment = Environment(autoescape=True, undefined=StrictUndefined)
     environment.filters["minus"] = _with_minus
     render = environment.from_string
-    style = render((source / "page.css").read_text("utf-8")).render(colours=[COLOURS["S"], COLOURS["R"]])
+    style = render((source / "page.css").read_text("utf-8")).render(colours=colours(len(context["stores"])))
     # In a function of its own, so that nothing of it is visible from outside, and in a fixed order.
     script = "\n".join((source / name).read_text("utf-8") for name in _SCRIPTS)
     script = f'"use strict";\n(() => {{\n{script}}})();\n'

@@ -1,4 +1,4 @@
-"""`actstats compare`: the paper's findings for two stores, as a table and as an HTML page."""
+"""`actstats compare`: the paper's findings for stores, as a table and as an HTML page."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from actstats_cli import options
-from actstats_cli.analyses.output import computing, one_or_two, scheduler
+from actstats_cli.analyses.output import computing, scheduler, some
 from actstats_cli.printing import note, print_json, size, table
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def _size(ctx: click.Context, param: click.Parameter, value: float) -> float:
 
 
 @click.command()
-@one_or_two
+@some
 @click.option(
     "--report",
     "page",
@@ -36,14 +36,29 @@ def _size(ctx: click.Context, param: click.Parameter, value: float) -> float:
     "names",
     multiple=True,
     metavar="NAME",
-    help="What to call a store; repeat it for the second. Default: the file names.",
+    help="What to call a store; repeat it for each. Default: the file names.",
 )
 @click.option(
     "--noisy",
     multiple=True,
     metavar="STORE",
     type=options.StorePath(),
-    help="Sweep of the same network over the same images with noise; repeat it for the second store.",
+    help="Sweep of the same network over the same images with noise; repeat it for each store.",
+)
+@click.option(
+    "--pair",
+    type=click.Choice(["match", "index"]),
+    default="match",
+    show_default=True,
+    help="What stands beside a unit: its counterpart, or the unit of the same index, which pairs channels and not "
+    "functions.",
+)
+@click.option(
+    "--matches",
+    multiple=True,
+    metavar="FILE",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Counterparts from `analyze match --by unit --out FILE`, repeatable. Default: units are matched now.",
 )
 @click.option(
     "--data", metavar="IMAGES", help="Where the images are now, if they were moved since the sweep."
@@ -73,6 +88,8 @@ def compare(
     page: Path | None,
     names: Sequence[str],
     noisy: Sequence[Path],
+    pair: str,
+    matches: Sequence[Path],
     data: str | None,
     top: int,
     largest_page: float,
@@ -80,15 +97,16 @@ def compare(
     scheduler: str | None,
     as_json: bool,
 ) -> None:
-    """Compare a standard and a robust network: S.zarr R.zarr.
+    """Compare a standard network with a robust one, or with several: S.zarr R.zarr.
 
-    Prints the paper's findings and what the two stores show of each. --report also writes an HTML page with plots
-    by layer and a view of every unit: top images, receptive fields, spectrum, histogram, classes. The page loads
-    nothing from a network. With one STORE, shows that one.
+    Prints the paper's findings and what the stores show of each. --report also writes an HTML page with plots by
+    layer and a view of every unit beside its counterparts: top images, receptive fields, spectrum, histogram,
+    classes. The page loads nothing from a network. With one STORE, shows that one.
 
     \b
         actstats compare standard.zarr robust.zarr --report report.html
         actstats compare s.zarr r.zarr --noisy s-noisy.zarr --noisy r-noisy.zarr
+        actstats compare s.zarr r1.zarr r3.zarr --matches s-r1.csv --matches s-r3.csv --report radii.html
         actstats compare googlenet.zarr --report googlenet.html
     """
     import actstats.report
@@ -96,7 +114,9 @@ def compare(
     written = {}
     with computing(scheduler):
         if page is None:
-            compared = actstats.report.compare(stores, names=names, noisy=noisy, trust=trust)
+            compared = actstats.report.compare(
+                stores, names=names, noisy=noisy, pair=pair, matches=matches, trust=trust
+            )
             called, findings, notes = compared.names, compared.findings, compared.notes
         else:
             report = actstats.report.write_report(
@@ -107,6 +127,8 @@ def compare(
                 data=data,
                 top=top,
                 largest_page=largest_page * 1e6,
+                pair=pair,
+                matches=matches,
                 trust=trust,
             )
             called, findings, notes = report.names, report.findings, report.notes
@@ -116,7 +138,8 @@ def compare(
         found = {"stores": [str(store) for store in stores], "names": called, "notes": notes}
         print_json({**found, "findings": [finding.as_dict() for finding in findings], **written})
         return
-    for line in table(list(_rows(called, findings)), "<" + ">" * len(called) + "<<"):
+    columns = {1: "<>", 2: "<>><<"}.get(len(called), "<<>><<")
+    for line in table(list(_rows(called, findings)), columns):
         click.echo(line)
     for text in notes:
         note(text)
@@ -126,6 +149,21 @@ def compare(
 
 
 def _rows(names: Sequence[str], findings: Sequence[Finding]) -> Iterator[tuple[str, ...]]:
-    yield ("finding", *names, "difference", "verdict") if len(names) == 2 else ("median", *names, "", "")
+    """Yield a row for each finding; of more than two networks, for each of them and the first."""
+    if len(names) == 1:
+        yield ("median", *names)
+    elif len(names) == 2:
+        yield ("finding", *names, "difference", "verdict")
+    else:
+        yield ("finding", "network", names[0], "network's", "difference", "verdict")
     for finding in findings:
-        yield (finding.claim, *finding.values, finding.difference, finding.words)
+        first, *others = finding.values
+        if not others:
+            yield (finding.claim, first)
+        for at, value in enumerate(others):
+            said = finding.comparisons[at] if finding.comparisons else None
+            words = (said.difference, said.words) if said else ("", "")
+            if len(names) == 2:
+                yield (finding.claim, first, value, *words)
+            else:
+                yield ("" if at else finding.claim, names[at + 1], "" if at else first, value, *words)

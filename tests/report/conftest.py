@@ -55,7 +55,7 @@ def stores(hostile: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path
 def page(stores: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report of both in one file."""
     path = tmp_path_factory.mktemp("page") / "report.html"
-    assert write_report(stores, path, names=NAMES).folder is None
+    assert write_report(stores, path, names=NAMES, pair="index").folder is None
     return path
 
 
@@ -63,5 +63,5 @@ def page(stores: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
 def page_with_folder(stores: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report of both as a page and a folder, with a name that an address has to quote."""
     path = tmp_path_factory.mktemp("folder") / "the #1 report?.html"
-    assert write_report(stores, path, names=NAMES, largest_page=0).folder is not None
+    assert write_report(stores, path, names=NAMES, largest_page=0, pair="index").folder is not None
     return path

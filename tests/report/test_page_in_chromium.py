@@ -351,7 +351,7 @@ def test_what_a_maximum_sees_is_said_of_each_image(opened, stores, tmp_path):
 def test_a_layer_of_many_units_makes_few_elements(opened, hostile, tmp_path):
     layers = ("features.12.squeeze", "features.12")
     wide = [swept(hostile, tmp_path / f"{seed}.zarr", seed, layers=layers) for seed in (0, 1)]
-    page = write_report(wide, tmp_path / "wide.html").page
+    page = write_report(wide, tmp_path / "wide.html", pair="index").page
     report = opened(page, "#/layer/1")
     report.locator(".cards .card img").first.wait_for()
     assert report.locator(".facts").inner_text().startswith("512 units")

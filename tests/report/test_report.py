@@ -179,7 +179,7 @@ def test_the_same_stores_give_the_same_bytes_and_replace_what_was_there(stores, 
     files = sorted(path for path in (page_with_folder, *folder.rglob("*")) if path.is_file())
     before = {path: path.read_bytes() for path in files}
     (folder / "pictures" / "999.jpg").write_bytes(b"of an earlier report")
-    write_report(stores, page_with_folder, names=NAMES, largest_page=0)
+    write_report(stores, page_with_folder, names=NAMES, largest_page=0, pair="index")
     assert {path: path.read_bytes() for path in files} == before
     assert not (folder / "pictures" / "999.jpg").exists()
     assert sorted(p.name for p in page_with_folder.parent.iterdir()) == sorted(
@@ -189,7 +189,7 @@ def test_the_same_stores_give_the_same_bytes_and_replace_what_was_there(stores, 
 
 def test_one_store_has_measures_and_no_claims(stores, tmp_path):
     report = write_report(stores[:1], tmp_path / "one.html")
-    assert {finding.verdict for finding in report.findings} == {""}
+    assert {finding.comparisons for finding in report.findings} == {()}
     assert {len(finding.values) for finding in report.findings} == {1}
     assert [store["name"] for store in parts_of(report.page)["overview"][0]["stores"]] == ["s"]
 
@@ -227,7 +227,9 @@ def units_with(shifts: list[float], seed: int) -> xr.Dataset:
 def test_a_finding_counts_the_layers_that_lie_beyond_chance(shifts, verdict, layers):
     measured = [units_with([0.0] * len(shifts), 0), units_with(shifts, 1)]
     first, *_ = derive_findings(measured, common_measures(measured), ["no weights", "no weights"])
-    assert (first.claim, first.verdict, first.layers) == ("R's activation maps are smoother", verdict, layers)
+    (against,) = first.comparisons
+    assert first.claim == "R's activation maps are smoother"
+    assert (against.network, against.verdict, against.layers) == ("R", verdict, layers)
 
 
 def test_a_difference_that_is_certain_but_small_is_negligible():
@@ -241,9 +243,10 @@ def test_a_difference_that_is_certain_but_small_is_negligible():
     table = compare_units(*measured, resamples=100)
     assert (table["delta_high"] < 0).all()
     first, *_ = derive_findings(measured, common_measures(measured), ["no weights", "no weights"])
-    assert (first.verdict, first.words, first.layers) == ("negligible", "negligible", (0, 2, 0))
-    assert first.delta == pytest.approx(-0.107, abs=1e-3)
-    assert first.difference == "delta -0.11; lower in 0 of 2 layers, higher in 0"
+    (against,) = first.comparisons
+    assert (against.verdict, against.words, against.layers) == ("negligible", "negligible", (0, 2, 0))
+    assert against.delta == pytest.approx(-0.107, abs=1e-3)
+    assert against.difference == "delta -0.11; lower in 0 of 2 layers, higher in 0"
 
 
 def test_a_report_of_the_demo_says_that_it_decides_nothing(stores, tmp_path):
@@ -301,11 +304,11 @@ def test_kernels_are_compared_in_the_first_layer_and_in_all():
     measured = [units_with([0.0], 0), units_with([0.0], 1)]
     _, first, all_layers, *_ = derive_findings(measured, common_measures(measured), [standard, robust])
     assert first.claim == "R's first kernels are smoother (0)"
-    assert first.verdict == "agrees"
-    assert all_layers.layers == (1, 1, 0)
+    assert first.comparisons[0].verdict == "agrees"
+    assert all_layers.comparisons[0].layers == (1, 1, 0)
     *_, missing = derive_findings(measured, common_measures(measured), [standard, "the weights are gone"])
-    assert missing.words == "not measured"
-    assert "the weights are gone" in missing.difference
+    assert missing.comparisons[0].words == "not measured"
+    assert "the weights are gone" in missing.comparisons[0].difference
 
 
 def test_noisy_sweeps_bring_the_change_by_noise(hostile, stores, tmp_path):
@@ -327,11 +330,13 @@ def test_a_store_without_images_of_its_own_metrics_shows_what_it_has(hostile, tm
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        ("{s} {r} {s}", "one store or two can be compared, not 3"),
+        ("{s} {r} {s} --name a --name b", "give a name for each of the 3 stores, not 2"),
+        ("{s} {r} --pair index --matches {s}/zarr.json", "--matches pairs units by match: leave it out, or"),
+        ("{s} {r} --matches {s}/zarr.json", "zarr.json holds no matches by unit: it lacks"),
         ("{s} nowhere.zarr", "no store at nowhere.zarr"),
         ("{s} {r} --report report.pdf", "give a name that ends in .html, not report.pdf"),
         ("{s} {r} --name one", "give a name for each of the 2 stores, not 1"),
-        ("{s} {r} --name one --name one", "both stores are called one"),
+        ("{s} {r} --name one --name one", "two stores have one name, one, one: give each its own"),
         ("{s} {r} --noisy {s}", "give a noisy sweep for each of the 2 stores, not 1"),
         ("{s} {other}", "the stores have different layers"),
         (
@@ -398,7 +403,7 @@ def test_the_command_prints_the_findings_and_where_the_page_is(stores, tmp_path)
     assert f"wrote {page}, " in text
     found = json.loads(output_of(f"compare {stores[0]} --name one --json"))
     assert found["names"] == ["one"]
-    assert {"claim", "values", "verdict", "layers"} <= set(found["findings"][0])
+    assert {"claim", "values", "comparisons"} <= set(found["findings"][0])
 
 
 def test_classes_of_two_sources_are_told_by_name():

@@ -14,8 +14,9 @@ function complain(error) {
 // Addresses: #/layer/3?measure=centroid&order=r-high&page=2, and so on; what is usual is left out.
 
 /** The address of a view with the measure and order that are chosen now. */
-function addressOf(kind, index = 0, page = 1) {
+function addressOf(kind, index = 0, page = 1, base = shown.base) {
   const query = new URLSearchParams();
+  if (base) query.set("of", base);
   if (shown.measure) query.set("measure", measure().key);
   if (shown.order !== "unit") query.set("order", shown.order);
   if (page > 1) query.set("page", page);
@@ -23,7 +24,8 @@ function addressOf(kind, index = 0, page = 1) {
 }
 
 /** The attributes of a link to a view; `change` keeps it up to date. */
-const to = (kind, index = 0, page = 1) => ({ href: addressOf(kind, index, page), "data-to": `${kind} ${index} ${page}` });
+const to = (kind, index = 0, page = 1, base = undefined) =>
+  ({ href: addressOf(kind, index, page, base), "data-to": [kind, index, page, ...(base === undefined ? [] : [base])].join(" ") });
 
 /** What the address says, as far as there is such a thing. */
 function place() {
@@ -33,6 +35,7 @@ function place() {
   return {
     ...(Number(number) < limits[kind] ? { kind, index: Number(number) } : { kind: "overview", index: 0 }),
     measure: Math.max(0, report.measures.findIndex((found) => found.key === asked.get("measure"))),
+    base: asked.get("of") in report.stores ? Number(asked.get("of")) : 0,
     order: orders().some(([order]) => order === asked.get("order")) ? asked.get("order") : "unit",
     page: Math.max(1, Math.floor(Number(asked.get("page"))) || 1),
   };
@@ -44,8 +47,8 @@ function change(changes) {
   location.replace(addressOf(shown.kind, shown.index, shown.page));
   document.documentElement.dataset.shown = location.hash;
   for (const link of document.querySelectorAll("[data-to]")) {
-    const [kind, index, page] = link.dataset.to.split(" ");
-    link.setAttribute("href", addressOf(kind, index, page));
+    const [kind, index, page, base] = link.dataset.to.split(" ");
+    link.setAttribute("href", addressOf(kind, index, page, base === undefined ? shown.base : Number(base)));
   }
 }
 
@@ -75,7 +78,7 @@ function show() {
   document.title = [name, report.title].filter(Boolean).join(" · ");
   if (before) {
     // Coming back from a unit the focus returns to its card; on another page of the same list, to the list.
-    const card = before.kind === "unit" && main.querySelector(`.card[data-unit="${before.index}"]`);
+    const card = before.kind === "unit" && before.base === shown.base && main.querySelector(`.card[data-unit="${before.index}"]`);
     const list = before.kind === kind && before.index === index && document.getElementById("units");
     if (card) {
       card.focus();
@@ -88,7 +91,7 @@ function show() {
       (main.querySelector("h1") ?? document.querySelector("h1")).focus({ preventScroll: true });
     }
   }
-  before = { kind, index };
+  before = { kind, index, base: shown.base };
   document.documentElement.dataset.shown = location.hash;
 }
 
@@ -117,7 +120,7 @@ function matches(query) {
   const [, name, channel] = /^(.*?)[/\s]+(\d+)$/.exec(words) ?? [];
   const found = named(words.replace(/[/\s]+$/, "")).map(({ layer, index }) => [layer.name, addressOf("layer", index), plural(layer.units, "unit")]);
   report.classes.forEach((label, index) => {
-    if (words && report.arrays["preferred:0"] && label.toLowerCase().includes(words)) found.push([label, addressOf("class", index), "class"]);
+    if (words && report.arrays[`preferred:${shown.base}`] && label.toLowerCase().includes(words)) found.push([label, addressOf("class", index), "class"]);
   });
   if (channel) found.push(...named(name).flatMap(unit(Number(channel))));
   if (/^\d+$/.test(words)) found.push(...layers.flatMap(unit(Number(words))));

@@ -56,18 +56,18 @@ function canvas(width, height, label, ...children) {
 const text = (x, y, content, attributes) => s("text", { x, y, ...attributes }, content);
 
 /** The height of the legend at the top of a drawing; a single store needs none. */
-const legendHeight = () => (pair() ? 20 : 0);
+const legendHeight = () => (several() ? 20 : 0);
 
 /** The stores' names beside their colours and shapes. */
 function legendIn(left, width) {
-  if (!pair()) return [];
-  const most = Math.max(6, Math.floor((width - left - 60) / 2 / 6.8));
+  if (!several()) return [];
+  const most = Math.max(3, Math.floor(((width - left) / report.stores.length - 36) / 6.8));
   let x = left;
   return report.stores.map((store, index) => {
     const name = shortName(store.name, most), at = x;
     x += 34 + 6.8 * name.length;
-    const mark = index ? { x: at, y: 2, width: 10, height: 10, rx: 2 } : { cx: at + 5, cy: 7, r: 5 };
-    return [s(index ? "rect" : "circle", { class: `dot store${index}`, ...mark }), text(at + 16, 11, name, { class: "title" })];
+    const mark = index % 2 ? { x: at, y: 2, width: 10, height: 10, rx: 2 } : { cx: at + 5, cy: 7, r: 5 };
+    return [s(index % 2 ? "rect" : "circle", { class: `dot store${index}`, ...mark }), text(at + 16, 11, name, { class: "title" })];
   });
 }
 
@@ -207,27 +207,30 @@ function distribution(measure, layer, width) {
   return canvas(width, PLOT_HEIGHT + legendHeight(), `Distribution of ${measure.name} over the layer's units. ${label}`, marks, shapes);
 }
 
-/** Each unit of a layer as a point: the first store across, the second upwards; a click opens the unit. */
+/** Each unit of a layer as a point: its own value across, its counterpart's upwards; a click opens the unit. */
 function scatter(measure, layer, width) {
-  const [a, b] = [0, 1].map((store) => unitValues(measure, store, layer));
-  const all = [...a, ...b], log = spansMuch(all);
+  const own = unitValues(measure, shown.base, layer), many = others().length > 1;
+  const facing = others().map((store) => Float64Array.from(own, (_, channel) => pairedValue(measure, store, layer.start + channel)));
+  const all = [...own, ...facing.flatMap((of) => Array.from(of))], log = spansMuch(all);
   const [x, y] = [scale(all, { log }), scale(all, { log })];
-  const area = { left: 52, right: width - 12, top: 26, bottom: 236 + legendHeight() };
-  const titles = report.stores.map((store) => `${shortName(store.name, Math.max(6, Math.floor(width / 7) - withUnit(measure).length - 4))}: ${withUnit(measure)}`);
-  const { across, down, marks } = axes(area, x, y, titles);
-  marks.shift(); // the axes name the stores
+  const area = many ? plotArea(width, 52) : { left: 52, right: width - 12, top: 26, bottom: 236 + legendHeight() };
+  const letters = Math.max(6, Math.floor(width / 7) - withUnit(measure).length - 4);
+  const title = (store) => `${shortName(report.stores[store].name, letters)}: ${withUnit(measure)}`;
+  const { across, down, marks } = axes(area, x, y, [title(shown.base), many ? `counterparts: ${withUnit(measure)}` : title(others()[0])]);
+  if (!many) marks.shift(); // the axes name the stores
   const { low, high } = x;
   const points = [];
-  a.forEach((value, channel) => {
-    const [px, py] = [across(value), down(b[channel])];
-    if (Number.isFinite(px + py)) points.push([px, py, channel]);
-  });
+  others().forEach((store, at) => own.forEach((value, channel) => {
+    const [px, py] = [across(value), down(facing[at][channel])];
+    if (Number.isFinite(px + py)) points.push([px, py, channel, store]);
+  }));
   const ring = s("circle", { class: "ring", r: 6, visibility: "hidden" });
+  const names = others().map((store) => report.stores[store].name).join(", ");
   const drawing = canvas(width, PLOT_HEIGHT + legendHeight(),
-    `${measure.name} of each unit, ${report.stores[0].name} against ${report.stores[1].name}; the units are listed below`,
+    `${measure.name} of each unit, ${report.stores[shown.base].name} against ${names}; the units are listed below`,
     marks, s("line", { class: "diagonal", x1: across(low), y1: down(low), x2: across(high), y2: down(high) }),
     text(across(high) - 8, down(high) + 4, "equal", { class: "tick", "text-anchor": "end" }),
-    dots(points, { class: "points" }), ring);
+    others().map((store) => dots(points.filter((point) => point[3] === store), { class: many ? `points store${store}` : "points" })), ring);
   const nearest = (event) => {
     const box = drawing.getBoundingClientRect(), [px, py] = [event.clientX - box.left, event.clientY - box.top];
     const best = points.reduce((found, point) => {
@@ -243,8 +246,9 @@ function scatter(measure, layer, width) {
     if (!point) return hideTip();
     ring.setAttribute("cx", point[0]);
     ring.setAttribute("cy", point[1]);
-    const lines = [0, 1].map((store) => `${report.stores[store].name}: ${format([a, b][store][point[2]])}`);
-    showTip([`unit ${point[2]}`, ...lines], event.clientX, event.clientY);
+    const [, , channel, store] = point, unit = layer.start + channel;
+    showTip([`unit ${channel}`, `${report.stores[shown.base].name}: ${format(own[channel])}`,
+      `${report.stores[store].name}: ${format(pairedValue(measure, store, unit))}`, pairWords(store, unit)].filter(Boolean), event.clientX, event.clientY);
   });
   drawing.addEventListener("pointerleave", () => (ring.setAttribute("visibility", "hidden"), hideTip()));
   drawing.addEventListener("click", (event) => {
@@ -254,10 +258,10 @@ function scatter(measure, layer, width) {
   return drawing;
 }
 
-/** Power by radial frequency without DC, a line per store, both axes logarithmic; bins that the map lacks are left out. */
+/** Power by radial frequency without DC, a line per store that has one, both axes logarithmic, without bins that the map lacks. */
 function spectrumPlot(spectra, title, width, label) {
   const frequency = report.frequency.slice(1);
-  const shares = spectra.map((power) => Array.from(power.subarray(1)));
+  const shares = spectra.map((power) => Array.from(power?.subarray(1) ?? []));
   const resolved = frequency.filter((_, bin) => shares.some((power) => power[bin] > 0));
   const x = scale(resolved, { log: true }), y = scale(shares.flat(), { log: true });
   const area = plotArea(width, 60);
@@ -273,22 +277,23 @@ function spectrumPlot(spectra, title, width, label) {
 
 /** The numbers of `spectrumPlot`. */
 const spectrumRows = (spectra) => [["frequency_cycles_per_pixel", ...report.stores.map((store) => store.name)],
-  ...report.frequency.map((frequency, bin) => [frequency, ...spectra.map((power) => power[bin])]).slice(1)];
+  ...report.frequency.map((frequency, bin) => [frequency, ...spectra.map((power) => power?.[bin])]).slice(1)];
 
 /** How often a unit has each activation: shares in bins of half an octave on a square-root axis, with zero as a bin of its own. */
 function histogramPlot(histograms, width, label) {
   const edges = report.histogram; // signed edges of the bins; the one around zero is in the middle
   const bins = edges.length - 1, middle = (bins - 1) / 2;
-  const used = [...Array(bins).keys()].filter((bin) => histograms.some((shares) => shares[bin] > 0));
+  const used = [...Array(bins).keys()].filter((bin) => histograms.some((shares) => shares?.[bin] > 0));
   const first = Math.min(middle, ...used), last = Math.max(middle + 1, ...used);
   const area = plotArea(width, 52);
   const step = (area.right - area.left) / (last - first + 1);
-  const top = Math.max(1e-9, ...histograms.map((shares) => Math.max(...shares.subarray(first, last + 1))));
+  const top = Math.max(1e-9, ...histograms.filter(Boolean).map((shares) => Math.max(...shares.subarray(first, last + 1))));
   const y = scale([0, Math.sqrt(top)], { zero: true }); // so that rare activations show beside the zeros
   const down = (share) => area.bottom - y.at(Math.sqrt(share)) * (area.bottom - area.top);
   const ticks = [1, 0.5, 0.2, 0.05, 0.01, 0.001, 1e-4].filter((share) => share <= top * 1.05)
     .reduce((kept, share) => (kept.length && down(share) - down(kept.at(-1)) < 15 ? kept : [...kept, share]), []);
   const bars = histograms.map((shares, store) => {
+    if (!shares) return null;
     let path = `M${area.left} ${area.bottom}`;
     for (let bin = first; bin <= last; bin++) path += `V${down(shares[bin])}H${area.left + (bin - first + 1) * step}`;
     return s("path", { class: `store${store} outline`, d: `${path}V${area.bottom}Z` });
@@ -314,5 +319,5 @@ function histogramPlot(histograms, width, label) {
 
 /** The numbers of `histogramPlot`, bins that no store uses left out. */
 const histogramRows = (histograms) => [["bin_left", "bin_right", ...report.stores.map((store) => store.name)],
-  ...report.histogram.slice(1).map((right, bin) => [report.histogram[bin], right, ...histograms.map((shares) => shares[bin])])
+  ...report.histogram.slice(1).map((right, bin) => [report.histogram[bin], right, ...histograms.map((shares) => shares?.[bin])])
     .filter(([, , ...shares]) => shares.some((share) => share > 0))];

@@ -5,10 +5,10 @@ const findings = document.getElementById("findings");
 const UNITS_PER_PAGE = 24;
 
 // Where the page is, all of which its address holds: see main.js.
-const shown = { kind: "overview", index: 0, measure: 0, order: "unit", page: 1 };
+const shown = { kind: "overview", index: 0, measure: 0, order: "unit", page: 1, base: 0 };
 let marksShown = true;
 
-const pair = () => report.stores.length === 2;
+const several = () => report.stores.length > 1;
 const withUnit = (measure) => (measure.unit && measure.unit !== "1" ? `${measure.name}, ${measure.unit}` : measure.name);
 
 /** A name shortened in its middle to so many letters: layers differ at both ends. */
@@ -26,6 +26,45 @@ function unitValues(of, store, layer) {
 
 const valueOf = (of, store, unit) => report.arrays[`${of.key}:${store}`][unit];
 
+// Units of several networks: every view is of the units of one network, `shown.base`, and the others' stand beside them.
+
+/** The numbers of the other stores whose units are paired with those shown. */
+const others = () => report.stores.map((_, store) => store).filter((store) =>
+  store !== shown.base && (report.pairing === "index" || report.arrays[`counterpart:${shown.base}:${store}`]));
+
+/** The unit of a store that stands beside a unit, or -1. */
+function counterpart(store, unit) {
+  if (store === shown.base || report.pairing === "index") return unit;
+  return report.arrays[`counterpart:${shown.base}:${store}`]?.[unit] ?? -1;
+}
+
+const heldOut = (store, unit) => report.arrays[`held:${shown.base}:${store}`]?.[unit] ?? NaN;
+
+/** A store's value for a unit: of its counterpart. */
+function pairedValue(of, store, unit) {
+  const there = counterpart(store, unit);
+  return there < 0 ? NaN : valueOf(of, store, there);
+}
+
+/** In words, the counterpart of a unit and how well it agrees; empty where units are not matched. */
+function pairWords(store, unit) {
+  if (report.pairing !== "match" || store === shown.base) return "";
+  const there = counterpart(store, unit);
+  return there < 0 ? "no counterpart" : `${unitName(there)}, r ${format(heldOut(store, unit))}`;
+}
+
+/** A choice of the network whose units are listed; `changed` is called after the choice. */
+function baseChoice(changed) {
+  if (!others().length) return [];
+  const select = h("select", { id: "base", onchange: () => {
+    change({ base: select.selectedIndex, page: 1 });
+    changed();
+    document.getElementById("base")?.focus();
+  } },
+    report.stores.map((store, index) => h("option", { selected: index === shown.base }, store.name)));
+  return [h("label", { for: "base" }, "Units of"), select];
+}
+
 const layerOf = (unit) => report.layers.findIndex((layer) => unit < layer.start + layer.units);
 
 const unitName = (unit) => {
@@ -37,7 +76,7 @@ const unitName = (unit) => {
 const storeName = (store) =>
   h("span", { class: `key store${store}` }, h("i", { "aria-hidden": "true" }), report.stores[store].name);
 
-const legend = () => h("p", { class: "legend" }, report.stores.map((_, store) => storeName(store)));
+const legend = () => h("p", { class: "legend" }, [shown.base, ...others()].map((store) => storeName(store)));
 
 /** A choice of the measure that is plotted; `changed` is called after the choice. */
 function measureChoice(changed) {
@@ -151,8 +190,13 @@ function overview() {
     );
     fillExtremes();
   };
-  const extremes = h("ol", { class: "cards" });
+  const extremes = h("ol", { class: "cards" }), differing = h("div");
   const fillExtremes = () => {
+    differing.replaceChildren(h("h2", null, others().length ? "Units that differ most" : "Units that stand out"),
+      h("p", { class: "hint" }, { match: "Units that differ from their counterpart further than is usual in their layer, by the chosen measure.",
+        index: "Units of the same index, which are not counterparts, whose difference is furthest from what is usual in their layer, by the chosen measure.",
+      }[report.pairing] ?? "Units whose value is furthest from what is usual in their layer, by the chosen measure."),
+      h("div", { class: "choice" }, baseChoice(fillExtremes)), legend());
     const scores = new Map();
     for (let unit = 0; unit < report.units; unit++) {
       const score = extremeness(unit);
@@ -163,29 +207,28 @@ function overview() {
   };
   const view = h("section", { "aria-labelledby": "by-layer" },
     h("h2", { id: "by-layer" }, "Layer by layer"), measureChoice(draw), plot,
-    h("h2", null, pair() ? "Units that differ most" : "Units that stand out"),
-    h("p", { class: "hint" }, pair()
-      ? "Units of the same index whose difference between the two networks is furthest from what is usual in their layer, by the chosen measure."
-      : "Units whose value is furthest from what is usual in their layer, by the chosen measure."),
-    legend(), extremes);
+    differing, extremes);
   draw();
   return [findings, view];
 }
 
 const spreads = new Map();
 
-/** How far a unit's value, or its difference between the stores, is from its layer's median, relative to the spread. */
+/** How far a unit's value, or its difference from a counterpart, is from its layer's median, relative to the spread. */
 function extremeness(unit) {
-  const of = measure(), layer = report.layers[layerOf(unit)], key = `${of.key}/${layer.start}`;
-  const values = report.stores.map((_, store) => unitValues(of, store, layer));
-  const value = (channel) => (pair() ? values[1][channel] - values[0][channel] : values[0][channel]);
-  if (!spreads.has(key)) {
-    const inOrder = sorted(Array.from({ length: layer.units }, (_, channel) => value(channel)));
-    const spread = quantile(inOrder, 0.84) - quantile(inOrder, 0.16);
-    spreads.set(key, { middle: quantile(inOrder, 0.5), spread: spread > 0 ? spread : NaN });
-  }
-  const { middle, spread } = spreads.get(key);
-  return Math.abs(value(unit - layer.start) - middle) / spread;
+  const of = measure(), layer = report.layers[layerOf(unit)];
+  const facing = others().length ? others() : [null];
+  return Math.max(...facing.map((store) => {
+    const value = (at) => (store === null ? 0 : pairedValue(of, store, at)) - valueOf(of, shown.base, at);
+    const key = `${of.key}/${layer.start}/${shown.base}/${store}`;
+    if (!spreads.has(key)) {
+      const inOrder = sorted(Array.from({ length: layer.units }, (_, channel) => value(layer.start + channel)));
+      const spread = quantile(inOrder, 0.84) - quantile(inOrder, 0.16);
+      spreads.set(key, { middle: quantile(inOrder, 0.5), spread: spread > 0 ? spread : NaN });
+    }
+    const { middle, spread } = spreads.get(key), far = Math.abs(value(unit) - middle) / spread;
+    return Number.isFinite(far) ? far : -Infinity;
+  }));
 }
 
 /** The medians of the plot by layer as a table, built when it is opened. */
@@ -203,23 +246,31 @@ function layerTable(of) {
 
 // Units as cards, in an order, page by page.
 
-const ORDERS = [
-  ["unit", "unit number"], ["s-high", "$0, highest first"], ["s-low", "$0, lowest first"],
-  ["r-high", "$1, highest first"], ["r-low", "$1, lowest first"], ["difference", "largest difference first"],
-];
-const orders = () => ORDERS.slice(0, pair() ? 6 : 3);
+/** The orders to choose from: [key in the address, words, value of a unit that goes first where it is least]. */
+function orders() {
+  const shownStores = [shown.base, ...others()].sort((a, b) => a - b);
+  const difference = (unit) => -Math.max(...others().map((store) => Math.abs(pairedValue(measure(), store, unit) - valueOf(measure(), shown.base, unit)))
+    .filter(Number.isFinite));
+  const agreement = (unit) => -Math.max(...others().map((store) => (counterpart(store, unit) < 0 ? NaN : heldOut(store, unit))).filter(Number.isFinite));
+  return [
+    ["unit", "unit number", null],
+    ...shownStores.flatMap((store) => {
+      const key = ["s", "r"][store] ?? `n${store}`, { name } = report.stores[store];
+      return [[`${key}-high`, `${name}, highest first`, (unit) => -pairedValue(measure(), store, unit)],
+        [`${key}-low`, `${name}, lowest first`, (unit) => pairedValue(measure(), store, unit)]];
+    }),
+    ...(others().length ? [["difference", "largest difference first", difference]] : []),
+    ...(others().length && report.pairing === "match" ? [["match", "best matched first", agreement]] : []),
+  ];
+}
 
 /** These units in the chosen order; those without a value come last. */
 function inOrder(units) {
-  const value = (store) => (unit) => valueOf(measure(), store, unit);
-  const [a, b] = [value(0), value(1)];
-  const key = {
-    "s-high": (unit) => -a(unit), "s-low": a, "r-high": (unit) => -b(unit), "r-low": b,
-    difference: (unit) => -Math.abs(b(unit) - a(unit)),
-  }[shown.order];
+  const key = orders().find(([order]) => order === shown.order)?.[2];
   if (!key) return units;
-  const orLast = (found) => (Number.isFinite(found) ? found : Number.MAX_VALUE);
-  return units.toSorted((c, d) => orLast(key(c)) - orLast(key(d)) || c - d);
+  const values = new Map(units.map((unit) => [unit, key(unit)]));
+  const orLast = (unit) => (Number.isFinite(values.get(unit)) ? values.get(unit) : Number.MAX_VALUE);
+  return units.toSorted((c, d) => orLast(c) - orLast(d) || c - d);
 }
 
 const unitsOf = (layer) => Array.from({ length: layer.units }, (_, channel) => layer.start + channel);
@@ -241,17 +292,23 @@ function unitList(units, name) {
     pagers[1].hidden = pages === 1;
   };
   const sort = h("select", { id: "order", onchange: () => (change({ order: orders()[sort.selectedIndex][0], page: 1 }), fill()) },
-    orders().map(([value, words]) => h("option", { selected: value === shown.order },
-      words.replace("$0", report.stores[0].name).replace("$1", report.stores[1]?.name ?? ""))));
-  const rows = () => [
-    ["layer", "channel", ...report.measures.flatMap((of) => report.stores.map((store) => `${of.key} (${store.name})`))],
-    ...inOrder(units).map((unit) => {
-      const layer = report.layers[layerOf(unit)];
-      return [layer.name, unit - layer.start, ...report.measures.flatMap((of) => report.stores.map((_, store) => valueOf(of, store, unit)))];
-    })];
+    orders().map(([value, words]) => h("option", { selected: value === shown.order }, words)));
+  const rows = () => {
+    const stores = [shown.base, ...others()].sort((a, b) => a - b), matched = report.pairing === "match" ? others() : [];
+    const names = stores.map((store) => report.stores[store].name);
+    return [
+      ["layer", "channel", ...matched.flatMap((store) => ["counterpart", "held_out"].map((key) => `${key} (${report.stores[store].name})`)),
+        ...report.measures.flatMap((of) => names.map((name) => `${of.key} (${name})`))],
+      ...inOrder(units).map((unit) => {
+        const layer = report.layers[layerOf(unit)];
+        return [layer.name, unit - layer.start,
+          ...matched.flatMap((store) => [counterpart(store, unit) < 0 ? "" : unitName(counterpart(store, unit)), heldOut(store, unit)]),
+          ...report.measures.flatMap((of) => stores.map((store) => pairedValue(of, store, unit)))];
+      })];
+  };
   const heading = h("h2", { id: "units", tabindex: -1 }, "Units", saving("all measures of the units", { rows }));
   return { fill, elements: [heading, legend(),
-    h("div", { class: "choice" }, h("label", { for: "order" }, "Order"), sort, markChoice()), pagers[0], cards, pagers[1]] };
+    h("div", { class: "choice" }, baseChoice(show), h("label", { for: "order" }, "Order"), sort, markChoice()), pagers[0], cards, pagers[1]] };
 }
 
 /** Links to the first, the last and the neighbouring pages. */
@@ -274,11 +331,18 @@ function layerView(index) {
     const of = measure();
     const rows = () => [["channel", ...report.stores.map((store) => store.name)],
       ...unitsOf(layer).map((unit) => [unit - layer.start, ...report.stores.map((_, store) => valueOf(of, store, unit))])];
+    const pairs = () => {
+      const stores = [shown.base, ...others()].sort((a, b) => a - b), matched = report.pairing === "match" ? others() : [];
+      return [["channel", ...stores.map((store) => report.stores[store].name), ...matched.map((store) => `counterpart in ${report.stores[store].name}`)],
+        ...unitsOf(layer).map((unit) => [unit - layer.start, ...stores.map((store) => pairedValue(of, store, unit)),
+          ...matched.map((store) => (counterpart(store, unit) < 0 ? "" : unitName(counterpart(store, unit))))])];
+    };
     const some = report.stores.some((_, store) => unitValues(of, store, layer).some(Number.isFinite));
     if (!some) plots.replaceChildren(h("p", { class: "hint" }, `No unit of this layer has a value of ${of.name}.`));
     else plots.replaceChildren(
       figure(`Distribution of ${of.name}`, `${layer.name} ${of.key} distribution`, (width) => distribution(of, layer, width), rows),
-      ...(pair() ? [figure(`${of.name}, unit by unit`, `${layer.name} ${of.key} unit by unit`, (width) => scatter(of, layer, width), rows)] : []));
+      ...(others().length ? [figure(report.pairing === "index" ? `${of.name}, units of the same index` : `${of.name}, units and counterparts`,
+        `${layer.name} ${of.key} unit by unit`, (width) => scatter(of, layer, width), pairs)] : []));
     part(`layer-${index}`).then((data) => {
       const spectra = report.stores.map((_, store) => data.arrays[`mean-spectrum:${store}`]).filter(Boolean);
       if (spectra.length === report.stores.length && spectra[0].some((value, bin) => bin > 0 && value > 0)) {
@@ -325,10 +389,10 @@ const preferring = (store, label, layer) => {
   return found ? unitsOf(layer).filter((unit) => found[unit] === label) : [];
 };
 
-/** The units that respond most to one class, of either store. */
+/** The units that respond most to one class. */
 function classView(label) {
   const counts = report.layers.map((layer) => report.stores.map((_, store) => preferring(store, label, layer)));
-  const units = [...new Set(counts.flat(2))].sort((a, b) => a - b);
+  const units = report.layers.flatMap((layer) => preferring(shown.base, label, layer));
   const totals = report.stores.map((_, store) => counts.reduce((sum, of) => sum + of[store].length, 0));
   const list = unitList(units);
   const table = h("table", null,
@@ -361,9 +425,11 @@ const nearby = new IntersectionObserver((entries) => {
 function fillCards(list, units, name = unitName) {
   const links = units.map((unit) => h("a", { class: "card", ...to("unit", unit), "data-unit": unit, "aria-label": cardWords(unit) },
     h("span", { class: "name" }, breakable(name(unit))),
-    report.stores.map((_, store) => h("span", { class: `strip store${store}` }, h("i", { "aria-hidden": "true" }))),
-    h("span", { class: "values" }, report.stores.map((_, store) =>
-      h("span", { class: `store${store}` }, format(valueOf(measure(), store, unit)))))));
+    cardStores().map((store) => h("span", { class: `strip store${store}`, "data-store": store }, h("i", { "aria-hidden": "true" }))),
+    report.pairing === "match" && others().length ? h("span", { class: "pairs" }, others().map((store) =>
+      h("div", null, `${others().length > 1 ? `${report.stores[store].name}: ` : ""}${pairWords(store, unit)}`))) : null,
+    h("span", { class: "values" }, cardStores().map((store) =>
+      h("span", { class: `store${store}` }, format(pairedValue(measure(), store, unit)))))));
   list.replaceChildren(...links.map((link) => h("li", null, link)));
   const at = Math.max(0, units.indexOf(lastUnit));
   const columns = () => (links[0] ? Math.max(1, Math.round(list.clientWidth / links[0].parentElement.offsetWidth)) : 1);
@@ -371,16 +437,28 @@ function fillCards(list, units, name = unitName) {
   links.forEach((link) => nearby.observe(link));
 }
 
-const cardWords = (unit) => `${unitName(unit)}, ${measure().name} ${report.stores
-  .map((store, at) => `${store.name} ${format(valueOf(measure(), at, unit))}`).join(", ")}`;
+const cardStores = () => [shown.base, ...others()].sort((a, b) => a - b);
+
+const cardWords = (unit) => `${unitName(unit)}, ${measure().name} ${cardStores()
+  .map((store) => `${report.stores[store].name} ${format(pairedValue(measure(), store, unit))}`).join(", ")}`;
 
 async function fillCard(card, unit) {
-  const index = layerOf(unit), layer = report.layers[index];
-  const data = await part(`layer-${index}`).catch(complain);
-  if (!data) return;
-  card.querySelectorAll(".strip").forEach((strip, store) => {
-    for (const found of topOf(data, store, unit - layer.start).slice(0, 4)) strip.append(picture(layer, found).frame);
-  });
+  const found = await besideIt(unit).catch(complain);
+  if (!found) return;
+  for (const strip of card.querySelectorAll(".strip")) {
+    const { layer, channel, data } = found[strip.dataset.store];
+    if (layer) for (const image of topOf(data, strip.dataset.store, channel).slice(0, 4)) strip.append(picture(layer, image).frame);
+  }
+}
+
+/** For each store the unit that stands beside a unit, its layer, channel and that layer's part; {unit: -1} for none. */
+function besideIt(unit) {
+  return Promise.all(report.stores.map(async (_, store) => {
+    const there = counterpart(store, unit);
+    if (there < 0) return { unit: there };
+    const index = layerOf(there), layer = report.layers[index];
+    return { unit: there, layer, channel: there - layer.start, data: await part(`layer-${index}`) };
+  }));
 }
 
 // A unit.
@@ -390,33 +468,53 @@ function unitView(unit) {
   const units = inOrder(unitsOf(layer)), at = units.indexOf(unit);
   const around = [units[at - 1] ?? layer.start - 1, units[at + 1] ?? layer.start + layer.units];
   const body = h("div", { class: "unit" });
-  part(`layer-${index}`).then((data) => {
-    const { arrays } = data, stores = report.stores.map((_, store) => store);
-    const slice = (name, length) => stores.map((store) => arrays[`${name}:${store}`]?.subarray(channel * length, (channel + 1) * length));
+  besideIt(unit).then((found) => {
+    const slice = (name, length) => found.map(({ data, channel: of }, store) =>
+      data?.arrays[`${name}:${store}`]?.subarray(of * length, (of + 1) * length));
     const spectra = slice("spectrum", report.frequency.length), histograms = slice("histogram", report.histogram.length - 1);
     const plots = h("div", { class: "plots" });
-    if (spectra.every(Boolean) && spectra.some((power) => power.some((value, bin) => bin > 0 && value > 0))) {
+    if (spectra[shown.base] && spectra.some((power) => power?.some((value, bin) => bin > 0 && value > 0))) {
       plots.append(figure("Power spectrum", `${unitName(unit)} spectrum`, (width) => spectrumPlot(spectra, "power per coefficient, activation²", width,
         `Mean power of ${unitName(unit)} by frequency`), () => spectrumRows(spectra)));
     }
-    if (histograms.every(Boolean)) {
+    if (histograms[shown.base]) {
       plots.append(figure("Histogram of activations", `${unitName(unit)} histogram`, (width) => histogramPlot(histograms, width,
         `Histogram of the activations of ${unitName(unit)}`), () => histogramRows(histograms)));
     }
-    body.replaceChildren(h("div", { class: "sides" }, stores.map((store) => side(data, layer, store, channel))), plots, valueTable(unit, layer));
+    const order = cardStores();
+    body.replaceChildren(h("div", { class: `sides${order.length > 2 ? " many" : ""}` }, order.map((store) => side(found[store], store, unit))),
+      plots, valueTable(unit, found));
   }, complain);
+  const of = several() ? ` of ${report.stores[shown.base].name}` : "";
   return [h("section", null,
     h("nav", { class: "around", "aria-label": "Units" }, step(around[0], "unit", "previous unit"), step(around[1], "unit", "next unit")),
     h("h1", { tabindex: -1 }, h("a", to("layer", index, pageOf(unit)), breakable(layer.name)), h("span", null, ` / ${channel}`)),
-    h("p", { class: "facts" }, `unit ${channel} of ${grouped(layer.units)} in this layer (numbered from 0), maps of ${layer.height} × ${layer.width}`),
+    h("p", { class: "facts" }, `unit ${channel}${of}, of ${grouped(layer.units)} in this layer (numbered from 0), maps of ${layer.height} × ${layer.width}`),
+    others().length ? h("p", { class: "hint" }, report.pairing === "index"
+      ? "Beside it stands the unit of the same index. This pairs channels, not functions: the two need not have anything in common."
+      : "Beside it stands its counterpart: the unit that correlates best with it over the images. r is their correlation on images that did not choose it.") : null,
     h("p", { class: "hint" }, layer.field ? "A yellow frame is the receptive field of the image's maximum, the dot its centre. Where the maximum sees the whole image there is no frame."
       : "The dot is the centre of what the image's maximum sees."),
     h("div", { class: "choice" }, markChoice()), body)];
 }
 
-/** One store's half of a unit: its top images and its classes. */
-function side(data, layer, store, channel) {
-  const top = topOf(data, store, channel), unit = unitName(layer.start + channel);
+/** How well a counterpart agrees, with a link to its own page, or that there is none. */
+function pairHint(store, unit) {
+  if (store === shown.base) return h("p", { class: "hint" }, "This unit");
+  if (report.pairing !== "match") return null;
+  const there = counterpart(store, unit), best = report.arrays[`best:${shown.base}:${store}`][unit];
+  const link = (of) => h("a", to("unit", of, 1, store), breakable(unitName(of)));
+  const agreement = format(heldOut(store, unit));
+  if (there >= 0) return h("p", { class: "hint" }, "Counterpart ", link(there), `, r ${agreement}`);
+  if (best < 0) return h("p", { class: "hint" }, "No counterpart: the unit does not vary.");
+  const close = heldOut(store, unit) >= 0.5 ? ": which unit fits best depends on the images" : "";
+  return h("p", { class: "hint" }, `No counterpart${close}. Best candidate `, link(best), Number.isNaN(heldOut(store, unit)) ? "" : `, r ${agreement}`);
+}
+
+/** One store's column of a unit: top images and classes of the unit that stands there. */
+function side({ unit: there, layer, channel, data }, store, shownUnit) {
+  if (there < 0) return h("div", { class: `side store${store}` }, h("h2", null, storeName(store)), pairHint(store, shownUnit));
+  const top = topOf(data, store, channel), unit = unitName(there);
   const images = top.map((found, rank) => {
     const { frame, path, name } = picture(layer, found), seen = fieldWords(layer, found.position);
     const words = [`${rank + 1}: ${format(found.value)}`, name, path, seen].filter(Boolean).join(", ");
@@ -430,6 +528,7 @@ function side(data, layer, store, channel) {
   })];
   return h("div", { class: `side store${store}` },
     h("h2", null, storeName(store), top.length ? saving(`${unit} top images ${report.stores[store].name}`, { rows }) : null),
+    several() && report.pairing === "match" ? pairHint(store, shownUnit) : null,
     top.length ? h("ol", { class: "images", "aria-label": `Top images, ${report.stores[store].name}` }, images)
                : h("p", { class: "hint" }, "No image activates this unit, or its top images were not recorded."),
     classProfile(data, store, channel, unit));
@@ -454,26 +553,28 @@ function classProfile(data, store, channel, unit) {
 }
 
 /** The share of the layer's units, in per cent, that lie below a unit's value; half of those with the same value count. */
-function percentile(of, store, unit, layer) {
-  const value = valueOf(of, store, unit), values = unitValues(of, store, layer).filter(Number.isFinite);
+function percentile(of, store, { unit, layer }) {
+  const value = unit < 0 ? NaN : valueOf(of, store, unit);
   if (!Number.isFinite(value)) return NaN;
+  const values = unitValues(of, store, layer).filter(Number.isFinite);
   const below = values.reduce((count, other) => count + (other < value ? 1 : other === value ? 0.5 : 0), 0);
   return (100 * below) / values.length;
 }
 
-/** Every measure of the unit, and where it stands in its layer. */
-function valueTable(unit, layer) {
+/** Every measure of the unit and of those beside it, and where each stands in its layer. */
+function valueTable(unit, found) {
+  const stores = cardStores();
   const rows = () => [
-    ["measure", "unit", ...report.stores.flatMap((store) => [store.name, `${store.name}, percentile in layer`])],
-    ...report.measures.map((of) => [of.key, of.unit, ...report.stores.flatMap((_, store) => [valueOf(of, store, unit), percentile(of, store, unit, layer)])])];
+    ["measure", "unit", ...stores.flatMap((store) => [report.stores[store].name, `${report.stores[store].name}, percentile in layer`])],
+    ...report.measures.map((of) => [of.key, of.unit, ...stores.flatMap((store) => [pairedValue(of, store, unit), percentile(of, store, found[store])])])];
   return h("div", { class: "wide" }, h("table", { class: "values" },
     h("caption", null, "Measures. The percentile is the share of the layer's units with a lower value. ", saving(`${unitName(unit)} measures`, { rows })),
-    h("thead", null, h("tr", null, h("th", { scope: "col" }, "measure"), report.stores.map((_, store) => [
+    h("thead", null, h("tr", null, h("th", { scope: "col" }, "measure"), stores.map((store) => [
       h("th", { scope: "col" }, storeName(store)), h("th", { scope: "col" }, "percentile")]))),
     h("tbody", null, report.measures.map((of) => h("tr", null,
       h("th", { scope: "row", title: of.about }, withUnit(of)),
-      report.stores.map((_, store) => {
-        const place = percentile(of, store, unit, layer);
-        return [h("td", null, format(valueOf(of, store, unit))), h("td", { class: "percentile" }, Number.isFinite(place) ? `${Math.round(place)} %` : "–")];
+      stores.map((store) => {
+        const place = percentile(of, store, found[store]);
+        return [h("td", null, format(pairedValue(of, store, unit))), h("td", { class: "percentile" }, Number.isFinite(place) ? `${Math.round(place)} %` : "–")];
       }))))));
 }

@@ -57,10 +57,12 @@ def match(
 
     Both are sweeps over the same images. held_out is the correlation on one half of the images with the unit chosen
     on the other half, chance the best correlation with shuffled images, same_channel what pairing by channel gives.
+    A table --by unit is what compare and its report take as --matches.
 
     \b
         actstats analyze match standard.zarr robust.zarr
         actstats analyze match standard.zarr robust.zarr --by unit --out matches.csv
+        actstats compare standard.zarr robust.zarr --matches matches.csv
     """
     from actstats.analysis import by_layer, match_table, notes
     from actstats.analysis import match as analysis

@@ -41,6 +41,7 @@ def _path_of(kind: str) -> Callable[[click.Context, click.Parameter, Path | None
 one_or_two = click.argument(
     "stores", metavar="STORE [STORE]", nargs=-1, required=True, type=options.StorePath()
 )
+some = click.argument("stores", metavar="STORE...", nargs=-1, required=True, type=options.StorePath())
 by = click.option(
     "--by",
     type=click.Choice(["layer", "unit"]),

@@ -1,0 +1,96 @@
+"""Which units of several networks stand beside each other in a report: counterparts, or by index if asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import xarray as xr
+
+from actstats.analysis.counterparts import LEAST, match_both, read_matches, select_matches
+from actstats.errors import ActstatsError
+
+WAYS: Final = ("match", "index")
+_KEPT: Final = ["counterpart", "best", "held_out"]
+BY_INDEX: Final = (
+    "Units are paired by index, as asked for: this pairs channels of the same number, not functions."
+)
+BY_MATCH: Final = (
+    "A unit's counterpart is the unit that correlates best with it over the images, if their correlation r on images "
+    f"that did not choose it is at least {LEAST} (or what the matches were made with) and more than chance."
+)
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """The units of networks, paired.
+
+    Attributes:
+        way: `match`, `index`, or empty where no two networks are paired.
+        found: by the numbers of two networks, for each unit of the first: `counterpart` in the second and `best`
+            candidate, i64, -1: none; and `held_out` f64, the correlation on held-out images.
+        notes: why networks are not paired, a line each.
+    """
+
+    way: str
+    found: dict[tuple[int, int], xr.Dataset]
+    notes: list[str]
+
+
+def pair_units(
+    datasets: Sequence[xr.Dataset],
+    names: Sequence[str],
+    way: str = "match",
+    matches: Sequence[str | Path] = (),
+) -> Pairing:
+    """Pair the units of every two stores.
+
+    Args:
+        datasets: stores with the same units.
+        names: what they are called.
+        way: `match`: by counterparts; `index`: each unit with that of the same index.
+        matches: files of `analyze match --by unit`; without them, counterparts are sought within layers.
+
+    Raises:
+        ActstatsError: another `way`, or `matches` that lack those of the first network in another. Stores that cannot
+            be matched, such as those of other images, are no error but a note.
+    """
+    if way not in WAYS:
+        raise ActstatsError(f"`pair=` is one of {', '.join(WAYS)}, not {way!r}")
+    if way == "index" and matches:
+        raise ActstatsError("`matches=` pairs units by match: leave it out, or `pair='index'`")
+    numbers = range(len(datasets))
+    if len(datasets) == 1:
+        return Pairing("", {}, [])
+    if way == "index":
+        every = np.arange(datasets[0].sizes["unit"])
+        nowhere = np.full(len(every), np.nan)
+        same = xr.Dataset(
+            {"counterpart": ("unit", every), "best": ("unit", every), "held_out": ("unit", nowhere)}
+        )
+        return Pairing("index", {(a, b): same for a in numbers for b in numbers if a != b}, [BY_INDEX])
+    if matches:
+        table, found = read_matches(matches), {}
+        for a in numbers:
+            for b in numbers:
+                selected = select_matches(table, datasets[a], datasets[b]) if a != b else None
+                if selected is not None:
+                    found[a, b] = selected
+                elif a == 0 and b:
+                    raise ActstatsError(
+                        f"`matches=` lacks those of {names[0]}'s units in {names[b]} over the stores' images"
+                    )
+        return Pairing("match", found, [])
+    found, notes = {}, []
+    for a in numbers:
+        for b in numbers[a + 1 :]:
+            try:
+                both = match_both(datasets[a], datasets[b])
+            except ActstatsError as error:
+                notes.append(f"units of {names[a]} and {names[b]} are not paired: {error}")
+            else:
+                found[a, b], found[b, a] = (part[_KEPT].reset_coords(drop=True) for part in both)
+    return Pairing("match" if found else "", found, notes)
