@@ -216,13 +216,14 @@ class Finding:
 
     def _repr_html_(self) -> str:
         facts: list[tuple[str, object]] = [("measured by", self.how), ("values", " and ".join(self.values))]
-        if self.words:
-            lower, neither, higher = self.layers
-            facts += [
-                ("difference", self.difference),
-                ("layers", f"lower in {lower}, neither in {neither}, higher in {higher}"),
-                ("verdict", self.words),
-            ]
+        for said in self.comparisons:
+            of = f" of {said.network}" if len(self.comparisons) > 1 else ""
+            facts.append((f"difference{of}", said.difference))
+            if sum(said.layers):
+                lower, neither, higher = said.layers
+                facts.append((f"layers{of}", f"lower in {lower}, neither in {neither}, higher in {higher}"))
+            if said.words:
+                facts.append((f"verdict{of}", said.words))
         return html_facts(self.claim, facts)
 
 
@@ -398,8 +399,10 @@ def finding(claim: str, standard: xr.DataArray, robust: xr.DataArray, *, how: st
     units = [array.rename("measure").to_dataset() for array in (standard, robust)]
     require_same_units(*units)
     table = compare_units(units[0], units[1], ["measure"], resamples=_RESAMPLES)
-    found = _finding(claim, how, [float(of["measure"].median()) for of in units], table)
-    return replace(found, words="as claimed") if found.verdict == "agrees" else found
+    said = _compared("R", table)
+    if said.verdict == "agrees":
+        said = replace(said, words="as claimed")
+    return Finding(claim, how, [_number(float(of["measure"].median())) for of in units], (said,))
 
 
 def count_layers(table: pd.DataFrame) -> tuple[int, int, int]:

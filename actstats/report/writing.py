@@ -176,10 +176,10 @@ class Embedded:
 
 
 def show(*stores: str | Path, height: int = 800, **options: Any) -> Embedded:
-    """Return the report of one store, or of two with the same layers (S and R), to be shown in a cell of a notebook.
+    """Return the report of one store or several with the same layers, to be shown in a cell of a notebook.
 
     Args:
-        *stores: one or two stores written by `actstats sweep`; of two, S comes first.
+        *stores: stores written by `actstats sweep`; the standard network's, S, comes first.
         height: of the frame in the cell, in pixels.
         **options: as for `write_report`, all but `page` and `largest_page`.
 
