@@ -100,7 +100,7 @@ def hooks_moments(bench: Bench) -> Round:
 
 
 def hooks_everything(bench: Bench) -> Round:
-    """The same, histogram and spectrum, in plain torch."""
+    """Mean, variance, maximum, active share, total variation, histogram and spectrum, in plain torch."""
     return lambda: bench.hooked(lambda _, maps: plain_statistics(maps, spectrum_and_bins=True))
 
 
@@ -124,7 +124,7 @@ def baukit_variance(bench: Bench) -> Round:
 
 
 def baukit_quantile(bench: Bench) -> Round:
-    """The same and quantiles, with baukit."""
+    """Mean, variance and quantiles over all positions, and top images, with baukit."""
     return _baukit(bench, "Variance", "TopK", "Quantile")
 
 
@@ -166,22 +166,22 @@ def _actstats(bench: Bench, *, compiled: bool = False, amp: str = "off") -> Roun
 
 
 def actstats_eager(bench: Bench) -> Round:
-    """Everything, with actstats."""
+    """All statistics, with actstats."""
     return _actstats(bench)
 
 
 def actstats_compiled(bench: Bench) -> Round:
-    """Everything, with actstats, compiled."""
+    """All statistics, with actstats, compiled."""
     return _actstats(bench, compiled=True)
 
 
 def actstats_bf16(bench: Bench) -> Round:
-    """Everything, with actstats, in bf16."""
+    """All statistics, with actstats, in bf16."""
     return _actstats(bench, amp="bf16")
 
 
 def actstats_compiled_bf16(bench: Bench) -> Round:
-    """Everything, with actstats, compiled, in bf16."""
+    """All statistics, with actstats, compiled, in bf16."""
     return _actstats(bench, compiled=True, amp="bf16")
 
 

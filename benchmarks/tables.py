@@ -115,11 +115,16 @@ def peers(results: dict[str, Any]) -> str:
         "peak memory",
         "disk, an image",
     ]
+    rounds = " to ".join(dict.fromkeys(str(f(way["rounds"] for way in ways)) for f in (min, max)))
     where = (
-        f"{results['arch']}, batches of {results['batch']}, {ways[0]['rounds']} rounds, "
+        f"{results['arch']}, batches of {results['batch']}, {rounds} rounds, "
         f"{results['processor']}, {results['threads']} threads, torch {results['torch']}, {results['date']}. "
-        "In brackets the least and the greatest ratio of a round."
-        + (" The machine was shared." if results["shared"] else "")
+        "In brackets the least and the greatest ratio of a round; stores are counted before compression."
+        + (
+            " Other work ran on the machine, so the CPU times are the better measure."
+            if results["shared"]
+            else ""
+        )
     )
     return f"{table(head, rows)}\n{where}\n"
 
