@@ -23,7 +23,7 @@ from tests.conftest import SmallNet, files_of, photograph
 from tests.models.server import serving
 from tests.s3 import BUCKET
 
-COUNT = 60
+COUNT = 30
 
 
 @pytest.fixture(autouse=True)
@@ -93,7 +93,7 @@ def assert_same(found, expected) -> None:
 
 
 @pytest.mark.parametrize("what", ["folder", "shards", "shards/s-{0..1}.tar", "shards/s-1.tar", "parquet"])
-@pytest.mark.parametrize("limit", [None, 35])
+@pytest.mark.parametrize("limit", [None, 20])
 def test_images_in_a_bucket_are_those_on_the_disk(what, limit, made, uploaded):
     assert_same(
         open_source(f"{uploaded}/{what}", limit=limit),
@@ -123,7 +123,7 @@ def test_a_sweep_of_a_bucket_into_a_bucket_is_that_of_the_disk(made, uploaded, s
     small = {
         "preprocessing": Preprocessing.imagenet(size=32, resize=36),
         "batch_size": 8,
-        "partition_size": 25,
+        "partition_size": 12,
         "metrics": ["mean", "top"],
         "device": "cpu",
     }
