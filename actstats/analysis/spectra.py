@@ -129,4 +129,5 @@ def _rings(
         counts[at] = np.bincount(bins, minlength=FREQUENCY_BINS)
         np.fmin.at(low[at], bins, radius)
         np.fmax.at(high[at], bins, radius)
+    which = which.ravel()  # NumPy 2.0.0 gives it a further axis
     return counts[which], ((low + high) / 2)[which]
