@@ -48,7 +48,7 @@ def spectrum(dataset: xr.Dataset) -> xr.Dataset:
     """
     swept = usable(dataset, "spectrum", "power_spectrum")
     power = merge(swept)["power_spectrum"].chunk({"frequency": -1})
-    count, frequency = _rings(swept["height"].values, swept["width"].values)
+    count, frequency = rings_of(swept["height"].values, swept["width"].values)
     names = ("share", "dc_share", "centroid", "high_share", "slope")
     rings = [xr.DataArray(values, dims=("unit", "frequency")) for values in (count, frequency)]
     computed = xr.apply_ufunc(
@@ -81,7 +81,7 @@ def per_coefficient(found: xr.Dataset) -> tuple[xr.DataArray, xr.DataArray]:
     `found` is a result of `spectrum`. The share of a ring is divided by its number of coefficients, so that white
     noise is flat. Both are NaN for DC and for rings that the unit's maps do not resolve.
     """
-    count, frequency = _rings(found["height"].values, found["width"].values)
+    count, frequency = rings_of(found["height"].values, found["width"].values)
     share = found["share"].transpose("unit", "frequency")
     known = (count > 0) & np.isfinite(share.values)
     density = np.divide(share.values, count, out=np.full(count.shape, np.nan), where=known)
@@ -115,7 +115,7 @@ def _slope(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64
     return np.where(n >= 3, slope, np.nan)
 
 
-def _rings(
+def rings_of(
     heights: NDArray[np.int32], widths: NDArray[np.int32]
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Return the number of coefficients and the midpoint of their frequencies for each unit and bin, [unit, bin]."""

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from actstats.analysis import class_means, spectrum
 from actstats.analysis.coverage import usable
+from actstats.analysis.spectra import rings_of
 from actstats.data.preprocessing import input_shape
 from actstats.errors import ActstatsError
 from actstats.layers.receptive import ReceptiveField
@@ -32,10 +33,8 @@ from actstats_kernels.bins import (
     BIN_POSITIVE_INFINITY,
     BIN_POSITIVE_OVERFLOW,
     BIN_POSITIVE_UNDERFLOW,
-    FREQUENCY_BINS,
     frequencies,
     histogram_edges,
-    radial_bins,
 )
 
 _TOP: Final = ("top_value", "top_image", "top_position")
@@ -122,7 +121,7 @@ def read_side(dataset: xr.Dataset, ranks: int, classes: NDArray[np.int32]) -> Si
         lists = merge(usable(dataset, "the report", *_TOP)).isel(rank=slice(0, ranks)).compute()
         value, image, position = (lists[name].transpose("unit", "rank").values for name in _TOP)
         top = value, image, position
-    power, coefficients = None, _coefficients(dataset["height"].values, dataset["width"].values)
+    power, coefficients = None, rings_of(dataset["height"].values, dataset["width"].values)[0]
     if "power_spectrum" in dataset:
         summed = spectrum(dataset)["power"].transpose("unit", "frequency").values
         power = (summed / np.maximum(coefficients, 1)).astype(np.float32)
@@ -324,13 +323,6 @@ def _starts() -> NDArray[np.int64]:
     positive = np.arange(BIN_POSITIVE_UNDERFLOW + 1, BIN_POSITIVE_OVERFLOW, _TOGETHER)
     outer = [BIN_NEGATIVE_OVERFLOW], [BIN_POSITIVE_OVERFLOW]
     return np.concatenate([outer[0], negative, [BIN_NEGATIVE_UNDERFLOW], positive, outer[1]])
-
-
-def _coefficients(heights: NDArray[np.int32], widths: NDArray[np.int32]) -> NDArray[np.int64]:
-    """Return how many coefficients of each unit's map fall into each radial bin, i8 [unit, frequency]."""
-    sizes, which = np.unique(np.stack([heights, widths], 1), axis=0, return_inverse=True)
-    counts = [np.bincount(radial_bins(*size).ravel(), minlength=FREQUENCY_BINS) for size in sizes.tolist()]
-    return np.stack(counts)[which]
 
 
 def _histogram(swept: xr.Dataset) -> NDArray[np.float32]:
