@@ -38,6 +38,7 @@ def written(way: str) -> Iterator[None]:
 
     def without_checksums(group: zarr.Group, name: str, *, compressors: Any, **options: Any) -> Any:
         kept = [codec for codec in compressors if not isinstance(codec, Crc32cCodec)]
+        kept = compressors if name == "status" else kept  # which is read without Zarr
         return create(group, name, compressors=kept, **options)
 
     with (

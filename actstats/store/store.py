@@ -259,6 +259,16 @@ class Store:
             found += [(name, partition) for partition in done if not sizes.get(partition)]
         return found
 
+    def missing_coordinates(self) -> list[str]:
+        """Return the names of the coordinates whose one object is missing or empty: they would read as zeros."""
+        if self.manifest["actstats"] == 1:
+            return []  # which wrote no object for a coordinate of zeros
+        return [name for name in self._shared() if not self._objects(name).get(0)]
+
+    def _shared(self) -> list[str]:
+        outputs = self.manifest["outputs"]
+        return sorted(n for n in self.group.array_keys() if n not in outputs and n not in _PER_PARTITION)
+
     def damage(self) -> Iterator[tuple[str, int | None, str]]:
         """Read every object of the complete partitions and yield what is damaged: variable, partition, reason.
 
@@ -269,11 +279,10 @@ class Store:
         yield from (
             (name, partition, "its object is missing or empty") for name, partition in sorted(missing)
         )
-        for name in sorted(self.group.array_keys()):
-            shared = name not in self.manifest["outputs"] and name not in _PER_PARTITION
-            if shared and self.manifest["actstats"] > 1 and not self._objects(name).get(0):
-                yield name, None, "its object is missing or empty"
-            elif shared and (reason := self._unreadable(name, ...)):
+        gone = self.missing_coordinates()
+        yield from ((name, None, "its object is missing or empty") for name in gone)
+        for name in self._shared():
+            if name not in gone and (reason := self._unreadable(name, ...)):
                 yield name, None, reason
         for partition in np.flatnonzero(self.completed).tolist():
             start, stop = self.bounds(partition)
@@ -406,6 +415,10 @@ def open_dataset(path: str | Path) -> xr.Dataset:
     store = Store.open(path)
     if missing := store.missing_objects():
         raise missing_error(path, missing)
+    if gone := store.missing_coordinates():
+        raise ActstatsError(
+            f"{path} is damaged: its coordinate {gone[0]!r} is missing or empty; remove the store and sweep again"
+        )
     dataset = xr.open_zarr(store.place.objects(read_only=True), chunks=None)
     chunks = {"image": store.partition_size, "partition": 1}
     rest = {dim: -1 for dim in dataset.dims if dim not in chunks}

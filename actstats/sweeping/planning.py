@@ -663,7 +663,7 @@ def _discard_damaged(store: Store) -> list[str]:
         if partition is None:
             raise ActstatsError(
                 f"{store.path}: the coordinate {name} is damaged ({reason}) and cannot be computed again; "
-                "sweep again with `overwrite=True`"
+                "remove the store and sweep again"
             )
         found.setdefault(partition, []).append(name)
     store.discard(sorted(found))
