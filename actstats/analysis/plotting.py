@@ -56,7 +56,7 @@ class Style:
     dpi: int
 
 
-STYLES: Final = {"screen": Style(7, 11, 1, 10, 100), "paper": Style(3.25, 6.75, 0.72, 8, 300)}
+STYLES: Final = {"screen": Style(7, 11, 1, 10, 100), "paper": Style(3.25, 6.75, 0.85, 8, 300)}
 """`screen`, and `paper` for one column or the page width of a conference paper."""
 _style: ContextVar[Style] = ContextVar("style", default=STYLES["screen"])
 
@@ -72,11 +72,15 @@ def styled(name: str) -> Iterator[None]:
     style = STYLES[name]
     before = _style.set(style)
     sizes = {"font.size": style.text, "savefig.dpi": style.dpi, "pdf.fonttype": 42}
-    lines = (
-        {"lines.linewidth": 1.0, "lines.markersize": 4.0, "axes.linewidth": 0.6} if name == "paper" else {}
-    )
+    fine = {
+        "lines.linewidth": 1.0,
+        "lines.markersize": 4.0,
+        "axes.linewidth": 0.6,
+        "figure.labelsize": "medium",
+        **dict.fromkeys(("axes.labelsize", "legend.fontsize", "xtick.labelsize", "ytick.labelsize"), "small"),
+    }
     try:
-        with matplotlib.rc_context(sizes | lines):
+        with matplotlib.rc_context(sizes | (fine if name == "paper" else {})):
             yield
     finally:
         _style.reset(before)

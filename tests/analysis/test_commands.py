@@ -113,6 +113,9 @@ def test_plots_for_a_paper_have_its_widths_and_300_dpi(sweeps, tmp_path, command
     with Image.open(tmp_path / "p.png") as image:
         assert image.width == pytest.approx(inches * 300, abs=1)
         assert image.info["dpi"] == pytest.approx((300, 300), abs=1)
+        ink = np.asarray(image.convert("L")) < 255
+    # Nothing is cut off at an edge.
+    assert not np.concatenate([ink[0], ink[-1], ink[:, 0], ink[:, -1]]).any()
 
 
 def test_values_are_those_of_the_functions(sweeps):
