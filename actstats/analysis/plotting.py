@@ -138,7 +138,7 @@ def draw_layers(found: Mapping[str, xr.Dataset], numbers: Sequence[str], path: s
         list(labelled),
         frameon=False,
         loc="outside upper center",
-        ncols=min(2, len(labelled)),
+        ncols=min(2, len(labelled)) if _style.get().column > 4 else 1,
     )
     if same and len(columns) + len(same) > len(panels):
         text = ", ".join(f"{column} is {value:g}" for column, value in same.items())
