@@ -27,7 +27,7 @@ SHOWN: Final = 5
 """Images that could not be read which are named in the summary."""
 DEMO: Final = "demo"
 GROUPS: Final = {
-    "Network": ("--arch", "--weights", "--robust", "--seed", "--offline"),
+    "Network": ("--arch", "--weights", "--robust", "--seed", "--offline", "--also"),
     "Images": ("--data", "--limit", "--distort"),
     "What is computed": (
         "--layers",
