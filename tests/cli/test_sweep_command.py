@@ -146,7 +146,7 @@ def bad(tmp_path_factory):
     [
         ("--arch squeeznet1_1", "unknown architecture 'squeeznet1_1'; did you mean squeezenet1_1"),
         ("--layers featres.1", "no layer matches 'featres.1'; did you mean features.1"),
-        ("--layers paper", "preset 'paper' is for AlexNet, GoogLeNet, ResNet-50"),
+        ("--layers paper", "preset 'paper' supports only AlexNet, GoogLeNet, ResNet-50"),
         ("--data {bad}/godo", "no such folder or tar file: {bad}/godo; did you mean good?"),
         ("--data {bad}/texts", "no images in {bad}/texts"),
         ("--data {bad}/broken", "none of the 2 images of {bad}/broken can be read; a.jpg: not an image"),
