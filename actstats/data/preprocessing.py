@@ -208,3 +208,17 @@ def _constants(
         full = torch.tensor(255.0, device=device)
         centre, spread = (torch.tensor(values).repeat(width).to(device) for values in (mean, std))
     return full, centre, spread
+
+
+def of_images(preprocessing: object, what: str) -> Preprocessing:
+    """Return `preprocessing` if it defines how images are resized and cropped, as a `Transform` does not.
+
+    Raises:
+        ActstatsError: it is a function, which `what` does not support.
+    """
+    if isinstance(preprocessing, Preprocessing):
+        return preprocessing
+    raise ActstatsError(
+        f"{what} needs to know how images are resized and cropped: give `preprocessing=` an "
+        "actstats.Preprocessing"
+    )

@@ -139,20 +139,6 @@ def preprocessing_from(record: Mapping[str, Any]) -> Preprocessing | Transform:
     return Transform.from_dict(record) if "function" in record else Preprocessing.from_dict(record)
 
 
-def of_images(preprocessing: Preprocessing | Transform, what: str) -> Preprocessing:
-    """Return `preprocessing` if it defines how images are resized and cropped.
-
-    Raises:
-        ActstatsError: it is a function, which `what` does not support.
-    """
-    if isinstance(preprocessing, Transform):
-        raise ActstatsError(
-            f"{what} needs to know how images are resized and cropped: give `preprocessing=` an "
-            "actstats.Preprocessing"
-        )
-    return preprocessing
-
-
 def choose_preprocessing(
     given: object, own: Preprocessing | Transform | None, item: object
 ) -> Preprocessing | Transform:

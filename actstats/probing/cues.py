@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from actstats.analysis.shape_bias import mcnemar, proportion_interval
 from actstats.data import NO_LABEL, Source
-from actstats.data.transform import of_images
+from actstats.data.preprocessing import of_images
 from actstats.distort import Chain
 from actstats.errors import ActstatsError
 from actstats.models import Loaded

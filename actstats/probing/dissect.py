@@ -19,8 +19,7 @@ from torch import Tensor
 
 from actstats.analysis.histograms import quantiles
 from actstats.data import ImageError
-from actstats.data.preprocessing import Preprocessing
-from actstats.data.transform import of_images
+from actstats.data.preprocessing import Preprocessing, of_images
 from actstats.errors import ActstatsError
 from actstats.layers import Layer, watch
 from actstats.models import Loaded

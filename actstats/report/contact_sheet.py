@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from actstats.data import ImageError, Source
-from actstats.data.preprocessing import Preprocessing
-from actstats.data.transform import of_images
+from actstats.data.preprocessing import Preprocessing, of_images
 from actstats.errors import ActstatsError
 from actstats.store.top import Hit, Unit, find_unit, top_images
 from actstats.sweeping.planning import SweepPlan

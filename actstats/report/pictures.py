@@ -15,8 +15,7 @@ from PIL import Image
 
 from actstats.data import ImageError, Source
 from actstats.data.loader import default_workers
-from actstats.data.preprocessing import Preprocessing
-from actstats.data.transform import of_images
+from actstats.data.preprocessing import Preprocessing, of_images
 from actstats.distort import Chain, Place
 from actstats.errors import ActstatsError
 from actstats.sweeping.planning import SweepPlan

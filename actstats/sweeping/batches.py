@@ -16,8 +16,7 @@ from torch import Tensor
 from actstats.data import Batch, Source
 from actstats.data.loader import View, joint_batches
 from actstats.data.on_device import DeviceDecoder
-from actstats.data.preprocessing import Preprocessing
-from actstats.data.transform import of_images
+from actstats.data.preprocessing import Preprocessing, of_images
 from actstats.distort import Chain, Distorter
 from actstats.errors import ActstatsError
 from actstats.models import Loaded

@@ -211,9 +211,14 @@ class SweepPlan:
     @cached_property
     def preprocessing(self) -> Preprocessing | Transform:
         """What is done to an image before the network sees it."""
+        record = self.manifest["preprocessing"]
+        if "function" not in record:  # without torch, which reading a store does not need
+            from actstats.data.preprocessing import Preprocessing
+
+            return Preprocessing.from_dict(record)
         from actstats.data.transform import preprocessing_from
 
-        return preprocessing_from(self.manifest["preprocessing"])
+        return preprocessing_from(record)
 
     @cached_property
     def chain(self) -> Chain:
@@ -566,7 +571,7 @@ def plan(
 
     from actstats.data import open_source
     from actstats.data.dataset import first_readable
-    from actstats.data.transform import of_images
+    from actstats.data.preprocessing import of_images
     from actstats.distort import parse
     from actstats.layers import select_layers
     from actstats.models import load_model

@@ -190,8 +190,8 @@ def test_a_wrong_keyword_is_a_type_error_that_offers_the_right_one(photographs, 
     for function in (actstats.plan, actstats.sweep):
         with pytest.raises(TypeError, match="no argument 'bach_size'; did you mean batch_size"):
             function(FACTORY, photographs, tmp_path / "s.zarr", bach_size=3)
-    with pytest.raises(TypeError, match="no argument 'progress'"):
-        plan_of(photographs, tmp_path / "s.zarr").run(progress=print)
+    with pytest.raises(TypeError, match="no argument 'callback'"):
+        plan_of(photographs, tmp_path / "s.zarr").run(callback=print)
 
 
 def test_the_plan_is_for_one_kind_of_device(photographs, tmp_path):
