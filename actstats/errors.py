@@ -12,6 +12,10 @@ class ActstatsError(Exception):
     """A problem the user can act on; its text is one line, fit to be printed as it is."""
 
 
+class StrictError(ActstatsError):
+    """An image cannot be read, and the caller wants to stop at the first of these."""
+
+
 class ManifestMismatchError(ActstatsError):
     """A store holds another sweep than the one asked for."""
 

@@ -140,11 +140,14 @@ def _top_images(swept: xr.Dataset) -> xr.DataArray:
 
 
 def _of_top_images(dataset: xr.Dataset, swept: xr.Dataset) -> dict[str, xr.DataArray]:
+    label = dataset["label"].variable
+    if label.chunks is not None:  # as the store has them: the graph holds where they lie, not what they are
+        label = label.chunk({"image": -1})
     computed = xr.apply_ufunc(
         _classes_among,
         _top_images(swept),
-        kwargs={"label": _labels(dataset)},
-        input_core_dims=[["rank"]],
+        label,
+        input_core_dims=[["rank"], ["image"]],
         output_core_dims=[[]] * 3,
         dask="parallelized",
         output_dtypes=[np.float64, np.float64, np.int64],
@@ -155,8 +158,11 @@ def _of_top_images(dataset: xr.Dataset, swept: xr.Dataset) -> dict[str, xr.DataA
 def _classes_among(
     image: NDArray[np.int64], label: NDArray[np.int64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
-    """Return the entropy and number of classes of `image` [..., rank], and the number of images."""
-    of_image = label[image]
+    """Return entropy and number of the classes of `image` [..., rank], and how many images there are.
+
+    `label` is that of each image of the store; there is no image -1.
+    """
+    of_image = np.where(image >= 0, label[image], -1)
     known = of_image >= 0
     # How often the class of each image occurs among the k. The sum of the reciprocals counts each class once.
     alike = (of_image[..., :, None] == of_image[..., None, :]) & known[..., None, :]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ class Description:
     failures: dict[str, str]
     """Status by path, of the images that were not read."""
     computed_on: dict[str, int]
-    """Number of complete partitions by the device and the version of torch that computed them."""
+    """Number of complete partitions by the device and the versions that computed them; see `computed_on`."""
 
     @property
     def complete(self) -> bool:
@@ -69,11 +70,6 @@ def describe(path: str | Path) -> Description:
     except (KeyError, ValueError) as error:
         raise ActstatsError(f"{path} is damaged: {error}; sweep again with `overwrite=True`") from error
     counts = Counter(status)
-    machines = (
-        f"{record.get('device', 'unknown')}, torch {record.get('versions', {}).get('torch', 'unknown')}"
-        + (", compiled" if record.get("compiled") else "")
-        for record in store.provenance()
-    )
     return Description(
         path=store.path,
         manifest=store.manifest,
@@ -83,8 +79,36 @@ def describe(path: str | Path) -> Description:
         variables=[array for array in arrays if array.name in outputs],
         coordinates=[array for array in arrays if array.name not in outputs],
         failures={p: STATUSES[s] for p, s in zip(paths, status, strict=True) if s > 0},
-        computed_on=dict(Counter(machines)),
+        computed_on=computed_on(store.provenance()),
     )
+
+
+def computed_on(records: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Return how many of the partitions with these records each device, with its versions, computed.
+
+    The versions named are that of torch, and what else is not the same for all.
+
+    >>> records = [
+    ...     {"device": "cpu", "versions": {"torch": "2.9", "numba": "0.61"}},
+    ...     {"device": "cpu", "versions": {"torch": "2.9", "numba": "0.62"}, "compiled": True},
+    ... ]
+    >>> computed_on(records)
+    {'cpu, numba 0.61, torch 2.9': 1, 'cpu, numba 0.62, torch 2.9, compiled': 1}
+    """
+    versions = [record.get("versions", {}) for record in records]
+    names = sorted({name for found in versions for name in found})
+    told = [name for name in names if name == "torch" or len({found.get(name) for found in versions}) > 1]
+    machines = [
+        ", ".join(
+            [
+                record.get("device", "unknown"),
+                *(f"{name} {found.get(name, 'absent')}" for name in told),
+                *(["compiled"] if record.get("compiled") else []),
+            ]
+        )
+        for record, found in zip(records, versions, strict=True)
+    ]
+    return dict(Counter(machines))
 
 
 def _variable(place: StorePlace, array: zarr.Array[Any]) -> Variable:

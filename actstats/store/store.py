@@ -122,8 +122,12 @@ class Store:
             place.complete(write)
         store._require_whole()
         store._check_coordinates(schema, paths, labels)
-        store._use = place.use()
+        store.use()
         return store
+
+    def use(self) -> None:
+        """Keep other processes from overwriting the store, until `close`."""
+        self._use = self.place.use()
 
     def close(self) -> None:
         """Let other processes overwrite the store again."""
@@ -195,7 +199,8 @@ class Store:
     ) -> None:
         start, stop = self.bounds(partition)
         self._refuse_moved()
-        self.discard([partition])
+        # Only the flag goes: of two that compute the same partition, none takes away what the other has written.
+        self.place.remove([self._key("completed", partition)])
         for name, values in arrays.items():
             array = self.group[name]
             if array.metadata.dimension_names[0] == "image":  # type: ignore[union-attr, index]
@@ -425,6 +430,8 @@ def open_dataset(path: str | Path) -> xr.Dataset:
     known = {
         "completed": ("partition", store.completed),
         "status": ("image", store.statuses(), dataset["status"].attrs),
+        # One object in the store, so one chunk: read by who needs it, and not once for each partition.
+        "label": dataset["label"].chunk(),
     }
     chunked: xr.Dataset = dataset.chunk({d: n for d, n in {**chunks, **rest}.items() if d in dataset.dims})
     return chunked.assign_coords(known)

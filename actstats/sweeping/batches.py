@@ -18,7 +18,7 @@ from actstats.data.loader import View, joint_batches
 from actstats.data.on_device import DeviceDecoder
 from actstats.data.preprocessing import Preprocessing, of_images
 from actstats.distort import Chain, Distorter
-from actstats.errors import ActstatsError
+from actstats.errors import ActstatsError, StrictError
 from actstats.models import Loaded
 from actstats.sweeping.device import uploader
 from actstats.sweeping.progress import Progress
@@ -60,6 +60,7 @@ class JointFeed:
     Attributes:
         failures: for each `Wanted`, the reason by path, of the images that could not be read so far.
         progress: how far the loop is.
+        idle: seconds that the caller spent on something else, to be left out of the progress.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class JointFeed:
             source, [views[keys.index(key)] for key in distinct], ranges, workers=workers
         )
         self.failures: list[dict[str, str]] = [{} for _ in wanted]
+        self.idle = 0.0
         self.progress = Progress(0, sum(stop - start for start, stop in ranges), 0, 0.0, 0.0)
 
     def __iter__(self) -> Generator[tuple[int, Batch, Tensor | None], None, None]:
@@ -113,7 +115,7 @@ class JointFeed:
                     done=self.progress.done + batch.stop - batch.start,
                     total=self.progress.total,
                     failed=len(set().union(*self.failures)),
-                    seconds=time.perf_counter() - begun,
+                    seconds=time.perf_counter() - begun - self.idle,
                     waiting=waited,
                 )
                 del batch, batches
@@ -152,7 +154,7 @@ class JointFeed:
         for index, message in batch.messages.items():
             path = self._source.paths[index]
             if self._strict:
-                raise ActstatsError(
+                raise StrictError(
                     f"{path}: {message} (unless strict, a sweep records such an image and goes on)"
                 )
             self.failures[number][path] = message
@@ -189,6 +191,10 @@ class Feed:
     def progress(self) -> Progress:
         """How far the loop is."""
         return self._joint.progress
+
+    def leave_out(self, seconds: float) -> None:
+        """Leave a time in which the caller did something else out of the progress."""
+        self._joint.idle += seconds
 
     def __iter__(self) -> Generator[tuple[Batch, Tensor | None], None, None]:
         with closing(iter(self._joint)) as passes:

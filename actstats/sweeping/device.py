@@ -32,6 +32,20 @@ def find_device(name: str) -> torch.device:
     return device
 
 
+def planned_device(name: str) -> tuple[str, torch.device]:
+    """Return the kind of the device that a sweep is planned for, and the device on which its layers are found.
+
+    They differ where a plan for "cuda" is made on a machine without a GPU.
+
+    Raises:
+        ActstatsError: as `find_device`, but for a missing GPU.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        return "cuda", torch.device("cpu")
+    found = find_device(name)
+    return found.type, found
+
+
 def refuse_meta(model: nn.Module) -> None:
     """Raise `ActstatsError` for a network on the meta device, which holds no weights."""
     if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):

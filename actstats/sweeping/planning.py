@@ -29,6 +29,7 @@ from actstats.errors import ActstatsError, nearest
 from actstats.metrics import Chosen, resolve_metrics
 from actstats.store import Schema, Store, parse_compression, place_of
 from actstats.store import manifest as manifests
+from actstats.store.description import computed_on
 from actstats.store.store import missing_error
 from actstats.support import html_facts, located, named_object, on_this_machine
 from actstats.sweeping.progress import Progress, Started, Summary, bar
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from actstats.distort import Chain
     from actstats.layers import Layer
     from actstats.models import Loaded
+    from actstats.sweeping.cluster import Cluster
     from actstats.sweeping.run import Job
 
 _JSON: Final = 1
@@ -80,8 +82,11 @@ class Run:
     schema: Schema
     todo: list[int]
     max_failed: float
+    retried: list[int] = field(default_factory=list)
+    """Of these the partitions that are complete, but had missing images."""
     progress: Progress = field(default_factory=lambda: Progress(0, 0, 0, 0.0, 0.0))
     failures: dict[str, str] = field(default_factory=dict)
+    aside: dict[int, str] = field(default_factory=dict)
 
     def summary(self) -> Summary:
         """Return what was done."""
@@ -91,9 +96,11 @@ class Run:
             units=self.schema.units,
             layers=len(self.schema.layers),
             progress=self.progress,
-            partitions=len(self.todo),
+            partitions=len(self.todo) - len(self.aside),
             complete=bool(self.store.completed.all()),
             failures=self.failures,
+            aside=self.aside,
+            computed_on=computed_on(self.store.provenance()) if self.todo else {},
             failed=bool((self.store.statuses() > 0).mean() > self.max_failed),
         )
 
@@ -370,7 +377,8 @@ class SweepPlan:
         """Compute what is not complete yet.
 
         Args:
-            **execution: fields of `Execution`: device, workers, part, strict, overwrite, on_start, on_progress.
+            **execution: fields of `Execution`: device, workers, part, strict, overwrite, client, on_start,
+                on_progress, ...
 
         Returns:
             A summary of this run.
@@ -383,13 +391,21 @@ class SweepPlan:
         how = Execution(**execution)
         from actstats.sweeping.run import run_partitions
 
+        # Before the store is made: is there what computes it?
+        cluster = None if how.client is None else self._cluster(how)
+        target = self._target(how.device) if cluster is None else None
         with self.opened(how) as run:
             if run.todo:
-                job = self.job(how.device)
                 total = sum(stop - start for start, stop in map(run.schema.bounds, run.todo))
                 with bar(total, how.progress, how.on_progress) as on_progress:
                     shown = replace(how, on_progress=on_progress)
-                    run.progress, run.failures = run_partitions(job, run.store, run.todo, shown)
+                    if cluster is None:
+                        found = run_partitions(self.job(target), run.store, run.todo, shown)
+                        run.progress, run.failures = found
+                    else:
+                        run.progress, run.failures, run.aside = cluster.run_partitions(
+                            run.store, run.todo, run.retried, on_progress
+                        )
             return run.summary()
 
     @contextmanager
@@ -433,25 +449,21 @@ class SweepPlan:
             )
             if how.on_start is not None:
                 how.on_start(started)
-            yield Run(store, schema, todo, how.max_failed)
+            yield Run(store, schema, todo, how.max_failed, sorted(retried))
         finally:
             store.close()
 
-    def job(self, device: str | None = None) -> Job:
+    def job(self, device: str | torch.device | None = None) -> Job:
         """Return what this process needs to compute partitions, the network moved to `device`.
 
         Raises:
             ActstatsError: the network or the images cannot be had, or the device is of another kind than planned.
         """
         from actstats.sweeping.buffers import PartitionLayout
-        from actstats.sweeping.device import find_device, out_of_memory_explained, to_device
+        from actstats.sweeping.device import out_of_memory_explained, to_device
         from actstats.sweeping.run import Job
 
-        target = find_device(device or self.manifest["device"])
-        if target.type != self.manifest["device"]:
-            raise ActstatsError(
-                f"the plan is for {self.manifest['device']}, the device is {target}; make a plan for that one"
-            )
+        target = self._target(device)
         loaded = self.network()
         with out_of_memory_explained(self.settings.batch_size):
             to_device(loaded.model, target)
@@ -459,6 +471,23 @@ class SweepPlan:
             self.schema, self._metrics(), target, self.settings.bitround, self.images().labels
         )
         return Job(loaded, self.images(), layout, self.settings, self.chain)
+
+    def _target(self, device: str | torch.device | None) -> torch.device:
+        from actstats.sweeping.device import find_device
+
+        target = find_device(str(device or self.manifest["device"]))
+        if target.type != self.manifest["device"]:
+            raise ActstatsError(
+                f"the plan is for {self.manifest['device']}, the device is {target}; make a plan for that one"
+            )
+        return target
+
+    def _cluster(self, how: Execution) -> Cluster:
+        from actstats.sweeping.cluster import Cluster
+
+        cluster = Cluster(self, how)
+        cluster.prepare()
+        return cluster
 
     def _metrics(self) -> Chosen:
         if self._chosen is None:
@@ -554,7 +583,8 @@ def plan(
             belongs to the weights; tensors that are no images of bytes are the input as they are.
         limit: use only the first `limit` images.
         fingerprint: names the images of a dataset that has no fingerprint of its own, so that a sweep can resume.
-        device: "cpu", "cuda", "cuda:1", or "auto": a GPU if there is one.
+        device: "cpu", "cuda", "cuda:1", or "auto": a GPU if there is one. A plan for "cuda" can be made on a machine
+            without a GPU, and run on another.
         **settings: fields of `Settings`: layers, metrics, custom, distort, top_k, per_image, batch_size,
             partition_size, amp, compile, decode, bitround, compression.
 
@@ -576,9 +606,9 @@ def plan(
     from actstats.layers import select_layers
     from actstats.models import load_model
     from actstats.sweeping.batches import Feed
-    from actstats.sweeping.device import find_device, in_eval_mode, out_of_memory_explained, to_device
+    from actstats.sweeping.device import in_eval_mode, out_of_memory_explained, planned_device, to_device
 
-    target = find_device(device)
+    kind, target = planned_device(device)
     chain = parse(decided.distort)
     source = open_source(images, limit=limit, fingerprint=fingerprint)
     if "batch_size" not in settings:
@@ -622,9 +652,9 @@ def plan(
             "fingerprint": source.fingerprint,
             "classes": list(source.classes),
         },
-        device=target.type,
+        device=kind,
         amp=decided.amp,
-        **({"compile": True} if decided.compiles(len(source), target.type) else {}),
+        **({"compile": True} if decided.compiles(len(source), kind) else {}),
         decode=decided.decode,
         bitround=decided.bitround,
         compression=decided.compression,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -26,6 +26,9 @@ class Progress:
     """Since the first batch was asked for."""
     waiting: float
     """Seconds of these in which the network waited for images."""
+    workers: Mapping[str, float] = field(default_factory=dict)
+    """On a cluster, the images per second of each worker that is alive, by its address; 0 before its first partition.
+    `waiting` is then a mean over the workers."""
 
     @property
     def rate(self) -> float:
@@ -79,6 +82,10 @@ class Summary:
     """Whether every partition of the store is complete now."""
     failures: dict[str, str] = field(default_factory=dict)
     """Reason by path, of the images that this run could not read."""
+    aside: dict[int, str] = field(default_factory=dict)
+    """The error of each partition that a cluster gave up after several tries, by its index."""
+    computed_on: dict[str, int] = field(default_factory=dict)
+    """Number of the store's complete partitions by the device and the versions that computed them."""
     failed: bool = False
     """Whether more of the whole sweep's images failed than `Execution.max_failed` allows."""
 

@@ -9,13 +9,16 @@ images -> Feed -> forward pass, one hook per layer -> fused kernel -> partition'
 from __future__ import annotations
 
 import platform
+import re
 import socket
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from itertools import chain
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
@@ -39,13 +42,17 @@ from actstats.sweeping.settings import Execution, Settings
 
 @dataclass(frozen=True)
 class Job:
-    """A sweep on one process: the network on its device, the open images, and what is computed."""
+    """A sweep on one process: the network on its device, the open images, and what is computed.
+
+    Several threads may run partitions of it: they have `turn`s at the network, and read images and write meanwhile.
+    """
 
     loaded: Loaded
     source: Source
     layout: PartitionLayout
     settings: Settings
     chain: Chain | None = None
+    turn: threading.Lock = field(default_factory=threading.Lock)
 
     @cached_property
     def network(self) -> Network:
@@ -104,11 +111,16 @@ def run_partitions(
         out_of_memory_explained(settings.batch_size),
         in_eval_mode(job.loaded.model),
         Writer(store) as writer,
+        closing(iter(feed)) as batches,
     ):
-        job.compile(execution)
-        filling = Filling(job, writer, indices)
-        with closing(iter(feed)) as batches:
-            for batch, images in batches:
+        # The first images are read before the network is free, and the last partition is written after.
+        batches_from_first = chain((next(batches),), batches)
+        asked = time.perf_counter()
+        with job.turn:
+            job.compile(execution)
+            filling = Filling(job, writer, indices)
+            feed.leave_out(time.perf_counter() - asked)
+            for batch, images in batches_from_first:
                 filling.take(batch, images)
     return feed.progress, feed.failures
 
@@ -152,7 +164,10 @@ class Filling:
 def provenance(job: Job, seconds: float) -> dict[str, Any]:
     """Return the record of one partition computed in `seconds`: host, device, versions; fit for JSON."""
     device = job.layout.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:  # how many threads share a convolution can change its last bits
+        name = f"{_processor()}, threads {torch.get_num_threads()}"
     return {
         "host": socket.gethostname(),
         "device": f"{device.type}: {name}",
@@ -160,6 +175,16 @@ def provenance(job: Job, seconds: float) -> dict[str, Any]:
         "seconds": round(seconds, 3),
         "versions": versions(),
     }
+
+
+@cache
+def _processor() -> str:
+    """Return the model of this machine's processor, as far as the system tells it."""
+    try:
+        told = re.search(r"^model name\s*: *(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        told = None
+    return told[1] if told else platform.machine()
 
 
 class Writer:

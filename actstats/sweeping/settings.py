@@ -16,6 +16,8 @@ from actstats.metrics import DEFAULT, Metric
 from actstats.support import one_or_more
 
 if TYPE_CHECKING:
+    from distributed import Client
+
     from actstats.sweeping.progress import Progress, Started
 
 AMP: Final = ("off", "bf16", "fp16")
@@ -121,8 +123,9 @@ class Execution:
         overwrite: remove a store of another sweep that is in the way.
         repair: check every object of the store first, and compute partitions with a damaged one again.
         max_failed: share of the images that may fail to be read before `Summary.failed` is set, 0 to 1.
+        client: a `distributed.Client`: compute on its cluster, whose workers see the images and the store.
         on_start: called once, when the store is open.
-        on_progress: called after each batch.
+        on_progress: called after each batch; on a cluster after each partition.
         progress: whether to draw tqdm's bar; None: in a notebook, unless there is an `on_progress`.
         on_note: called with what is worth knowing while it runs, one line at a time; None: `warnings.warn`.
 
@@ -137,6 +140,7 @@ class Execution:
     overwrite: bool = False
     repair: bool = False
     max_failed: float = 0.5
+    client: Client | None = None
     on_start: Callable[[Started], None] | None = None
     on_progress: Callable[[Progress], None] | None = None
     progress: bool | None = None

@@ -44,7 +44,7 @@ def sweep(
         **options: the other arguments of `plan` (weights, robust, seed, offline, preprocessing, limit,
             fingerprint), the fields of
             `Settings` (layers, metrics, batch_size, ...) and those of `Execution` (workers, part, strict, overwrite,
-            on_start, on_progress, progress).
+            on_start, on_progress, progress, client, ...).
 
     Returns:
         A summary of this run.
@@ -56,9 +56,18 @@ def sweep(
     running = [name for name in names_of(Execution) if name != "device"]
     require_known(options, "sweep", *_PLANNING, *names_of(Settings), *running)
     execution = {name: options.pop(name) for name in running if name in options}
-    Execution(**execution)  # checked before anything is loaded
-    finished = _complete_already(model, images, store, device, options)
-    return finished or plan(model, images, store, device=device, **options).run(**execution, device=device)
+    how = Execution(**execution)  # checked before anything is loaded
+    if how.client is not None:
+        from actstats.sweeping.cluster import device_of
+
+        device = device_of(how, device)
+    if finished := _complete_already(model, images, store, device, options):
+        return finished
+    if how.client is None:
+        from actstats.sweeping.device import find_device
+
+        find_device(device)
+    return plan(model, images, store, device=device, **options).run(**execution, device=device)
 
 
 _PLANNING: Final = ("weights", "robust", "seed", "offline", "preprocessing", "limit", "fingerprint")

@@ -56,6 +56,8 @@ def sweep_together(
     """
     require_known(execution, "sweep_together", *names_of(Execution))
     how = Execution(**execution)
+    if how.client is not None:
+        raise ActstatsError("a cluster computes one sweep at a time: run the plans one by one with `client=`")
     _require_shared(plans)
     results: dict[int, Summary | ActstatsError] = {}
     with ExitStack() as stack:

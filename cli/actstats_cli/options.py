@@ -183,6 +183,13 @@ decode = click.option(
 workers = number("--workers", "Threads that decode images. Default: one per core, at most 8.", least=0)
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 
+scheduler = click.option(
+    "--scheduler",
+    metavar="ADDRESS",
+    help="Compute on a dask cluster that sees the same files, such as tcp://host:8786; local: on one of this "
+    "machine's GPUs or cores, local:2 with two cores a worker.",
+)
+
 factory = click.option(
     "--arch",
     metavar="MODULE:FACTORY",

@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -34,6 +35,8 @@ class Bar:
     def advance(self, progress: Progress) -> None:
         """Take the state after another batch, of the same loop or of a new one."""
         waiting = f"{progress.waiting_share:.0%} waiting for data"
+        if progress.workers:
+            waiting += f", {_of_workers(progress.workers)}"
         if _has_room_for_a_bar():
             if self._bar is None or self._bar.total != progress.total or progress.done < self._bar.n:
                 self.begin(progress.total)
@@ -125,6 +128,20 @@ class Reporter(Bar):
         """Say nothing more."""
         self._timer.cancel()
         super().close()
+
+
+def _of_workers(rates: Mapping[str, float]) -> str:
+    """Return how many workers there are, and how fast.
+
+    >>> (
+    ...     _of_workers({"tcp://a:1": 210.3, "tcp://b:1": 195.0, "tcp://c:1": 0.0}),
+    ...     _of_workers({"tcp://a:1": 20.04}),
+    ... )
+    ('3 workers, 195.0 to 210.3 images/s each', '1 worker, 20.0 images/s each')
+    """
+    known = sorted({f"{rate:.1f}" for rate in rates.values() if rate}, key=float)
+    each = f", {' to '.join(dict.fromkeys((known[0], known[-1])))} images/s each" if known else ""
+    return f"{count(len(rates), 'worker')}{each}"
 
 
 def _has_room_for_a_bar() -> bool:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -141,6 +142,7 @@ def _part(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, 
     show_default=True,
     help="Compute every N-th partition, from the I-th on: N processes fill one store.",
 )
+@options.scheduler
 @click.option("--strict", is_flag=True, help="Stop at the first image that cannot be read.")
 @click.option("--overwrite", is_flag=True, help="Remove another sweep's store that is in the way.")
 @click.option(
@@ -167,6 +169,7 @@ def sweep(
     data: str | None,
     out: Path | URL | None,
     metrics: tuple[str, ...],
+    scheduler: str | None,
     part: tuple[int, int],
     workers: int | None,
     strict: bool,
@@ -193,12 +196,15 @@ def sweep(
         actstats sweep --arch alexnet --data photographs/ --metric my_metrics:Kurtosis
         actstats sweep --arch alexnet --data photographs/ --distort scramble:4+noise:0.1
         actstats sweep --arch googlenet --data photographs/ --out s.zarr --also "--robust --out r.zarr"
+        actstats sweep --arch resnet50 --data /shared/val.tar --out /shared/val.zarr --scheduler tcp://host:8786
     """
     if metrics:
         planning["metrics"] = metrics
     planning["compile"] = COMPILE[planning["compile"]]
     if measure and not dry_run:
         raise click.UsageError("--measure goes with --dry-run")
+    if scheduler and (dry_run or also):
+        raise click.UsageError(f"{'--dry-run' if dry_run else '--also'} does not go with --scheduler")
     planning["arch"], planning["out"] = arch, out
     wanted = [planning, *(_another(words, planning) for words in also)]
     for options_of in wanted:
@@ -220,8 +226,9 @@ def sweep(
         "repair": repair,
         "max_failed": max_failed,
     }
-    with Reporter() as reporter:
+    with _client(scheduler, planning["device"]) as client, Reporter() as reporter:
         execution |= {
+            "client": client,
             "on_progress": reporter.advance,
             "on_start": reporter.started,
             "on_note": reporter.note,
@@ -243,6 +250,10 @@ def sweep(
     else:
         for line in (line for summary in summaries for line in _lines(summary)):
             click.echo(line)
+    for summary in summaries:
+        if len(summary.computed_on) > 1:
+            where = "; ".join(f"{count(n, 'partition')} on {kind}" for kind, n in summary.computed_on.items())
+            note(f"partitions were computed on machines that may differ in the last bits: {where}")
     _raise_what_failed(results, max_failed)
 
 
@@ -287,6 +298,11 @@ def _plans(data: str, wanted: Sequence[dict[str, Any]]) -> list[SweepPlan]:
 def _raise_what_failed(results: Sequence[Summary | ActstatsError], max_failed: float) -> None:
     """Raise the first error of a sweep; print those after it as notes."""
     errors = [result for result in results if isinstance(result, ActstatsError)]
+    errors += [
+        ActstatsError(_set_aside(result))
+        for result in results
+        if not isinstance(result, ActstatsError) and result.aside
+    ]
     errors += [
         ActstatsError(
             f"more than {max_failed:.0%} of the images could not be read (`max_failed={max_failed:g}`); "
@@ -385,6 +401,26 @@ def _facts(plan: SweepPlan, estimate: Estimate) -> list[tuple[str, str]]:
     return facts
 
 
+@contextmanager
+def _client(scheduler: str | None, device: str) -> Iterator[Any]:
+    if scheduler is None:
+        yield None
+        return
+    from actstats.sweeping.cluster import connect
+
+    with connect(scheduler, device) as client:
+        yield client
+
+
+def _set_aside(summary: Summary) -> str:
+    named = [f"{index} ({error})" for index, error in list(summary.aside.items())[:SHOWN]]
+    more = f" and {len(summary.aside) - SHOWN} more" if len(summary.aside) > SHOWN else ""
+    return (
+        f"{count(len(summary.aside), 'partition')} failed again and again: {', '.join(named)}{more}; "
+        "rerun the same command to try again"
+    )
+
+
 def _how_to_resume(reporter: Reporter) -> list[str]:
     if not reporter.stores:
         return ["nothing was computed yet"]
@@ -411,7 +447,7 @@ def _lines(summary: Summary) -> list[str]:
         )
     elif summary.complete:
         lines.append("already complete, nothing to do")
-    if not summary.complete:
+    if not summary.complete and not summary.aside:
         lines.append("not all partitions are complete: the other parts (--part) have to compute the rest")
     if failures := summary.failures:
         lines.append(f"{count(len(failures), 'image')} could not be read and are excluded:")
@@ -435,6 +471,9 @@ def _as_dict(summary: Summary) -> dict[str, Any]:
             "seconds": done.seconds,
             "images_per_second": done.rate,
             "waiting_share": done.waiting_share,
+            "workers": dict(done.workers),
         },
         "failures": summary.failures,
+        "aside": summary.aside,
+        "computed_on": summary.computed_on,
     }

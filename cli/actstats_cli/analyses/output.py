@@ -76,11 +76,7 @@ style = click.option(
     show_default=True,
     help="Of --plot: paper is as wide as a column or page of a paper, with 300 dpi.",
 )
-scheduler = click.option(
-    "--scheduler",
-    metavar="ADDRESS",
-    help="Compute on a dask cluster that can read the same files, such as tcp://host:8786.",
-)
+scheduler = options.scheduler
 wanted = options.together(by, show, out, plot, style, scheduler, options.as_json)
 """The options of an analysis of one store or two."""
 
@@ -177,22 +173,16 @@ def computing(scheduler: str | None) -> Iterator[None]:
     """Compute what dask computes inside on the cluster at this address; None: on this machine's cores.
 
     Raises:
-        ActstatsError: nothing answers there, or `distributed` is not installed.
+        ActstatsError: as `connect`.
     """
     if scheduler is None:
         yield
         return
     import dask
 
-    from actstats.support import require_extra
+    from actstats.sweeping.cluster import connect
 
-    distributed = require_extra("distributed", "distributed", "--scheduler")
-    try:
-        # One that never connects would else stay the default, and what is computed later wait for it.
-        client = distributed.Client(scheduler, timeout=10, set_as_default=False)
-    except (OSError, ValueError) as error:
-        raise ActstatsError(f"no dask scheduler answers at {scheduler}: {error}") from error
-    with client, dask.config.set(scheduler=client):
+    with connect(scheduler) as client, dask.config.set(scheduler=client):
         yield
 
 
