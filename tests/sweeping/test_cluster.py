@@ -197,7 +197,7 @@ def test_no_scheduler_and_no_gpu_are_one_line(folder, cluster, tmp_path):
 
 
 @linux
-def test_workers_that_do_not_see_images_or_store_are_named_before_anything_is_computed(folder, tmp_path):
+def test_workers_that_do_not_see_the_images_are_named_before_anything_is_computed(folder, tmp_path):
     there, here = tmp_path / "there", tmp_path / "here"
     there.mkdir()
     here.mkdir()
@@ -208,12 +208,6 @@ def test_workers_that_do_not_see_images_or_store_are_named_before_anything_is_co
         said = refused(here, images)
         assert "cannot take part: no such folder or tar file: /proc/self/cwd/photographs" in said
         assert not (here / "s.zarr").exists()
-        sweep = f"{SWEEP} --data {folder / 'photographs'} --out /proc/self/cwd/s.zarr"
-        said = refused(here, f"{sweep} --scheduler {cluster.address}")
-        assert "cannot take part: no store at /proc/self/cwd/s.zarr" in said
-        assert not Store.open(here / "s.zarr").completed.any()
-        # One that does not see them and joins later is left out.
-        cluster.add(1, folder=here)
 
 
 def test_workers_with_other_versions_are_named(folder, tmp_path):
