@@ -48,7 +48,7 @@ GROUPS: Final = {
         "--overwrite",
         "--repair",
     ),
-    "Running": ("--device", "--workers", "--decode", "--part", "--strict", "--max-failed"),
+    "Running": ("--device", "--workers", "--decode", "--part", "--scheduler", "--strict", "--max-failed"),
     "Before running": ("--dry-run", "--measure"),
 }
 """The options in `--help`, by heading."""
