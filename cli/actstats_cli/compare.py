@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from actstats.support import located
 from actstats_cli import options
 from actstats_cli.analyses.output import computing, scheduler, some
 from actstats_cli.printing import note, print_json, size, table
@@ -42,7 +43,7 @@ def _size(ctx: click.Context, param: click.Parameter, value: float) -> float:
     "--noisy",
     multiple=True,
     metavar="STORE",
-    type=options.StorePath(),
+    type=located,
     help="Sweep of the same network over the same images with noise; repeat it for each store.",
 )
 @click.option(

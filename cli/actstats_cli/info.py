@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from actstats.errors import ActstatsError
+from actstats.support import located
 from actstats_cli import options
 from actstats_cli.printing import count, print_json, size, table
 
@@ -20,7 +21,7 @@ SHOWN: Final = 10
 
 
 @click.command()
-@click.argument("store", type=options.StorePath())
+@click.argument("store", type=located)
 @click.option(
     "--verify",
     is_flag=True,

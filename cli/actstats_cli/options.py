@@ -4,26 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from actstats.metrics import BUILTINS
-from actstats.support import URL, located
 from actstats.sweeping.settings import DECODERS, Settings
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
-
-
-class StorePath(click.ParamType[Path | URL]):
-    """Where a store lies: a folder, or a URL such as s3://bucket/x.zarr."""
-
-    name = "PATH"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path | URL:
-        """Return a path or a URL."""
-        return located(value)
 
 
 def split(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ import click
 from click.core import ParameterSource
 
 from actstats.errors import ActstatsError
-from actstats.support import URL
+from actstats.support import URL, located
 from actstats.sweeping.settings import AMP, Execution, Settings
 from actstats_cli import options
 from actstats_cli.printing import count, duration, note, print_json, size, table
@@ -92,7 +92,8 @@ def _part(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, 
 )
 @click.option(
     "--out",
-    type=options.StorePath(),
+    type=located,
+    metavar="PATH",
     help="The store to fill: a folder, or a URL such as s3://bucket/x.zarr. Default: a folder named after what is "
     "swept, such as googlenet-robust-demo.zarr.",
 )

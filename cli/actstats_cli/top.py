@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from actstats.support import located
 from actstats_cli import options
 from actstats_cli.printing import print_json, table
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("store", type=options.StorePath())
+@click.argument("store", type=located)
 @click.argument("unit", metavar="LAYER/CHANNEL")
 @click.option(
     "--out",

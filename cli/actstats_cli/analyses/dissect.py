@@ -7,12 +7,13 @@ from typing import Any
 
 import click
 
+from actstats.support import located
 from actstats_cli import options
 from actstats_cli.analyses import output, passing
 
 
 @click.command()
-@click.argument("store", type=options.StorePath())
+@click.argument("store", type=located)
 @click.option(
     "--data", metavar="FOLDER", help="Broden, or images/ with masks/. Default: where the swept images lay."
 )

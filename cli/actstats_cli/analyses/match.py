@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from actstats.support import located
 from actstats_cli import options
 from actstats_cli.analyses import output
 
@@ -19,8 +20,8 @@ VARIABLE = click.option(
 
 
 @click.command()
-@click.argument("first", type=options.StorePath())
-@click.argument("second", type=options.StorePath())
+@click.argument("first", type=located)
+@click.argument("second", type=located)
 @VARIABLE
 @click.option(
     "--least",

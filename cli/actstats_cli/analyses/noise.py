@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from actstats.support import located
 from actstats_cli import options
 from actstats_cli.analyses import output
 
@@ -13,12 +14,12 @@ _HEADLINE = ["layer", "units", "clean", "noisy", "increase", "blocked", "outlier
 
 
 @click.command()
-@click.argument("clean", type=options.StorePath())
-@click.argument("noisy", type=options.StorePath())
+@click.argument("clean", type=located)
+@click.argument("noisy", type=located)
 @click.option(
     "--reference",
     metavar="STORE",
-    type=options.StorePath(),
+    type=located,
     help="The standard network's clean sweep, whose layers set the outlier rule's scale. Default: CLEAN.",
 )
 @click.option(

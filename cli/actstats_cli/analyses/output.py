@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from actstats.errors import ActstatsError, nearest
+from actstats.support import located
 from actstats_cli import options
 from actstats_cli.printing import note
 from actstats_cli.printing import table as text_table
@@ -38,10 +39,8 @@ def _path_of(kind: str) -> Callable[[click.Context, click.Parameter, Path | None
     return check
 
 
-one_or_two = click.argument(
-    "stores", metavar="STORE [STORE]", nargs=-1, required=True, type=options.StorePath()
-)
-some = click.argument("stores", metavar="STORE...", nargs=-1, required=True, type=options.StorePath())
+one_or_two = click.argument("stores", metavar="STORE [STORE]", nargs=-1, required=True, type=located)
+some = click.argument("stores", metavar="STORE...", nargs=-1, required=True, type=located)
 by = click.option(
     "--by",
     type=click.Choice(["layer", "unit"]),

@@ -7,13 +7,14 @@ from pathlib import Path
 import click
 
 from actstats.errors import ActstatsError
+from actstats.support import located
 from actstats_cli import options
 from actstats_cli.analyses import output
 from actstats_cli.analyses.match import VARIABLE
 
 
 @click.command()
-@click.argument("stores", metavar="STORE...", nargs=-1, required=True, type=options.StorePath())
+@click.argument("stores", metavar="STORE...", nargs=-1, required=True, type=located)
 @click.option("--name", "names", multiple=True, metavar="NAME", help="What to call a store, once for each.")
 @VARIABLE
 @click.option(
