@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import numpy as np
 
 from actstats.data import MISSING
-from actstats.data.preprocessing import input_shape
+from actstats.data.preprocessing import Preprocessing, input_shape
 from actstats.data.source import UNNAMED
 from actstats.errors import ActstatsError, nearest
 from actstats.metrics import Chosen, resolve_metrics
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from actstats.data import Source
-    from actstats.data.preprocessing import Preprocessing
     from actstats.data.transform import Transform
     from actstats.distort import Chain
     from actstats.layers import Layer
@@ -219,13 +218,11 @@ class SweepPlan:
     def preprocessing(self) -> Preprocessing | Transform:
         """What is done to an image before the network sees it."""
         record = self.manifest["preprocessing"]
-        if "function" not in record:  # without torch, which reading a store does not need
-            from actstats.data.preprocessing import Preprocessing
-
+        if "function" not in record:
             return Preprocessing.from_dict(record)
-        from actstats.data.transform import preprocessing_from
+        from actstats.data.transform import Transform  # needs torch, which reading a store does not
 
-        return preprocessing_from(record)
+        return Transform.from_dict(record)
 
     @cached_property
     def chain(self) -> Chain:

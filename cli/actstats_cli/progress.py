@@ -102,6 +102,7 @@ class Reporter(Bar):
             )
         if total:
             self.begin(total)
+            self._timer.cancel()  # that of the sweep before, in a pass of several
             self._timer = threading.Timer(PATIENCE, self._explain)
             self._timer.daemon = True
             self._timer.start()
@@ -118,11 +119,10 @@ class Reporter(Bar):
 
     def note(self, text: str) -> None:
         """Say what is worth knowing meanwhile, above the bar."""
-        line = f"note: {with_flags(text)}"
         if self._bar is None:
-            click.echo(line, err=True)
+            note(text)
         else:
-            self._bar.write(line, file=sys.stderr)
+            self._bar.write(f"note: {with_flags(text)}", file=sys.stderr)
 
     def close(self) -> None:
         """Say nothing more."""

@@ -165,10 +165,8 @@ def _part(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, 
 @click.option("--measure", is_flag=True, help="With --dry-run: run a few batches to tell how long it takes.")
 @options.as_json
 def sweep(
-    arch: str,
     also: tuple[str, ...],
     data: str | None,
-    out: Path | URL | None,
     metrics: tuple[str, ...],
     scheduler: str | None,
     part: tuple[int, int],
@@ -206,7 +204,6 @@ def sweep(
         raise click.UsageError("--measure goes with --dry-run")
     if scheduler and (dry_run or also):
         raise click.UsageError(f"{'--dry-run' if dry_run else '--also'} does not go with --scheduler")
-    planning["arch"], planning["out"] = arch, out
     wanted = [planning, *(_another(words, planning) for words in also)]
     for options_of in wanted:
         options_of["out"] = options_of["out"] or Path(
@@ -219,16 +216,14 @@ def sweep(
         return
     import actstats
 
-    execution: dict[str, Any] = {
-        "part": part,
-        "workers": workers,
-        "strict": strict,
-        "overwrite": overwrite,
-        "repair": repair,
-        "max_failed": max_failed,
-    }
     with _client(scheduler, planning["device"]) as client, Reporter() as reporter:
-        execution |= {
+        execution: dict[str, Any] = {
+            "part": part,
+            "workers": workers,
+            "strict": strict,
+            "overwrite": overwrite,
+            "repair": repair,
+            "max_failed": max_failed,
             "client": client,
             "on_progress": reporter.advance,
             "on_start": reporter.started,
