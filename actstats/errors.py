@@ -39,6 +39,15 @@ def first(names: Sequence[str], count: int = 3) -> str:
     return ", ".join(names[:count]) + (", ..." if len(names) > count else "")
 
 
+def one_line(error: BaseException, most: int | None = None) -> str:
+    r"""Return what an exception says in one line, or its type if it says nothing; at most `most` characters of it.
+
+    >>> one_line(ValueError("two\n  lines")), one_line(KeyError())
+    ('two lines', 'KeyError')
+    """
+    return " ".join(str(error).split())[:most] or type(error).__name__
+
+
 def reason_of(error: BaseException) -> str:
     """Return what an exception of someone else's code says, in one line, with the place that raised it in
     brackets.

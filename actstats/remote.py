@@ -26,6 +26,8 @@ PATIENCE: Final = 60.0
 """Seconds for which a request is tried again, of a server that has answered before."""
 FIRST_PATIENCE: Final = 8.0
 """Seconds for which a first request is tried: a wrong address should not take a minute to be told."""
+RESUME: Final = "; completed partitions are kept: rerun the same command to resume"
+"""Advice after an error of the network in the middle of a sweep."""
 _TIMEOUT: Final = "60s"
 """Time of one request, the transfer included."""
 _AWS: Final = ("AWS_ACCESS_KEY_ID", "AWS_SKIP_SIGNATURE", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_")

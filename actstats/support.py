@@ -124,6 +124,15 @@ def replace_file(path: Path, content: bytes) -> None:
         beside.unlink(missing_ok=True)
 
 
+def keep_cached(file: Path, content: bytes) -> None:
+    """Write a file of the cache if that is possible: without it, the next time only takes longer."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(file, content)
+    except OSError:
+        return
+
+
 def sha256_of(file: Path) -> str:
     """Return the SHA-256 of a file, in hex."""
     with file.open("rb") as opened:

@@ -17,7 +17,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
-from actstats.errors import ActstatsError, nearest
+from actstats.errors import ActstatsError, nearest, one_line
 
 
 def proportion_interval(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -150,8 +150,7 @@ def _table(data: bytes, name: str) -> pd.DataFrame:
             io.BytesIO(data), dtype=str, keep_default_na=False, skipinitialspace=True, encoding="utf-8-sig"
         )
     except (ValueError, UnicodeError) as error:  # includes pandas' own errors
-        reason = " ".join(str(error).split())
-        raise ActstatsError(f"{name} is not a CSV table of decisions: {reason}") from None
+        raise ActstatsError(f"{name} is not a CSV table of decisions: {one_line(error)}") from None
     table.columns = table.columns.str.strip().str.lower()
     missing = [column for column in NEEDED if column not in table]
     if missing:

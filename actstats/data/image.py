@@ -15,6 +15,8 @@ from typing import Final
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from actstats.errors import one_line
+
 OK: Final = 0
 """The image was read."""
 MISSING: Final = 1
@@ -103,8 +105,7 @@ def decode(data: bytes) -> Image.Image:
     except UnidentifiedImageError:
         raise ImageError(UNREADABLE, "not an image of a known format") from None
     except Exception as error:  # PIL's parsers may raise any exception on a damaged file.
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
-        raise ImageError(UNREADABLE, f"damaged image: {reason}") from None
+        raise ImageError(UNREADABLE, f"damaged image: {one_line(error, 160)}") from None
 
 
 def rgb(image: Image.Image) -> Image.Image:

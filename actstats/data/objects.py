@@ -17,7 +17,7 @@ from functools import cache, cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from actstats import remote
-from actstats.errors import ActstatsError
+from actstats.errors import ActstatsError, one_line
 from actstats.support import URL, needs
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ _GAP: Final = 64 << 10
 """Maximum gap in bytes between two images that are fetched together."""
 _KEPT: Final = 16
 """Number of results that `Shared` keeps."""
-_RESUME: Final = "; completed partitions are kept: rerun the same command to resume"
 
 
 class RemoteFile:
@@ -73,7 +72,7 @@ class RemoteFile:
             with _hub_explained(self.url):
                 found: bytes = hub().cat_file(self.url, start=start, end=stop)
                 return found
-        with _explained(self.url, _RESUME):
+        with _explained(self.url, remote.RESUME):
             return bytes(self._store.get_range(self._key, start=start, end=stop))
 
     def open(self, block: int = _BLOCK) -> io.BufferedReader:
@@ -145,7 +144,7 @@ def read_remote(url: URL, key: str) -> bytes:
     if url.startswith(_HUB):
         file = RemoteFile(URL(f"{url.rstrip('/')}/{key}"))
         return file.read(0, file.size)
-    with remote.explained(url, _RESUME):
+    with remote.explained(url, remote.RESUME):
         return bytes(_opened(url).get(key).bytes())
 
 
@@ -180,8 +179,7 @@ def _hub_explained(url: URL) -> Iterator[None]:
     except ActstatsError:
         raise
     except Exception as error:  # of several libraries for HTTP
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ActstatsError(f"cannot read {url}: {reason}{_RESUME}") from error
+        raise ActstatsError(f"cannot read {url}: {one_line(error, 200)}{remote.RESUME}") from error
 
 
 def together(places: Iterable[tuple[int, int, int]]) -> tuple[list[tuple[int, int, int]], list[int]]:

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from actstats.data.image import UNREADABLE, ImageError
 from actstats.data.objects import RemoteFile, Shared
 from actstats.data.source import NO_LABEL, EncodedSource, fingerprint
-from actstats.errors import ActstatsError
-from actstats.support import cache_folder, replace_file, require_extra
+from actstats.errors import ActstatsError, one_line
+from actstats.support import cache_folder, keep_cached, require_extra
 
 IMAGE: Final = "image"
 """Column of images: their encoded bytes, or a structure with a field `bytes`."""
@@ -55,9 +55,11 @@ class ParquetSource(EncodedSource):
             footer, found, classes = _described(file)
             self._footers.append(footer)
             name = file.name.removesuffix(".parquet")
+            start = len(paths)
             for group in range(footer.num_row_groups):
                 self._groups.append((number, group))
-                self._starts.append(len(paths) + sum(self._rows(number, g) for g in range(group)))
+                self._starts.append(start)
+                start += footer.row_group(group).num_rows
             rows = footer.num_rows
             paths += [f"{name}/{row:07}" for row in range(rows)]
             labels.append(found)
@@ -83,9 +85,6 @@ class ParquetSource(EncodedSource):
             raise ImageError(UNREADABLE, "its row has no image")
         return data
 
-    def _rows(self, file: int, group: int) -> int:
-        return int(self._footers[file].row_group(group).num_rows)
-
     def _rows_of(self, number: int) -> list[bytes | None]:
         """Return the images of a row group."""
         file, group = self._groups[number]
@@ -110,7 +109,7 @@ def _opened(file: Path | RemoteFile, footer: Any = None) -> Iterator[Any]:
             f"{place} no longer exists; restore it and rerun the same command to resume"
         ) from None
     except (pyarrow.ArrowException, OSError) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+        reason = getattr(error, "strerror", None) or one_line(error, 200)
         raise ActstatsError(f"{place} is not a complete, readable Parquet file: {reason}") from None
 
 
@@ -138,7 +137,7 @@ def _described(file: Path | RemoteFile) -> tuple[Any, NDArray[np.int64], list[st
                         f"the column {LABEL!r} of {place} must contain class numbers, not {column.type}"
                     ) from None
                 if kept is not None:
-                    _keep(kept, found)
+                    keep_cached(kept, found.astype("<i8").tobytes())
             labels = found
         return opened.metadata, labels, classes
 
@@ -173,11 +172,3 @@ def _from_cache(kept: Path, count: int) -> NDArray[np.int64] | None:
     except (OSError, ValueError):
         return None
     return found.astype(np.int64) if len(found) == count else None
-
-
-def _keep(kept: Path, labels: NDArray[np.int64]) -> None:
-    try:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(kept, labels.astype("<i8").tobytes())
-    except OSError:
-        return  # Without the cache, opening only takes longer.

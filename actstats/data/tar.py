@@ -28,7 +28,7 @@ from actstats.data.image import UNREADABLE, ImageError, is_image_name
 from actstats.data.objects import RemoteFile, Shared, together
 from actstats.data.source import NO_LABEL, EncodedSource, fingerprint, folder_classes, printable
 from actstats.errors import ActstatsError
-from actstats.support import URL, cache_folder, replace_file
+from actstats.support import URL, cache_folder, keep_cached
 
 _COMPRESSED: Final = {
     b"\x1f\x8b": "gunzip",
@@ -274,11 +274,7 @@ def _from_cache(file: Path) -> list[Member] | None:
 
 def _keep(file: Path, members: list[Member]) -> None:
     columns = ([getattr(m, name) for m in members] for name in ("name", "offset", "size", "text"))
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(file, json.dumps(list(columns)).encode())
-    except OSError:
-        return  # Without the cache, opening only takes longer.
+    keep_cached(file, json.dumps(list(columns)).encode())
 
 
 def _refuse_compressed(path: Path | URL, head: bytes) -> None:

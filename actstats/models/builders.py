@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from actstats.data.preprocessing import Preprocessing
-from actstats.errors import ActstatsError, nearest
+from actstats.errors import ActstatsError, nearest, one_line
 from actstats.models import torchvision_zoo as zoo
 from actstats.models.checkpoints import Checkpoint, fit
 from actstats.models.downloads import fetch
@@ -254,7 +254,7 @@ class Timm(Builder):
         try:
             return self._made(arguments, pretrained=True, pretrained_cfg_overlay=overlay)
         except (RuntimeError, KeyError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = one_line(error, 200)
             raise ActstatsError(f"{checkpoint.path.name} does not fit {self.arch}: {reason}") from None
 
     def published(self, name: str, *, offline: bool) -> Published:

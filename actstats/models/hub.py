@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from actstats.errors import ActstatsError
+from actstats.errors import ActstatsError, one_line
 from actstats.support import cache_folder, needs
 
 _ADDRESS: Final = re.compile(
@@ -60,9 +60,8 @@ def hub_file(repository: str, file: str, revision: str | None = None, *, offline
                 f"{address} is not in the cache and `offline=True` forbids the download; run once without it"
             ) from None
         raise ActstatsError(f"download of {address} failed: {_reason(error)}") from None
-    except (
-        Exception
-    ) as error:  # Exceptions for missing files, gated repositories and network errors vary by version.
+    # Exceptions for missing files, gated repositories and network errors vary by version.
+    except Exception as error:
         raise ActstatsError(f"download of {address} failed: {_reason(error)}") from None
     finally:
         chatter.setLevel(before)
@@ -72,5 +71,5 @@ def hub_file(repository: str, file: str, revision: str | None = None, *, offline
 def _reason(error: BaseException) -> str:
     while isinstance(error.__cause__, Exception):
         error = error.__cause__
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = one_line(error)
     return text if len(text) <= 200 else f"{text[:197]}..."

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from actstats.errors import ActstatsError, nearest
+from actstats.errors import ActstatsError, nearest, one_line
 from actstats.layers import Layer
 
 if TYPE_CHECKING:
@@ -143,8 +143,7 @@ def read_units(path: Path) -> pd.DataFrame:
     except FileNotFoundError:
         raise ActstatsError(f"no such table of units: {path}") from None
     except (OSError, ValueError, ImportError) as error:
-        reason = " ".join(str(error).split())
-        raise ActstatsError(f"cannot read {path}: {reason}") from None
+        raise ActstatsError(f"cannot read {path}: {one_line(error)}") from None
     _require(table)
     # Names of layers may look like numbers.
     return table.assign(layer=table["layer"].astype(str))

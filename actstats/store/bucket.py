@@ -25,7 +25,7 @@ from zarr.abc.store import Store as Objects
 from zarr.storage import MemoryStore, ObjectStore
 
 from actstats.errors import ActstatsError
-from actstats.remote import FIRST_PATIENCE, explained, opened
+from actstats.remote import FIRST_PATIENCE, RESUME, explained, opened
 from actstats.support import URL
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ class Bucket:
 
     def explained(self) -> AbstractContextManager[None]:
         """Turn an error of the network inside into one line."""
-        return explained(self.location, _RESUME)
+        return explained(self.location, RESUME)
 
     def version(self) -> str | None:
         """Return what tells this store from another one at this place, None where there is none."""
@@ -179,9 +179,6 @@ class Bucket:
             return list(pool.map(do, keys))
 
 
-_RESUME: Final = "; completed partitions are kept: rerun the same command to resume"
-
-
 class BucketInUse:
     """A store in a bucket that this process is using; others see nothing of it."""
 
@@ -201,7 +198,7 @@ def _explaining(
 ) -> Callable[Concatenate[Any, P], Coroutine[Any, Any, R]]:
     @functools.wraps(method)
     async def explaining(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        with explained(self.url, "" if self.read_only else _RESUME):
+        with explained(self.url, "" if self.read_only else RESUME):
             return await method(self, *args, **kwargs)
 
     return explaining

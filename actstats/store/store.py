@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from zarr.storage import StorePath
 
 from actstats.data import MISSING, OK, PENDING, REFUSED, UNREADABLE
-from actstats.errors import ActstatsError, ManifestMismatchError
+from actstats.errors import ActstatsError, ManifestMismatchError, one_line
 from actstats.store import manifest as manifests
 from actstats.store.place import StorePlace, Use, place_of
 from actstats.store.schema import Schema
@@ -197,17 +197,12 @@ class Store:
     def _write(
         self, partition: int, arrays: Mapping[str, NDArray[Any]], status: NDArray[np.int8], provenance: str
     ) -> None:
-        start, stop = self.bounds(partition)
         self._refuse_moved()
         # Only the flag goes: of two that compute the same partition, none takes away what the other has written.
         self.place.remove([self._key("completed", partition)])
         for name, values in arrays.items():
-            array = self.group[name]
-            if array.metadata.dimension_names[0] == "image":  # type: ignore[union-attr, index]
-                array[start:stop] = values  # type: ignore[index]
-            else:
-                array[partition] = values  # type: ignore[index]
-        self.group["status"][start:stop] = status  # type: ignore[index]
+            self.group[name][self._where(name, partition)] = values  # type: ignore[index]
+        self.group["status"][self._where("status", partition)] = status  # type: ignore[index]
         self.group["provenance"][partition] = provenance  # type: ignore[index]
         self.place.flush()
         self._refuse_moved()
@@ -290,13 +285,10 @@ class Store:
             if name not in gone and (reason := self._unreadable(name, ...)):
                 yield name, None, reason
         for partition in np.flatnonzero(self.completed).tolist():
-            start, stop = self.bounds(partition)
             for name in (*self.manifest["outputs"], *_PER_PARTITION):
                 if name not in self.group or (name, partition) in missing:
                     continue
-                array = self.group[name]
-                by_image = array.metadata.dimension_names[0] == "image"  # type: ignore[union-attr, index]
-                if reason := self._unreadable(name, slice(start, stop) if by_image else partition):
+                if reason := self._unreadable(name, self._where(name, partition)):
                     yield name, partition, reason
 
     def read(self, name: str, where: Any) -> NDArray[Any]:
@@ -309,7 +301,7 @@ class Store:
             return np.asarray(self.group[name][where])
         except _DAMAGE as error:
             raise ActstatsError(
-                f"{self.path} is damaged: {name} cannot be read ({_reason_of(error)}); "
+                f"{self.path} is damaged: {name} cannot be read ({one_line(error)}); "
                 f"`actstats info --verify {self.path}` lists what is damaged"
             ) from error
 
@@ -332,7 +324,7 @@ class Store:
         try:
             self.group[name][where]
         except _DAMAGE as error:
-            return _reason_of(error)
+            return one_line(error)
         return None
 
     def _require_whole(self) -> None:
@@ -366,6 +358,11 @@ class Store:
                 found[int(rest[0])] = size
         return found
 
+    def _where(self, name: str, partition: int) -> slice | int:
+        """Return where an array has the values of a partition along its first axis."""
+        first, *_ = self.group[name].metadata.dimension_names  # type: ignore[union-attr, misc]
+        return slice(*self.bounds(partition)) if first == "image" else partition
+
     def _key(self, name: str, partition: int) -> str:
         if name not in self._rest:
             dims = self.group[name].metadata.dimension_names  # type: ignore[union-attr]
@@ -378,10 +375,6 @@ class Store:
                 f"{self.path} was moved, removed or replaced while its sweep was running; put it back and rerun "
                 "the same command to resume"
             )
-
-
-def _reason_of(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def damage_in(error: Exception) -> ActstatsError | None:
@@ -399,7 +392,7 @@ def damage_in(error: Exception) -> ActstatsError | None:
             if isinstance(place, StorePath) and place.path:
                 root = getattr(place.store, "root", place.store)
                 return ActstatsError(
-                    f"{root} is damaged: {place.path.partition('/')[0]} cannot be read ({_reason_of(error)}); "
+                    f"{root} is damaged: {place.path.partition('/')[0]} cannot be read ({one_line(error)}); "
                     f"`actstats info --verify {root}` lists what is damaged"
                 )
     return None

@@ -627,11 +627,15 @@ def _prepare(task: _Task, manifest: Mapping[str, Any] | None) -> str | None:
                 raise ActstatsError(f"the store at {found.path} is another one than the client sees there")
             if isinstance(found.path, Path) and not os.access(found.path, os.W_OK):
                 raise ActstatsError(f"it may not write to {found.path}")
-    except ActstatsError as error:
-        return f"{error} (on {socket.gethostname()})"
     except Exception as error:
-        return f"{type(error).__name__}: {error} (on {socket.gethostname()})"
+        return _told(error)
     return None
+
+
+def _told(error: Exception) -> str:
+    """Return what went wrong on this worker."""
+    what = str(error) if isinstance(error, ActstatsError) else f"{type(error).__name__}: {error}"
+    return f"{what} (on {socket.gethostname()})"
 
 
 def _execution(task: _Task, workers: int | None = None) -> Execution:
@@ -664,8 +668,6 @@ def _compute(task: _Task, index: int, again: bool) -> _Outcome:
                 store.close()
     except StrictError as error:
         return _Outcome(worker.address, error=str(error), strict=True)
-    except ActstatsError as error:
-        return _Outcome(worker.address, error=f"{error} (on {socket.gethostname()})")
     except Exception as error:
-        return _Outcome(worker.address, error=f"{type(error).__name__}: {error} (on {socket.gethostname()})")
+        return _Outcome(worker.address, error=_told(error))
     return _Outcome(worker.address, progress.done, progress.seconds, progress.waiting, failures)

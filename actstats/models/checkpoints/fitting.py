@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from actstats.errors import ActstatsError, first
+from actstats.errors import ActstatsError, first, one_line
 from actstats.models.checkpoints.reading import Checkpoint
 
 
@@ -36,7 +36,7 @@ def fit(model: nn.Module, checkpoint: Checkpoint, arch: str) -> None:
     try:
         model.load_state_dict(state)
     except (RuntimeError, ValueError, TypeError, AttributeError) as error:
-        found = "; ".join(_misfits(model.state_dict(), state)) or " ".join(str(error).split())[:200]
+        found = "; ".join(_misfits(model.state_dict(), state)) or one_line(error, 200)
         raise ActstatsError(f"{checkpoint.path.name} does not fit {arch}: {found}") from None
 
 
