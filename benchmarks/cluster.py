@@ -47,7 +47,7 @@ def main() -> None:
     schedulers = kinds.add_parser("scheduler")
     schedulers.add_argument("--workers", type=int, default=64)
     schedulers.add_argument("--partitions", type=int, default=1251)
-    schedulers.add_argument("--seconds", type=float, default=1.0, help="that a partition takes")
+    schedulers.add_argument("--seconds", type=float, default=1.0, help="duration of a partition")
     speeds = kinds.add_parser("speed")
     speeds.add_argument("--data", required=True)
     speeds.add_argument("--arch", default="googlenet")

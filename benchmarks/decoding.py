@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from peers import processor
+from peers import keep, processor
 from PIL import Image
 
 from actstats.data import ImageError, open_source
@@ -101,9 +101,7 @@ def main() -> None:
             for name, found in times.items()
         }
     print(json.dumps(results, indent=1))
-    if given.json:
-        given.json.parent.mkdir(parents=True, exist_ok=True)
-        given.json.write_text(json.dumps(results, indent=1) + "\n")
+    keep(results, given.json)
 
 
 if __name__ == "__main__":

@@ -230,7 +230,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--dry-run", action="store_true", help="tiny, on the CPU, in Triton's interpreter")
-    parser.add_argument("--seconds", type=float, default=400, help="stop after so many (default 400)")
+    parser.add_argument(
+        "--seconds", type=float, default=400, help="stop after this many seconds (default 400)"
+    )
     parser.add_argument("--wheels", type=Path, help="a folder of wheels")
     parser.add_argument("--read", type=Path, help="a report's JSON: print its tables, run nothing")
     parser.add_argument(

@@ -263,6 +263,13 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def keep(results: dict[str, Any], file: Path | None) -> None:
+    """Write results as JSON, where a file is asked for; it is replaced."""
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(results, indent=1) + "\n")
+
+
 def main() -> None:
     """Measure and print, or keep as JSON."""
     parser = argparse.ArgumentParser(
@@ -293,9 +300,7 @@ def main() -> None:
     for result in in_processes(given.ways, options):
         print(json.dumps(result), flush=True)
         results["ways"].append(result)
-        if given.json:
-            given.json.parent.mkdir(parents=True, exist_ok=True)
-            given.json.write_text(json.dumps(results, indent=1) + "\n")
+        keep(results, given.json)
 
 
 if __name__ == "__main__":

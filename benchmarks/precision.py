@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
-from peers import processor
+from peers import keep, processor
 
 import actstats
 
@@ -95,9 +95,7 @@ def main() -> None:
                 for name, values in found.items()
             }
     print(json.dumps(results, indent=1))
-    if given.json:
-        given.json.parent.mkdir(parents=True, exist_ok=True)
-        given.json.write_text(json.dumps(results, indent=1) + "\n")
+    keep(results, given.json)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ _MARKS: Final = (("unit", "#767676", "o"), ("outlier: its change stands out in i
 
 
 def colours(count: int) -> list[str]:
-    """Return the colours of so many networks: S's, R's, then others that can be read on white too, over again."""
+    """Return `count` colours: those of S and R, then others that are legible on white; they repeat."""
     known = [*COLOURS.values(), *_FURTHER]
     return [known[at % len(known)] for at in range(count)]
 

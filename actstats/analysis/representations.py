@@ -52,8 +52,8 @@ def similarity(
         has one unit, or one of the sampled images the same value in all units.
 
     Raises:
-        ActstatsError: no store, other images, fewer than 4 images with values, a store without `variable`, or so many
-            sampled images that their ranks would take more than 2 GiB.
+        ActstatsError: no store, other images, fewer than 4 images with values, a store without `variable`, or more
+            sampled images than have ranks of 2 GiB.
     """
     if not stores:
         raise ActstatsError("similarity needs a store")

@@ -104,7 +104,7 @@ class Settings:
         )
 
     def compiles(self, images: int, device: str) -> bool:
-        """Return whether a sweep over so many images on this kind of device compiles the network."""
+        """Return whether a sweep over `images` images on this kind of device compiles the network."""
         if self.compile == "auto":
             return device == "cpu" and images >= AUTO_COMPILE
         return bool(self.compile)

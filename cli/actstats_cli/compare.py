@@ -10,7 +10,7 @@ import click
 
 from actstats.support import located
 from actstats_cli import options
-from actstats_cli.analyses.output import computing, scheduler, some
+from actstats_cli.analyses.output import computing, some
 from actstats_cli.printing import note, print_json, size, table
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def _size(ctx: click.Context, param: click.Parameter, value: float) -> float:
     help="Size beyond which the report is a page and a folder instead of one file: 0 for always, inf for never.",
 )
 @options.trust
-@scheduler
+@options.scheduler
 @options.as_json
 def compare(
     stores: Sequence[Path],

@@ -40,7 +40,7 @@ VARIABLE = click.option(
 )
 @output.by
 @output.out
-@output.scheduler
+@options.scheduler
 @options.as_json
 def match(
     first: Path,

@@ -42,7 +42,7 @@ _HEADLINE = ["layer", "units", "clean", "noisy", "increase", "blocked", "outlier
 @output.out
 @output.plot
 @output.style
-@output.scheduler
+@options.scheduler
 @options.as_json
 def noise(
     clean: Path,

@@ -75,8 +75,7 @@ style = click.option(
     show_default=True,
     help="Of --plot: paper is as wide as a column or page of a paper, with 300 dpi.",
 )
-scheduler = options.scheduler
-wanted = options.together(by, show, out, plot, style, scheduler, options.as_json)
+wanted = options.together(by, show, out, plot, style, options.scheduler, options.as_json)
 """The options of an analysis of one store or two."""
 
 

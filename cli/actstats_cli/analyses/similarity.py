@@ -28,7 +28,7 @@ from actstats_cli.analyses.match import VARIABLE
 @output.out
 @output.plot
 @output.style
-@output.scheduler
+@options.scheduler
 @options.as_json
 def similarity(
     stores: tuple[Path, ...],

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from actstats_kernels.bins import radial_bins
-from actstats_kernels.gpu.launch import Spectrum
+from actstats_kernels.gpu.launch import Spectrum, multiple
 
 
 def real_fourier(n: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
@@ -59,8 +59,8 @@ def constants(
     else:
         waves = [columns]
         bins = bins[across[:, None], along[None, :]]
-    depth_h = _multiple(rows.shape[1], tiles.depth_h)
-    depth_w = _multiple(tiles.points, tiles.depth_w)
+    depth_h = multiple(rows.shape[1], tiles.depth_h)
+    depth_w = multiple(tiles.points, tiles.depth_w)
     with torch.inference_mode(False):
         basis_h = _parts(_padded(rows.T, depth_h, tiles.pitch_u), precision)
         basis_w = torch.stack([_parts(_padded(w.T, depth_w, tiles.pitch_v), precision) for w in waves])
@@ -78,7 +78,3 @@ def _parts(table: NDArray[np.float64], precision: str) -> Tensor:
 def _padded(table: NDArray[Any], rows: int, columns: int) -> NDArray[Any]:
     # In row-major order: `np.pad` keeps that of a transposed table.
     return np.ascontiguousarray(np.pad(table, ((0, rows - table.shape[0]), (0, columns - table.shape[1]))))
-
-
-def _multiple(n: int, of: int) -> int:
-    return -(-n // of) * of

@@ -20,7 +20,7 @@ WARPS: Final = 8
 LANE_VALUES: Final = 8
 """Values that a thread follows down the rows; each takes seven registers."""
 COUNTED_VALUES: Final = 16
-"""Values that a thread counts at a time: the slots are cleared and read back once for so many."""
+"""Values that a thread counts at a time; the slots are cleared and read back once per group."""
 ENERGY_REGISTERS: Final = 32
 """Registers a thread may keep for the energy of the coefficients, and as many again for those of each parity."""
 TILE_BYTES: Final = 16 * 1024
@@ -28,9 +28,9 @@ TILE_BYTES: Final = 16 * 1024
 WIDEST_BLOCK: Final = 64
 """Columns of coefficients, of one parity, that are taken at once."""
 VECTOR_POSITIONS: Final = 64
-"""Up to so many positions the spectrum of a map is one product with the whole basis; it wastes less on padding."""
+"""Largest number of positions for which the spectrum is one product with the whole basis, to save padding."""
 FUSED_POSITIONS: Final = 64 * 64
-"""Up to so many positions a program's maps lie in a cache until their spectrum is done."""
+"""Largest number of positions for which the maps of a program stay in a cache until their spectrum is computed."""
 PROGRAMS: Final = 1024
 """Programs enough to fill any GPU of today several times over; what is more is rounds of one program."""
 CACHED_BYTES: Final = 200 * 1024
@@ -124,7 +124,7 @@ def _spectrum(height: int, width: int, channels: int, itemsize: int) -> Spectrum
     if width == 1 or size <= VECTOR_POSITIONS:
         v = min(max(power_of_two(size), LEAST_DOT), WIDEST_BLOCK)
         images = max(min(energies // (v * channels), 8), LEAST_DOT // channels, 1)
-        return Spectrum("vector", images, channels, False, size, 1, _multiple(size, v), 1, v, 1, 32, WARPS)
+        return Spectrum("vector", images, channels, False, size, 1, multiple(size, v), 1, v, 1, 32, WARPS)
     pairs = power_of_two(width // 2 + 1)
     # A power of two has a wave too many for half of it.
     fold = max(2 * pairs, 2 * LEAST_DOT) <= power_of_two(width)
@@ -132,14 +132,15 @@ def _spectrum(height: int, width: int, channels: int, itemsize: int) -> Spectrum
     # All rows at once where they are few: then a map is read once for them, not by each block again.
     u = 32 if LEAST_DOT < height <= 32 and 32 * v * channels <= energies else LEAST_DOT
     points = width // 2 + 1 if fold else width
-    pitches = _multiple(height, u), _multiple(width // 2 + 1 if fold else width, v)
+    pitches = multiple(height, u), multiple(width // 2 + 1 if fold else width, v)
     depth_h = min(max(power_of_two(height), LEAST_DOT), 32)
     images = min(energies // (u * v), TILE_BYTES // (depth_h * LEAST_DOT * itemsize)) // channels
     images = max(images, 1)
     return Spectrum("map", images, channels, fold, points, *pitches, u, v, depth_h, LEAST_DOT, WARPS)
 
 
-def _multiple(n: int, of: int) -> int:
+def multiple(n: int, of: int) -> int:
+    """Return the least multiple of `of` that is not less than `n`."""
     return -(-n // of) * of
 
 
