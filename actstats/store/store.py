@@ -201,13 +201,24 @@ class Store:
         # Only the flag goes: of two that compute the same partition, none takes away what the other has written.
         self.place.remove([self._key("completed", partition)])
         for name, values in arrays.items():
-            self.group[name][self._where(name, partition)] = values  # type: ignore[index]
+            self._replace(name, partition, values)
         self.group["status"][self._where("status", partition)] = status  # type: ignore[index]
         self.group["provenance"][partition] = provenance  # type: ignore[index]
         self.place.flush()
         self._refuse_moved()
         self.group["completed"][partition] = True  # type: ignore[index]
         self.place.flush()
+
+    def _replace(self, name: str, partition: int, values: NDArray[Any]) -> None:
+        where = self._where(name, partition)
+        try:
+            self.group[name][where] = values  # type: ignore[index]
+        except (OSError, ActstatsError):
+            raise
+        except Exception:
+            # Zarr reads the object of the last partition, which is shorter, to replace it; this one cannot be read.
+            self.place.remove([self._key(name, partition)])
+            self.group[name][where] = values  # type: ignore[index]
 
     def discard(self, partitions: Sequence[int]) -> None:
         """Forget these partitions: first their flags, for good, and then their data."""
