@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import tomllib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,26 +15,39 @@ import actstats
 from docs import module_table, run_page
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A reader's working directory, after the tutorial."""
-    matplotlib = pytest.importorskip("matplotlib")
-    matplotlib.use("agg")
-    folder = tmp_path_factory.mktemp("reader")
+@contextmanager
+def reading(folder: Path) -> Iterator[Path]:
+    """Work in a folder as a reader does; forget the modules that a page wrote there."""
     modules = set(sys.modules)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.syspath_prepend(folder)
-        run_page.run("tutorial")
         yield folder
-        matplotlib.pyplot.close("all")
     for name in set(sys.modules) - modules:
         if str(folder) in (getattr(sys.modules[name], "__file__", None) or ""):
             del sys.modules[name]
 
 
-def test_the_tutorial_leaves_its_store_and_plots(folder):
-    assert {path.name for path in folder.iterdir()} >= {"demo.zarr", "roughness.svg", "spectrum.svg"}
+@pytest.fixture(scope="module")
+def tutorial(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A reader's working directory after the tutorial."""
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("agg")
+    with reading(tmp_path_factory.mktemp("reader")) as folder:
+        run_page.run("tutorial")
+    yield folder
+    matplotlib.pyplot.close("all")
+
+
+@pytest.fixture
+def folder(tutorial: Path, tmp_path: Path) -> Iterator[Path]:
+    """A working directory with what the tutorial left, and nothing of other pages."""
+    with reading(shutil.copytree(tutorial, tmp_path / "reader")) as folder:
+        yield folder
+
+
+def test_the_tutorial_leaves_its_store_and_plots(tutorial):
+    assert {path.name for path in tutorial.iterdir()} >= {"demo.zarr", "roughness.svg", "spectrum.svg"}
 
 
 @pytest.mark.parametrize(
