@@ -17,7 +17,7 @@ BUCKET = "bucket-of-tests"
 
 
 class Network(ThreadingHTTPServer):
-    """Passes requests on to the server at `port`, and answers back.
+    """Passes requests on to the server at `port`, and answers back; with port 0, nothing is there.
 
     `refused_every` n: one request in n is answered 503 instead; `down_until`: connections are dropped before that
     time (`time.monotonic`). `seen` are the method and the path of each request.
@@ -60,6 +60,9 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(
                 503, {}, b"<Error><Code>SlowDown</Code><Message>Please reduce your rate</Message></Error>"
             )
+            return
+        if not server.port:
+            self.answer(404, {}, b"<Error><Code>NoSuchBucket</Code><Message>No such bucket</Message></Error>")
             return
         # S3 decides on a condition and writes in one step; moto does it in two.
         with server.writing if self.command == "PUT" else contextlib.nullcontext():

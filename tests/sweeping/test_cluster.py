@@ -19,6 +19,7 @@ from actstats.store import Store
 from actstats.store.description import describe
 from tests.cluster import FACTORY, SWEEP, command, live_cluster, make_images, start_command, trial
 from tests.conftest import SmallNet, files_of
+from tests.s3 import BUCKET, network
 
 distributed = pytest.importorskip("distributed")
 linux = pytest.mark.skipif(
@@ -208,6 +209,28 @@ def test_workers_that_do_not_see_the_images_are_named_before_anything_is_compute
         said = refused(here, images)
         assert "cannot take part: no such folder or tar file: /proc/self/cwd/photographs" in said
         assert not (here / "s.zarr").exists()
+
+
+def test_workers_that_do_not_see_the_store_are_named_before_anything_is_computed(folder, s3):
+    store = f"s3://{BUCKET}/s.zarr"
+    common = {name: os.environ[name] for name in os.environ if name.startswith("AWS_")}
+    with (
+        network(0) as another,
+        live_cluster(folder) as cluster,
+        distributed.Client(cluster.address, set_as_default=False) as client,
+    ):
+        cluster.add(1, **{**common, "AWS_ENDPOINT_URL": another.url})
+        with pytest.raises(ActstatsError, match=f"cannot take part: there is no bucket s3://{BUCKET} "):
+            actstats.sweep(
+                FACTORY,
+                folder / "photographs",
+                store,
+                batch_size=1,
+                partition_size=2,
+                device="cpu",
+                client=client,
+            )
+    assert not Store.open(store).completed.any()
 
 
 def test_workers_with_other_versions_are_named(folder, tmp_path):
