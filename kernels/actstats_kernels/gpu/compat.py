@@ -25,6 +25,6 @@ INTERPRETED: Final = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "t
 PRECISIONS: Final = ("bf16x3", "ieee")
 """How products may be computed, the default first."""
 
-LAUNCH: Final = {"enable_fp_fusion": True}
+LAUNCH: Final = {"enable_fp_fusion": True, **({"num_stages": 1} if VERSION < (3, 3) else {})}
 """Options of every launch. Products and sums are fused on purpose: the kernels are held to their definitions with
-it, and the default changes in Triton 3.10."""
+it, and the default changes in Triton 3.10. Triton 3.2 aborts where it pipelines the loads of some f32 maps on sm_80."""
