@@ -48,6 +48,24 @@ class Source(Protocol):
         ...
 
 
+class Subset:
+    """The images of a source at `indices`, in that order; its classes stay those of the whole source."""
+
+    def __init__(self, source: Source, indices: Sequence[int]) -> None:
+        self._source, self.indices = source, list(indices)
+        self.kind, self.spec, self.classes = source.kind, source.spec, source.classes
+        self.paths = [source.paths[index] for index in self.indices]
+        self.labels = source.labels[self.indices]
+        self.fingerprint = source.fingerprint
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def image(self, index: int) -> Image.Image:
+        """Return image `index` of the subset, decoded, in mode RGB; raises `ImageError`; thread-safe."""
+        return self._source.image(self.indices[index])
+
+
 class EncodedSource(ABC):
     """A source whose images are encoded files, wherever they are stored."""
 

@@ -112,21 +112,28 @@ class Chain:
 
 @dataclass(frozen=True)
 class Distorter:
-    """A chain applied in a sweep: to the images of one source, and against one network."""
+    """A chain applied in a sweep: to the images of one source, and against one network.
+
+    `numbers` is the index of each image in the whole source, where `paths` are those of a subset.
+    """
 
     chain: Chain
     paths: Sequence[str]
     model: nn.Module
     preprocessing: Preprocessing
+    numbers: Sequence[int]
 
     def image(self, pixels: NDArray[np.uint8], index: int, size: tuple[int, int]) -> Image:
         """Apply `Chain.image` to image `index` of the source; for `actstats.data.batches`."""
-        return self.chain.image(pixels, Place(index, self.paths[index], self.preprocessing, size))
+        return self.chain.image(pixels, self._place(index, size))
 
     def batch(self, pixels: Tensor, indices: Sequence[int]) -> Tensor:
         """Apply `Chain.batch` to the images of these indices."""
-        places = [Place(int(index), self.paths[index], self.preprocessing) for index in indices]
+        places = [self._place(index) for index in indices]
         return self.chain.batch(self.model, self.preprocessing, pixels, places)
+
+    def _place(self, index: int, size: tuple[int, int] | None = None) -> Place:
+        return Place(self.numbers[index], self.paths[index], self.preprocessing, size)
 
 
 _Builder = Callable[..., Step | Adversarial]

@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 
 from actstats.analysis.shape_bias import bias_interval, mcnemar
 from actstats.data import NO_LABEL, Source
+from actstats.data.source import Subset
 from actstats.errors import ActstatsError
 from actstats.layers import Layer
 from actstats.models import Loaded
 from actstats.probing.cue_conflict import stimuli, stimuli_readout
-from actstats.probing.forward import Passes, Subset, inputs, prepared, running
+from actstats.probing.forward import Passes, inputs, prepared, running
 from actstats.probing.readout import NearestMean, Readout, labelled_readout, nearest_mean
 from actstats.probing.resume import Ablated, ablated
 from actstats.probing.unit_sets import UnitSet, check_units

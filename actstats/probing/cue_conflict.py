@@ -10,10 +10,11 @@ import torch
 
 from actstats.analysis.shape_bias import cues
 from actstats.data import Source, open_source
+from actstats.data.source import Subset
 from actstats.errors import ActstatsError
 from actstats.models import Loaded
 from actstats.probing.demo_stimuli import DemoStimuli
-from actstats.probing.forward import Passes, Subset, logits, prepared
+from actstats.probing.forward import Passes, logits, prepared
 from actstats.probing.readout import (
     NearestMean,
     Readout,

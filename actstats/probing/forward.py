@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from actstats.data import Batch, Source
 from actstats.data.loader import split
+from actstats.data.source import Subset
 from actstats.distort import Chain
 from actstats.errors import ActstatsError
 from actstats.models import Loaded
@@ -38,24 +38,6 @@ class Passes:
     workers: int | None = None
     decode: str = "pillow"
     on_progress: OnProgress | None = None
-
-
-class Subset:
-    """The images of a source at `indices`, in that order; its classes stay those of the whole source."""
-
-    def __init__(self, source: Source, indices: Sequence[int]) -> None:
-        self._source, self._indices = source, list(indices)
-        self.kind, self.spec, self.classes = source.kind, source.spec, source.classes
-        self.paths = [source.paths[index] for index in self._indices]
-        self.labels = source.labels[self._indices]
-        self.fingerprint = source.fingerprint
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def image(self, index: int) -> Image.Image:
-        """Return image `index` of the subset, decoded, in mode RGB; raises `ImageError`; thread-safe."""
-        return self._source.image(self._indices[index])
 
 
 def halves(source: Source) -> tuple[Subset, Subset]:

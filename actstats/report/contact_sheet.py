@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +16,6 @@ from actstats.data.preprocessing import Preprocessing, of_images
 from actstats.errors import ActstatsError
 from actstats.store.top import Hit, Unit, find_unit, top_images
 from actstats.sweeping.planning import SweepPlan
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom, in pixels."""
@@ -81,39 +77,18 @@ def save_contact_sheet(
     preprocessing = of_images(plan.preprocessing, "a contact sheet")
     network = f"{manifest['arch']}, weights {manifest['weights']['source']}"
     title = f"{found} of {network}, maps of {found.height} x {found.width}"
-    laid = unit_maps(plan, found, source, [hit.image for hit in hits]) if maps else None
+    laid = _maps(plan, found, source, hits) if maps else None
     contact_sheet(found, hits, source, preprocessing, title, laid).save(file)
 
 
-def unit_maps(
-    plan: SweepPlan, unit: Unit, source: Source, images: Sequence[int]
-) -> dict[int, NDArray[np.float32]]:
-    """Return the activation map of `unit`, f32 [height, width], of each of these images that can be read, by index.
+def _maps(plan: SweepPlan, unit: Unit, source: Source, hits: Sequence[Hit]) -> dict[int, NDArray[np.float32]]:
+    """Return the activation map of `unit`, f32 [height, width], of each image that can be read, by its index."""
+    from actstats.probing.maps import activation_maps
 
-    Raises:
-        ActstatsError: the network cannot be rebuilt.
-    """
-    from actstats.layers import watch
-    from actstats.probing.forward import Passes, Subset, inputs, prepared, running
-
-    loaded = plan.network()
-    device = prepared(loaded, "auto")
-    layers, _ = plan.layers([unit.layer])
-    maps: dict[int, NDArray[np.float32]] = {}
-    rows: list[int] = []
-
-    def keep(_: int, found: Tensor) -> None:
-        values = found[:, unit.channel].float().cpu().numpy()
-        maps.update(zip(rows, values, strict=False))
-
-    passes = Passes(batch_size=len(images) or 1)
-    fed = inputs(loaded, Subset(source, images), device, passes, plan.chain or None)
-    with running(loaded, passes.batch_size), closing(fed):
-        for batch, pixels in fed:
-            rows = [images[index] for index in (batch.position + batch.start).tolist()]
-            with watch(loaded.model, layers, keep):
-                loaded.model(pixels)
-    return maps
+    images = np.array([hit.image for hit in hits])
+    found = activation_maps(plan, source, {unit.layer: (np.full_like(images, unit.channel), images)})
+    read = zip(images.tolist(), found[unit.layer], strict=True)
+    return {image: values for image, values in read if not np.isnan(values).all()}
 
 
 def contact_sheet(

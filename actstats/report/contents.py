@@ -11,7 +11,7 @@ import json
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import xarray as xr
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from actstats.analysis import class_means, spectrum
 from actstats.analysis.coverage import usable
 from actstats.analysis.spectra import rings_of
+from actstats.data import Source
 from actstats.data.preprocessing import input_shape
 from actstats.errors import ActstatsError
 from actstats.layers.receptive import ReceptiveField
@@ -27,6 +28,7 @@ from actstats.report.findings import Compared
 from actstats.report.networks import field_step
 from actstats.report.pictures import Pictures
 from actstats.store.merging import merge
+from actstats.sweeping.planning import SweepPlan
 from actstats_kernels.bins import (
     BIN_NEGATIVE_OVERFLOW,
     BIN_NEGATIVE_UNDERFLOW,
@@ -37,11 +39,16 @@ from actstats_kernels.bins import (
     histogram_edges,
 )
 
+if TYPE_CHECKING:
+    from actstats.probing.forward import Passes
+
 _TOP: Final = ("top_value", "top_image", "top_position")
 _TOGETHER: Final = 4
 """Number of histogram bins shown as one: half an octave."""
 _CLASSES: Final = 10
 """Number of classes named per unit, those with its greatest mean activation."""
+_MAP_SIDE: Final = 14
+"""Largest side of an activation map on the page: 8 maps of a unit take 1.6 kB before compression."""
 _ALIGNMENT: Final = 8
 _KINDS: Final = {"f4": "Float32Array", "i4": "Int32Array", "u2": "Uint16Array", "u1": "Uint8Array"}
 
@@ -185,24 +192,62 @@ def overview_part(
 
 
 def layer_parts(
-    manifest: Mapping[str, Any], sides: Sequence[Side], numbers: Sequence[NDArray[np.int32] | None]
+    manifest: Mapping[str, Any],
+    sides: Sequence[Side],
+    numbers: Sequence[NDArray[np.int32] | None],
+    maps: Sequence[Mapping[str, NDArray[np.uint8]]],
 ) -> Iterator[tuple[str, str]]:
     """Yield name and text of one part per layer: top images, spectra, histograms and classes of its units.
 
-    `numbers` holds for each side the numbers of its top images among all pictures, i4 [unit, rank].
+    `numbers` holds for each side the numbers of its top images among all pictures, i4 [unit, rank], and `maps` for
+    each side the `top_maps` by layer.
     """
     start = 0
     for index, entry in enumerate(manifest["layers"]):
         units = slice(start, start + entry["units"])
         start = units.stop
         arrays: dict[str, NDArray[Any]] = {}
-        content: dict[str, Any] = {"ranks": [], "classes": [], "others": []}
-        for store, (side, pictures) in enumerate(zip(sides, numbers, strict=True)):
+        content: dict[str, Any] = {"ranks": [], "classes": [], "others": [], "maps": []}
+        for store, (side, pictures, laid) in enumerate(zip(sides, numbers, maps, strict=True)):
             arrays |= {f"{name}:{store}": values for name, values in _of_units(side, pictures, units).items()}
+            if (shares := laid.get(entry["name"])) is not None:
+                arrays[f"map:{store}"] = shares
+            content["maps"].append(None if shares is None else shares.shape[2:])
             content["ranks"].append(0 if pictures is None else pictures.shape[1])
             content["classes"].append(0 if side.profile is None else side.profile.label.shape[1])
             content["others"].append(0 if side.profile is None else side.profile.others)
         yield f"layer-{index}", pack(content, arrays)
+
+
+def top_maps(plan: SweepPlan, side: Side, source: Source, passes: Passes) -> dict[str, NDArray[np.uint8]]:
+    """Return the activation maps of all units on their top images, by layer, u1 [unit, rank, height, width].
+
+    255 is the unit's greatest activation in them, 0 none. Layers with one position have no map.
+
+    Raises:
+        ActstatsError: the network cannot be rebuilt, or none of the images can be read.
+    """
+    from actstats.probing.maps import activation_maps
+
+    if side.top is None:
+        return {}
+    images = {
+        entry["name"]: side.top[1][plan.places[entry["name"]]]
+        for entry in plan.manifest["layers"]
+        if entry["height"] * entry["width"] > 1
+    }
+    asked = {name: np.nonzero(of_layer >= 0) for name, of_layer in images.items()}
+    wanted = {name: (at[0], images[name][at]) for name, at in asked.items() if len(at[0])}
+    if not wanted:
+        return {}
+    shares = {}
+    for name, maps in activation_maps(plan, source, wanted, largest=_MAP_SIDE, passes=passes).items():
+        laid = np.zeros((*images[name].shape, *maps.shape[1:]), dtype=np.float32)
+        laid[asked[name]] = np.nan_to_num(maps, posinf=0, neginf=0).clip(min=0)
+        greatest = laid.max((1, 2, 3), keepdims=True)
+        laid *= np.divide(255, greatest, out=np.zeros_like(greatest), where=greatest > 0)
+        shares[name] = laid.round().astype(np.uint8)
+    return shares
 
 
 def shown_edges() -> NDArray[np.float64]:

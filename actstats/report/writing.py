@@ -32,12 +32,14 @@ from actstats.analysis.plotting import colours
 from actstats.data import Source
 from actstats.data.preprocessing import input_shape
 from actstats.errors import ActstatsError
-from actstats.report.contents import Side, class_names, layer_parts, overview_part, pack, read_side
+from actstats.report.contents import Side, class_names, layer_parts, overview_part, pack, read_side, top_maps
 from actstats.report.findings import ELSEWHERE, PAPER, RULE, Finding, compare
 from actstats.report.networks import swept_fields
 from actstats.report.pictures import Collection
 from actstats.store import open_dataset
 from actstats.store.manifest import versions
+from actstats.sweeping.batches import OnProgress
+from actstats.sweeping.planning import SweepPlan
 
 LARGEST_PAGE: Final = 32_000_000
 """Size in bytes up to which a report is one file."""
@@ -82,6 +84,8 @@ def write_report(
     pair: str = "match",
     matches: Sequence[str | Path] = (),
     trust: bool = False,
+    maps: bool = False,
+    on_progress: OnProgress | None = None,
 ) -> Report:
     """Write the report of one store, or of several with the same layers, the first of which is S.
 
@@ -99,10 +103,12 @@ def write_report(
         pair: what stands beside a unit: its counterpart (`match`), or the unit of the same index (`index`).
         matches: files of `actstats analyze match --by unit` to pair by.
         trust: use the factory, weights file or address that a store names, as `compare` does.
+        maps: lay the activation map of each unit over its top images. The networks run on these images again.
+        on_progress: with `maps`, called after each batch of images.
 
     Raises:
         ActstatsError: as `compare`, or `page` cannot be written, or `largest_page` is negative or NaN. Missing images
-            are no error: the page has placeholders and a note.
+            are no error, except with `maps`: the page has placeholders and a note.
     """
     page = Path(page)
     if page.suffix.lower() not in (".html", ".htm"):
@@ -121,7 +127,14 @@ def write_report(
         for each in zip(compared.datasets, sides, classes.tables, strict=True)
     ]
     pictures = collection.pictures()
-    layers = dict(layer_parts(first, sides, numbers))
+    laid: list[dict[str, NDArray[np.uint8]]] = [{} for _ in sides]
+    if maps:
+        from actstats.probing.forward import Passes
+
+        plans = [SweepPlan.from_store(store, trust=trust) for store in stores]
+        passes = Passes(on_progress=on_progress)
+        laid = [top_maps(p, side, p.images(data), passes) for p, side in zip(plans, sides, strict=True)]
+    layers = dict(layer_parts(first, sides, numbers, laid))
     fields = swept_fields(first, compared.networks[0])
     title = f"{first['arch']}: {_listed(compared.names)}"
     notes = [*compared.notes, *collection.notes]

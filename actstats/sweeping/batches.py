@@ -17,6 +17,7 @@ from actstats.data import Batch, Source
 from actstats.data.loader import View, joint_batches
 from actstats.data.on_device import DeviceDecoder
 from actstats.data.preprocessing import Preprocessing, of_images
+from actstats.data.source import Subset
 from actstats.distort import Chain, Distorter
 from actstats.errors import ActstatsError, StrictError
 from actstats.models import Loaded
@@ -126,7 +127,10 @@ class JointFeed:
         if not wanted.chain:
             return None
         images_of = of_images(wanted.loaded.preprocessing, "distorting images")
-        return Distorter(wanted.chain, self._source.paths, wanted.loaded.model, images_of)
+        source = self._source
+        # What is random in a distortion is drawn by the image's index in the source that was swept.
+        numbers = source.indices if isinstance(source, Subset) else range(len(source))
+        return Distorter(wanted.chain, source.paths, wanted.loaded.model, images_of, numbers)
 
     def _view(self, wanted: Wanted, distorter: Distorter | None) -> View:
         preprocessing, device = wanted.loaded.preprocessing, wanted.device

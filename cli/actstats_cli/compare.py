@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 
 import click
 
+from actstats.errors import ActstatsError
 from actstats.support import located
 from actstats_cli import options
 from actstats_cli.analyses.output import computing, some
 from actstats_cli.printing import note, print_json, size, table
+from actstats_cli.progress import Bar
 
 if TYPE_CHECKING:
     from actstats.report.findings import Finding
@@ -73,6 +75,11 @@ def _size(ctx: click.Context, param: click.Parameter, value: float) -> float:
     help="Number of top images per unit on the page.",
 )
 @click.option(
+    "--maps",
+    is_flag=True,
+    help="Lay the activation map of each unit over its top images on the page: the networks run on these again.",
+)
+@click.option(
     "--largest-page",
     type=float,
     default=32,
@@ -93,6 +100,7 @@ def compare(
     matches: Sequence[Path],
     data: str | None,
     top: int,
+    maps: bool,
     largest_page: float,
     trust: bool,
     scheduler: str | None,
@@ -108,12 +116,14 @@ def compare(
         actstats compare standard.zarr robust.zarr --report report.html
         actstats compare s.zarr r.zarr --noisy s-noisy.zarr --noisy r-noisy.zarr
         actstats compare s.zarr r1.zarr r3.zarr --matches s-r1.csv --matches s-r3.csv --report radii.html
-        actstats compare googlenet.zarr --report googlenet.html
+        actstats compare googlenet.zarr --report googlenet.html --maps
     """
     import actstats.report
 
     written = {}
-    with computing(scheduler):
+    if maps and page is None:
+        raise ActstatsError("--maps draws on the page: give --report too")
+    with computing(scheduler), Bar() as bar:
         if page is None:
             compared = actstats.report.compare(
                 stores, names=names, noisy=noisy, pair=pair, matches=matches, trust=trust
@@ -131,6 +141,8 @@ def compare(
                 pair=pair,
                 matches=matches,
                 trust=trust,
+                maps=maps,
+                on_progress=bar.advance,
             )
             called, findings, notes = report.names, report.findings, report.notes
             folder = report.folder and str(report.folder)

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from actstats import ActstatsError, Loaded, open_source
+from actstats.data.source import Subset
 from actstats.distort import parse
 from actstats.probing.cues import Version, cue_accuracy
-from actstats.probing.forward import Passes, Subset, halves
+from actstats.probing.forward import Passes, halves
 from actstats.probing.networks import open_network, parse_network
 from tests.probing.probed import COLOURS, PLAIN, ByColour, ByPlace, stimulus
 

@@ -129,6 +129,26 @@ def test_a_reader_clicks_a_layer_and_a_unit_and_goes_back(opened, page):
     ]
 
 
+def test_activation_maps_lie_over_the_top_images_and_can_be_hidden(opened, stores, tmp_path):
+    write_report(stores, tmp_path / "page.html", pair="index", maps=True)
+    report = opened(tmp_path / "page.html", unit_address(0, 5))
+    report.locator(".images img").first.wait_for()
+    heat = report.locator(".images .heat")
+    assert heat.count() == report.locator(".images .frame").count()
+    strongest = heat.evaluate_all(
+        "all => all.map((map) => map.getContext('2d').getImageData(0, 0, 14, 14).data"
+        ".reduce((most, value, at) => (at % 4 === 3 ? Math.max(most, value) : most), 0))"
+    )
+    assert max(strongest) == round(0.75 * 255)
+    assert heat.first.is_visible()
+    report.keyboard.press("m")
+    assert not report.locator("#maps").is_checked()
+    assert heat.first.is_hidden()
+    report.locator("#maps").check()
+    assert heat.first.is_visible()
+    assert report.complaints == []
+
+
 def test_everything_goes_by_keyboard(opened, page):
     report = opened(page)
     press = report.keyboard.press

@@ -22,8 +22,9 @@ import actstats as actstats_package
 from actstats import merge
 from actstats.analysis import class_means, compare_units, selectivity, smoothness, spectrum
 from actstats.errors import ActstatsError
+from actstats.probing.maps import activation_maps
 from actstats.report import compare, write_report
-from actstats.report.contact_sheet import save_contact_sheet, unit_maps
+from actstats.report.contact_sheet import save_contact_sheet
 from actstats.report.contents import class_names, pack, shortened, unpack
 from actstats.report.findings import common_measures, derive_findings
 from actstats.store.top import find_unit, top_images
@@ -344,6 +345,8 @@ def test_a_store_without_images_of_its_own_metrics_shows_what_it_has(hostile, tm
             "layer features.1 has maps of 19 x 19 in the first store and 15 x 15",
         ),
         ("{s} --report {taken}/report.html --largest-page 0", "is in the way of the report's files"),
+        ("{s} --maps", "--maps draws on the page: give --report too"),
+        ("{s} --maps --report a.html --data gone", "no such folder or tar file: gone"),
         ("{s} --report a.html --largest-page nan", "'--largest-page': nan is not a size of 0 MB or more"),
         ("{s} --report a.html --largest-page -1", "'--largest-page': -1 is not a size of 0 MB or more"),
         ("{s} --report a.html --largest-page -inf", "'--largest-page': -inf is not a size of 0 MB or more"),
@@ -442,16 +445,54 @@ def test_shortened_numbers_are_near_and_keep_what_is_not_finite():
     )
 
 
-def test_maps_on_a_contact_sheet_are_those_of_the_sweep(stores, hostile, tmp_path):
-    plan, unit = SweepPlan.from_store(stores[0]), f"{LAYERS[0]}/5"
-    hits = top_images(stores[0], unit)
-    found = find_unit(plan.manifest, unit)
-    maps = unit_maps(plan, found, plan.images(), [hit.image for hit in hits])
-    assert set(maps) == {hit.image for hit in hits}
-    for hit in hits:
-        assert maps[hit.image].shape == (found.height, found.width)
-        assert maps[hit.image].max() == pytest.approx(hit.value, rel=1e-4)
-        assert maps[hit.image][hit.row, hit.column] == pytest.approx(hit.value, rel=1e-4)
+@pytest.fixture(scope="module")
+def noisy(hostile, tmp_path_factory):
+    """A store of S over the images with noise."""
+    return swept(hostile, tmp_path_factory.mktemp("noisy") / "s.zarr", 0, distort="noise:0.2")
+
+
+def test_maps_are_those_of_the_sweep_with_its_distortions(noisy):
+    plan, unit = (
+        SweepPlan.from_store(noisy),
+        find_unit(SweepPlan.from_store(noisy).manifest, f"{LAYERS[0]}/5"),
+    )
+    hits = top_images(noisy, unit)[::2]
+    images = np.array([hit.image for hit in hits])
+    found = activation_maps(plan, plan.images(), {unit.layer: (np.full_like(images, unit.channel), images)})
+    for hit, values in zip(hits, found[unit.layer], strict=True):
+        assert values.shape == (unit.height, unit.width)
+        assert values.max() == pytest.approx(hit.value, rel=1e-4)
+        assert values[hit.row, hit.column] == pytest.approx(hit.value, rel=1e-4)
+
+
+def test_the_report_lays_the_maps_of_each_unit_over_its_top_images(stores, tmp_path, parts):
+    said = []
+    write_report(stores, tmp_path / "report.html", pair="index", maps=True, on_progress=said.append)
+    assert [progress.done for progress in said] == [9, 9]
+    for layer, name in enumerate(LAYERS):
+        content, arrays = parts_of(tmp_path / "report.html")[f"layer-{layer}"]
+        assert parts[f"layer-{layer}"][0]["maps"] == [None, None]
+        for number, store in enumerate(stores):
+            plan = SweepPlan.from_store(store)
+            height, width = content["maps"][number]
+            assert (height, width) == ((14, 14) if layer == 0 else (9, 9))
+            pictures = arrays[f"picture:{number}"].reshape(-1, content["ranks"][number])
+            laid = arrays[f"map:{number}"].reshape(*pictures.shape, height, width)
+            for channel in (0, 7):
+                unit = find_unit(plan.manifest, f"{name}/{channel}")
+                hits = top_images(store, unit)[: pictures.shape[1]]
+                images = np.array([hit.image for hit in hits])
+                whole = activation_maps(plan, plan.images(), {name: (np.full_like(images, channel), images)})[
+                    name
+                ]
+                averaged = nn.functional.adaptive_avg_pool2d(torch.from_numpy(whole), (height, width)).numpy()
+                shares = 255 * averaged.clip(min=0) / max(averaged.max(), 1e-9)
+                np.testing.assert_allclose(laid[channel, : len(hits)], shares, atol=0.51)
+                assert laid[channel].max() == (255 if averaged.max() > 0 else 0)
+
+
+def test_maps_on_a_contact_sheet(stores, tmp_path):
+    unit = f"{LAYERS[0]}/5"
     save_contact_sheet(stores[0], unit, tmp_path / "plain.png")
     save_contact_sheet(stores[0], unit, tmp_path / "maps.png", maps=True)
     plain, laid = (np.asarray(Image.open(tmp_path / f"{name}.png")).astype(int) for name in ("plain", "maps"))

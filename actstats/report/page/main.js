@@ -186,7 +186,8 @@ document.addEventListener("keydown", (event) => {
     ArrowLeft: () => turn("prev"),
     ArrowRight: () => turn("next"),
     o: () => go(addressOf("overview")),
-    r: () => showMarks(!marksShown),
+    r: () => lay("marks", !laidOver.marks),
+    m: () => lay("maps", !laidOver.maps),
   }[event.key];
   if (!action) return;
   event.preventDefault();

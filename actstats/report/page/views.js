@@ -6,7 +6,7 @@ const UNITS_PER_PAGE = 24;
 
 // Where the page is, all of which its address holds: see main.js.
 const shown = { kind: "overview", index: 0, measure: 0, order: "unit", page: 1, base: 0 };
-let marksShown = true;
+const laidOver = { marks: true, maps: true }; // whether they are shown on images
 
 const several = () => report.stores.length > 1;
 const withUnit = (measure) => (measure.unit && measure.unit !== "1" ? `${measure.name}, ${measure.unit}` : measure.name);
@@ -165,8 +165,24 @@ function topOf(data, store, channel) {
   if (!pictures) return [];
   return Array.from({ length: ranks }, (_, rank) => {
     const at = channel * ranks + rank;
-    return { picture: pictures[at], position: positions[at], value: values[at] };
+    return { picture: pictures[at], position: positions[at], value: values[at], map: mapAt(data, store, at) };
   }).filter((found) => found.picture >= 0 && found.value !== 0); // at zero all images are equal
+}
+
+/** The activation map of the top image at this place in its layer: {shares, height, width}, or null. */
+function mapAt(data, store, at) {
+  if (!data.maps[store]) return null;
+  const [height, width] = data.maps[store], size = height * width;
+  return { shares: data.arrays[`map:${store}`].subarray(at * size, (at + 1) * size), height, width };
+}
+
+/** An activation map to lie over an image: the stronger, the less of the image shows through. */
+function heat({ shares, height, width }) {
+  const canvas = h("canvas", { class: "heat", width, height }), context = canvas.getContext("2d");
+  const pixels = context.createImageData(width, height);
+  shares.forEach((share, at) => pixels.data.set([224, 0, 127, Math.round(0.75 * share)], 4 * at));
+  context.putImageData(pixels, 0, 0);
+  return canvas;
 }
 
 // The overview.
@@ -308,7 +324,7 @@ function unitList(units, name) {
   };
   const heading = h("h2", { id: "units", tabindex: -1 }, "Units", saving("all measures of the units", { rows }));
   return { fill, elements: [heading, legend(),
-    h("div", { class: "choice" }, baseChoice(show), h("label", { for: "order" }, "Order"), sort, markChoice()), pagers[0], cards, pagers[1]] };
+    h("div", { class: "choice" }, baseChoice(show), h("label", { for: "order" }, "Order"), sort, layChoice("marks", "Show receptive fields")), pagers[0], cards, pagers[1]] };
 }
 
 /** Links to the first, the last and the neighbouring pages. */
@@ -370,15 +386,16 @@ function step(index, kind, words) {
     title: name, "aria-label": `${words}: ${name}` }, arrow);
 }
 
-function markChoice() {
-  const box = h("input", { type: "checkbox", id: "marks", checked: marksShown, onchange: () => showMarks(box.checked) });
-  return h("label", { class: "check", for: "marks" }, box, "Show receptive fields");
+/** A choice of whether "marks" or "maps" are shown on images. */
+function layChoice(what, words) {
+  const box = h("input", { type: "checkbox", id: what, checked: laidOver[what], onchange: () => lay(what, box.checked) });
+  return h("label", { class: "check", for: what }, box, words);
 }
 
-function showMarks(on) {
-  marksShown = on;
-  document.body.classList.toggle("unmarked", !on);
-  const box = document.getElementById("marks");
+function lay(what, on) {
+  laidOver[what] = on;
+  document.body.classList.toggle(`no-${what}`, !on);
+  const box = document.getElementById(what);
   if (box) box.checked = on;
 }
 
@@ -467,7 +484,7 @@ function unitView(unit) {
   const index = layerOf(unit), layer = report.layers[index], channel = unit - layer.start;
   const units = inOrder(unitsOf(layer)), at = units.indexOf(unit);
   const around = [units[at - 1] ?? layer.start - 1, units[at + 1] ?? layer.start + layer.units];
-  const body = h("div", { class: "unit" });
+  const body = h("div", { class: "unit" }), maps = h("span");
   besideIt(unit).then((found) => {
     const slice = (name, length) => found.map(({ data, channel: of }, store) =>
       data?.arrays[`${name}:${store}`]?.subarray(of * length, (of + 1) * length));
@@ -482,6 +499,7 @@ function unitView(unit) {
         `Histogram of the activations of ${unitName(unit)}`), () => histogramRows(histograms)));
     }
     const order = cardStores();
+    if (order.some((store) => found[store].data?.maps[store])) maps.replaceWith(layChoice("maps", "Show activation maps"));
     body.replaceChildren(h("div", { class: `sides${order.length > 2 ? " many" : ""}` }, order.map((store) => side(found[store], store, unit))),
       plots, valueTable(unit, found));
   }, complain);
@@ -495,7 +513,7 @@ function unitView(unit) {
       : "Beside it stands its counterpart: the unit that correlates best with it over the images. r is their correlation on images that did not choose it.") : null,
     h("p", { class: "hint" }, layer.field ? "A yellow frame is the receptive field of the image's maximum, the dot its centre. Where the maximum sees the whole image there is no frame."
       : "The dot is the centre of what the image's maximum sees."),
-    h("div", { class: "choice" }, markChoice()), body)];
+    h("div", { class: "choice" }, layChoice("marks", "Show receptive fields"), maps), body)];
 }
 
 /** How well a counterpart agrees, with a link to its own page, or that there is none. */
@@ -517,6 +535,7 @@ function side({ unit: there, layer, channel, data }, store, shownUnit) {
   const top = topOf(data, store, channel), unit = unitName(there);
   const images = top.map((found, rank) => {
     const { frame, path, name } = picture(layer, found), seen = fieldWords(layer, found.position);
+    if (found.map) frame.prepend(heat(found.map)); // over the image, which comes later, and under the marks
     const words = [`${rank + 1}: ${format(found.value)}`, name, path, seen].filter(Boolean).join(", ");
     return tipped(h("li", { tabindex: 0, "aria-label": words }, frame,
       h("span", { class: "caption" }, h("b", null, format(found.value)), " ", name || path)),

@@ -27,4 +27,5 @@ PRECISIONS: Final = ("bf16x3", "ieee")
 
 LAUNCH: Final = {"enable_fp_fusion": True, **({"num_stages": 1} if VERSION < (3, 3) else {})}
 """Options of every launch. Products and sums are fused on purpose: the kernels are held to their definitions with
-it, and the default changes in Triton 3.10. Triton 3.2 aborts where it pipelines the loads of some f32 maps on sm_80."""
+it, and the default changes in Triton 3.10. The compiler of 3.2 aborts where it pipelines loads of some f32 maps, on
+sm_80."""
