@@ -1,5 +1,5 @@
-"""Sweeps: from images and a network to a store.
+"""Sweeps: compute the statistics of a network over images and write them to a store.
 
-`planning.plan` makes a `SweepPlan`, which `run`s; `sweeps.sweep` is both. `settings.Settings` decide its numbers,
-`settings.Execution` how it is computed.
+`planning.plan` returns a `SweepPlan`, `SweepPlan.run` executes it, and `sweeps.sweep` does both. `settings.Settings`
+determines the results, `settings.Execution` how they are computed.
 """

@@ -1,4 +1,4 @@
-"""From images to a network's input: the one loop that sweeps and everything in `actstats.probing` share.
+"""Feed images to networks: the loop shared by sweeps and `actstats.probing`.
 
 images -> decoding threads, distortions -> batch -> upload -> attack -> normalise -> the caller's forward pass
 """
@@ -29,12 +29,12 @@ OnProgress = Callable[[Progress], None]
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a network wants of the images.
+    """The input that a network needs.
 
     Attributes:
-        loaded: the network, which an attack needs, and its preprocessing.
-        device: where its input shall be.
-        chain: what the cropped images are distorted by.
+        loaded: the network, which attacks need, and its preprocessing.
+        device: device of the input.
+        chain: distortions of the cropped images.
         decode: "pillow" or "device".
     """
 
@@ -45,23 +45,23 @@ class Wanted:
 
 
 def _pixels_of(wanted: Wanted) -> tuple[object, ...]:
-    """Return what decides which pixels a network wants, before they are normalised, and where."""
+    """Return a key that is equal for networks with the same pixels, before normalisation, on the same device."""
     preprocessing = wanted.loaded.preprocessing
     how = preprocessing.geometry if isinstance(preprocessing, Preprocessing) else id(preprocessing)
     return how, tuple(wanted.chain.specs) if wanted.chain else (), wanted.decode, wanted.device
 
 
 class JointFeed:
-    """Batches of images, decoded once, on their way into several networks; iterate over it once.
+    """Batches of images, decoded once, for several networks. It can be iterated over only once.
 
-    Each item is the number of a `Wanted`, a `Batch`, and that network's input for its readable images,
-    [n, C, H, W] on its device, or None where none of them could be read. Batch by batch they come for each
-    `Wanted` in turn. Whatever ends the loop, closing the iterator stops the decoding threads.
+    Yields the index of a `Wanted`, a `Batch`, and the input of that network for the readable images of the batch,
+    [n, C, H, W] on its device, or None if no image could be read. Each batch is yielded for every `Wanted` before the
+    next one. Close the iterator to stop the decoding threads.
 
     Attributes:
-        failures: for each `Wanted`, the reason by path, of the images that could not be read so far.
-        progress: how far the loop is.
-        idle: seconds that the caller spent on something else, to be left out of the progress.
+        failures: for each `Wanted`, a dict from the path of each image that could not be read so far to the reason.
+        progress: progress of the loop.
+        idle: seconds that the caller spent on other work, excluded from the progress.
     """
 
     def __init__(
@@ -74,20 +74,20 @@ class JointFeed:
         strict: bool = False,
         on_progress: OnProgress | None = None,
     ) -> None:
-        """Prepare the loop over the images [start, stop) of `ranges`, one batch each.
+        """Prepare one batch for each range [start, stop) of images in `ranges`.
 
-        `workers` threads decode (see `actstats.data.loader.joint_batches`). With `strict` an image that cannot
-        be read is an error.
+        `workers` is the number of decoding threads (see `actstats.data.loader.joint_batches`). With `strict`, an
+        unreadable image raises an error.
 
         Raises:
-            ActstatsError: images cannot be decoded on this device, or are to be distorted as well.
+            ActstatsError: images cannot be decoded on this device, or decoding there is combined with distortions.
         """
         self._wanted, self._source = wanted, source
         self._strict, self._on_progress = strict, on_progress
         ranges = list(ranges)
         self._distorters = [self._distorter(w) for w in wanted]
         views = [self._view(w, distorter) for w, distorter in zip(wanted, self._distorters, strict=True)]
-        # Networks that want the same pixels share them; attacks are made on the batch, later.
+        # Networks with the same pixels share them; attacks are applied later, to each network's batch.
         keys = [_pixels_of(w) for w in wanted]
         distinct = list(dict.fromkeys(keys))
         self._view_of = [distinct.index(key) for key in keys]
@@ -137,7 +137,7 @@ class JointFeed:
         if wanted.decode == "device":
             if distorter is not None:
                 raise ActstatsError(
-                    "images are distorted on the CPU; decode on the CPU as well, or do not distort"
+                    "distortions run on the CPU; use `decode=pillow`, or omit the distortions"
                 )
             images_of = of_images(preprocessing, "decoding on the device")
             decoder = DeviceDecoder(self._source, images_of, device)
@@ -159,16 +159,16 @@ class JointFeed:
             path = self._source.paths[index]
             if self._strict:
                 raise StrictError(
-                    f"{path}: {message} (unless strict, a sweep records such an image and goes on)"
+                    f"{path}: {message} (without `strict=True`, a sweep records unreadable images and continues)"
                 )
             self.failures[number][path] = message
 
 
 class Feed:
-    """A `JointFeed` of one network: each item is a `Batch` and the network's input, or None.
+    """A `JointFeed` for one network: yields each `Batch` and the network's input, or None.
 
     Attributes:
-        failures: reason by path, of the images that could not be read so far.
+        failures: dict from the path of each image that could not be read so far to the reason.
     """
 
     def __init__(
@@ -184,7 +184,7 @@ class Feed:
         strict: bool = False,
         on_progress: OnProgress | None = None,
     ) -> None:
-        """Prepare the loop; arguments and errors as of `Wanted` and `JointFeed`."""
+        """Prepare the batches; see `Wanted` and `JointFeed` for arguments and errors."""
         wanted = Wanted(loaded, device, chain, decode)
         self._joint = JointFeed(
             [wanted], source, ranges, workers=workers, strict=strict, on_progress=on_progress
@@ -193,15 +193,15 @@ class Feed:
 
     @property
     def progress(self) -> Progress:
-        """How far the loop is."""
+        """Progress of the loop."""
         return self._joint.progress
 
     def leave_out(self, seconds: float) -> None:
-        """Leave a time in which the caller did something else out of the progress."""
+        """Exclude `seconds` that the caller spent on other work from the progress."""
         self._joint.idle += seconds
 
     def __iter__(self) -> Generator[tuple[Batch, Tensor | None], None, None]:
         with closing(iter(self._joint)) as passes:
             for _, batch, images in passes:
                 yield batch, images
-                del batch, images  # before the next ones are made
+                del batch, images  # free them before the next batch is created

@@ -1,7 +1,7 @@
-"""Partitions and the buffers they are computed in: hooks fill them on the device, a writer empties them.
+"""Partitions and their buffers on the device, which hooks fill and a writer reads.
 
-On a GPU no method here waits for the device: results are copied to pinned memory behind the kernels, and only
-`PartitionResult.arrays`, called by the writer's thread, waits for that copy.
+On a GPU, results are copied to pinned memory asynchronously. Only `PartitionResult.arrays`, called in the writer's
+thread, waits for the device.
 """
 
 from __future__ import annotations
@@ -25,26 +25,25 @@ from actstats_kernels.bins import MOMENTS
 
 @dataclass(frozen=True)
 class PartitionLayout:
-    """What every partition of a sweep computes, and on which device."""
+    """The statistics that every partition of a sweep computes, and their device."""
 
     schema: Schema
     chosen: Chosen
     device: torch.device
     bitround: int | None = None
     labels: NDArray[np.int64] | None = None
-    """Class of each image of the whole sweep, [image]; None: nobody asks."""
+    """Class of each image of the whole sweep, [image]; None if the images have no labels."""
 
 
 class Buffers:
-    """What one partition is computed in, on the device: allocated once, then used by partition after partition.
+    """Buffers on the device that hold the results of one partition, and are reused for later partitions.
 
-    Two serve a whole sweep in turn, as one is filled while the other is written. Allocated and freed with
-    every partition, memory of this size would leave gaps that nothing else fits, and a long sweep would need
-    more than a short one.
+    A sweep alternates between two, filling one while the other is being written. Allocating them anew for every
+    partition would fragment the memory, so that long sweeps would need more than short ones.
     """
 
     def __init__(self, layout: PartitionLayout) -> None:
-        """Allocate the kernel's buffers that the chosen statistics need, and those of custom metrics."""
+        """Allocate the buffers of the chosen built-in statistics and of the custom metrics."""
         schema = layout.schema
         lengths = {**schema.lengths, "image": schema.partition_size, "moment": len(MOMENTS)}
         wide = any(output.dtype == "uint64" and output.name in BUFFERS for output in schema.outputs)
@@ -72,20 +71,20 @@ class Buffers:
 
     @property
     def nbytes(self) -> int:
-        """Size of all buffers together."""
+        """Total size of the buffers."""
         return sum(buffer.nbytes for buffer in (*self.kernel.values(), *self.custom.values()))
 
     def begin(self) -> None:
-        """Forget the partition before: reset what is summed. Rows of images are overwritten."""
+        """Reset the sums for the next partition. Rows of images need no reset, as they are overwritten."""
         for total, start in self._sums:
             total.fill_(start)
 
 
 class Partition:
-    """One partition in the making. Rows are readable images, packed; unreadable ones appear in `finish`."""
+    """A partition being computed. Its rows are the readable images; `PartitionResult.arrays` inserts the others."""
 
     def __init__(self, layout: PartitionLayout, buffers: Buffers, index: int) -> None:
-        """Begin partition `index` in `buffers`, which nothing else may use any more."""
+        """Begin partition `index` in `buffers`, which must not be in use elsewhere."""
         self.layout, self.index = layout, index
         self.start, self.stop = layout.schema.bounds(index)
         self.status = np.zeros(self.stop - self.start, dtype=np.int8)
@@ -105,7 +104,7 @@ class Partition:
         ]
 
     def begin_batch(self, readable: NDArray[np.int64]) -> None:
-        """Say which images of the dataset the maps of the next forward pass belong to."""
+        """Set the images of the next forward pass, by their indices in the dataset."""
         self._readable.append(readable - self.start)
         self._rows = slice(self._rows.stop, self._rows.stop + len(readable))
         if self._asking:
@@ -114,14 +113,14 @@ class Partition:
             self._images = self._on_device(readable), self._on_device(known)
 
     def update(self, layer: int, maps: Tensor) -> None:
-        """Take the maps [N, C, H, W] of one layer for the batch that was begun."""
+        """Add the maps [N, C, H, W] of one layer for the current batch."""
         if self._kernel:
             ops.accumulate(maps, *(self._part(name, layer) for name in BUFFERS))
         for (name, metric), state in zip(self.layout.chosen.custom.items(), self._states[layer], strict=True):
             self._update_custom(name, metric, state, maps, self._slices[layer])
 
     def finish(self) -> PartitionResult:
-        """Rank the partition and start bringing everything to host memory. Call once, after the last batch."""
+        """Rank the top images and start copying all results to host memory. Call once, after the last batch."""
         schema, filled = self.layout.schema, self._rows.stop
         rows = {
             name: buffer.narrow(BUFFERS[name].dims.index("image"), 0, filled)
@@ -148,7 +147,7 @@ class Partition:
         )
 
     def _part(self, name: str, layer: int) -> Tensor | None:
-        """Return the part of a kernel's buffer that this batch of this layer writes; None if it is not computed."""
+        """Return the slice of a built-in buffer for this batch and layer, or None if it is not computed."""
         buffer = self._kernel.get(name)
         if buffer is None:
             return None
@@ -157,7 +156,7 @@ class Partition:
         return buffer[tuple(where.get(dim, slice(None)) for dim in BUFFERS[name].dims)]
 
     def _asked(self, name: str, layer: str) -> dict[str, ImageBatch]:
-        """Return what a metric's `update` asks for beside the maps and its state."""
+        """Return the optional arguments that a metric's `update` accepts."""
         if name not in self._asking:
             return {}
         assert self._images is not None
@@ -166,7 +165,7 @@ class Partition:
     def _on_device(self, values: NDArray[np.int64]) -> Tensor:
         found = torch.from_numpy(values.astype(np.int64))
         if self.layout.device.type == "cuda":
-            found = found.pin_memory()  # so that the device is not waited for
+            found = found.pin_memory()  # for an asynchronous copy
         return found.to(self.layout.device, non_blocking=True)
 
     def _update_custom(self, name: str, metric: Metric, state: State, maps: Tensor, units: slice) -> None:
@@ -183,12 +182,12 @@ class Partition:
         if not isinstance(values, Mapping):
             raise ActstatsError(
                 f"metric {name} returned a {type(values).__name__} for layer {layer}; update() must return a dict "
-                "of tensors by output, or None"
+                "from outputs to tensors, or None"
             )
         if values.keys() != expected:
             raise ActstatsError(
                 f"metric {name} returned {sorted(map(str, values))} for layer {layer}; "
-                f"its per-image outputs are {sorted(expected)}"
+                f"it must return its per-image outputs {sorted(expected)}"
             )
         for key, value in values.items():
             target = self._custom[key][self._rows, units]
@@ -203,7 +202,7 @@ class Partition:
 
 @dataclass(frozen=True)
 class PartitionResult:
-    """A partition's results on their way to the store."""
+    """Results of a partition, ready to be written to the store."""
 
     layout: PartitionLayout
     index: int
@@ -213,7 +212,7 @@ class PartitionResult:
     copied: torch.cuda.Event | None
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """Return each variable's values as they are stored, rows of unreadable images filled in."""
+        """Return the values of each variable as stored, including the rows of unreadable images."""
         if self.copied is not None:
             self.copied.synchronize()
         transforms = {
@@ -243,9 +242,9 @@ class PartitionResult:
 
 
 def bitround(values: NDArray[np.float32], keep: int) -> NDArray[np.float32]:
-    """Return f32 `values` rounded to `keep` of the 23 mantissa bits, so that they compress better.
+    """Round f32 `values` to `keep` of the 23 mantissa bits, so that they compress better.
 
-    To nearest, ties to even; relative error at most 2^-(keep + 1). Infinities and NaN stay as they are.
+    Rounds to nearest, ties to even, with a relative error of at most 2^-(keep + 1). Infinities and NaN are unchanged.
     Source: Klöwer et al. 2021, doi:10.1038/s43588-021-00156-2.
     """
     from numcodecs import BitRound
@@ -255,12 +254,12 @@ def bitround(values: NDArray[np.float32], keep: int) -> NDArray[np.float32]:
 
 
 def _dims_held(output: Output) -> tuple[str, ...]:
-    """Return the dimensions that a partition's buffer has: all but `partition`."""
+    """Return the dimensions of an output's buffer: all except `partition`."""
     return output.dims if output.per_image else output.dims[1:]
 
 
 def _computing_dtype(output: Output) -> torch.dtype:
-    """Return the dtype that an output is computed in: its own, but for unsigned ones, which torch cannot add."""
+    """Return the dtype in which an output is computed: its own, or int64 if unsigned, as torch cannot add those."""
     dtype = np.dtype(output.dtype)
     if dtype.kind == "u" and dtype.itemsize > 1:
         return torch.int64

@@ -1,8 +1,8 @@
-"""A sweep on many machines: its partitions are tasks of `dask.distributed`.
+"""Sweep on a dask cluster: each partition is a task of `dask.distributed`.
 
-The client keeps about two partitions a worker in flight and hands out the next as one is done. A worker opens network
-and images once, computes a partition with `run_partitions`, writes it to the store itself and returns a few numbers.
-The store alone says what is complete: whatever dies, the same command goes on from there.
+The client keeps about two partitions per worker in flight. A worker opens network and images once, computes each
+partition with `run_partitions`, writes it to the store itself and returns a short summary. What is complete is
+recorded in the store only, so after any failure the same command resumes the sweep.
 
 >>> with connect("tcp://host:8786") as client:  # doctest: +SKIP
 ...     plan.run(client=client)
@@ -41,23 +41,23 @@ if TYPE_CHECKING:
     from actstats.sweeping.run import Job
 
 LOCAL: Final = "local"
-"""The name of a cluster on this machine, in place of an address."""
+"""Name of a cluster on this machine, used instead of an address."""
 IN_FLIGHT: Final = 2
-"""Partitions a worker: while one is computed, another reads its first images or is being written."""
+"""Partitions per worker: while one is computed, another reads its first images or is being written."""
 TRIES: Final = 3
-"""Errors after which a partition is set aside, and partitions in a row after which a worker gets no more."""
+"""Errors after which a partition is set aside, and failures in a row after which a worker is excluded."""
 DEATHS: Final = 5
-"""Workers that may die while they compute a partition, before it is set aside: most deaths are not its fault."""
+"""Worker deaths after which a partition is set aside; more than `TRIES`, as most have other causes."""
 HOPELESS: Final = 5
-"""Partitions set aside with none completed in between, after which the sweep stops."""
+"""Partitions set aside in a row, with none completed in between, after which the sweep stops."""
 _TICK: Final = 1.0
-"""Seconds after which to see again which workers there are."""
+"""Seconds between checks of which workers are present."""
 _CORES: Final = 4
-"""Cores of a worker of a local cluster."""
+"""Default number of cores per worker of a local cluster."""
 
 
 class _Plan(Protocol):
-    """What of a `SweepPlan` a worker needs; it is pickled as references to network and images."""
+    """The part of `SweepPlan` that workers use. Plans are pickled as references to network and images."""
 
     manifest: dict[str, Any]
     store: Path | URL
@@ -72,19 +72,19 @@ class _Plan(Protocol):
 
 @contextmanager
 def connect(scheduler: str, device: str = "cpu") -> Iterator[Client]:
-    """Yield a client of the dask scheduler at this address.
+    """Yield a client of the dask scheduler at the address `scheduler`.
 
-    "local" is a cluster on this machine that ends with the context: a worker for each GPU, or, where there is none
-    or `device` is "cpu", one for every four cores; "local:2" for every two.
+    "local" starts a cluster on this machine for the duration of the context, with one worker per GPU. Without GPUs,
+    or if `device` is "cpu", it has one worker per four cores, or per two with "local:2".
 
     Raises:
-        ActstatsError: nothing answers there, the address is none, or `distributed` is not installed.
+        ActstatsError: no scheduler answers, the address is invalid, or `distributed` is not installed.
     """
     distributed = require_extra("distributed", "distributed", "a cluster")
     name, _, cores = scheduler.partition(":")
     if name != LOCAL:
         try:
-            # One that never connects would else stay the default, and what is computed later wait for it.
+            # As the default client, one that fails to connect would block later dask computations.
             client = distributed.Client(scheduler, timeout=10, set_as_default=False)
         except (OSError, ValueError, ImportError) as error:
             raise ActstatsError(f"no dask scheduler answers at {scheduler}: {error}") from error
@@ -92,7 +92,7 @@ def connect(scheduler: str, device: str = "cpu") -> Iterator[Client]:
             yield client
         return
     if cores and not (cores.isdecimal() and int(cores)):
-        raise ActstatsError(f"{scheduler!r} is not local or local:CORES, such as local:4")
+        raise ActstatsError(f"invalid scheduler {scheduler!r}; give local or local:CORES, such as local:4")
     with (
         _local_cluster(distributed, int(cores or _CORES), device) as cluster,
         distributed.Client(cluster, set_as_default=False) as client,
@@ -101,7 +101,7 @@ def connect(scheduler: str, device: str = "cpu") -> Iterator[Client]:
 
 
 def _local_cluster(distributed: Any, cores: int, device: str) -> Any:
-    """Return a cluster on this machine, a process for each GPU or for each `cores` cores."""
+    """Return a cluster on this machine with one process per GPU, or per `cores` CPU cores."""
     common: dict[str, Any] = {"host": "127.0.0.1", "dashboard_address": None, "memory_limit": None}
     common["silence_logs"] = logging.CRITICAL
     workers = [
@@ -121,7 +121,7 @@ def _local_cluster(distributed: Any, cores: int, device: str) -> Any:
 
 
 def _gpus(device: str) -> list[dict[str, str]]:
-    """Return the environment in which each GPU of this machine is the only one."""
+    """Return, for each GPU of this machine, environment variables that hide the others."""
     if device == "cpu":
         return []
     import torch
@@ -132,18 +132,18 @@ def _gpus(device: str) -> list[dict[str, str]]:
 
 
 def device_of(execution: Execution, device: str) -> str:
-    """Return "cuda" or "cpu": what the workers of a cluster compute on, "auto" being GPUs where they have them.
+    """Return the device of a cluster's workers, "cuda" or "cpu"; "auto" selects GPUs if any worker has one.
 
     Waits for the first worker.
 
     Raises:
-        ActstatsError: no worker has a GPU, and one was asked for.
+        ActstatsError: `device` is "cuda", but no worker has a GPU, or it is not valid on a cluster.
     """
     if device == "cpu":
         return device
     if device not in ("auto", "cuda"):
         raise ActstatsError(
-            f"device is {device!r}; on a cluster it is auto, cpu or cuda: a worker has one GPU"
+            f"device is {device!r}; on a cluster it must be auto, cpu or cuda, as each worker has one GPU"
         )
     gpus = any(_Workers(execution).wait().values())
     if device == "cuda" and not gpus:
@@ -163,7 +163,7 @@ def _address(client: Any) -> str:
 
 
 class _Workers:
-    """Which workers a cluster has, and whether each offers a GPU."""
+    """Tracks the workers of a cluster, and whether each has a GPU."""
 
     def __init__(self, execution: Execution) -> None:
         self._client: Any = execution.client
@@ -171,10 +171,10 @@ class _Workers:
         self.gpus: dict[str, bool] = {}
 
     def look(self) -> set[str]:
-        """See which workers there are; return those that are gone since.
+        """Update the workers, and return those that have left since the last call.
 
         Raises:
-            ActstatsError: the scheduler is gone.
+            ActstatsError: the connection to the scheduler is lost.
         """
         self.require_scheduler()
         try:
@@ -190,42 +190,42 @@ class _Workers:
         return set(gone)
 
     def wait(self) -> dict[str, bool]:
-        """Return the workers there are, once there is one."""
+        """Wait for a first worker, and return all workers."""
         self.look()
         if not self.gpus:
-            self.note(f"{_address(self._client)} has no workers; waiting for the first")
+            self.note(f"{_address(self._client)} has no workers; waiting for the first one")
         while not self.gpus:
             time.sleep(_TICK)
             self.look()
         return self.gpus
 
     def note(self, text: str) -> None:
-        """Tell the caller."""
+        """Report `text` to the caller."""
         self._execution.note(text)
 
     def require_scheduler(self) -> None:
-        """Raise `ActstatsError` where the connection to the scheduler is lost."""
+        """Raise `ActstatsError` if the connection to the scheduler is lost."""
         if self._client.status != "running":
             raise self._lost()
 
     def _lost(self) -> ActstatsError:
         return ActstatsError(
-            f"the dask scheduler at {_address(self._client)} is gone; complete partitions are kept: "
-            "start it again and rerun the same command to resume"
+            f"lost the connection to the dask scheduler at {_address(self._client)}; completed partitions are kept: "
+            "restart the scheduler and rerun the same command to resume"
         )
 
 
-# The client's side.
+# Client.
 
 
 class Cluster:
-    """The workers of a dask cluster, computing one plan."""
+    """Computes a plan on the workers of a dask cluster."""
 
     def __init__(self, plan: _Plan, execution: Execution) -> None:
         """Use the cluster of `execution.client`.
 
         Raises:
-            ActstatsError: a network, images or a metric that another process cannot find.
+            ActstatsError: another process cannot open the network, the images or a metric.
         """
         require_extra("distributed", "distributed", "a cluster")
         elsewhere = copy.copy(plan)
@@ -246,12 +246,10 @@ class Cluster:
         self._computing: dict[str, set[int]] = defaultdict(set)
 
     def prepare(self) -> None:
-        """Have every worker open network and images, before anything is made.
-
-        Waits for a worker where there is none.
+        """Make every worker open network and images, before a store is created; wait for a worker if there is none.
 
         Raises:
-            ActstatsError: a worker cannot: other versions, images that it does not see, no GPU.
+            ActstatsError: a worker is unsuitable: it has other package versions, no access to the images, or no GPU.
         """
         self._workers.wait()
         self._have_all_prepared(None)
@@ -263,17 +261,17 @@ class Cluster:
         again: Sequence[int] = (),
         on_progress: Callable[[Progress], None] | None = None,
     ) -> tuple[Progress, dict[str, str], dict[int, str]]:
-        """Have the partitions `indices` computed; those of `again` even if they are complete.
+        """Compute the partitions `indices`, those in `again` even if they are complete.
 
-        `on_progress` is called after each.
+        `on_progress` is called after each partition.
 
         Returns:
-            How far the run got, the reason by path of each image that could not be read, and the error by index of
-            each partition that was set aside.
+            The progress of the run, a dict from the path of each unreadable image to the reason, and a dict from the
+            index of each partition that was set aside to its error.
 
         Raises:
-            ActstatsError: anything that the user can mend, in one line. Complete partitions are kept.
-            KeyboardInterrupt: on Ctrl-C. Partitions that workers are computing may still become complete.
+            ActstatsError: any error that the user can fix, in one line. Completed partitions are kept.
+            KeyboardInterrupt: on Ctrl-C. Workers may still complete the partitions that they are computing.
         """
         self._have_all_prepared(store.manifest)
         total = sum(stop - start for start, stop in map(store.bounds, indices))
@@ -296,7 +294,7 @@ class Cluster:
     # Workers.
 
     def _have_all_prepared(self, manifest: Mapping[str, Any] | None) -> None:
-        """Prepare all workers, or say which cannot."""
+        """Prepare all workers; raise an error if one is unsuitable."""
         self._ready, self._manifest = set(), manifest
         while not self._ready:
             self._workers.wait()
@@ -309,10 +307,8 @@ class Cluster:
                 self._take_prepared()
                 self._workers.look()
             for name, reason in self._refused.items():
-                more = (
-                    f"; {len(self._refused) - 1} more workers cannot either" if len(self._refused) > 1 else ""
-                )
-                raise ActstatsError(f"worker {name} cannot take part: {reason}{more}")
+                more = f"; nor can {len(self._refused) - 1} more" if len(self._refused) > 1 else ""
+                raise ActstatsError(f"worker {name} cannot run this sweep: {reason}{more}")
 
     def _prepare_new(self) -> None:
         known = self._ready | self._refused.keys() | set(self._preparing.values())
@@ -336,7 +332,7 @@ class Cluster:
                     self._refused[name] = str(reason)
 
     def _look(self, run: _Run) -> None:
-        """Now and then see who has joined, who has gone, and what that means for partitions in flight."""
+        """Check, at most once per tick, which workers joined or left, and requeue the partitions of the latter."""
         self._workers.require_scheduler()
         if time.monotonic() - run.looked < _TICK:
             return
@@ -349,24 +345,24 @@ class Cluster:
         self._prepare_new()
         self._take_prepared()
         for name in self._refused.keys() - refused:
-            self._workers.note(f"worker {name} is left out: {self._refused[name]}")
+            self._workers.note(f"excluding worker {name}: {self._refused[name]}")
         for future, (_, where) in list(run.flying.items()):
-            if where.isdisjoint(self._workers.gpus):  # the scheduler would wait for these very workers
+            if where.isdisjoint(self._workers.gpus):  # it could only run on workers that have left
                 self._client.cancel([future])
                 run.again_later(future)
         if not self._ready and not self._preparing:
             if self._refused:
                 raise ActstatsError(
-                    f"no worker is left that can compute: {next(iter(self._refused.values()))}; complete partitions "
+                    f"no usable worker is left: {next(iter(self._refused.values()))}; completed partitions "
                     "are kept: rerun the same command to resume"
                 )
             if not run.alone:
-                self._workers.note("no worker is left; waiting for others to join")
+                self._workers.note("no workers left; waiting for one to join")
         run.alone = not self._ready and not self._preparing
         run.looked = time.monotonic()
 
     def _note_begun(self, event: tuple[float, Mapping[str, Any]]) -> None:
-        """Remember who computes what; called by the client's own thread."""
+        """Record which worker computes which partition; called in dask's event loop thread."""
         self._computing[event[1]["worker"]].add(event[1]["partition"])
 
     def _note_death(self, run: _Run, index: int, name: str) -> None:
@@ -375,7 +371,9 @@ class Cluster:
             for future in [future for future, (flying, _) in run.flying.items() if flying == index]:
                 self._client.cancel([future])
                 del run.flying[future]
-                self._set_aside(run, index, f"{DEATHS} workers died while they computed it, the last {name}")
+                self._set_aside(
+                    run, index, f"{DEATHS} workers died while computing it, the last one was {name}"
+                )
 
     # Partitions.
 
@@ -389,7 +387,7 @@ class Cluster:
                 index,
                 index in run.again,
                 workers=sorted(where),
-                # The partitions in flight share the worker's GPU: they compute in turns.
+                # The partitions in flight on a worker take turns on its GPU.
                 resources={"GPU": 1 / IN_FLIGHT} if self._gpu else None,
                 pure=False,
                 key=_key(f"partition-{index}"),
@@ -397,7 +395,7 @@ class Cluster:
             run.flying[future] = index, frozenset(where)
 
     def _settled(self, futures: Mapping[Future, Any]) -> list[Future]:
-        """Return those that are no longer pending, after a tick at most."""
+        """Wait at most one tick, and return the futures that are no longer pending."""
         if not futures:
             time.sleep(_TICK / 10)
             return []
@@ -411,7 +409,7 @@ class Cluster:
         return [future for future in futures if future.status != "pending"]
 
     def _take(self, run: _Run, future: Future) -> None:
-        """Take what became of a partition."""
+        """Process the result of a partition that is no longer pending."""
         import distributed
 
         index = run.flying[future][0]
@@ -429,7 +427,7 @@ class Cluster:
                 self._note_failure(run, future, found.error, found.worker)
         elif future.status == "cancelled" or isinstance(found, distributed.scheduler.KilledWorker):
             self._workers.require_scheduler()
-            run.again_later(future)  # those that died are counted in another place
+            run.again_later(future)  # deaths are counted in `_note_death`
         else:
             self._note_failure(run, future, str(found), None)
 
@@ -443,7 +441,7 @@ class Cluster:
                 self._ready.discard(name)
                 self._refused[name] = error
                 self._workers.note(
-                    f"worker {name} failed {TRIES} partitions in a row and is left out: {error}"
+                    f"excluding worker {name} after {TRIES} failed partitions in a row: {error}"
                 )
         if run.errors[index] >= TRIES:
             run.waiting.remove(index)
@@ -454,10 +452,10 @@ class Cluster:
         run.hopeless += 1
         if run.hopeless >= HOPELESS:
             raise ActstatsError(
-                f"{HOPELESS} partitions in a row failed again and again; partition {index}: {error}; complete "
+                f"{HOPELESS} partitions in a row failed repeatedly, the last one, {index}, with: {error}; completed "
                 "partitions are kept: rerun the same command to resume"
             )
-        self._workers.note(f"partition {index} is set aside: {error}")
+        self._workers.note(f"setting partition {index} aside: {error}")
 
     def _progress(self, run: _Run) -> Progress:
         seconds = time.monotonic() - run.begun
@@ -475,7 +473,7 @@ class Cluster:
 
 @dataclass
 class _Run:
-    """Where a run stands: partitions that wait, that are in flight, that failed."""
+    """State of a run: partitions that are waiting, in flight or failed."""
 
     store: Store
     waiting: deque[int]
@@ -483,7 +481,7 @@ class _Run:
     total: int
     on_progress: Callable[[Progress], None] | None = None
     flying: dict[Future, tuple[int, frozenset[str]]] = field(default_factory=dict)
-    """Index and possible workers."""
+    """Partition and allowed workers of each task in flight."""
     done: int = 0
     failures: dict[str, str] = field(default_factory=dict)
     aside: dict[int, str] = field(default_factory=dict)
@@ -491,23 +489,23 @@ class _Run:
     deaths: dict[int, int] = field(default_factory=lambda: defaultdict(int))
     failed_at: dict[int, set[str]] = field(default_factory=lambda: defaultdict(set))
     streaks: dict[str, set[int]] = field(default_factory=lambda: defaultdict(set))
-    """Partitions that failed on a worker since its last success."""
+    """Partitions that failed on each worker since its last success."""
     hopeless: int = 0
     alone: bool = False
     rates: dict[str, tuple[int, float]] = field(default_factory=dict)
-    """Images and seconds by worker."""
+    """Number of images and seconds of each worker."""
     waited: float = 0.0
     begun: float = field(default_factory=time.monotonic)
     looked: float = 0.0
 
     def again_later(self, future: Future) -> int:
-        """Take a partition that is in flight back among those that wait; return it."""
+        """Move the partition of `future` back to the waiting ones, and return its index."""
         index, _ = self.flying.pop(future)
         self.waiting.append(index)
         return index
 
     def take(self, index: int, outcome: _Outcome) -> None:
-        """Take a partition that is complete."""
+        """Record the outcome of a complete partition."""
         start, stop = self.store.bounds(index)
         images, took = self.rates.get(outcome.worker, (0, 0.0))
         self.rates[outcome.worker] = images + outcome.images, took + outcome.seconds
@@ -519,40 +517,40 @@ class _Run:
 
 
 def _key(name: str) -> str:
-    """Return a task's key; dask's dashboard shows the words before the first number."""
+    """Return a unique task key; dask's dashboard shows the part before the first number."""
     return f"actstats-{name}-{uuid.uuid4().hex}"
 
 
 def _result(future: Future) -> Any:
-    """Return what a task returned, or the exception that it ended with."""
+    """Return the result of a task, or the exception that it raised."""
     try:
         return future.result(timeout=30)
     except ModuleNotFoundError as error:
         return ActstatsError(
-            f"{error}; install the same packages there as here, the same version of actstats too"
+            f"{error}; install the same packages on the workers as on the client, including this version of actstats"
         )
     except Exception as error:
         return error
 
 
-# The workers' side.
+# Workers.
 
 
 @dataclass(frozen=True)
 class _Task:
-    """What a worker needs to know of a sweep, whatever the partition."""
+    """What a worker needs to know about a sweep, for any partition."""
 
     plan: bytes
-    """Compressed pickle of the plan, a few kB: the key of what a worker has opened."""
+    """Compressed pickle of the plan, a few kB; also the key of `_Opened`."""
     topic: str
-    """Of the events by which a worker tells what it computes."""
+    """Topic of the events by which workers announce their partitions."""
     workers: int | None
     strict: bool
 
 
 @dataclass(frozen=True)
 class _Outcome:
-    """What a worker tells of a partition."""
+    """Summary of a partition, returned by its worker."""
 
     worker: str
     images: int = 0
@@ -565,7 +563,7 @@ class _Outcome:
 
 @dataclass(frozen=True)
 class _Opened:
-    """What a worker has opened for a plan."""
+    """Network and images that a worker has opened for a plan."""
 
     key: bytes
     plan: _Plan
@@ -574,19 +572,19 @@ class _Opened:
 
 
 _OPENED: Final[weakref.WeakKeyDictionary[Any, _Opened]] = weakref.WeakKeyDictionary()
-"""What each worker of this process has opened last."""
+"""The last plan that each worker of this process has opened."""
 _OPENING: Final = threading.Lock()
 
 
 def _opened(task: _Task) -> _Opened:
-    """Return the network and the images of a plan, opened once in this worker."""
+    """Return the network and images of a plan, opened once per worker."""
     import distributed
 
     worker = distributed.get_worker()
     with _OPENING:
         found = _OPENED.get(worker)
         if found is None or found.key != task.plan:
-            _OPENED.pop(worker, None)  # its memory may be needed
+            _OPENED.pop(worker, None)  # free its memory first
             plan: _Plan = pickle.loads(zlib.decompress(task.plan))
             _refuse_other_versions(plan.manifest["versions"])
             from actstats.data.dataset import first_readable
@@ -598,25 +596,25 @@ def _opened(task: _Task) -> _Opened:
     if found.job.layout.device.type == "cpu":
         import torch
 
-        # Dask starts workers with one OpenMP thread, whatever cores they were given.
+        # Dask starts workers with one OpenMP thread, regardless of their number of cores.
         torch.set_num_threads(worker.state.nthreads)
     return found
 
 
 def _refuse_other_versions(planned: Mapping[str, str]) -> None:
-    """Raise `ActstatsError` where packages that decide numbers are not those of the client."""
+    """Raise `ActstatsError` if packages that affect results have other versions than on the client."""
     here = manifests.versions()
     both = [name for name in planned if name in here]  # a client without a GPU may lack triton
     for name in both:
         there, found = planned[name].partition("+")[0], here[name].partition("+")[0]
         if manifests.differences({"versions": {name: there}}, {"versions": {name: found}}):
             raise ActstatsError(
-                f"it has {name} {here[name]}, the client {planned[name]}; install the same version"
+                f"it has {name} {here[name]}, but the client has {planned[name]}; install the same version"
             )
 
 
 def _prepare(task: _Task, manifest: Mapping[str, Any] | None) -> str | None:
-    """Open all that a worker needs; return in one line why it cannot."""
+    """Open network, images and store on a worker; return None, or the reason for a failure in one line."""
     try:
         opened = _opened(task)
         with opened.job.turn:
@@ -624,22 +622,24 @@ def _prepare(task: _Task, manifest: Mapping[str, Any] | None) -> str | None:
         if manifest is not None:
             found = Store.open(opened.plan.store, mode="r+")
             if found.manifest != manifest:
-                raise ActstatsError(f"the store at {found.path} is another one than the client sees there")
+                raise ActstatsError(
+                    f"the store at {found.path} is not that of the client; mount the same storage"
+                )
             if isinstance(found.path, Path) and not os.access(found.path, os.W_OK):
-                raise ActstatsError(f"it may not write to {found.path}")
+                raise ActstatsError(f"no permission to write to {found.path}")
     except Exception as error:
         return _told(error)
     return None
 
 
 def _told(error: Exception) -> str:
-    """Return what went wrong on this worker."""
+    """Return a message about an error on this worker."""
     what = str(error) if isinstance(error, ActstatsError) else f"{type(error).__name__}: {error}"
     return f"{what} (on {socket.gethostname()})"
 
 
 def _execution(task: _Task, workers: int | None = None) -> Execution:
-    """Return how a worker computes; what it would say is in each partition's record."""
+    """Return the execution options of a worker; its notes are dropped, as the provenance holds the same facts."""
     return Execution(workers=workers, strict=task.strict, on_note=lambda _: None)
 
 
@@ -653,7 +653,7 @@ def _compute(task: _Task, index: int, again: bool) -> _Outcome:
         from actstats.sweeping.run import run_partitions
 
         store = Store.open(opened.plan.store, mode="r+")
-        if store.completed[index] and not again:  # by a worker that was given up, or another client
+        if store.completed[index] and not again:  # by a worker considered lost, or for another client
             return _Outcome(worker.address)
         on_gpu = opened.job.layout.device.type == "cuda"
         threads = task.workers if task.workers is not None or on_gpu else worker.state.nthreads

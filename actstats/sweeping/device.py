@@ -1,4 +1,4 @@
-"""Where a network runs, in which mode, and what is said when memory does not suffice."""
+"""Devices: find one, move a network and batches to it, set eval mode, and explain out-of-memory errors."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from actstats.errors import ActstatsError
 
 
 def find_device(name: str) -> torch.device:
-    """Return the device of that name, "auto" being a GPU if there is one.
+    """Return the device called `name`; "auto" is a GPU if there is one.
 
     Raises:
-        ActstatsError: no such device, or one that the kernels do not run on.
+        ActstatsError: there is no such device, or the kernels do not support it.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ActstatsError(f"no device is named {name!r}; give auto, cpu, cuda or cuda:N") from error
+        raise ActstatsError(f"unknown device {name!r}; choose auto, cpu, cuda or cuda:N") from error
     if device.type not in ("cpu", "cuda"):
-        raise ActstatsError(f"device {name!r} has no kernels; give auto, cpu, cuda or cuda:N")
+        raise ActstatsError(f"device {name!r} is not supported; choose auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ActstatsError(
-            f"device {name!r} is not there: torch sees {torch.cuda.device_count()} CUDA devices; use `device=cpu`"
+            f"device {name!r} not found: torch sees {torch.cuda.device_count()} CUDA devices; use `device=cpu`"
         )
     return device
 
 
 def planned_device(name: str) -> tuple[str, torch.device]:
-    """Return the kind of the device that a sweep is planned for, and the device on which its layers are found.
+    """Return the type of device that a sweep is planned for, and the device used to find its layers.
 
-    They differ where a plan for "cuda" is made on a machine without a GPU.
+    They differ if a plan for "cuda" is made on a machine without a GPU.
 
     Raises:
-        ActstatsError: as `find_device`, but for a missing GPU.
+        ActstatsError: as in `find_device`, except that "cuda" does not require a GPU.
     """
     if name == "cuda" and not torch.cuda.is_available():
         return "cuda", torch.device("cpu")
@@ -53,7 +53,7 @@ def refuse_meta(model: nn.Module) -> None:
 
 
 def to_device(model: nn.Module, device: torch.device) -> nn.Module:
-    """Return the network, moved to `device`, its weights of 2-D convolutions in channels_last memory format.
+    """Move the network to `device`, with 4-D weights in channels_last memory format, and return it.
 
     Raises:
         ActstatsError: the network is on the meta device, which holds no weights.
@@ -68,23 +68,23 @@ def to_device(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 def uploader(device: torch.device) -> Callable[[Tensor], Tensor]:
-    """Return how a batch gets to `device`.
+    """Return a function that copies a batch to `device`.
 
-    To a GPU it goes on a stream of its own: the copy of one batch, from pinned memory, overlaps the computing of the
-    batch before, which the host does not wait for.
+    Copies from pinned memory to a GPU use a separate stream, so they overlap with the computation of the previous
+    batch, and the host does not wait.
     """
     if device.type != "cuda":
         return lambda pixels: pixels.to(device)
     stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def upload(pixels: Tensor) -> Tensor:
-        if pixels.device.type == device.type:  # It was decoded there.
+        if pixels.device.type == device.type:  # decoded on the device
             return pixels
         with torch.cuda.stream(stream):
             moved = pixels.to(device, non_blocking=True)
         computing = torch.cuda.current_stream(device)
         computing.wait_stream(stream)
-        # The memory was taken on one stream and is read on the other: it is free only when both are done.
+        # Allocated on one stream and read on the other, so it must not be reused before both are done.
         moved.record_stream(computing)
         return moved
 
@@ -93,7 +93,7 @@ def uploader(device: torch.device) -> Callable[[Tensor], Tensor]:
 
 @contextmanager
 def in_eval_mode(model: nn.Module) -> Iterator[None]:
-    """Run with dropout off and normalisation fixed, and leave each module's mode as it was."""
+    """Put the model into eval mode, and restore the mode of each module on exit."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -105,8 +105,8 @@ def in_eval_mode(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def out_of_memory_explained(batch_size: int, also: str = "; completed partitions are kept") -> Iterator[None]:
-    """Say in one line that memory ran out, and what to change."""
-    advice = f"out of memory with `batch_size={batch_size}`{also}: try a smaller one"
+    """Turn out-of-memory errors into a one-line `ActstatsError` that suggests a smaller batch size."""
+    advice = f"out of memory with `batch_size={batch_size}`{also}; try a smaller batch size"
     try:
         yield
     except (MemoryError, torch.OutOfMemoryError) as error:

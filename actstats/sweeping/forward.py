@@ -1,9 +1,9 @@
-"""Forward passes whose layers' maps go to a receiver, eagerly or compiled.
+"""Run forward passes, eager or compiled, that pass the maps of each layer to a receiver.
 
-Eagerly, hooks hand the maps over. `Network.compile` exports the network with those hooks, which leaves an op of
-its own, `actstats::tap`, in the graph for each layer; inductor then compiles the graph for one size of batch, with
-the weights as constants, so that batch norms are folded into convolutions. A shorter batch is padded, and the
-padding is cut off before the maps are handed over.
+In eager mode, hooks pass on the maps. `Network.compile` exports the network with those hooks, which adds a custom op,
+`actstats::tap`, to the graph for each layer. Inductor then compiles the graph for one batch size, with the weights as
+constants, so that batch norms are folded into convolutions. Shorter batches are padded, and the padding is removed
+before the maps are passed on.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from actstats.layers import Layer, watch
 _AMP: Final = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 Receive = Callable[[int, Tensor], None]
-"""Takes the index of a layer and its maps [N, C, H, W], which it has to read at once."""
+"""Takes the index of a layer and its maps [N, C, H, W], which are valid only during the call."""
 
 _current = threading.local()
-"""`receive`, of the compiled forward pass that this thread is in, and the `error` that it has raised."""
+"""`receive` of this thread's current compiled forward pass, and the `error` that it raised, if any."""
 
 
 @torch.library.custom_op("actstats::tap", mutates_args=())
 def tap(maps: Tensor, layer: int) -> Tensor:
-    """Hand the maps [N, C, H, W] of a layer to the receiver of the current pass; the result is empty."""
+    """Pass the maps [N, C, H, W] of a layer to the receiver of the current pass, and return an empty tensor."""
     if _current.error is None:
         try:
             _current.receive(layer, maps)
-        except BaseException as error:  # torch's compiled code lets none through unchanged
+        except BaseException as error:  # compiled code does not propagate exceptions unchanged
             _current.error = error
     return maps.new_empty(0)
 
@@ -46,10 +46,10 @@ def _(maps: Tensor, layer: int) -> Tensor:
 
 
 class Network:
-    """A network in eval mode whose forward passes hand over the maps of some layers.
+    """A network in eval mode that passes the maps of some layers to a receiver.
 
     Attributes:
-        compiled: whether the passes are those of a compiled network.
+        compiled: whether the network is compiled.
     """
 
     def __init__(
@@ -66,10 +66,10 @@ class Network:
         return self._graph is not None
 
     def compile(self, example: Tensor) -> None:
-        """Compile the network for batches of as many images as `example` [N, C, H, W] or fewer, and run it once.
+        """Compile the network for batches of up to N images, as in `example` [N, C, H, W], and run it once.
 
         Raises:
-            ActstatsError: it cannot be compiled. The network still runs eagerly.
+            ActstatsError: the network cannot be compiled. It can still be run eagerly.
         """
         example = example.to(memory_format=torch.channels_last)
         try:
@@ -85,12 +85,12 @@ class Network:
                 self._run(graph, example, lambda _, maps: None)
         except (MemoryError, torch.OutOfMemoryError):
             raise
-        except Exception as error:  # Whatever Python, export, inductor or the C++ compiler stumbles over.
+        except Exception as error:  # raised by Python, export, inductor or the C++ compiler
             raise ActstatsError(f"the network cannot be compiled: {reason_of(error)}") from error
         self._graph, self._example = graph, example
 
     def __call__(self, images: Tensor, receive: Receive) -> None:
-        """Run the network on `images` [n, C, H, W] and call `receive(index, maps)` for each layer.
+        """Run the network on `images` [N, C, H, W] and call `receive(index, maps)` for each layer.
 
         Raises:
             ActstatsError: the network fails on this batch.
@@ -122,7 +122,7 @@ class Network:
             _current.receive = _current.error = None
 
     def _padded(self, images: Tensor) -> Tensor:
-        """Return `images` in the shape and strides that the graph was compiled for."""
+        """Return `images` with the shape and strides for which the graph was compiled."""
         if images.shape == self._example.shape and images.stride() == self._example.stride():
             return images
         padded = torch.zeros_like(self._example)
@@ -134,7 +134,7 @@ class Network:
 
 
 class _Tapped(nn.Module):
-    """A network that returns what `tap` returns for each layer, so that no tap is taken for dead code."""
+    """A network that returns the result of `tap` for each layer, so that taps are not removed as dead code."""
 
     def __init__(self, model: nn.Module, layers: Sequence[Layer]) -> None:
         super().__init__()
@@ -150,7 +150,7 @@ class _Tapped(nn.Module):
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the log of torch's compilers, which is not for users: what matters is raised."""
+    """Silence the logs of torch's compilers; errors are still raised."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

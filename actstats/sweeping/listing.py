@@ -1,4 +1,4 @@
-"""What can be swept: the layers of a network, found by running it once, and what they would take to store."""
+"""List the layers of a network that can be swept, and the size of the store they would need."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LayerListing:
-    """Layers of a network, and what a sweep of them would store.
+    """The layers of a network, and what a sweep of them would store.
 
     Attributes:
-        layers: those listed, in the order of execution.
-        presets: the presets that each of them is in, by its name.
-        refused: the calls whose output cannot be hooked, by layer name, each with the reason.
-        never_ran: the modules that were never called, each with the likely reason.
-        schema: what a sweep of `layers` stores.
+        layers: the listed layers, in order of execution.
+        presets: dict from the name of each layer to the presets that contain it.
+        refused: dict from the name of each call whose output cannot be hooked to the reason.
+        never_ran: dict from the name of each module that was never called to the likely reason.
+        schema: schema of the store of a sweep of `layers`.
     """
 
     layers: tuple[Layer, ...]
@@ -35,12 +35,12 @@ class LayerListing:
 
     @property
     def bytes_per_image(self) -> int:
-        """Size of one image's values, before compression."""
+        """Size in bytes of the values of one image, before compression."""
         return self.schema.bytes(per_image=True, images=1)
 
     @property
     def bytes_per_partition(self) -> int:
-        """Size of what is summed over one partition, before compression."""
+        """Size in bytes of the sums over one partition, before compression."""
         return self.schema.bytes(per_image=False, images=1)
 
 
@@ -54,12 +54,12 @@ def list_layers(
     layers: Sequence[str] = (),
     **settings: Any,
 ) -> LayerListing:
-    """Run `arch` once and return what can be hooked; with `layers`, only those that they select.
+    """Run `arch` once and return the layers that can be swept, or those of them that match `layers`.
 
-    The arguments are those of `plan`; of `Settings`, those that decide the size of a store.
+    The arguments are those of `plan`, with the fields of `Settings` that affect the size of the store.
 
     Raises:
-        ActstatsError: an unknown architecture, layer or metric.
+        ActstatsError: the architecture, a layer or a metric is unknown.
     """
     import torch
 
@@ -83,4 +83,4 @@ def list_layers(
 
 
 _MANY_IMAGES: Final = 10**9
-"""More than a partition holds, whatever its size."""
+"""More images than any partition holds."""

@@ -1,8 +1,8 @@
-"""A sweep as an object: `plan` finds out all about it and writes nothing, `SweepPlan.run` does it.
+"""Plan a sweep: `plan` checks everything and writes nothing, `SweepPlan.run` computes it.
 
-A plan is its manifest and the place of its store. Network and images are references, a source with a checksum
-and a spec with a fingerprint, from which another process opens them again: so a plan can be pickled, kept as
-JSON and run elsewhere, and `SweepPlan.from_store` is the way back from a store to what was swept.
+A plan consists of a manifest and the path of a store. It refers to the network by source and checksum, and to the
+images by spec and fingerprint. Other processes can open both again, so a plan can be pickled, saved as JSON and run
+elsewhere. `SweepPlan.from_store` returns the plan of an existing store.
 
 >>> import actstats
 >>> plan = actstats.plan("googlenet", "photographs/", "googlenet.zarr")  # doctest: +SKIP
@@ -48,22 +48,22 @@ if TYPE_CHECKING:
     from actstats.sweeping.run import Job
 
 _JSON: Final = 1
-"""Version of the JSON that a plan is kept as."""
+"""Version of the JSON format of a plan."""
 _LAYER: Final = ("name", "module", "call", "kind", "units", "height", "width", "shape", "axes", "prefix")
 _REOPENED: Final = ("folder", "tar", "parquet", "demo")
-"""Kinds of source that `open_source` opens by their spec."""
+"""Kinds of source that `open_source` can open again from their spec."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a sweep will take.
+    """Estimated cost of a sweep.
 
     Attributes:
-        images: images of the whole sweep.
-        partitions: blocks that are completed one by one.
+        images: number of images in the whole sweep.
+        partitions: number of partitions, the blocks that are completed one by one.
         bytes: size of the store before compression.
-        memory: about the peak of this process's memory, or of the GPU's where it runs on one, in bytes.
-        seconds: time of the whole sweep as a few batches suggest; None where none was measured.
+        memory: approximate peak memory in bytes, of the GPU if the sweep runs on one, else of this process.
+        seconds: duration of the whole sweep, extrapolated from a few batches; None if not measured.
     """
 
     images: int
@@ -75,20 +75,20 @@ class Estimate:
 
 @dataclass
 class Run:
-    """One run of a sweep: its open store, the partitions that it has to compute, and how far it got."""
+    """One run of a sweep: its open store, the partitions to compute, and its progress."""
 
     store: Store
     schema: Schema
     todo: list[int]
     max_failed: float
     retried: list[int] = field(default_factory=list)
-    """Of these the partitions that are complete, but had missing images."""
+    """The partitions in `todo` that are complete, but had missing images."""
     progress: Progress = field(default_factory=lambda: Progress(0, 0, 0, 0.0, 0.0))
     failures: dict[str, str] = field(default_factory=dict)
     aside: dict[int, str] = field(default_factory=dict)
 
     def summary(self) -> Summary:
-        """Return what was done."""
+        """Return a summary of this run."""
         return Summary(
             store=self.store.path,
             images=self.schema.images,
@@ -105,10 +105,10 @@ class Run:
 
 
 class SweepPlan:
-    """A sweep that has not been run, or that is in a store: layers, settings, references to network and images.
+    """A planned or stored sweep: its layers and settings, and references to its network and images.
 
     Attributes:
-        manifest: everything that is recorded, fit for JSON; see `docs/store.md`.
+        manifest: the JSON-serializable record of the sweep; see `docs/store.md`.
         store: path or URL of the Zarr store.
     """
 
@@ -129,37 +129,39 @@ class SweepPlan:
 
     @classmethod
     def from_store(cls, store: str | Path, *, trust: bool = False) -> Self:
-        """Return the plan of the sweep whose store lies at `store`. Nothing that the store names is imported.
+        """Return the plan of the sweep in `store`, by default without importing code that the store names.
 
-        With `trust`, the network's factory and the custom metrics that it names may be, and the weights file or
-        address that it names is opened: only for stores of your own.
+        With `trust`, the network's factory and custom metrics named in the store may be imported, and its weights
+        file or address opened. Use it only for stores that you created yourself.
 
         Raises:
-            ActstatsError: there is no store, or a damaged one.
+            ActstatsError: the store does not exist or is damaged.
         """
         return cls(Store.open(store).manifest, store, trust=trust)
 
     @classmethod
     def from_json(cls, text: str, *, trust: bool = True) -> Self:
-        """Return the plan that `to_json` wrote; `trust` is that of `from_store`.
+        """Return the plan in `text`, as written by `to_json`; see `from_store` for `trust`.
 
         Raises:
-            ActstatsError: the text is not a plan.
+            ActstatsError: the text is not a valid plan.
         """
         try:
             found = json.loads(text)
             version, manifest, store = found["actstats_plan"], found["manifest"], found["store"]
         except (ValueError, TypeError, KeyError) as error:
-            raise ActstatsError(f"this is not the JSON of a plan: {error}") from None
+            raise ActstatsError(f"not a valid plan in JSON: {error}") from None
         if version != _JSON:
-            raise ActstatsError(f"the plan has version {version}, this version of actstats reads {_JSON}")
+            raise ActstatsError(
+                f"the plan has format {version}, but this version of actstats reads format {_JSON}"
+            )
         return cls(manifest, store, trust=trust)
 
     def to_json(self) -> str:
-        """Return the plan as JSON, with references in place of the network and the images.
+        """Return the plan as JSON, with references to the network and the images.
 
         Raises:
-            ActstatsError: a network, source or metric of the caller's own that another process cannot find by name.
+            ActstatsError: a network, source or metric is an object that another process cannot find by name.
         """
         self._refuse_unreferable()
         record = {"actstats_plan": _JSON, "store": str(self.store), "manifest": self.manifest}
@@ -188,11 +190,11 @@ class SweepPlan:
         ]
         return html_facts("Plan of a sweep", facts)
 
-    # What the manifest says.
+    # Contents of the manifest.
 
     @cached_property
     def settings(self) -> Settings:
-        """What decides the numbers."""
+        """The options that affect the results."""
         return Settings.from_manifest(self.manifest)
 
     @property
@@ -202,12 +204,12 @@ class SweepPlan:
 
     @property
     def units(self) -> int:
-        """Number of units: the channels of all layers."""
+        """Number of units, i.e. channels of all layers."""
         return sum(int(layer["units"]) for layer in self.manifest["layers"])
 
     @property
     def places(self) -> dict[str, slice]:
-        """Where the units of each layer are on the unit axis, by the layer's name."""
+        """Slice of the unit axis for each layer, by layer name."""
         places, stop = {}, 0
         for layer in self.manifest["layers"]:
             start, stop = stop, stop + layer["units"]
@@ -216,17 +218,17 @@ class SweepPlan:
 
     @cached_property
     def preprocessing(self) -> Preprocessing | Transform:
-        """What is done to an image before the network sees it."""
+        """The preprocessing that turns an image into the network's input."""
         record = self.manifest["preprocessing"]
         if "function" not in record:
             return Preprocessing.from_dict(record)
-        from actstats.data.transform import Transform  # needs torch, which reading a store does not
+        from actstats.data.transform import Transform  # imports torch, which reading a store does not need
 
         return Transform.from_dict(record)
 
     @cached_property
     def chain(self) -> Chain:
-        """What the cropped images are distorted by; empty (and false) for clean ones."""
+        """The distortions of the cropped images; empty (and falsy) for clean images."""
         from actstats.distort import parse
 
         return parse(self.manifest.get("distort", ()))
@@ -236,7 +238,7 @@ class SweepPlan:
         """Variables and dimensions of the store.
 
         Raises:
-            ActstatsError: custom metrics of an untrusted store, which this would import.
+            ActstatsError: the store has custom metrics, but is not trusted to import them.
         """
         settings = self.settings
         return Schema.of(
@@ -248,22 +250,20 @@ class SweepPlan:
             per_image=settings.per_image,
         )
 
-    # What the references lead to.
+    # Network and images, opened from their references.
 
     def network(
         self, *, arch: str | None = None, weights: str | Path | None = None, offline: bool = False
     ) -> Loaded:
-        """Return the network that is or was swept.
+        """Return the network of the sweep.
 
         Args:
-            arch: `package.module:factory`, to call the factory that made the network. It must be the one that
-                was swept.
-            weights: where its weights file lies; needed for an untrusted store, unless they are published ones.
-            offline: never touch the network.
+            arch: `package.module:factory`, the factory that created the network. It must be the same as in the sweep.
+            weights: path of the weights file; required for an untrusted store, unless the weights are published.
+            offline: whether to forbid downloads.
 
         Raises:
-            ActstatsError: the weights are no longer available, or others, or the network is a module of the
-                caller's own.
+            ActstatsError: the weights are unavailable or have changed, or the network was passed as a module.
         """
         if self._loaded is None:
             from actstats.models import Loaded, load_from_manifest
@@ -276,10 +276,10 @@ class SweepPlan:
         return self._loaded
 
     def images(self, data: Any = None) -> Source:
-        """Return the images that are or were swept; `data` says where they are now, or is them (see `open_source`).
+        """Return the images of the sweep; pass `data`, their location or the images (see `open_source`), if moved.
 
         Raises:
-            ActstatsError: they are not there, or are others.
+            ActstatsError: the images are not found, or are not those of the sweep.
         """
         if self._source is not None and data is None:
             return self._source
@@ -288,14 +288,12 @@ class SweepPlan:
         record = self.manifest["data"]
         if data is not None:
             source = open_source(data, limit=record["images"])
-            if source.fingerprint.startswith(UNNAMED):  # which the caller hands over as those that were swept
+            if source.fingerprint.startswith(UNNAMED):  # trust the caller that they are the same images
                 source = open_source(data, limit=record["images"], fingerprint=record["fingerprint"])
         elif record["kind"] not in _REOPENED:
-            raise ActstatsError(
-                f"the images are those of a {record['spec']} of the caller's own; hand it over as `data=`"
-            )
+            raise ActstatsError(f"the images came from a {record['spec']} object; pass it again as `data=`")
         else:
-            # By the words of the command first, then where that was: this process may be in another folder.
+            # Try the spec as given, then its absolute path: the working directory may be different now.
             resolved = record.get("resolved", record["spec"])
             spec = (
                 resolved if Path(resolved).exists() and not Path(record["spec"]).exists() else record["spec"]
@@ -306,21 +304,21 @@ class SweepPlan:
                 source = open_source(spec, limit=record["images"])
             except ActstatsError as error:
                 raise ActstatsError(
-                    f"{error}; if the images were moved, say where they are with `data=`"
+                    f"{error}; if the images were moved, pass their new location as `data=`"
                 ) from None
         if source.fingerprint != record["fingerprint"]:
             raise ActstatsError(
-                f"the images of {source.spec} are not those that were swept: other names or sizes; "
-                "say where those are with `data=`"
+                f"the images of {source.spec} have other names or sizes than those of the sweep; "
+                "pass the location of the original images as `data=`"
             )
         self._source = source
         return source
 
     def layers(self, selectors: Sequence[str] = ()) -> tuple[list[Layer], list[slice]]:
-        """Return the swept layers that `selectors` name, or all, in the network, and where the units of each are.
+        """Return the swept layers that match `selectors`, by default all, and the slice of the unit axis of each.
 
         Raises:
-            ActstatsError: a selector names a layer that was not swept, or the network is not what the manifest says.
+            ActstatsError: a selector matches a layer that was not swept, or the network does not match the manifest.
         """
         from actstats.layers import select_layers
 
@@ -335,17 +333,17 @@ class SweepPlan:
             place = places[layer.name]
             if place.stop - place.start != layer.units:
                 raise ActstatsError(
-                    f"layer {layer.name} has {layer.units} units, but {place.stop - place.start} were swept"
+                    f"layer {layer.name} has {layer.units} units, but the store has {place.stop - place.start}"
                 )
         return layers, [places[layer.name] for layer in layers]
 
-    # What can be done with it.
+    # Estimating and running.
 
     def estimate(self, *, measure: bool = False) -> Estimate:
-        """Return what the sweep will take; with `measure`, run a few batches to time it.
+        """Estimate disk space, memory and, with `measure`, the duration by timing a few batches.
 
         Raises:
-            ActstatsError: as `run`.
+            ActstatsError: see `run`.
         """
         source = self.images()
         schema = self.schema
@@ -354,7 +352,7 @@ class SweepPlan:
         numbers = sum(values.nbytes for _, values in coordinates if values.dtype.kind != "O")
         partition = schema.bytes(images=schema.partition_size)
         shape = input_shape(self.manifest["preprocessing"])
-        # Two sets of buffers and one being written; batches ahead; maps of the network, which frees most as it goes.
+        # Two sets of buffers and one being written; decoded batches; activations, most of them freed early.
         maps = self.settings.batch_size * sum(
             layer.units * layer.height * layer.width for layer in schema.layers
         )
@@ -371,7 +369,7 @@ class SweepPlan:
         )
 
     def run(self, **execution: Any) -> Summary:
-        """Compute what is not complete yet.
+        """Compute the partitions that are not complete yet.
 
         Args:
             **execution: fields of `Execution`: device, workers, part, strict, overwrite, client, on_start,
@@ -381,14 +379,14 @@ class SweepPlan:
             A summary of this run.
 
         Raises:
-            ActstatsError: anything that the user can mend, in one line. Completed partitions are kept.
-            KeyboardInterrupt: on Ctrl-C, after the partition that is being written is complete.
+            ActstatsError: any error that the user can fix, in one line. Completed partitions are kept.
+            KeyboardInterrupt: on Ctrl-C, once the partition being written is complete.
         """
         require_known(execution, "run", *names_of(Execution))
         how = Execution(**execution)
         from actstats.sweeping.run import run_partitions
 
-        # Before the store is made: is there what computes it?
+        # Check for the cluster or device before the store is created.
         cluster = None if how.client is None else self._cluster(how)
         target = self._target(how.device) if cluster is None else None
         with self.opened(how) as run:
@@ -407,10 +405,10 @@ class SweepPlan:
 
     @contextmanager
     def opened(self, how: Execution) -> Iterator[Run]:
-        """Create or open the store, find out what is to be computed, and call `how.on_start`; in the end, close it.
+        """Create or open the store, determine what to compute, and call `how.on_start`; close the store on exit.
 
         Raises:
-            ActstatsError: the store holds another sweep, or is damaged, or cannot be written.
+            ActstatsError: the store holds another sweep, is damaged, or cannot be written.
         """
         source, schema = self.images(), self.schema
         if not how.overwrite:
@@ -426,10 +424,10 @@ class SweepPlan:
                 raise missing_error(store.path, missing)
             index, parts = how.part
             complete = store.completed
-            # What was missing may have come back; what could not be decoded is as it was.
+            # Missing images may be available again; images that could not be decoded are not retried.
             retried = {int(i) // store.partition_size for i in np.flatnonzero(store.statuses() == MISSING)}
             if retried:
-                notes.append(f"{_count(len(retried), 'partition')} had missing images, which are tried again")
+                notes.append(f"{_count(len(retried), 'partition')} had missing images; trying them again")
             todo = [p for p in range(index, schema.partitions, parts) if not complete[p] or p in retried]
             if (mark := self.manifest["data"]["fingerprint"]).startswith(UNNAMED):
                 how.note(f"the images have no fingerprint of their own; to resume, pass fingerprint={mark!r}")
@@ -451,10 +449,10 @@ class SweepPlan:
             store.close()
 
     def job(self, device: str | torch.device | None = None) -> Job:
-        """Return what this process needs to compute partitions, the network moved to `device`.
+        """Return what this process needs to compute partitions, with the network moved to `device`.
 
         Raises:
-            ActstatsError: the network or the images cannot be had, or the device is of another kind than planned.
+            ActstatsError: the network or the images are unavailable, or the plan is for another type of device.
         """
         from actstats.sweeping.buffers import PartitionLayout
         from actstats.sweeping.device import out_of_memory_explained, to_device
@@ -475,7 +473,7 @@ class SweepPlan:
         target = find_device(str(device or self.manifest["device"]))
         if target.type != self.manifest["device"]:
             raise ActstatsError(
-                f"the plan is for {self.manifest['device']}, the device is {target}; make a plan for that one"
+                f"the plan is for {self.manifest['device']}, but the device is {target}; make a plan for it instead"
             )
         return target
 
@@ -491,26 +489,25 @@ class SweepPlan:
             custom = self.settings.custom
             if custom and not self._trust:
                 raise ActstatsError(
-                    f"{self.store} names the metric {custom[0]}, which is code of its maker's; "
-                    "trust the store to import it"
+                    f"{self.store} uses the custom metric {custom[0]}; trust the store to import its code"
                 )
             self._chosen = resolve_metrics(self.settings.metrics, custom)
         return self._chosen
 
     def _measured_seconds(self) -> float:
-        """Return the time of the whole sweep, from a few batches after a first one that compiles."""
+        """Return the duration of the whole sweep in seconds, extrapolated from a few batches."""
         from actstats.sweeping.run import measured_seconds
 
         return measured_seconds(self.job(), self.images_count)
 
     def _refuse_unnamed(self) -> None:
-        """Raise `ActstatsError` where a store is there, and nothing tells whether it holds the same images."""
+        """Raise `ActstatsError` if a store exists and its images cannot be compared to those of the plan."""
         data = self.manifest["data"]
         if data["fingerprint"].startswith(UNNAMED) and place_of(self.store).exists():
             there = Store.open(self.store).manifest["data"]["fingerprint"]
             if there != data["fingerprint"]:
                 raise ActstatsError(
-                    f"{self.store} is there already, and a {data['spec']} has no fingerprint that tells whether its "
+                    f"{self.store} already exists, and a {data['spec']} has no fingerprint to tell whether its "
                     f"images are the same; if they are, resume with `fingerprint={there!r}`"
                 )
 
@@ -518,25 +515,25 @@ class SweepPlan:
         data, weights = self.manifest["data"], self.manifest["weights"]
         if weights["source"] == "module":
             raise ActstatsError(
-                f"a {self.manifest['arch']} of the caller's own cannot be found by another process; "
-                "plan with a name such as package.module:factory"
+                f"another process cannot create the network from a {self.manifest['arch']} object; "
+                "pass a name such as package.module:factory instead"
             )
         if data["kind"] not in _REOPENED:
             raise ActstatsError(
-                f"images of kind {data['kind']!r} cannot be opened by another process; "
-                "plan with a folder or tar files"
+                f"another process cannot open images of kind {data['kind']!r}; "
+                "pass a folder or tar files instead"
             )
         for name, metric in (self._chosen.custom if self._chosen else {}).items():
             if ":" in name and (
                 "<locals>" in name or named_object(name, "metric", "Class") is not type(metric)
             ):
                 raise ActstatsError(
-                    f"metric {name} cannot be found by another process; put its class into a module"
+                    f"another process cannot import the metric {name}; define its class in a module"
                 )
 
 
 def _resolved(source: Source) -> str:
-    """Return the absolute path of images that lie on this machine, and what was asked for of others."""
+    """Return the absolute path of images on this machine, or the spec of other images."""
     place = located(source.spec)
     if source.kind == "demo" or source.kind not in _REOPENED or not isinstance(place, Path):
         return source.spec
@@ -562,26 +559,25 @@ def plan(
     device: str = "auto",
     **settings: Any,
 ) -> SweepPlan:
-    """Plan a sweep of `model` over `images` into the store at `store`: find its layers, check everything,
-    write nothing.
+    """Plan a sweep of `model` over `images` into `store`: find the layers and check everything, but write nothing.
 
     Args:
-        model: an architecture's name (`load_model`), a `Loaded` model, or a module of your own (for
-            which images need `preprocessing`).
-        images: a folder, tar files or `"demo"`; a torch `Dataset` or `DataLoader`, a Hugging Face dataset, a
+        model: the name of an architecture (see `load_model`), a `Loaded` model, or any module (`preprocessing` is
+            then required for images).
+        images: a folder, tar files or `"demo"`; a torch `Dataset` or `DataLoader`, a Hugging Face dataset or a
             tensor; or an open source (see `open_source`).
         store: path or URL of the Zarr store, created by `run` if missing.
-        weights: as for `load_model`, where `model` is a name.
-        robust: adversarially trained weights, as for `load_model`.
-        seed: seed of random weights.
-        offline: never touch the network.
-        preprocessing: from an image to the network's input: a `Preprocessing`, or any function, such as a
-            torchvision `Compose`, the `transforms()` of weights, timm's, or a Hugging Face processor. None: what
-            belongs to the weights; tensors that are no images of bytes are the input as they are.
+        weights: the weights, as in `load_model`, if `model` is a name.
+        robust: adversarially trained weights, as in `load_model`.
+        seed: seed for random weights.
+        offline: whether to forbid downloads.
+        preprocessing: function from an image to the network's input: a `Preprocessing`, or any callable, such as a
+            torchvision `Compose`, the `transforms()` of weights, a timm transform or a Hugging Face processor. By
+            default the preprocessing of the weights; tensors other than uint8 images are used as they are.
         limit: use only the first `limit` images.
-        fingerprint: names the images of a dataset that has no fingerprint of its own, so that a sweep can resume.
-        device: "cpu", "cuda", "cuda:1", or "auto": a GPU if there is one. A plan for "cuda" can be made on a machine
-            without a GPU, and run on another.
+        fingerprint: identifies the images of a dataset that has no fingerprint, so that the sweep can be resumed.
+        device: "cpu", "cuda", "cuda:1", or "auto" for a GPU if there is one. A plan for "cuda" can be made on a
+            machine without a GPU and run on another.
         **settings: fields of `Settings`: layers, metrics, custom, distort, top_k, per_image, batch_size,
             partition_size, amp, compile, decode, bitround, compression.
 
@@ -589,7 +585,7 @@ def plan(
         The plan. The network is in eval mode and on `device`.
 
     Raises:
-        ActstatsError: anything that the user can mend, in one line.
+        ActstatsError: any error that the user can fix, in one line.
     """
     require_known(settings, "plan", *names_of(Settings))
     decided = Settings(**settings)
@@ -618,7 +614,7 @@ def plan(
         chain.check(of_images(loaded.preprocessing, "distorting images"))
     with in_eval_mode(loaded.model), out_of_memory_explained(decided.batch_size):
         network = to_device(loaded.model, target)
-        # Made for its checks alone: of the decoder, and of what does not go together.
+        # Created only to check the decoder and the combination of options.
         Feed(loaded, source, target, (), chain=chain, decode=decided.decode, workers=0)
         layers = select_layers(network, loaded.preprocessing.example(2, target), decided.layers)
     schema = Schema.of(
@@ -658,14 +654,14 @@ def plan(
         request=asked,
     )
     made = SweepPlan(manifest, store, loaded=loaded, source=source, chosen=chosen, trust=True)
-    made.__dict__["schema"] = schema  # known already, so the cached property need not compute it
+    made.__dict__["schema"] = schema  # fill the cached property
     return made
 
 
 def request(
     model: Any, weights: str, robust: str | bool | None, seed: int, device: str
 ) -> dict[str, Any] | None:
-    """Return by which words a network was asked for; None for one that was handed over."""
+    """Return the arguments by which a network was requested, or None if it was passed as an object."""
     if not isinstance(model, str):
         return None
     training = "default" if robust is True else robust or None
@@ -673,7 +669,7 @@ def request(
 
 
 def _with_preprocessing(model: nn.Module | Loaded, given: object, item: object) -> Loaded:
-    """Return the network with what makes its input of an `item` of the source."""
+    """Return the network with the preprocessing for images such as `item`."""
     from actstats.data.transform import choose_preprocessing
     from actstats.models import Loaded
     from actstats.sweeping.device import refuse_meta
@@ -685,22 +681,22 @@ def _with_preprocessing(model: nn.Module | Loaded, given: object, item: object) 
 
 
 def _discard_damaged(store: Store) -> list[str]:
-    """Forget the partitions with a damaged object, and say which, a line each.
+    """Discard the partitions with a damaged object, and return a line about each.
 
     Raises:
-        ActstatsError: a coordinate is damaged, which belongs to all partitions.
+        ActstatsError: a coordinate is damaged, which all partitions share.
     """
     found: dict[int, list[str]] = {}
     for name, partition, reason in store.damage():
         if partition is None:
             raise ActstatsError(
-                f"{store.path}: the coordinate {name} is damaged ({reason}) and cannot be computed again; "
+                f"{store.path}: the coordinate {name} is damaged ({reason}) and cannot be repaired; "
                 "remove the store and sweep again"
             )
         found.setdefault(partition, []).append(name)
     store.discard(sorted(found))
     return [
-        f"partition {p} is damaged ({', '.join(names)}) and computed again"
+        f"partition {p} is damaged ({', '.join(names)}); computing it again"
         for p, names in sorted(found.items())
     ]
 

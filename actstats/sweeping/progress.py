@@ -1,4 +1,4 @@
-"""How far a sweep is, what it is about to do, and what it did."""
+"""Progress reports of a sweep: before it starts, after each batch, and at the end."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from actstats.support import URL, html_facts
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a loop over images is: what `on_progress` is called with after every batch."""
+    """Progress of a loop over images, passed to `on_progress` after every batch."""
 
     done: int
-    """Images done in this run, unreadable ones included."""
+    """Number of images processed in this run, including unreadable ones."""
     total: int
-    """Images that this run has to do."""
+    """Number of images to process in this run."""
     failed: int
-    """Images that could not be read."""
+    """Number of images that could not be read."""
     seconds: float
-    """Since the first batch was asked for."""
+    """Seconds since the first batch was requested."""
     waiting: float
-    """Seconds of these in which the network waited for images."""
+    """Seconds that the network spent waiting for images."""
     workers: Mapping[str, float] = field(default_factory=dict)
-    """On a cluster, the images per second of each worker that is alive, by its address; 0 before its first partition.
+    """On a cluster, images per second of each active worker, by address; 0 before its first partition is complete.
     `waiting` is then a mean over the workers."""
 
     @property
@@ -37,57 +37,57 @@ class Progress:
 
     @property
     def remaining(self) -> float:
-        """Seconds to go at this rate."""
+        """Estimated remaining time in seconds."""
         return (self.total - self.done) / self.rate if self.rate else float("inf")
 
     @property
     def waiting_share(self) -> float:
-        """Share of the time in which the network waited for images."""
+        """Fraction of the time that the network spent waiting for images."""
         return self.waiting / self.seconds if self.seconds else 0.0
 
 
 @dataclass(frozen=True)
 class Started:
-    """What a run is about to do: what `on_start` is called with."""
+    """Description of a run that is about to start, passed to `on_start`."""
 
     store: Path | URL
     arch: str
     layers: int
     units: int
     images: int
-    """Images of the whole sweep."""
+    """Number of images in the whole sweep."""
     partitions: int
-    """Partitions of the whole sweep."""
+    """Number of partitions in the whole sweep."""
     complete: int
-    """Partitions that were complete before this run."""
+    """Number of partitions that were complete before this run."""
     todo: int
-    """Images that this run has to do."""
+    """Number of images to process in this run."""
     notes: Sequence[str] = ()
-    """What is worth knowing before: partitions computed again, versions that changed; one line each."""
+    """Messages for the user, one line each, such as recomputed partitions or changed versions."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run of a sweep did."""
+    """Summary of a run of a sweep."""
 
     store: Path | URL
     images: int
-    """Images in the whole sweep."""
+    """Number of images in the whole sweep."""
     units: int
     layers: int
     progress: Progress
     partitions: int
-    """Partitions that this run completed."""
+    """Number of partitions that this run completed."""
     complete: bool
-    """Whether every partition of the store is complete now."""
+    """Whether every partition of the store is complete."""
     failures: dict[str, str] = field(default_factory=dict)
-    """Reason by path, of the images that this run could not read."""
+    """Dict from the path of each image that this run could not read to the reason."""
     aside: dict[int, str] = field(default_factory=dict)
-    """The error of each partition that a cluster gave up after several tries, by its index."""
+    """Dict from the index of each partition that a cluster gave up after several tries to its error."""
     computed_on: dict[str, int] = field(default_factory=dict)
-    """Number of the store's complete partitions by the device and the versions that computed them."""
+    """Number of complete partitions in the store by the device and versions that computed them."""
     failed: bool = False
-    """Whether more of the whole sweep's images failed than `Execution.max_failed` allows."""
+    """Whether the fraction of unreadable images in the whole sweep exceeds `Execution.max_failed`."""
 
     def _repr_html_(self) -> str:
         unread = [f"{path}: {reason}" for path, reason in self.failures.items()]
@@ -108,9 +108,9 @@ class Summary:
 def bar(
     total: int, wanted: bool | None, callback: Callable[[Progress], None] | None
 ) -> Iterator[Callable[[Progress], None] | None]:
-    """Draw tqdm's bar over `total` images; yields what is to be called after each batch, which calls `callback` too.
+    """Show a tqdm progress bar over `total` images; yields a function to call after each batch.
 
-    With `wanted` None there is a bar in a notebook, unless there is a callback.
+    The function also calls `callback`. If `wanted` is None, the bar is shown only in a notebook without a callback.
     """
     notebook = in_notebook()
     if not (notebook and callback is None if wanted is None else wanted):
@@ -131,6 +131,6 @@ def bar(
 
 
 def in_notebook() -> bool:
-    """Return whether this is the kernel of a notebook."""
+    """Return whether this process is a notebook kernel."""
     found = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     return type(found).__name__ == "ZMQInteractiveShell"

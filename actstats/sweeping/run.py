@@ -1,7 +1,7 @@
-"""Running a sweep: partitions of images through the network, every unit's statistics into the store.
+"""Run a sweep: compute the statistics of all units, partition by partition, and write them to the store.
 
-`Job` holds what a process needs to compute partitions: the network on its device, the images, the buffers' layout.
-`run_partitions` is the only code that computes them.
+`Job` holds what a process needs to compute partitions: the network on its device, the images and the layout of the
+buffers. `run_partitions` computes them.
 
 images -> Feed -> forward pass, one hook per layer -> fused kernel -> partition's buffers -> writer thread -> store
 """
@@ -42,9 +42,10 @@ from actstats.sweeping.settings import Execution, Settings
 
 @dataclass(frozen=True)
 class Job:
-    """A sweep on one process: the network on its device, the open images, and what is computed.
+    """A sweep in one process: the network on its device, the open images, and the statistics to compute.
 
-    Several threads may run partitions of it: they have `turn`s at the network, and read images and write meanwhile.
+    Several threads may compute partitions of one job. The lock `turn` gives the network to one of them at a time;
+    they read images and write results concurrently.
     """
 
     loaded: Loaded
@@ -56,15 +57,15 @@ class Job:
 
     @cached_property
     def network(self) -> Network:
-        """The forward passes, eager until they are compiled."""
+        """The network that runs the forward passes, eagerly until `compile` is called."""
         layers, amp = self.layout.schema.layers, self.settings.amp
         return Network(self.loaded.model, layers, self.layout.device, amp)
 
     def compile(self, execution: Execution) -> float:
-        """Compile the network where the settings ask for it, once, note how it went, and return the seconds it took.
+        """Compile the network once if the settings ask for it, report the outcome, and return the seconds it took.
 
         Raises:
-            ActstatsError: it cannot be compiled, and the execution is strict.
+            ActstatsError: the network cannot be compiled, and the execution is strict.
         """
         if not self.settings.compile or self.network.compiled:
             return 0.0
@@ -75,7 +76,7 @@ class Job:
         except ActstatsError as error:
             if execution.strict:
                 raise
-            execution.note(f"{error}; it runs eagerly")
+            execution.note(f"{error}; running it eagerly")
             return 0.0
         seconds = time.perf_counter() - begun
         execution.note(f"compiled the network in {seconds:.0f} s")
@@ -85,14 +86,14 @@ class Job:
 def run_partitions(
     job: Job, store: Store, indices: Sequence[int], execution: Execution
 ) -> tuple[Progress, dict[str, str]]:
-    """Compute the partitions `indices` and write each to `store` as it is complete.
+    """Compute the partitions `indices` and write each to `store` once it is complete.
 
     Returns:
-        How far the run got, and the reason by path of each image that could not be read.
+        The progress of the run, and a dict from the path of each unreadable image to the reason.
 
     Raises:
-        ActstatsError: anything that the user can mend, in one line. Completed partitions are kept.
-        KeyboardInterrupt: on Ctrl-C, after the partition that is being written is complete.
+        ActstatsError: any error that the user can fix, in one line. Completed partitions are kept.
+        KeyboardInterrupt: on Ctrl-C, once the partition being written is complete.
     """
     settings, layout = job.settings, job.layout
     ranges = [r for index in indices for r in split(*store.bounds(index), settings.batch_size)]
@@ -113,7 +114,7 @@ def run_partitions(
         Writer(store) as writer,
         closing(iter(feed)) as batches,
     ):
-        # The first images are read before the network is free, and the last partition is written after.
+        # The lock covers neither reading the first images nor writing the last partition.
         batches_from_first = chain((next(batches),), batches)
         asked = time.perf_counter()
         with job.turn:
@@ -126,21 +127,21 @@ def run_partitions(
 
 
 class Filling:
-    """A job's partitions being filled, batch by batch; each is handed to the writer when it is full."""
+    """Fills the partitions of a job batch by batch, and hands each to the writer when it is full."""
 
     def __init__(self, job: Job, writer: Writer, indices: Sequence[int]) -> None:
         """Prepare to fill the partitions `indices`."""
         self._job, self._writer, self._indices = job, writer, frozenset(indices)
-        # One set is filled while the writer has the other; it gives that back before the one after next begins.
+        # One set is filled while the writer reads the other, which is free again before the next partition begins.
         self._buffers = [Buffers(job.layout) for _ in indices[:2]]
         self._partition: Partition | None = None
         self._begun = 0.0
 
     def take(self, batch: Batch, images: Tensor | None) -> None:
-        """Run the network on the next batch, unless its partition is not among those to be filled.
+        """Run the network on the next batch; batches of partitions that are not to be filled are skipped.
 
         Raises:
-            ActstatsError: the network or a metric fails, or the partition before could not be written.
+            ActstatsError: the network or a metric fails, or the previous partition could not be written.
         """
         layout = self._job.layout
         index = batch.start // layout.schema.partition_size
@@ -162,11 +163,11 @@ class Filling:
 
 
 def provenance(job: Job, seconds: float) -> dict[str, Any]:
-    """Return the record of one partition computed in `seconds`: host, device, versions; fit for JSON."""
+    """Return the JSON-serializable provenance of one partition: host, device, `seconds` and versions."""
     device = job.layout.device
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
-    else:  # how many threads share a convolution can change its last bits
+    else:  # the number of threads can change the last bits of a convolution
         name = f"{_processor()}, threads {torch.get_num_threads()}"
     return {
         "host": socket.gethostname(),
@@ -179,7 +180,7 @@ def provenance(job: Job, seconds: float) -> dict[str, Any]:
 
 @cache
 def _processor() -> str:
-    """Return the model of this machine's processor, as far as the system tells it."""
+    """Return the processor model, or the machine type if the system does not report a model."""
     try:
         told = re.search(r"^model name\s*: *(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     except OSError:
@@ -188,11 +189,10 @@ def _processor() -> str:
 
 
 class Writer:
-    """Writes partitions in its own thread, one at a time; at most one more is kept, so memory stays bounded.
+    """Writes partitions in a thread of its own, one at a time, which bounds memory use.
 
-    Use it as a context manager: leaving it waits for the partition that is being written, also on Ctrl-C, so
-    that work which is complete is kept. An error of the thread is raised in the caller's next call, or on
-    leaving.
+    Use it as a context manager: on exit, also on Ctrl-C, it waits for the partition being written, so that finished
+    work is kept. An error in the thread is raised by the caller's next call, or on exit.
     """
 
     def __init__(self, store: Store) -> None:
@@ -201,23 +201,23 @@ class Writer:
         self._error: BaseException | None = None
 
     def put(self, result: PartitionResult, provenance: Mapping[str, Any]) -> None:
-        """Begin to write a partition; wait first for the one before it.
+        """Wait for the previous partition to be written, then start writing this one.
 
         Raises:
-            ActstatsError: the partition before it could not be written.
+            ActstatsError: the previous partition could not be written.
         """
         self.wait()
         self._thread = threading.Thread(target=self._write, args=(result, provenance), name="actstats-writer")
         self._thread.start()
 
     def check(self) -> None:
-        """Raise the error that stopped the thread, if any; never waits."""
+        """Raise the error that stopped the thread, if any, without waiting."""
         if self._error is not None:
             error, self._error = self._error, None
             raise error
 
     def wait(self) -> None:
-        """Wait until nothing is being written.
+        """Wait until the current partition has been written.
 
         Raises:
             ActstatsError: a partition could not be written.
@@ -246,10 +246,12 @@ class Writer:
 
 
 def measured_seconds(job: Job, images: int) -> float:
-    """Return about how long the whole sweep of `images` images takes: from a few batches, after one that compiles.
+    """Estimate the duration of a sweep of `images` images, in seconds, by timing a few batches.
+
+    The time to compile the network is included; the first batch, which warms up, is not extrapolated.
 
     Raises:
-        ActstatsError: as `run_partitions`.
+        ActstatsError: see `run_partitions`.
     """
     size = job.settings.batch_size
     batches = min(_MEASURED, -(-job.layout.schema.partition_size // size), -(-images // size))
@@ -275,10 +277,10 @@ def measured_seconds(job: Job, images: int) -> float:
                     torch.cuda.synchronize(job.layout.device)
                 seconds.append((time.perf_counter() - begun) / (batch.stop - batch.start))
                 begun = time.perf_counter()
-    # The first batch compiles kernels and waits for the first images; with one batch there is nothing better.
+    # The first batch compiles kernels and waits for the first images, so it counts only if it is the only one.
     steady = seconds[1:] or seconds
     return compiling + images * sum(steady) / len(steady)
 
 
 _MEASURED: Final = 5
-"""Batches that `measured_seconds` runs, the first included."""
+"""Number of batches that `measured_seconds` runs, including the first."""

@@ -1,6 +1,6 @@
-"""What a sweep is told: `Settings` decide its numbers, `Execution` how they are computed.
+"""Options of a sweep: `Settings` determines its results, `Execution` how they are computed.
 
-Neither needs torch, so that the command line can read its defaults here.
+This module does not import torch, so the command line can read its defaults quickly.
 """
 
 from __future__ import annotations
@@ -23,35 +23,35 @@ if TYPE_CHECKING:
 AMP: Final = ("off", "bf16", "fp16")
 DECODERS: Final = ("pillow", "device")
 AUTO_COMPILE: Final = 5_000
-"""Images from which compiling for the CPU takes less time than it saves, about (docs/performance.md)."""
+"""Number of images above which compiling for the CPU saves more time than it takes (docs/performance.md)."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides the numbers of a sweep, beside the network and the images.
+    """Options that affect the results of a sweep, apart from the network and the images.
 
     Attributes:
         layers: presets (`conv`, `block`, `all`, `paper`), module names and patterns (`actstats.select_layers`).
         metrics: names of built-in and installed metrics.
-        custom: metrics of your own: objects, classes, or `"package.module:Class"`.
-        distort: what is done to each cropped image, such as `("scramble:4", "noise:0.1")` (`actstats.distort`), or
-            what `actstats.distort.parse` made of it.
+        custom: custom metrics: objects, classes, or `"package.module:Class"`.
+        distort: distortions of each cropped image, such as `("scramble:4", "noise:0.1")` (see `actstats.distort`),
+            or a `Chain` from `actstats.distort.parse`.
         top_k: images kept per unit.
-        per_image: whether to store the variables with the dimension `image`; without, only sums over partitions are.
+        per_image: whether to store the variables with the dimension `image`; if False, only sums over partitions.
         batch_size: images per forward pass. It can change the last bits of an activation.
-        partition_size: images per partition, the block that is completed and stored as a whole.
+        partition_size: images per partition, the block that is computed and stored as a whole.
         amp: "bf16" or "fp16" to run the forward pass under autocast, or "off".
-        compile: whether to compile the network together with its statistics, which takes some time first. It can
-            change the last bits of an activation. "auto": on a CPU, where there are images enough for it to pay.
-        decode: "device" to decode, resize and crop JPEGs on the network's device, by nvJPEG on a GPU. The
-            pixels differ a little from those of "pillow", which the weights' authors used.
+        compile: whether to compile the network together with its statistics before the first batch. It can change
+            the last bits of an activation. "auto" compiles on a CPU if there are enough images to make up for it.
+        decode: "device" to decode, resize and crop JPEGs on the network's device, with nvJPEG on a GPU. The
+            pixels differ slightly from those of "pillow", which the weights' authors used.
         bitround: mantissa bits (1 to 23) kept of per-image floats, so that they compress better; None keeps all.
         compression: "zstd", "zstd:LEVEL" or "none".
 
-    Names may be given one by one or several in a list, so `layers="conv"` and `layers=["conv"]` are equal.
+    A single name may replace a list of one, so `layers="conv"` and `layers=["conv"]` are equal.
 
     Raises:
-        ActstatsError: a value outside its range.
+        ActstatsError: a value is out of range.
     """
 
     layers: Sequence[str] = ("conv",)
@@ -81,30 +81,32 @@ class Settings:
             raise ActstatsError(f"compile is {self.compile!r}; it must be True, False or 'auto'")
         _require_choice("decode", self.decode, DECODERS)
         if self.bitround is not None and not 1 <= self.bitround <= 23:
-            raise ActstatsError(f"bitround is {self.bitround}; a float32 keeps 1 to 23 mantissa bits")
+            raise ActstatsError(
+                f"bitround is {self.bitround}; it must be 1 to 23, the mantissa bits of a float32"
+            )
 
     @classmethod
     def from_manifest(cls, manifest: Mapping[str, Any]) -> Self:
-        """Return the settings that a sweep's manifest records."""
+        """Return the settings recorded in the manifest of a sweep."""
         named = manifest["metrics"]
         return cls(
             layers=tuple(manifest["selectors"]),
             metrics=tuple(name for name in named if ":" not in name),
             custom=tuple(name for name in named if ":" in name),
             distort=tuple(manifest.get("distort", ())),
-            # Format 1 has no entry `per_image`.
+            # Stores of format 1 have no entry `per_image`.
             per_image=manifest.get("per_image", True),
             **{
                 name: manifest[name]
                 for name in ("top_k", "batch_size", "partition_size", "amp", "bitround", "compression")
             },
-            # Stores of networks that were not compiled have no such entry.
+            # Recorded only if the network was compiled.
             compile=manifest.get("compile", False),
             decode=manifest.get("decode", "pillow"),
         )
 
     def compiles(self, images: int, device: str) -> bool:
-        """Return whether a sweep over `images` images on this kind of device compiles the network."""
+        """Return whether a sweep over `images` images on a device of this kind compiles the network."""
         if self.compile == "auto":
             return device == "cpu" and images >= AUTO_COMPILE
         return bool(self.compile)
@@ -112,25 +114,25 @@ class Settings:
 
 @dataclass(frozen=True)
 class Execution:
-    """How a sweep is computed; none of it changes a number.
+    """Options of how a sweep is computed; they do not affect its results.
 
     Attributes:
-        device: "cpu", "cuda", "cuda:1"; None: the device that the plan was made for.
-        workers: threads that decode images; None: one per core, at most 8; 0: none beside the caller's.
-        part: (i, n): compute every n-th partition, from the i-th on; n processes fill one store.
-        strict: stop at the first image that cannot be read instead of recording it, and where the network cannot be
-            compiled instead of running it eagerly.
-        overwrite: remove a store of another sweep that is in the way.
-        repair: check every object of the store first, and compute partitions with a damaged one again.
-        max_failed: share of the images that may fail to be read before `Summary.failed` is set, 0 to 1.
-        client: a `distributed.Client`: compute on its cluster, whose workers see the images and the store.
-        on_start: called once, when the store is open.
-        on_progress: called after each batch; on a cluster after each partition.
-        progress: whether to draw tqdm's bar; None: in a notebook, unless there is an `on_progress`.
-        on_note: called with what is worth knowing while it runs, one line at a time; None: `warnings.warn`.
+        device: "cpu", "cuda" or "cuda:1"; None for the device that the plan was made for.
+        workers: threads that decode images; None for one per core, at most 8; 0 to decode in the calling thread.
+        part: (i, n) to compute every n-th partition, starting with the i-th, so that n processes can fill one store.
+        strict: raise an error at the first image that cannot be read, instead of recording it, and if the network
+            cannot be compiled, instead of running it eagerly.
+        overwrite: replace the store if it holds another sweep.
+        repair: check every object of the store first, and recompute partitions with damaged objects.
+        max_failed: fraction of unreadable images, 0 to 1, above which `Summary.failed` is set.
+        client: a `distributed.Client` to compute on its cluster; the workers need access to the images and the store.
+        on_start: called once, after the store has been opened.
+        on_progress: called after each batch, or on a cluster after each partition.
+        progress: whether to show a tqdm progress bar; None shows it in a notebook if `on_progress` is not given.
+        on_note: called with each message to the user, one line; None for `warnings.warn`.
 
     Raises:
-        ActstatsError: a value outside its range.
+        ActstatsError: a value is out of range.
     """
 
     device: str | None = None
@@ -153,10 +155,10 @@ class Execution:
         if not 0 <= index < count:
             raise ActstatsError(f"part is {index}/{count}; it must be I/N with 0 <= I < N")
         if not 0 <= self.max_failed <= 1:
-            raise ActstatsError(f"max_failed is {self.max_failed}; it must be a share from 0 to 1")
+            raise ActstatsError(f"max_failed is {self.max_failed}; it must be between 0 and 1")
 
     def note(self, text: str) -> None:
-        """Tell the caller `text`, one line."""
+        """Report `text`, a single line, to the caller."""
         if self.on_note is not None:
             self.on_note(text)
         else:
@@ -169,7 +171,7 @@ def names_of(kind: type[Settings] | type[Execution]) -> list[str]:
 
 
 def require_known(options: Mapping[str, Any], function: str, *known: str) -> None:
-    """Raise a `TypeError`, as Python does for a wrong keyword, for options that are not among `known`."""
+    """Raise a `TypeError`, as Python does for an unexpected keyword, for options that are not in `known`."""
     for name in options:
         if name not in known:
             raise TypeError(f"{function}() has no argument {name!r}{nearest(name, known)}")

@@ -1,4 +1,4 @@
-"""`sweep`: plan and run in one call, answered from the store alone where that is complete already."""
+"""`sweep`: plan and run in one call; returns at once if the store is already complete."""
 
 from __future__ import annotations
 
@@ -29,34 +29,33 @@ def sweep(
     device: str = "auto",
     **options: Any,
 ) -> Summary:
-    """Compute statistics of every unit of `model` over `images`, in one pass, into the store at `store`.
+    """Compute statistics of every unit of `model` over `images` in one pass and write them to `store`.
 
-    It is `plan(model, images, store, ...).run(...)`. An interrupted sweep resumes where it stopped: call it
-    again with the same arguments.
+    This is `plan(model, images, store, ...).run(...)`. To resume an interrupted sweep, call it again with the same
+    arguments.
 
     Args:
-        model: an architecture's name, a `Loaded` model, or a module of your own (for which images need
-            `preprocessing`).
-        images: a folder, tar files or `"demo"`; a torch `Dataset` or `DataLoader`, a Hugging Face dataset, a
+        model: the name of an architecture, a `Loaded` model, or any module (`preprocessing` is then required for
+            images).
+        images: a folder, tar files or `"demo"`; a torch `Dataset` or `DataLoader`, a Hugging Face dataset or a
             tensor; or an open source (see `open_source`).
         store: path or URL of the Zarr store, created if missing.
-        device: "cpu", "cuda", "cuda:1", or "auto": a GPU if there is one.
+        device: "cpu", "cuda", "cuda:1", or "auto" for a GPU if there is one.
         **options: the other arguments of `plan` (weights, robust, seed, offline, preprocessing, limit,
-            fingerprint), the fields of
-            `Settings` (layers, metrics, batch_size, ...) and those of `Execution` (workers, part, strict, overwrite,
-            on_start, on_progress, progress, client, ...).
+            fingerprint), and the fields of `Settings` (layers, metrics, batch_size, ...) and `Execution` (workers,
+            part, strict, overwrite, on_start, on_progress, progress, client, ...).
 
     Returns:
         A summary of this run.
 
     Raises:
-        ActstatsError: anything that the user can mend, in one line. Completed partitions are kept.
-        KeyboardInterrupt: on Ctrl-C, after the partition that is being written is complete.
+        ActstatsError: any error that the user can fix, in one line. Completed partitions are kept.
+        KeyboardInterrupt: on Ctrl-C, once the partition being written is complete.
     """
     running = [name for name in names_of(Execution) if name != "device"]
     require_known(options, "sweep", *_PLANNING, *names_of(Settings), *running)
     execution = {name: options.pop(name) for name in running if name in options}
-    how = Execution(**execution)  # checked before anything is loaded
+    how = Execution(**execution)  # validated before anything is loaded
     if how.client is not None:
         from actstats.sweeping.cluster import device_of
 
@@ -76,10 +75,9 @@ _PLANNING: Final = ("weights", "robust", "seed", "offline", "preprocessing", "li
 def _complete_already(
     model: Any, images: Any, store: str | Path, device: str, options: Mapping[str, Any]
 ) -> Summary | None:
-    """Return the summary of a sweep that is complete, without loading the network; None where that takes more.
+    """Return the summary of a complete sweep without loading the network, or None if the network has to be loaded.
 
-    What an architecture's name and a file stand for is known without; what code of the caller's own stands
-    for is not.
+    This works for named architectures and weights files only: user code has to be run to tell whether it is the same.
     """
     if (
         not isinstance(model, str)

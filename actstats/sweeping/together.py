@@ -1,7 +1,7 @@
-"""Several networks over the same images in one pass: each image is decoded once.
+"""Sweep several networks over the same images in one pass, decoding each image once.
 
-Networks that want the same pixels share those as well. They run one after the other on each batch, and each fills a
-store of its own, the same to the byte as by itself. Where one fails, the others go on.
+Networks with the same preprocessing also share the pixels. They run one after the other on each batch. Each writes
+its own store, byte for byte the same as in a separate sweep. If one fails, the others continue.
 """
 
 from __future__ import annotations
@@ -37,27 +37,29 @@ def sweep_together(
 def sweep_together(
     plans: Sequence[SweepPlan], *, return_errors: bool = False, **execution: Any
 ) -> Sequence[Summary | ActstatsError]:
-    """Run several plans over the same images in one pass, in which each image is decoded once.
+    """Run several plans over the same images in one pass, decoding each image once.
 
-    The plans may differ in network, input size, distortions and statistics. Each fills its own store, as
-    `SweepPlan.run` would, and resumes like it.
+    The plans may differ in network, input size, distortions and statistics. Each writes its own store and can be
+    resumed, as with `SweepPlan.run`.
 
     Args:
-        plans: with the same images, `batch_size` and `partition_size`.
-        return_errors: return the error of a sweep that failed in its place, instead of raising the first in the end.
-        **execution: fields of `Execution`, for all of them; `on_start` is called for each, `on_progress` for all.
+        plans: the plans; they must have the same images, `batch_size` and `partition_size`.
+        return_errors: whether to return errors in place of the summaries of failed sweeps, instead of raising the
+            first one at the end.
+        **execution: fields of `Execution`, shared by all plans. `on_start` is called once per plan, `on_progress`
+            once per batch.
 
     Returns:
-        For each plan, a summary of this run.
+        One summary of this run per plan.
 
     Raises:
-        ActstatsError: the plans do not go together, or one failed; the others are finished then.
-        KeyboardInterrupt: on Ctrl-C, after the partitions that are being written are complete.
+        ActstatsError: the plans cannot be combined, or one failed; the others are finished first.
+        KeyboardInterrupt: on Ctrl-C, once the partitions being written are complete.
     """
     require_known(execution, "sweep_together", *names_of(Execution))
     how = Execution(**execution)
     if how.client is not None:
-        raise ActstatsError("a cluster computes one sweep at a time: run the plans one by one with `client=`")
+        raise ActstatsError("a cluster computes one sweep at a time; run each plan by itself with `client=`")
     _require_shared(plans)
     results: dict[int, Summary | ActstatsError] = {}
     with ExitStack() as stack:
@@ -86,19 +88,19 @@ def _require_shared(plans: Sequence[SweepPlan]) -> None:
             values = [getattr(p.settings, name) for p in (first, plan)]
             if values[0] != values[1]:
                 raise ActstatsError(
-                    f"sweeps in one pass need the same `{name}=`, not {values[0]} and {values[1]}"
+                    f"sweeps in one pass need the same `{name}=`, got {values[0]} and {values[1]}"
                 )
         if plan.images().fingerprint != first.images().fingerprint:
             raise ActstatsError("sweeps in one pass need the same images")
     stores = [plan.store for plan in plans]
     if twice := next((store for store in stores if stores.count(store) > 1), None):
-        raise ActstatsError(f"two sweeps in one pass would both fill {twice}")
+        raise ActstatsError(f"two sweeps in one pass have the same store {twice}; give each its own")
 
 
 def _run(
     plans: Sequence[SweepPlan], runs: dict[int, Run], how: Execution
 ) -> dict[int, Summary | ActstatsError]:
-    """Compute what the runs have to do, note it in them, and return the errors of those that failed, by number."""
+    """Compute the open partitions of all runs, update the runs, and return the errors of failed ones by number."""
     errors: dict[int, Summary | ActstatsError] = {}
     with ExitStack() as stack:
         jobs: dict[int, Job] = {}

@@ -149,7 +149,7 @@ def test_top_draws_a_sheet_also_of_images_that_were_moved_or_lost(images, store,
         assert again.tobytes() == sheet.tobytes()
     (tmp_path / "moved" / "cat" / "0.png").unlink()
     said = failure_of(f"top {store} features.3/17 --out {tmp_path / 'x.png'} --data {tmp_path / 'moved'}")
-    assert "are not those that were swept" in said
+    assert "have other names or sizes than those of the sweep" in said
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_top_says_when_the_images_are_not_where_they_were(images, tmp_path):
     output_of(f"{SWEEP} --data {tmp_path / 'images'} --out {tmp_path / 's.zarr'} --metrics top")
     (tmp_path / "images").rename(tmp_path / "moved")
     said = failure_of(f"top {tmp_path / 's.zarr'} features.1/0 --out {tmp_path / 'sheet.png'}")
-    assert said.endswith("if the images were moved, say where they are with --data")
+    assert said.endswith("if the images were moved, pass their new location as --data")
 
 
 def test_top_needs_the_metric_and_a_complete_partition(images, tmp_path):

@@ -167,7 +167,7 @@ def bad(tmp_path_factory):
             "--weights IMAGENET1K_V9",
             "squeezenet1_1 has no weights 'IMAGENET1K_V9'; did you mean IMAGENET1K_V1?",
         ),
-        ("--device abacus", "no device is named 'abacus'"),
+        ("--device abacus", "unknown device 'abacus'"),
         ("--metrics meen", "no metric is named 'meen'; did you mean mean?"),
         ("--metric no_such_module:Metric", "cannot import no_such_module"),
         ("--metric pathlib:Path", "pathlib:Path is not a class derived from actstats.Metric"),

@@ -129,7 +129,7 @@ def test_a_sweep_so_decoded_says_so_and_is_another_sweep(tmp_path):
     ("images", "more", "line"),
     [
         ("demo", {}, "demo has no files to decode; use `decode=pillow`"),
-        ("folder", {"distort": ["greyscale"]}, "distorted on the CPU"),
+        ("folder", {"distort": ["greyscale"]}, "distortions run on the CPU"),
         ("folder", {"decode": "nvjpeg"}, "decode is 'nvjpeg'; choose from pillow, device"),
     ],
 )

@@ -282,7 +282,7 @@ def test_images_of_a_source_of_ones_own_are_shown(stores, hostile, tmp_path):
     assert all(parts_of(report.page)["overview"][0]["pictures"]["kept"])
     save_contact_sheet(store, f"{LAYERS[0]}/0", tmp_path / "sheet.png", data=Mine())
     other = write_report(stores[:1], tmp_path / "other.html", data=Mine())
-    assert any("not those that were swept" in note for note in other.notes)
+    assert any("other names or sizes than those of the sweep" in note for note in other.notes)
 
 
 def test_the_class_a_unit_prefers_is_the_one_with_its_greatest_mean(parts, stores):

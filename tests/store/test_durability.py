@@ -89,7 +89,7 @@ def test_a_missing_object_is_an_error_and_no_plausible_number(photographs, whole
             attempt(tmp_path / "s.zarr")
     notes: list[str] = []
     sweep(photographs, tmp_path / "s.zarr", repair=True, on_start=lambda start: notes.extend(start.notes))
-    assert notes == ["partition 1 is damaged (total_variation) and computed again"]
+    assert notes == ["partition 1 is damaged (total_variation); computing it again"]
     assert files_of(tmp_path / "s.zarr") == files_of(whole)
 
 
@@ -172,7 +172,7 @@ def test_missing_images_are_tried_again_and_unreadable_ones_are_not(photographs,
     (tmp_path / "06.png").rename(images / "cat" / "06.png")
     notes: list[str] = []
     second = sweep(source, tmp_path / "s.zarr", on_start=lambda start: notes.extend(start.notes))
-    assert notes == ["1 partition had missing images, which are tried again"]
+    assert notes == ["1 partition had missing images; trying them again"]
     assert (second.partitions, second.failures) == (1, {})
     assert files_of(tmp_path / "s.zarr") == files_of(whole)
 

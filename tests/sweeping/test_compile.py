@@ -165,7 +165,7 @@ def test_a_network_that_cannot_be_compiled_runs_eagerly(photographs, tmp_path):
     assert summary.complete
     [note] = notes
     assert note.startswith("the network cannot be compiled: ")
-    assert note.endswith("; it runs eagerly")
+    assert note.endswith("; running it eagerly")
     assert "\n" not in note
     record = json.loads(str(xarray.open_zarr(tmp_path / "x.zarr").provenance.values[0]))
     assert record["compiled"] is False

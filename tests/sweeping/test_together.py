@@ -156,13 +156,13 @@ def test_plans_that_do_not_go_together_are_refused(photographs, tmp_path):
     first, *_ = planned(tmp_path, photographs)
     common = {"preprocessing": SMALL, **SIZES}
     cases = {
-        "need the same `batch_size=`, not 4 and 3": {**common, "batch_size": 3},
+        "need the same `batch_size=`, got 4 and 3": {**common, "batch_size": 3},
         "need the same images": {**common, "limit": 5},
     }
     for message, options in cases.items():
         with pytest.raises(ActstatsError, match=message):
             sweep_together([first, plan(SmallNet(), photographs, tmp_path / "x.zarr", **options)])
-    with pytest.raises(ActstatsError, match=r"would both fill .*small.zarr"):
+    with pytest.raises(ActstatsError, match=r"have the same store .*small.zarr"):
         sweep_together([first, first])
     assert not first.store.exists()
 
