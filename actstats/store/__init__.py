@@ -1,4 +1,4 @@
-"""The store: one Zarr v3 group that holds a sweep's statistics and opens in xarray as one lazy dataset."""
+"""Stores: a Zarr v3 group with the statistics of a sweep, which xarray opens as one lazy dataset."""
 
 from actstats.store.place import place_of
 from actstats.store.schema import Schema

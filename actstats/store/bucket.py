@@ -1,11 +1,11 @@
-"""A store in a bucket: S3 and what speaks its protocol, Google Cloud Storage, Azure; `memory://` for tests.
+"""Stores in a bucket: S3 and compatible services, Google Cloud Storage and Azure; `memory://` for tests.
 
-There is no rename there and no lock, but a write on condition. So the root, `zarr.json`, is the agreement: it is
-written first, on condition that there is none, and who comes later opens what the first has written. The other
-objects of a new store follow from it, and everyone who is to write into the store adds those that are missing, the
-last of them `_LAST`: without it the store is not whole.
+Buckets have neither renames nor locks, only conditional writes. So the root object, `zarr.json`, is written first, on
+condition that it does not exist, and later processes open the store that the first one created. The other objects of
+a new store follow from the root. Every process that writes to the store first adds the missing ones, `_LAST` at the
+end: without it the store is incomplete.
 
-To remove a store is to put a notice in place of its root, on condition that the root is still the same.
+A store is removed by first replacing its root with a notice, on condition that the root has not changed.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ R = TypeVar("R")
 
 _ROOT: Final = "zarr.json"
 _LAST: Final = "completed/zarr.json"
-"""The object that is written last when a store is made."""
+"""The object that is written last when a store is created."""
 _NOTICE: Final = "actstats_removing"
-"""Entry of the root of a store that is being removed: the folders that go."""
+"""Entry in the root of a store that is being removed, with the folders to remove."""
 _ABANDONED: Final = 60.0
-"""Seconds after which a removal that shows no progress is another process's to finish."""
+"""Seconds without progress after which another process takes over a removal."""
 _AT_ONCE: Final = 32
-"""Requests on their way at a time."""
+"""Maximum number of concurrent requests."""
 _AT_A_TIME: Final = 1000
-"""Objects that are removed between two signs of life."""
+"""Number of objects to remove between two updates of the notice."""
 
 
 class Bucket:
-    """A place in a bucket, by its URL."""
+    """A location in a bucket, given by its URL."""
 
     def __init__(self, location: URL) -> None:
         self.location = URL(location.rstrip("/"))
@@ -61,7 +61,7 @@ class Bucket:
         return BucketObjects(self.location, read_only=read_only)
 
     def exists(self) -> bool:
-        """Whether a store, or any object at all, lies below the URL."""
+        """Whether there is a store, or any other object, below the URL."""
         with explained(self.location):
             found = self._root(self._first)
             if found is not None:
@@ -69,7 +69,7 @@ class Bucket:
             return any(obstore.list(self._store, chunk_size=1))
 
     def whole(self) -> bool:
-        """Whether the object is there that is written last."""
+        """Whether the object that is written last exists."""
         with explained(self.location), suppress(FileNotFoundError):
             obstore.head(self._store, _LAST)
             return True
@@ -82,20 +82,20 @@ class Bucket:
             return {meta["path"].removeprefix(f"{folder}/"): meta["size"] for meta in found}
 
     def read(self, keys: Sequence[str]) -> list[bytes]:
-        """Return these objects, several requests at a time."""
+        """Return the contents of these objects, read concurrently."""
         with explained(self.location):
             return self._at_once(lambda key: bytes(obstore.get(self._store, key).bytes()), keys)
 
     def remove(self, keys: Iterable[str]) -> None:
-        """Remove these objects; S3 takes a thousand with one request."""
+        """Remove these objects; on S3 a thousand per request."""
         with self.explained(), suppress(FileNotFoundError):
             obstore.delete(self._store, list(keys))
 
     def flush(self) -> None:
-        """Do nothing: an object that was written is kept."""
+        """Do nothing, as objects are durable once they are written."""
 
     def tidy(self) -> None:
-        """Wait until a store that is being removed is gone, or remove it if nobody does any more."""
+        """Wait until another process has removed the store, or take over if its removal was abandoned."""
         seen, since = None, time.monotonic()
         with self.explained():
             while (root := self._root(self._first)) and _is_notice(root[0]):
@@ -107,11 +107,11 @@ class Bucket:
                 time.sleep(1)
 
     def make(self, write: Callable[[Objects], None]) -> None:
-        """Put the root, unless there is one."""
+        """Write the root, unless it exists."""
         self._put_new(_ROOT, _written(write)[_ROOT])
 
     def complete(self, write: Callable[[Objects], None]) -> None:
-        """Put the objects that a new store has and this one has not."""
+        """Write the objects of a new store that are missing."""
         if not self.whole():
             tree = _written(write)
             others = [key for key in tree if key not in (_ROOT, _LAST)]
@@ -120,21 +120,21 @@ class Bucket:
                 self._put_new(_LAST, tree[_LAST])
 
     def clear(self) -> None:
-        """Remove the store; a sweep that is running into it stops before its next partition."""
+        """Remove the store; a sweep that is writing to it stops before its next partition."""
         with self.explained():
             if root := self._root(self._store):
                 self._remove_all(list(json.loads(root[0])["consolidated_metadata"]["metadata"]), root[1])
 
     def use(self) -> BucketInUse:
-        """Remember which store it is."""
+        """Return a record of the current store, which detects its replacement."""
         return BucketInUse(self)
 
     def explained(self) -> AbstractContextManager[None]:
-        """Turn an error of the network inside into one line."""
+        """Turn network errors into a one-line `ActstatsError`."""
         return explained(self.location, RESUME)
 
     def version(self) -> str | None:
-        """Return what tells this store from another one at this place, None where there is none."""
+        """Return the ETag of the root, which identifies the store, or None if there is no store."""
         with self.explained(), suppress(FileNotFoundError):
             return obstore.head(self._store, _ROOT)["e_tag"]
         return None
@@ -147,12 +147,12 @@ class Bucket:
             return None
 
     def _put_new(self, key: str, data: bytes) -> None:
-        # One that arrived, and whose answer did not, may be refused when it is tried again: that is no harm.
+        # A retry is refused if the first request succeeded but its response was lost, which is harmless.
         with suppress(AlreadyExistsError):
             obstore.put(self._store, key, data, mode="create", use_multipart=False)
 
     def _remove_all(self, folders: list[str], root: UpdateVersion) -> None:
-        """Remove what lies in `folders`, then the root, which has to be this version of it."""
+        """Remove the objects in `folders`, then the root, provided that it still has this version."""
         for folder in folders:
             root = self._put_notice(folders, root)
             keys = [f"{folder}/{key}" for key in self.sizes(folder)]
@@ -167,10 +167,10 @@ class Bucket:
             return _version(obstore.put(self._store, _ROOT, notice, mode=root, use_multipart=False))
         except PreconditionError:
             found = self._root(self._store)
-            if found is not None and found[0] == notice:  # it arrived, its answer did not
+            if found is not None and found[0] == notice:  # the write succeeded, but its response was lost
                 return found[1]
             raise ActstatsError(
-                f"{self.location} is being made or removed by another process; wait for that one, or choose "
+                f"{self.location} is being created or removed by another process; wait for it to finish, or choose "
                 "another `store=`"
             ) from None
 
@@ -180,7 +180,7 @@ class Bucket:
 
 
 class BucketInUse:
-    """A store in a bucket that this process is using; others see nothing of it."""
+    """A store in a bucket that this process is using, which is not visible to other processes."""
 
     def __init__(self, bucket: Bucket) -> None:
         self._bucket, self._version = bucket, bucket.version()
@@ -190,7 +190,7 @@ class BucketInUse:
         return self._bucket.version() == self._version
 
     def close(self) -> None:
-        """Do nothing."""
+        """Do nothing, as there is no lock to release."""
 
 
 def _explaining(
@@ -205,18 +205,18 @@ def _explaining(
 
 
 class BucketObjects(ObjectStore[Any]):
-    """Zarr's store of objects in a bucket, whose errors are one line; another process opens it by its URL."""
+    """A Zarr store of objects in a bucket, with one-line errors. It is pickled by its URL."""
 
     def __init__(self, url: URL, *, read_only: bool) -> None:
         super().__init__(opened(url), read_only=read_only)
         self.url = url
 
     def with_read_only(self, read_only: bool = False) -> BucketObjects:
-        """Return the same objects, to be written or not."""
+        """Return a store of the same objects that is writable or read-only."""
         return type(self)(self.url, read_only=read_only)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Neither credentials nor connections go with it.
+        # Neither credentials nor connections are pickled.
         return functools.partial(type(self), read_only=self.read_only), (self.url,)
 
     get = _explaining(ObjectStore.get)
@@ -227,7 +227,7 @@ class BucketObjects(ObjectStore[Any]):
 
 
 def _written(write: Callable[[Objects], None]) -> dict[str, bytes]:
-    """Return the objects of the store that `write` writes."""
+    """Return the objects that `write` writes, by key."""
     tree: dict[str, Buffer] = {}
     write(MemoryStore(tree))
     return {key: value.to_bytes() for key, value in tree.items()}
@@ -238,7 +238,7 @@ def _is_notice(root: bytes) -> bool:
 
 
 def _version(found: Any) -> UpdateVersion:
-    """Return what a write is conditional on, of an object's metadata."""
+    """Return the part of an object's metadata that conditional writes compare."""
     known: Any = {name: found[name] for name in ("e_tag", "version") if found.get(name) is not None}
     version: UpdateVersion = known
     return version

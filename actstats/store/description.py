@@ -1,4 +1,4 @@
-"""What is in a store: what was swept, how complete it is, how large, and which images could not be read."""
+"""Describe a store: its sweep, how complete and how large it is, and which images could not be read."""
 
 from __future__ import annotations
 
@@ -25,28 +25,28 @@ class Variable:
     shape: tuple[int, ...]
     dtype: str
     nbytes: int
-    """Size of its values, before compression."""
+    """Size of the values in bytes, before compression."""
     stored: int
-    """Size of its objects."""
+    """Size of the stored objects in bytes."""
 
 
 @dataclass(frozen=True)
 class Description:
-    """What is in a store."""
+    """Description of the contents of a store."""
 
     path: Path | URL
     manifest: dict[str, Any]
     units: int
     completed: list[bool]
-    """For each partition."""
+    """Whether each partition is complete."""
     statuses: dict[str, int]
-    """Number of images by status, a value of `STATUSES`."""
+    """Number of images by status, one of the values of `STATUSES`."""
     variables: list[Variable]
     coordinates: list[Variable]
     failures: dict[str, str]
-    """Status by path, of the images that were not read."""
+    """Dict from the path of each image that could not be read to its status."""
     computed_on: dict[str, int]
-    """Number of complete partitions by the device and the versions that computed them; see `computed_on`."""
+    """Number of complete partitions by the device and versions that computed them; see `computed_on`."""
 
     @property
     def complete(self) -> bool:
@@ -55,10 +55,10 @@ class Description:
 
 
 def describe(path: str | Path) -> Description:
-    """Return what is in the store at `path`; no variable is read.
+    """Describe the store at `path` without reading any variable.
 
     Raises:
-        ActstatsError: there is no store, or a damaged one.
+        ActstatsError: the store does not exist or is damaged.
     """
     store = Store.open(path)
     try:
@@ -84,9 +84,9 @@ def describe(path: str | Path) -> Description:
 
 
 def computed_on(records: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """Return how many of the partitions with these records each device, with its versions, computed.
+    """Count partitions by the device and versions in their provenance `records`.
 
-    The versions named are that of torch, and what else is not the same for all.
+    The version of torch is always included, other versions only if they differ between records.
 
     >>> records = [
     ...     {"device": "cpu", "versions": {"torch": "2.9", "numba": "0.61"}},

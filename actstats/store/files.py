@@ -1,7 +1,7 @@
-"""A Zarr store on a local disk that survives a power cut, and who else is using it.
+"""Zarr stores on a local disk that survive power failures, and locks between processes that use them.
 
-The order in which bytes reach the disk is what makes a partition complete or not: its data, then the flag
-that says so. `DurableStore.flush` is the barrier between the two.
+The data of a partition must reach the disk before the flag that marks it complete. `DurableStore.flush` is the
+barrier between the two.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
 
 
 _SUFFIX: Final = 8
-"""Hexadecimal digits after the name of a store that is being made or removed."""
+"""Number of hexadecimal digits appended to the name of a store that is being created or removed."""
 _PARTIAL: Final = ".partial"
-"""Ending of an object that is being written."""
+"""Suffix of a file that is being written."""
 
 
 class DurableStore(LocalStore):
-    """Zarr's store of local files, which are on the disk, with the folders they lie in, after `flush`.
+    """A Zarr store of local files that are durable, together with their folders, after `flush`.
 
-    An object is written to a file `.XXXXXXXX.partial` in the root and moved to its place, so that it is whole
-    whenever it is seen. The root itself is never made: where it was moved away, writing fails.
+    Each object is written to a file `.XXXXXXXX.partial` in the root and then renamed, so readers never see a partial
+    object. The root itself is never created: if it has been moved, writing fails.
     """
 
     def __init__(self, root: Path | str, *, read_only: bool = False) -> None:
@@ -42,16 +42,16 @@ class DurableStore(LocalStore):
         self._lock = threading.Lock()
 
     async def set(self, key: str, value: Buffer) -> None:
-        """Write an object; it replaces the one before in one step."""
+        """Write an object, replacing any previous one atomically."""
         await asyncio.to_thread(self.set_sync, key, value)
 
     async def set_if_not_exists(self, key: str, value: Buffer) -> None:
-        """Write an object unless it is there."""
+        """Write an object unless it exists."""
         if not await self.exists(key):
             await self.set(key, value)
 
     def set_sync(self, key: str, value: Buffer) -> None:
-        """Write an object, as `set`."""
+        """Write an object synchronously, see `set`."""
         self._check_writable()
         file, partial = self.root / key, self.root / f".{os.urandom(_SUFFIX // 2).hex()}{_PARTIAL}"
         try:
@@ -66,7 +66,7 @@ class DurableStore(LocalStore):
             self._written.add(file)
 
     def flush(self) -> None:
-        """Return once everything written since the last call would survive a power cut."""
+        """Block until everything written since the last call is on the disk."""
         with self._lock:
             files, self._written = self._written, set()
         for file in files:
@@ -77,7 +77,7 @@ class DurableStore(LocalStore):
 
 
 def sync(path: Path) -> None:
-    """Have the disk hold what a file, or the list of names of a folder, holds now."""
+    """Flush a file, or the entries of a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -86,13 +86,14 @@ def sync(path: Path) -> None:
 
 
 class InUse:
-    """Says that this process is using a folder, and whether others are (`flock` on the folder itself).
+    """A lock that marks a folder as used by this process, and tells whether others use it (`flock` on the folder).
 
-    A file system without such locks lets everything pass. The lock ends with the process, however that ends.
+    File systems without locks behave as if no other process used the folder. The lock is released when the process
+    ends, even if it is killed.
     """
 
     def __init__(self, folder: Path) -> None:
-        """Begin to use `folder`, beside others."""
+        """Acquire a shared lock on `folder`."""
         self._folder = folder
         self._descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self.share()
@@ -102,33 +103,33 @@ class InUse:
             fcntl.flock(self._descriptor, kind)
         except BlockingIOError:
             return False
-        except OSError:  # no locks on this file system
+        except OSError:  # the file system does not support locks
             return True
         return True
 
     def is_there(self) -> bool:
-        """Whether the folder in use still has its name."""
+        """Whether the locked folder is still at its path."""
         try:
             return os.path.samestat(os.fstat(self._descriptor), self._folder.stat())
         except OSError:
             return False
 
     def alone(self) -> bool:
-        """Whether no other process uses the folder; from then on none can begin to."""
+        """Try to make the lock exclusive; return False if another process uses the folder."""
         return self._lock(fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def share(self) -> None:
-        """Let others use the folder too; wait first for one that is alone in it."""
+        """Make the lock shared; wait while another process holds an exclusive lock."""
         self._lock(fcntl.LOCK_SH)
 
     def close(self) -> None:
-        """Stop using the folder."""
+        """Release the lock."""
         os.close(self._descriptor)
 
 
 @contextlib.contextmanager
 def in_use(folder: Path) -> Iterator[InUse]:
-    """Use a folder inside a `with` block."""
+    """Hold a shared lock on a folder within a `with` block."""
     use = InUse(folder)
     try:
         yield use
@@ -137,8 +138,9 @@ def in_use(folder: Path) -> Iterator[InUse]:
 
 
 def remove_abandoned(path: Path) -> list[Path]:
-    """Remove what killed processes left beside the store at `path` while making or removing it; return what that
-    was.
+    """Remove the folders that killed processes left beside `path` while creating or removing a store.
+
+    Return the removed folders.
     """
     removed = []
     for folder in path.parent.glob(f".{glob.escape(path.name)}.*"):
@@ -153,7 +155,7 @@ def remove_abandoned(path: Path) -> list[Path]:
 
 
 def remove_partial(path: Path, use: InUse) -> None:
-    """Remove the objects that killed processes were writing to the store at `path`, if no one else uses it."""
+    """Remove partial files that killed processes left in the store at `path`, unless another process uses it."""
     if use.alone():
         for partial in path.glob(f".*{_PARTIAL}"):
             partial.unlink()
@@ -161,5 +163,5 @@ def remove_partial(path: Path, use: InUse) -> None:
 
 
 def beside(path: Path) -> Path:
-    """Return a name beside `path` that nothing has yet, which `remove_abandoned` knows."""
+    """Return an unused path beside `path` that `remove_abandoned` recognizes."""
     return path.parent / f".{path.name}.{os.urandom(_SUFFIX // 2).hex()}"

@@ -1,8 +1,8 @@
-"""The manifest: the record of a sweep, as JSON in the store's attributes.
+"""The manifest: the record of a sweep, as JSON in the attributes of its store.
 
-It has three kinds of entries. What decides the numbers must agree for two sweeps to share a store
-(`differences`). What should not, such as the release of Python, is told when it changes (`changes`). Where,
-when and by which words a store was made is only for the record.
+It has three kinds of entries. Those that affect results must agree for two sweeps to share a store (`differences`).
+Those that should not affect results, such as the version of Python, are reported when they change (`changes`). The
+others record when, where and with which arguments the store was created, and are not compared.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
 FORMAT: Final = 2
-"""Version of the store's layout that this version of actstats writes."""
+"""Store format that this version of actstats writes."""
 READABLE: Final = (1, 2)
-"""Versions that it reads. 1: chunks of 700 units, no checksums, no provenance, one folder per partition."""
+"""Store formats that it reads. Format 1 has chunks of 700 units, no checksums, no provenance and nested folders."""
 
 _TOLD: Final = frozenset({"versions.python", "versions.zarr"})
 _RECORDED: Final = frozenset(
@@ -39,12 +39,12 @@ _PACKAGES: Final = ("actstats", "torch", "torchvision", "triton", "numba", "pill
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that take part in a sweep, as far as they are installed."""
+    """Return the versions of Python and of the installed packages that are used in a sweep."""
     found = {name: _version(name) for name in _PACKAGES}
     return {"python": platform.python_version(), **{name: text for name, text in found.items() if text}}
 
 
-@functools.cache  # reading them takes longer than writing a small partition
+@functools.cache  # looking it up takes longer than writing a small partition
 def _version(package: str) -> str:
     try:
         return version(package)
@@ -53,24 +53,24 @@ def _version(package: str) -> str:
 
 
 def machine() -> dict[str, str]:
-    """Return what machine this is, for the record."""
+    """Return the system and processor of this machine."""
     return {"system": platform.platform(), "processor": platform.machine()}
 
 
 def build(**parts: Any) -> dict[str, Any]:
-    """Return a manifest of `parts`, with the format's number, versions, machine and date."""
+    """Return a manifest with the entries `parts`, the store format, versions, machine and date."""
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     return {"actstats": FORMAT, **parts, "versions": versions(), "machine": machine(), "created": now}
 
 
 def checksum(manifest: Mapping[str, Any]) -> str:
-    """Return the SHA-256, in hex, of a manifest's entries but the checksum itself."""
+    """Return the SHA-256, in hex, of all entries of a manifest except the checksum."""
     entries = {name: value for name, value in manifest.items() if name != "checksum"}
     return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
 
 
 def flatten(manifest: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return `{"weights.sha256": ..., ...}`: nested mappings under dotted names, lists as they are.
+    """Flatten nested mappings to dotted names, such as `weights.sha256`; lists are kept.
 
     >>> flatten({"a": {"b": 1}, "c": [2]})
     {'a.b': 1, 'c': [2]}
@@ -85,19 +85,19 @@ def flatten(manifest: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Return a phrase for each entry that keeps the two sweeps from sharing a store; empty if they may.
+    """Describe each difference that prevents two sweeps from sharing a store.
 
     >>> differences({"arch": "alexnet"}, {"arch": "vgg16"})
-    ["arch is 'alexnet' there and 'vgg16' here"]
+    ["arch is 'alexnet' in the store and 'vgg16' in this sweep"]
     """
     return [phrase for name, phrase in _changed(old, new) if not _within(name, _TOLD | _RECORDED)]
 
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Return a phrase for each entry that changes no number, but is worth telling when it changed.
+    """Describe each difference that should not affect results, but is reported to the user.
 
     >>> changes({"versions": {"python": "3.11.7"}}, {"versions": {"python": "3.11.9"}})
-    ["versions.python is '3.11.7' there and '3.11.9' here"]
+    ["versions.python is '3.11.7' in the store and '3.11.9' in this sweep"]
     """
     return [phrase for name, phrase in _changed(old, new) if _within(name, _TOLD)]
 
@@ -118,17 +118,21 @@ def _within(name: str, entries: frozenset[str]) -> bool:
 
 def _phrase(name: str, before: Any, after: Any) -> str:
     if isinstance(before, list) and isinstance(after, list):
-        # Layers are entries with a name; a difference of two lists of 57 would fill the screen.
+        # Show layers by name, as their full entries would fill the screen.
         first, second = (
             [x.get("name", x) if isinstance(x, Mapping) else x for x in xs] for xs in (before, after)
         )
         gone = [x for x in first if x not in second]
         added = [x for x in second if x not in first]
         if gone or added:
-            sides = [f"only {side} {_few(xs)}" for side, xs in (("there", gone), ("here", added)) if xs]
+            sides = [
+                f"{_few(xs)} only in {side}"
+                for side, xs in (("the store", gone), ("this sweep", added))
+                if xs
+            ]
             return f"{name} differ: {', '.join(sides)}"
         return f"{name} differ in order or details"
-    return f"{name} is {_short(before)} there and {_short(after)} here"
+    return f"{name} is {_short(before)} in the store and {_short(after)} in this sweep"
 
 
 def _few(items: list[Any], most: int = 3) -> str:

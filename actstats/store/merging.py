@@ -1,4 +1,4 @@
-"""From partitions to the whole: the reductions over `partition` that a sweep leaves to the reader."""
+"""Merge the partitions of a store: reductions over `partition`, which are computed on reading."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ _RANKED = ("top_value", "top_image", "top_position")
 
 
 def merge(dataset: xr.Dataset) -> xr.Dataset:
-    """Return the dataset without the `partition` dimension: each variable merged as its `merge` attribute says.
+    """Merge the `partition` dimension of each variable according to its `merge` attribute.
 
-    Sums, minima and maxima are taken over the partitions; the top-k lists become one list of the same length, of
-    equal values the lowest image first. Lazy: dask computes what is asked for. Variables by image are passed on.
-    Partitions that are not complete count for nothing.
+    Sums, minima and maxima are reduced over the partitions. The top-k lists are merged into one list of the same
+    length, in which equal values are ordered by image. Per-image variables are unchanged. Incomplete partitions are
+    ignored. The result is lazy if the dataset is.
 
     Raises:
-        ActstatsError: a variable that no sweep wrote, or no partition that is complete.
+        ActstatsError: a variable has no merge rule, or no partition is complete.
     """
     if "completed" in dataset.coords:
-        # One that was being written when its sweep was killed holds something, but not all.
+        # A partition whose sweep was killed while writing it may hold some of its data.
         done = dataset["completed"].values.astype(bool)
         if not done.any():
-            raise ActstatsError("no partition of this store is complete: rerun its sweep to resume")
+            raise ActstatsError("no partition of this store is complete; rerun its sweep to resume")
         if not done.all():
             dataset = dataset.isel(partition=np.flatnonzero(done))
     merged: dict[str, xr.DataArray] = {}
@@ -63,6 +63,6 @@ def _rank(
     """Merge lists [..., partition, rank] to [..., rank]."""
     k = value.shape[-1]
     flat = [a.reshape(*a.shape[:-2], -1) for a in (value, image, position)]
-    # Partitions are in the images' order and each list has its ties in it, so a stable sort keeps it; NaN go last.
+    # Partitions, and ties within each list, are ordered by image, which a stable sort preserves. NaN are sorted last.
     order = np.argsort(-flat[0], axis=-1, kind="stable")[..., :k]
     return tuple(np.take_along_axis(a, order, axis=-1) for a in flat)

@@ -1,7 +1,7 @@
-"""Where a store lies: a folder of this machine, or a bucket. Nothing above this knows which.
+"""Locations of stores: a common interface to local folders and buckets.
 
-A `StorePlace` has objects by key, such as `mean/c.3.0`. What is written is either there whole or not at all, and a
-store is made so that of several processes which start together one makes it and the others find it.
+A `StorePlace` has objects with keys such as `mean/c.3.0`, which are written atomically. If several processes start
+together, one of them creates the store and the others open it.
 """
 
 from __future__ import annotations
@@ -25,78 +25,78 @@ from actstats.support import URL, located, require_extra
 
 
 class Use(Protocol):
-    """Says that this process is using a store."""
+    """A store in use by this process."""
 
     def is_there(self) -> bool:
-        """Whether the store that is being used is still the one at its place."""
+        """Whether the store has not been moved or replaced."""
 
     def close(self) -> None:
-        """Stop using it."""
+        """Stop using the store."""
 
 
 class StorePlace(Protocol):
-    """Where a store lies, or may be made."""
+    """Location of a store, which may not exist yet."""
 
     @property
     def location(self) -> Path | URL:
-        """Its path or URL."""
+        """Path or URL of the store."""
 
     def objects(self, *, read_only: bool) -> Objects:
-        """Return the store's objects as Zarr reads and writes them."""
+        """Return a Zarr store of the objects."""
 
     def exists(self) -> bool:
-        """Whether anything is there: a store, or what is not one."""
+        """Whether there is anything at this location, even if it is not a store."""
 
     def whole(self) -> bool:
-        """Whether the store that is there has been made to its end."""
+        """Whether the creation of the existing store is finished."""
 
     def sizes(self, folder: str) -> dict[str, int]:
-        """Return the size in bytes of each object below `folder` by the rest of its key, from one listing."""
+        """Return the size in bytes of each object below `folder` by its relative key, with a single listing."""
 
     def read(self, keys: Sequence[str]) -> list[bytes]:
-        """Return these objects.
+        """Return the contents of these objects.
 
         Raises:
-            FileNotFoundError: one is not there.
+            FileNotFoundError: an object does not exist.
         """
 
     def remove(self, keys: Iterable[str]) -> None:
-        """Remove these objects, as far as they are there; a power cut does not bring them back."""
+        """Remove these objects durably; ignore those that do not exist."""
 
     def flush(self) -> None:
-        """Return once everything written would survive a power cut."""
+        """Block until everything written is durable."""
 
     def tidy(self) -> None:
-        """Finish what killed processes left of making or removing a store."""
+        """Clean up after processes that were killed while creating or removing a store."""
 
     def make(self, write: Callable[[Objects], None]) -> None:
-        """Make the store that `write` writes, unless another process is faster.
+        """Create the store that `write` writes, unless another process creates it first.
 
-        It may not be `whole` until `complete` was called, by any process that is to write into it.
+        Every process that writes to the store must call `complete` first; until then it may not be `whole`.
         """
 
     def complete(self, write: Callable[[Objects], None]) -> None:
-        """Make the store whole if it is not; `write` has to write the same store as it was made from."""
+        """Finish creating the store if needed; `write` must be equivalent to the one passed to `make`."""
 
     def clear(self) -> None:
-        """Remove the store that is there.
+        """Remove the existing store.
 
         Raises:
-            ActstatsError: another process is using or removing it.
+            ActstatsError: another process is using or removing the store.
         """
 
     def use(self) -> Use:
-        """Begin to use the store that is there, beside others."""
+        """Mark the existing store as used by this process; others may use it too."""
 
     def explained(self) -> AbstractContextManager[None]:
-        """Turn what fails inside into one line that names the store and says what to do."""
+        """Turn errors into a one-line `ActstatsError` that names the store and says what to do."""
 
 
 def place_of(path: str | Path) -> StorePlace:
-    """Return the place that a path, or a URL such as `s3://bucket/x.zarr`, names; nothing is opened yet.
+    """Return the location for a path, or a URL such as `s3://bucket/x.zarr`, without opening it.
 
     Raises:
-        ActstatsError: a URL that cannot be had, or the library for it is not installed.
+        ActstatsError: the URL is not supported, or the required library is not installed.
     """
     location = located(path)
     if isinstance(location, Path):
@@ -108,22 +108,22 @@ def place_of(path: str | Path) -> StorePlace:
 
 
 class Folder:
-    """A folder on a local disk, or on one that is mounted."""
+    """A folder on a local or mounted disk."""
 
     def __init__(self, location: Path) -> None:
         self.location = location
         self._durable = DurableStore(location)
 
     def objects(self, *, read_only: bool) -> Objects:
-        """Return the folder's files."""
+        """Return a Zarr store of the files in the folder."""
         return LocalStore(self.location, read_only=True) if read_only else self._durable
 
     def exists(self) -> bool:
-        """Whether there is a file or folder of this name."""
+        """Whether there is a file or folder at the path."""
         return self.location.exists()
 
     def whole(self) -> bool:
-        """Return True: a folder gets its name when it is whole."""
+        """Return True, as a folder is renamed to its path only when it is whole."""
         return True
 
     def sizes(self, folder: str) -> dict[str, int]:
@@ -135,7 +135,7 @@ class Folder:
         return [(self.location / key).read_bytes() for key in keys]
 
     def remove(self, keys: Iterable[str]) -> None:
-        """Remove these files, and have the disk hold that."""
+        """Remove these files, and flush the removal to the disk."""
         folders = set()
         for file in (self.location / key for key in keys):
             with contextlib.suppress(FileNotFoundError):
@@ -145,15 +145,15 @@ class Folder:
             sync(folder)
 
     def flush(self) -> None:
-        """Have the disk hold what was written."""
+        """Flush everything written to the disk."""
         self._durable.flush()
 
     def tidy(self) -> None:
-        """Remove what killed processes left beside the store."""
+        """Remove folders that killed processes left beside the store."""
         remove_abandoned(self.location)
 
     def make(self, write: Callable[[Objects], None]) -> None:
-        """Make the store beside its place and move it there, so that it is whole whenever it is seen."""
+        """Create the store beside its path and rename it, so that others never see an incomplete store."""
         path = self.location
         if path.parent.is_file():
             raise NotADirectoryError(errno.ENOTDIR, f"{path.parent} is a file, not a folder")
@@ -168,7 +168,7 @@ class Folder:
             try:
                 making.rename(path)
             except OSError as error:
-                # Of several processes that start one sweep together, one makes the store and the others open it.
+                # Another process has created the store in the meantime.
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
             for folder in itertools.takewhile(lambda folder: folder != folder.parent, path.parents):
@@ -178,7 +178,7 @@ class Folder:
             shutil.rmtree(making, ignore_errors=True)
 
     def complete(self, write: Callable[[Objects], None]) -> None:
-        """Do nothing: it is whole."""
+        """Do nothing, as a folder is always whole."""
 
     def clear(self) -> None:
         """Remove the folder, unless another process is using it."""
@@ -187,7 +187,7 @@ class Folder:
         try:
             if not use.alone():
                 raise ActstatsError(
-                    f"{path} is in use by another process; stop that one, or choose another `store=`"
+                    f"{path} is in use by another process; stop that process, or choose another `store=`"
                 )
             aside = beside(path)
             path.rename(aside)
@@ -197,14 +197,14 @@ class Folder:
             use.close()
 
     def use(self) -> Use:
-        """Lock the folder, and remove what killed processes were writing to it."""
+        """Lock the folder, and remove partial files that killed processes left in it."""
         use = InUse(self.location)
         remove_partial(self.location, use)
         return use
 
     @contextlib.contextmanager
     def explained(self) -> Iterator[None]:
-        """Turn what a file system can say into one line."""
+        """Turn file system errors into a one-line `ActstatsError`."""
         path = self.location
         try:
             yield

@@ -1,4 +1,4 @@
-"""What a store holds: its variables and coordinates, and how they are cut into chunks."""
+"""The schema of a store: its variables and coordinates, and how they are chunked."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from actstats.layers import Layer
 
 UNITS_PER_CHUNK: Final = 64
-"""Chunks are read whole: few units, so that one unit or one layer is read without the others. All chunks of one
-partition lie in one shard, so this costs no files."""
+"""Units per chunk: few, so that reading one unit or layer does not read many others. It does not add files, as all
+chunks of a partition are in one shard."""
 
 _FIXED_SIZES: Final = frozenset({"image", "unit", "partition", "frequency", "bin", "rank"})
 _LARGEST: Final = 2**31
@@ -35,7 +35,7 @@ class Schema:
         images: length of the image axis.
         partition_size: images per partition.
         top_k: length of the rank axis.
-        sizes: lengths of the dimensions that custom metrics added.
+        sizes: lengths of the dimensions that custom metrics add.
     """
 
     outputs: tuple[Output, ...]
@@ -56,11 +56,11 @@ class Schema:
         top_k: int,
         per_image: bool = True,
     ) -> Schema:
-        """Return what a sweep of these metrics over these layers stores.
+        """Return the schema of a sweep with these metrics and layers.
 
         Raises:
-            ActstatsError: a metric declares a size that is no positive whole number, or two metrics want different
-                lengths of one dimension.
+            ActstatsError: a metric declares a size that is not a positive integer, or two metrics declare different
+                lengths for the same dimension.
         """
         size = min(partition_size, images)
         sizes: dict[str, int] = {}
@@ -68,34 +68,37 @@ class Schema:
             for dim, length in _sizes(name, metric.sizes, metric.outputs, layers).items():
                 if sizes.setdefault(dim, length) != length:
                     raise ActstatsError(
-                        f"metric {name} has a dimension {dim!r} of length {length}, another has {sizes[dim]}"
+                        f"metric {name} declares length {length} for dimension {dim!r}, but another metric "
+                        f"declares {sizes[dim]}; rename one of the dimensions"
                     )
         positions = max((layer.height * layer.width for layer in layers), default=1)
         outputs = chosen.outputs(wide_counts=size * positions >= 2**31)
         kept = tuple(output for output in outputs if per_image or not output.per_image)
         if not kept:
-            raise ActstatsError("no chosen metric stores anything per partition; keep per_image, or add one")
+            raise ActstatsError(
+                "all chosen metrics are per-image; use `per_image=True`, or add one that is stored per partition"
+            )
         return cls(kept, tuple(layers), images, size, top_k, sizes)
 
     @property
     def units(self) -> int:
-        """Length of the unit axis: the channels of all layers."""
+        """Length of the unit axis, i.e. number of channels of all layers."""
         return sum(layer.units for layer in self.layers)
 
     @property
     def partitions(self) -> int:
-        """Number of blocks of `partition_size` images; the last may be shorter."""
+        """Number of partitions of `partition_size` images; the last one may be smaller."""
         return math.ceil(self.images / self.partition_size)
 
     @property
     def slices(self) -> list[slice]:
-        """Each layer's place on the unit axis."""
+        """Slice of the unit axis for each layer."""
         ends = np.cumsum([layer.units for layer in self.layers]).tolist()
         return [slice(end - layer.units, end) for end, layer in zip(ends, self.layers, strict=True)]
 
     @property
     def lengths(self) -> dict[str, int]:
-        """The length of each dimension by name."""
+        """Length of each dimension, by name."""
         return {
             "image": self.images,
             "unit": self.units,
@@ -107,14 +110,14 @@ class Schema:
         }
 
     def bounds(self, partition: int) -> tuple[int, int]:
-        """Return the first image of a partition and the one after its last."""
+        """Return the image range [start, stop) of a partition."""
         start = partition * self.partition_size
         return start, min(start + self.partition_size, self.images)
 
     def bytes(self, *, per_image: bool | None = None, images: int | None = None) -> int:
-        """Return the uncompressed size of the variables, of `images` images instead of all if given.
+        """Return the uncompressed size of the variables in bytes, for `images` images if given, else for all.
 
-        `per_image` restricts it to the variables with, or without, the dimension `image`.
+        With `per_image` True or False, only variables with or without the dimension `image` are counted.
         """
         images = self.images if images is None else images
         lengths = {**self.lengths, "image": images, "partition": math.ceil(images / self.partition_size)}
@@ -125,7 +128,7 @@ class Schema:
         )
 
     def chunks(self, output: Output) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Return the chunks and the shards of a variable: a shard is one partition with all units."""
+        """Return the chunk and shard shapes of a variable. Each shard holds one partition with all units."""
         rest = tuple(self.lengths[dim] for dim in output.dims[2:])
         first = self.partition_size if output.per_image else 1
         units = min(self.units, UNITS_PER_CHUNK)
@@ -134,7 +137,7 @@ class Schema:
     def coordinates(
         self, paths: Sequence[str], labels: NDArray[np.int64]
     ) -> dict[str, tuple[tuple[str, ...], NDArray[np.generic]]]:
-        """Return the dimensions and values of every coordinate that is known before the first image is read."""
+        """Return the dimensions and values of the coordinates that are known before any image is read."""
         layers, counts = self.layers, [layer.units for layer in self.layers]
         left, right = histogram_edges()
 
@@ -156,7 +159,7 @@ class Schema:
 
 
 def _sizes(name: str, declare: object, outputs: Sequence[Output], layers: Sequence[Layer]) -> dict[str, int]:
-    """Return the lengths that a custom metric declares, checked."""
+    """Validate and return the dimension lengths that a custom metric declares."""
     assert callable(declare)
     try:
         declared = declare(layers)
@@ -164,14 +167,14 @@ def _sizes(name: str, declare: object, outputs: Sequence[Output], layers: Sequen
         raise ActstatsError(f"metric {name}: sizes() failed: {type(error).__name__}: {error}") from error
     if not isinstance(declared, Mapping):
         raise ActstatsError(
-            f"metric {name}: sizes() returned {declared!r}; it must be a dict of lengths by name"
+            f"metric {name}: sizes() returned {declared!r}; it must be a dict from dimensions to lengths"
         )
     for dim, length in declared.items():
         whole = isinstance(length, int | np.integer) and not isinstance(length, bool)
         if dim in _FIXED_SIZES or not whole or not 0 < length < _LARGEST:
             raise ActstatsError(
                 f"metric {name}: sizes() gives dimension {dim!r} the length {length!r}; it must be a positive "
-                "whole number for a dimension of the metric's own"
+                "integer, for a dimension other than the built-in ones"
             )
     used = {dim for output in outputs for dim in output.dims} - _FIXED_SIZES
     if missing := sorted(used - declared.keys()):

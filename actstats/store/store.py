@@ -1,8 +1,8 @@
-"""The store: one Zarr v3 group that `xarray.open_zarr` opens as one lazy dataset, written partition by partition.
+"""Stores: a Zarr v3 group, written partition by partition, that `xarray.open_zarr` opens as one lazy dataset.
 
-A partition is a block of consecutive images. Each variable has one object per partition, so no two writers
-touch the same object. A partition becomes complete last and in one step: its data reach the disk, then its
-flag does. Whatever stops a sweep, a partition is either complete or computed again.
+A partition is a block of consecutive images. Each variable has one object per partition, so writers of different
+partitions never touch the same object. The flag that marks a partition complete is written after its data have
+reached the disk. So however a sweep ends, each partition is either complete or will be computed again.
 """
 
 from __future__ import annotations
@@ -47,15 +47,13 @@ STATUSES: Final = {
     UNREADABLE: "unreadable",
     REFUSED: "refused",
 }
-"""What became of an image, by the value of the coordinate `status`."""
+"""Names of the values of the coordinate `status`."""
 _DAMAGE: Final = (ValueError, OSError, RuntimeError, KeyError)
-"""What Zarr raises where an object is damaged."""
+"""Exceptions that Zarr raises for damaged objects."""
 
 
 class Store:
-    """An open store. `Store.open` opens one, `Store.open_or_create` makes it if needed; `write` completes a
-    partition.
-    """
+    """An open store, from `Store.open` or `Store.open_or_create`; `write` adds a partition."""
 
     def __init__(self, place: StorePlace, group: zarr.Group) -> None:
         self.place = place
@@ -77,10 +75,10 @@ class Store:
 
     @classmethod
     def open(cls, path: str | Path, *, mode: str = "r") -> Store:
-        """Open an existing store, `mode` "r" or "r+".
+        """Open an existing store in `mode` "r" or "r+".
 
         Raises:
-            ActstatsError: there is no store at `path`, or something that no sweep wrote, or a damaged store.
+            ActstatsError: there is no store at `path`, it was not written by actstats, or it is damaged.
         """
         place = place_of(path)
         store = cls(place, _group(place, mode))
@@ -98,13 +96,13 @@ class Store:
         *,
         overwrite: bool = False,
     ) -> Store:
-        """Open the store of this very sweep to go on with it, or make it.
+        """Open the store of this sweep to resume it, or create it.
 
-        `overwrite` removes the store of another sweep that is in the way, never that of this one.
+        With `overwrite`, the store of another sweep is replaced; the store of this sweep is always kept.
 
         Raises:
-            ManifestMismatchError: there is a store of another sweep, and `overwrite` is not set.
-            ActstatsError: there is something else, the store is damaged or in use, or cannot be written.
+            ManifestMismatchError: `path` holds the store of another sweep, and `overwrite` is not set.
+            ActstatsError: `path` is not a store, or the store is damaged, in use, or cannot be written.
         """
         place = place_of(path)
         write = functools.partial(_write_group, manifest=manifest, schema=schema, paths=paths, labels=labels)
@@ -116,7 +114,7 @@ class Store:
         if found := manifests.differences(store.manifest, manifest):
             raise ManifestMismatchError(
                 f"{path} holds another sweep: {'; '.join(found[:4])}{' and more' * (len(found) > 4)}. "
-                "Choose another `store=`, or `overwrite=True` to start afresh"
+                "Choose another `store=`, or use `overwrite=True` to replace it"
             )
         with place.explained():
             place.complete(write)
@@ -126,18 +124,18 @@ class Store:
         return store
 
     def use(self) -> None:
-        """Keep other processes from overwriting the store, until `close`."""
+        """Prevent other processes from overwriting the store until `close`."""
         self._use = self.place.use()
 
     def close(self) -> None:
-        """Let other processes overwrite the store again."""
+        """Allow other processes to overwrite the store again."""
         if self._use is not None:
             self._use.close()
             self._use = None
 
     @property
     def path(self) -> Path | URL:
-        """Where it lies: the path of its folder, or its URL."""
+        """Path or URL of the store."""
         return self.place.location
 
     @property
@@ -157,14 +155,14 @@ class Store:
 
     @property
     def completed(self) -> NDArray[np.bool_]:
-        """Which partitions are complete, bool [partitions]; known from one listing."""
+        """Whether each partition is complete, bool [partitions]; found with a single listing."""
         done = np.zeros(self.partitions, dtype=bool)
         sizes = self._objects("completed")
         done[[partition for partition, size in sizes.items() if size > 0]] = True
         return done
 
     def bounds(self, partition: int) -> tuple[int, int]:
-        """Return the first image of a partition and the one after its last."""
+        """Return the image range [start, stop) of a partition."""
         start = partition * self.partition_size
         return start, min(start + self.partition_size, self.images)
 
@@ -175,16 +173,16 @@ class Store:
         status: NDArray[np.int8],
         provenance: Mapping[str, Any] | None = None,
     ) -> None:
-        """Write one partition and mark it complete once all of it is on the disk.
+        """Write one partition, and mark it complete once all its data are on the disk.
 
         Args:
-            partition: its index.
-            arrays: each variable's values, [images, unit, ...] or [unit, ...].
-            status: what became of each image, int8 [images].
-            provenance: where and how it was computed; fit for JSON.
+            partition: index of the partition.
+            arrays: values of each variable, [images, unit, ...] or [unit, ...].
+            status: status of each image, int8 [images].
+            provenance: where and how the partition was computed, JSON-serializable.
 
         Raises:
-            ActstatsError: the disk is full, the store cannot be written, or it was moved; the partition stays
+            ActstatsError: the disk is full, or the store cannot be written or was moved. The partition remains
                 incomplete.
         """
         with self.place.explained():
@@ -198,7 +196,7 @@ class Store:
         self, partition: int, arrays: Mapping[str, NDArray[Any]], status: NDArray[np.int8], provenance: str
     ) -> None:
         self._refuse_moved()
-        # Only the flag goes: of two that compute the same partition, none takes away what the other has written.
+        # Remove only the flag: another process may be writing data of the same partition.
         self.place.remove([self._key("completed", partition)])
         for name, values in arrays.items():
             self._replace(name, partition, values)
@@ -216,18 +214,18 @@ class Store:
         except (OSError, ActstatsError):
             raise
         except Exception:
-            # Zarr reads the object of the last partition, which is shorter, to replace it; this one cannot be read.
+            # To replace part of an object, as in a smaller last partition, Zarr reads it first; this one is damaged.
             self.place.remove([self._key(name, partition)])
             self.group[name][where] = values  # type: ignore[index]
 
     def discard(self, partitions: Sequence[int]) -> None:
-        """Forget these partitions: first their flags, for good, and then their data."""
+        """Remove these partitions: first their flags, durably, then their data."""
         data = [*(name for name in _PER_PARTITION if name != "completed"), *self.manifest["outputs"]]
         for names in (["completed"], data):
             self.place.remove([self._key(name, partition) for name in names for partition in partitions])
 
     def statuses(self) -> NDArray[np.int8]:
-        """Return what became of each image, int8 [images]; -1 where its partition is not complete."""
+        """Return the status of each image, int8 [images], -1 in incomplete partitions."""
         status = np.full(self.images, -1, dtype=np.int8)
         size = min(self.partition_size, self.images)
         done = np.flatnonzero(self.completed).tolist()
@@ -235,7 +233,7 @@ class Store:
             for start, stop in map(self.bounds, done):
                 status[start:stop] = self.read("status", slice(start, stop))
             return status
-        # As Zarr would read it, in a tenth of the time: thousands of these are read before a sweep starts.
+        # Decode the objects directly, ten times faster than Zarr: there may be thousands when a sweep starts.
         objects = self.place.read([self._key("status", partition) for partition in done])
         for partition, data in zip(done, objects, strict=True):
             values, checksum = data[:-4], int.from_bytes(data[-4:], "little")
@@ -248,7 +246,7 @@ class Store:
         return status
 
     def provenance(self) -> list[dict[str, Any]]:
-        """Return where, with what and how fast each complete partition was computed; empty in format 1."""
+        """Return the provenance of each complete partition; empty in format 1."""
         if "provenance" not in self.group:
             return []
         done = np.flatnonzero(self.completed)
@@ -262,7 +260,7 @@ class Store:
         return found
 
     def missing_objects(self) -> list[tuple[str, int]]:
-        """Return the variable and the partition of each object that a complete partition should have and has not."""
+        """Return the variable and partition of each object that is missing or empty in a complete partition."""
         done = np.flatnonzero(self.completed).tolist()
         found = []
         for name in (*self.manifest["outputs"], *(n for n in _PER_PARTITION if n in self.group)):
@@ -271,9 +269,9 @@ class Store:
         return found
 
     def missing_coordinates(self) -> list[str]:
-        """Return the names of the coordinates whose one object is missing or empty: they would read as zeros."""
+        """Return the coordinates whose object is missing or empty, which Zarr would read as zeros."""
         if self.manifest["actstats"] == 1:
-            return []  # which wrote no object for a coordinate of zeros
+            return []  # format 1 has no objects for coordinates of zeros
         return [name for name in self._shared() if not self._objects(name).get(0)]
 
     def _shared(self) -> list[str]:
@@ -281,9 +279,9 @@ class Store:
         return sorted(n for n in self.group.array_keys() if n not in outputs and n not in _PER_PARTITION)
 
     def damage(self) -> Iterator[tuple[str, int | None, str]]:
-        """Read every object of the complete partitions and yield what is damaged: variable, partition, reason.
+        """Read every object of the complete partitions, and yield (variable, partition, reason) for damaged ones.
 
-        The partition is None for a coordinate, which belongs to all.
+        The partition is None for coordinates, which all partitions share.
         """
         yield from (("zarr.json", None, reason) for reason in self._damaged_metadata())
         missing = set(self.missing_objects())
@@ -313,15 +311,15 @@ class Store:
         except _DAMAGE as error:
             raise ActstatsError(
                 f"{self.path} is damaged: {name} cannot be read ({one_line(error)}); "
-                f"`actstats info --verify {self.path}` lists what is damaged"
+                f"run `actstats info --verify {self.path}` to list all damage"
             ) from error
 
     def _damaged_metadata(self) -> Iterator[str]:
-        """Yield what is wrong with the manifest, and with each array's metadata, which the store has twice."""
+        """Yield damage to the manifest and to the metadata of arrays, which the store holds twice."""
         if self.manifest["actstats"] == 1:
             return
         if self.manifest.get("checksum") != manifests.checksum(self.manifest):
-            yield "the manifest is not what was written"
+            yield "the manifest does not match its checksum"
         root = json.loads(self.place.read(["zarr.json"])[0])
         for name, metadata in root["consolidated_metadata"]["metadata"].items():
             try:
@@ -329,7 +327,7 @@ class Store:
             except (OSError, ValueError):
                 same = False
             if not same:
-                yield f"the metadata of {name} is not what was written"
+                yield f"the metadata of {name} do not match the consolidated metadata"
 
     def _unreadable(self, name: str, where: Any) -> str | None:
         try:
@@ -341,7 +339,7 @@ class Store:
     def _require_whole(self) -> None:
         if not self.place.whole():
             raise ActstatsError(
-                f"{self.path} is still being made, or its making was interrupted; rerun its sweep to finish it"
+                f"{self.path} is still being created, or its creation was interrupted; rerun its sweep to finish it"
             )
         known = {"arch", "data", "layers", "outputs", "partition_size", "selectors"}
         absent = (known - self.manifest.keys()).union(set(COORDINATES).difference(self.group))
@@ -351,17 +349,18 @@ class Store:
             )
 
     def _check_coordinates(self, schema: Schema, paths: Sequence[str], labels: NDArray[np.int64]) -> None:
-        """Refuse to go on with a store whose coordinates are not those of this sweep."""
+        """Raise `ActstatsError` if the coordinates of the store are not those of this sweep."""
         for name, (_, expected) in schema.coordinates(paths, labels).items():
             found = self.read(name, ...)
             same = np.array_equal(found, expected, equal_nan=expected.dtype.kind == "f")
             if not same:
                 raise ActstatsError(
-                    f"{self.path} is damaged: its coordinate {name!r} is not that of its images and layers"
+                    f"{self.path} is damaged: its coordinate {name!r} does not match its images and layers; "
+                    "remove the store and sweep again"
                 )
 
     def _objects(self, name: str) -> dict[int, int]:
-        """Return the size in bytes of each object of an array by partition, from one listing."""
+        """Return the size in bytes of each object of an array, by partition, with a single listing."""
         found: dict[int, int] = {}
         for key, size in self.place.sizes(name).items():
             first, *rest = key.replace("/", ".").split(".")  # c.3.0; c/3/0 in format 1
@@ -370,7 +369,7 @@ class Store:
         return found
 
     def _where(self, name: str, partition: int) -> slice | int:
-        """Return where an array has the values of a partition along its first axis."""
+        """Return the index or slice of a partition along the first axis of an array."""
         first, *_ = self.group[name].metadata.dimension_names  # type: ignore[union-attr, misc]
         return slice(*self.bounds(partition)) if first == "image" else partition
 
@@ -389,9 +388,9 @@ class Store:
 
 
 def damage_in(error: Exception) -> ActstatsError | None:
-    """Return what to say of an error that zarr raised over a damaged object; None for an error of another origin.
+    """Return an `ActstatsError` for an error that Zarr raised about a damaged object; None for other errors.
 
-    Whoever computes with a lazy dataset meets such errors wherever dask reads.
+    With lazy datasets, such errors may be raised wherever dask reads.
     """
     if not isinstance(error, _DAMAGE):
         return None
@@ -404,7 +403,7 @@ def damage_in(error: Exception) -> ActstatsError | None:
                 root = getattr(place.store, "root", place.store)
                 return ActstatsError(
                     f"{root} is damaged: {place.path.partition('/')[0]} cannot be read ({one_line(error)}); "
-                    f"`actstats info --verify {root}` lists what is damaged"
+                    f"run `actstats info --verify {root}` to list all damage"
                 )
     return None
 
@@ -412,12 +411,12 @@ def damage_in(error: Exception) -> ActstatsError | None:
 def open_dataset(path: str | Path) -> xr.Dataset:
     """Open a store as a lazy dataset, in dask chunks of one partition and all units.
 
-    `xarray.open_zarr` opens the same dataset in the store's own chunks of 64 units, which suits reading a few
-    units and makes a great many tasks of an analysis of all of them. What is known of every image and
-    partition, `status` and `completed`, is in memory.
+    `xarray.open_zarr` opens the same dataset in the chunks of the store, 64 units each. These are better for reading
+    a few units, but an analysis of all units would have very many dask tasks. The coordinates `status` and
+    `completed` are loaded into memory.
 
     Raises:
-        ActstatsError: there is no store at `path`, it is damaged, or a complete partition lacks one of its objects.
+        ActstatsError: there is no store at `path`, or it is damaged.
     """
     import xarray as xr
 
@@ -434,7 +433,7 @@ def open_dataset(path: str | Path) -> xr.Dataset:
     known = {
         "completed": ("partition", store.completed),
         "status": ("image", store.statuses(), dataset["status"].attrs),
-        # One object in the store, so one chunk: read by who needs it, and not once for each partition.
+        # A single object in the store, so a single chunk, which is not read again for each partition.
         "label": dataset["label"].chunk(),
     }
     chunked: xr.Dataset = dataset.chunk({d: n for d, n in {**chunks, **rest}.items() if d in dataset.dims})
@@ -442,35 +441,33 @@ def open_dataset(path: str | Path) -> xr.Dataset:
 
 
 def missing_error(path: str | Path, missing: Sequence[tuple[str, int]]) -> ActstatsError:
-    """Return the error about objects that complete partitions should have and have not."""
+    """Return the error about missing objects of complete partitions."""
     name, partition = missing[0]
-    more = f" and {len(missing) - 1} objects more are" if len(missing) > 1 else " is"
+    more = f" and {len(missing) - 1} more objects are" if len(missing) > 1 else " is"
     return ActstatsError(
         f"{path} is damaged: {name} of partition {partition}{more} missing or empty; sweep again with `repair=True`"
     )
 
 
 def _group(place: StorePlace, mode: str) -> zarr.Group:
-    """Open what a sweep wrote, in a format that this version reads, or say in one line why not."""
+    """Open the Zarr group of a store; raise `ActstatsError` if it is not a store that this version supports."""
     path = place.location
     if not place.exists():
-        raise ActstatsError(f"no store at {path}; `actstats sweep --out {path} ...` makes one")
+        raise ActstatsError(f"no store at {path}; create one with `actstats sweep --out {path} ...`")
     try:
         objects = place.objects(read_only=mode == "r")
         group = zarr.open_group(objects, mode=mode, zarr_format=3)  # type: ignore[arg-type]
     except PermissionError as error:
         raise ActstatsError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, OSError, KeyError, TypeError) as error:
-        raise ActstatsError(
-            f"{path} is not a store that actstats wrote: it is not a Zarr v3 group"
-        ) from error
+        raise ActstatsError(f"{path} is not a store of actstats: it is not a Zarr v3 group") from error
     if "actstats" not in group.attrs:
-        raise ActstatsError(f"{path} is a Zarr group, but not one that actstats wrote")
+        raise ActstatsError(f"{path} is not a store of actstats, but another Zarr group")
     found = group.attrs["actstats"]
     if found not in manifests.READABLE:
         readable = " and ".join(map(str, manifests.READABLE))
         raise ActstatsError(
-            f"{path} has store format {found}, this version of actstats reads {readable}; "
+            f"{path} has store format {found}, but this version of actstats reads {readable}; "
             "use the version that wrote it"
         )
     if mode != "r" and found != manifests.FORMAT:
@@ -482,8 +479,8 @@ def _group(place: StorePlace, mode: str) -> zarr.Group:
 
 
 def _removed_another(place: StorePlace, manifest: Mapping[str, Any]) -> bool:
-    """Remove the store of another sweep, and say so; keep that of this one."""
-    found = Store(place, _group(place, "r")).manifest  # refuses what actstats did not write
+    """Remove the store of another sweep and return True; keep the store of this sweep and return False."""
+    found = Store(place, _group(place, "r")).manifest  # raises an error if it is not a store
     if found.get("actstats") == manifests.FORMAT and not manifests.differences(found, manifest):
         return False
     place.clear()
@@ -503,7 +500,7 @@ def _write_group(
         zarr_format=3,
         attributes={**manifest, "checksum": manifests.checksum(manifest), "coordinates": coordinates},
     )
-    # Objects of one flat folder per array: one listing says which partitions it has.
+    # A flat folder per array, so that a single listing finds its partitions.
     common: dict[str, Any] = {"chunk_key_encoding": {"name": "default", "separator": "."}}
     checksum = zarr.codecs.Crc32cCodec()
     codec, level = parse_compression(manifest.get("compression", "zstd:1"))
@@ -520,7 +517,7 @@ def _write_group(
             fill_value=output.missing if output.per_image or output.merge == "rank" else output.neutral,
             dimension_names=output.dims,
             attributes=_attributes(output),
-            # An object that holds nothing but the fill value is written all the same: one that is gone is damage.
+            # Objects that hold only the fill value are written too, so that a missing object means damage.
             config={"write_empty_chunks": True},
             **common,
         )
@@ -555,7 +552,7 @@ def _write_group(
             **common,
         )
     with warnings.catch_warnings():
-        # With it xarray opens a store in one read; without it xarray complains.
+        # With consolidated metadata, xarray opens a store in one read; without, it warns.
         warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
         zarr.consolidate_metadata(objects)
 
@@ -576,7 +573,7 @@ def parse_compression(text: str) -> tuple[str, int]:
     ('zstd', 1)
 
     Raises:
-        ActstatsError: another codec, or a level outside 1 to 22.
+        ActstatsError: the codec is unknown, or the level is not between 1 and 22.
     """
     codec, _, level = text.partition(":")
     if codec == "none" and not level:
@@ -584,5 +581,5 @@ def parse_compression(text: str) -> tuple[str, int]:
     if codec == "zstd" and (not level or level.isdecimal()) and 1 <= int(level or 1) <= 22:
         return "zstd", int(level or 1)
     raise ActstatsError(
-        f"compression {text!r} is not known; give none, zstd or zstd:LEVEL with LEVEL from 1 to 22"
+        f"unknown compression {text!r}; choose none, zstd or zstd:LEVEL with LEVEL from 1 to 22"
     )

@@ -1,4 +1,4 @@
-"""The images that excite one unit most, read from a store."""
+"""Read the images that most strongly activate a unit from a store."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from actstats.store.store import missing_error
 
 @dataclass(frozen=True)
 class Unit:
-    """One channel of one layer of a sweep, and its place on the axis `unit`."""
+    """A channel of a layer, and its index on the axis `unit`."""
 
     layer: str
     channel: int
     index: int
     height: int
-    """Rows of its maps."""
+    """Height of its maps."""
     width: int
-    """Columns of its maps."""
+    """Width of its maps."""
 
     def __str__(self) -> str:
         return f"{self.layer}/{self.channel}"
@@ -33,13 +33,13 @@ class Unit:
 
 @dataclass(frozen=True)
 class Hit:
-    """One image among a unit's greatest, and where in the map its maximum is."""
+    """One of the top images of a unit, and the position of its maximum in the map."""
 
     rank: int
-    """Counted from 1."""
+    """Rank of the image, from 1."""
     value: float
     image: int
-    """Its index on the axis `image`."""
+    """Index of the image on the axis `image`."""
     path: str
     label: int
     row: int
@@ -47,14 +47,14 @@ class Hit:
 
 
 def find_unit(manifest: Mapping[str, Any], name: str) -> Unit:
-    """Return the unit LAYER/CHANNEL of the sweep that `manifest`, a dataset's attributes, describes.
+    """Return the unit called `name`, LAYER/CHANNEL, given the manifest (attributes) of a store.
 
     >>> manifest = {"layers": [{"name": "conv1", "units": 8, "height": 5, "width": 6}]}
     >>> find_unit(manifest, "conv1/3").index
     3
 
     Raises:
-        ActstatsError: the name has another form, or the sweep has no such layer or channel.
+        ActstatsError: the name is malformed, or the sweep has no such layer or channel.
     """
     layer, slash, channel = name.rpartition("/")
     if not slash or not channel.isdecimal():
@@ -65,7 +65,7 @@ def find_unit(manifest: Mapping[str, Any], name: str) -> Unit:
         if entry["name"] == layer:
             if int(channel) >= entry["units"]:
                 raise ActstatsError(
-                    f"layer {layer} has channels 0 to {entry['units'] - 1}, there is no {channel}"
+                    f"layer {layer} has no channel {channel}; its channels are 0 to {entry['units'] - 1}"
                 )
             return Unit(layer, int(channel), first + int(channel), entry["height"], entry["width"])
         first += entry["units"]
@@ -75,28 +75,28 @@ def find_unit(manifest: Mapping[str, Any], name: str) -> Unit:
 
 
 def top_images(store: str | Path, unit: str | Unit) -> list[Hit]:
-    """Return the images in which `unit` has its greatest activations, of all complete partitions, greatest first.
+    """Return the images with the highest activations of `unit` in all complete partitions, in descending order.
 
     Raises:
-        ActstatsError: there is no store, the unit is not in it, or it was swept without the metric `top`.
+        ActstatsError: the store does not exist, does not contain the unit, or was swept without the metric `top`.
     """
     opened = Store.open(store)
     if isinstance(unit, str):
         unit = find_unit(opened.manifest, unit)
     if "top_image" not in opened.group:
-        raise ActstatsError(f"{store} was swept without the metric top, so it does not know the top images")
+        raise ActstatsError(f"{store} has no top images; sweep again with the metric top")
     if not opened.completed.any():
         raise ActstatsError(f"no partition of {store} is complete yet; rerun its sweep to resume")
     if missing := opened.missing_objects():
         raise missing_error(store, missing)
-    # Without dask: of each partition only the chunk with this unit is read.
+    # Without dask, so that only the chunk with this unit is read from each partition.
     dataset = xr.open_zarr(opened.place.objects(read_only=True), chunks=None)
     lists = dataset[["top_value", "top_image", "top_position"]].isel(unit=[unit.index]).load()
     merged = merge(lists.assign_coords(completed=("partition", opened.completed))).isel(unit=0)
     paths, labels = (dataset[name].values for name in ("path", "label"))
     found = []
     for rank, image in enumerate(merged["top_image"].values.tolist()):
-        if image < 0:  # Fewer images than ranks.
+        if image < 0:  # fewer images than ranks
             break
         row, column = divmod(int(merged["top_position"].values[rank]), unit.width)
         value = float(merged["top_value"].values[rank])

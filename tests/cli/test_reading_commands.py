@@ -115,8 +115,8 @@ def test_what_is_no_store_is_named(store, tmp_path):
     (tmp_path / "damaged.zarr" / "zarr.json").write_text("{")
     for name, said in {
         "gone.zarr": "no store at",
-        "foreign.zarr": "is a Zarr group, but not one that actstats wrote",
-        "newer.zarr": "has store format 99, this version of actstats reads 1 and 2",
+        "foreign.zarr": "is not a store of actstats, but another Zarr group",
+        "newer.zarr": "has store format 99, but this version of actstats reads 1 and 2",
         "file": "it is not a Zarr v3 group",
         "damaged.zarr": "it is not a Zarr v3 group",
     }.items():
@@ -158,7 +158,7 @@ def test_top_draws_a_sheet_also_of_images_that_were_moved_or_lost(images, store,
         ("features.1", "unit 'features.1' is not of the form LAYER/CHANNEL, such as features.1/0"),
         ("features.1/x", "is not of the form LAYER/CHANNEL"),
         ("featurs.1/0", "no layer 'featurs.1' was swept; did you mean features.1"),
-        ("features.1/64", "layer features.1 has channels 0 to 63, there is no 64"),
+        ("features.1/64", "layer features.1 has no channel 64; its channels are 0 to 63"),
         ("features.1/0 --out sheet.xyz", "cannot draw to sheet.xyz: .xyz is not an image format; use .png"),
         (
             "features.1/0 --out no/such/folder/sheet.png",
@@ -182,6 +182,6 @@ def test_top_says_when_the_images_are_not_where_they_were(images, tmp_path):
 def test_top_needs_the_metric_and_a_complete_partition(images, tmp_path):
     output_of(f"{SWEEP} --data {images} --out {tmp_path / 's.zarr'} --metrics mean")
     said = failure_of(f"top {tmp_path / 's.zarr'} features.1/0")
-    assert "was swept without the metric top" in said
+    assert "has no top images; sweep again with the metric top" in said
     actstats(f"{SWEEP} --data {images} --out {tmp_path / 't.zarr'} --metrics top --strict")
     assert "no partition of" in failure_of(f"top {tmp_path / 't.zarr'} features.1/0")

@@ -154,8 +154,8 @@ def bad(tmp_path_factory):
             "--data {bad}/images.tar.gz",
             "images.tar.gz is compressed and cannot be read in place; gunzip it first",
         ),
-        ("--out {bad}/precious", "{bad}/precious is not a store that actstats wrote"),
-        ("--out {bad}/precious --overwrite", "{bad}/precious is not a store that actstats wrote"),
+        ("--out {bad}/precious", "{bad}/precious is not a store of actstats"),
+        ("--out {bad}/precious --overwrite", "{bad}/precious is not a store of actstats"),
         ("--out {bad}/junk.pth/s.zarr", "cannot write {bad}/junk.pth/s.zarr: {bad}/junk.pth is a file"),
         ("--weights {bad}/gone.pth", "no such weights file: {bad}/gone.pth"),
         ("--weights {bad}/junk.pth", "junk.pth is no weights file of PyTorch, or a damaged one"),
@@ -171,7 +171,7 @@ def bad(tmp_path_factory):
         ("--metrics meen", "no metric is named 'meen'; did you mean mean?"),
         ("--metric no_such_module:Metric", "cannot import no_such_module"),
         ("--metric pathlib:Path", "pathlib:Path is not a class derived from actstats.Metric"),
-        ("--compression zip", "compression 'zip' is not known; give none, zstd or zstd:LEVEL"),
+        ("--compression zip", "unknown compression 'zip'; choose none, zstd or zstd:LEVEL"),
     ],
 )
 def test_bad_input_is_one_line_and_makes_nothing(options, said, bad, tmp_path):
@@ -192,8 +192,8 @@ def test_another_sweep_on_the_same_store_is_refused_with_the_difference(images, 
     result = actstats(f"{SWEEP} --data {images} --out {store} --partition-size 4 --batch-size 3 --top-k 5")
     assert result.exit_code == 1
     assert result.stderr == (
-        f"actstats: error: {store} holds another sweep: batch_size is 2 there and 3 here. "
-        "Choose another --out, or --overwrite to start afresh\n"
+        f"actstats: error: {store} holds another sweep: batch_size is 2 in the store and 3 in this sweep. "
+        "Choose another --out, or use --overwrite to replace it\n"
     )
 
 

@@ -121,7 +121,7 @@ def test_a_sweep_so_decoded_says_so_and_is_another_sweep(tmp_path):
     assert (found.attrs["decode"], wanted.attrs["decode"]) == ("device", "pillow")
     np.testing.assert_allclose(found["total_variation"], wanted["total_variation"], rtol=0.05, atol=0.05)
     assert not found["mean"].equals(wanted["mean"])
-    with pytest.raises(ActstatsError, match="decode is 'pillow' there and 'device' here"):
+    with pytest.raises(ActstatsError, match="decode is 'pillow' in the store and 'device' in this sweep"):
         sweep(net, folder, tmp_path / "pillow.zarr", decode="device", **settings)
 
 

@@ -184,7 +184,7 @@ def test_dissection_of_a_swept_network(tmp_path):
         ("ablate {net} --data {stimuli} --unit relu", "a unit is named LAYER/CHANNEL"),
         ("ablate {net} --data {stimuli} --rank x", "--rank is FILE:COLUMN"),
         ("ablate {net} --data {stimuli} --rank x.csv:y", "no such table of units: x.csv"),
-        ("dissect {stimuli}", "is not a store that actstats wrote"),
+        ("dissect {stimuli}", "is not a store of actstats"),
     ],
 )
 def test_what_cannot_be_done_is_one_line(stimuli, command, message):

@@ -169,7 +169,7 @@ def test_a_store_whose_making_was_interrupted_is_finished_by_its_sweep_alone(
         with pytest.raises(KeyboardInterrupt):
             sweep(photographs, URL)
     with pytest.raises(
-        ActstatsError, match="is still being made, or its making was interrupted; rerun its sweep"
+        ActstatsError, match="is still being created, or its creation was interrupted; rerun its sweep"
     ):
         Store.open(URL)
     with pytest.raises(ManifestMismatchError):
@@ -180,7 +180,7 @@ def test_a_store_whose_making_was_interrupted_is_finished_by_its_sweep_alone(
 
 def test_overwriting_removes_the_other_sweep_alone_and_stops_who_still_writes(photographs, whole, s3):
     obstore.put(opened(), "notes.txt", b"not of the store")
-    with pytest.raises(ActstatsError, match="is not a store that actstats wrote"):
+    with pytest.raises(ActstatsError, match="is not a store of actstats"):
         sweep(photographs, URL)
     obstore.delete(opened(), "notes.txt")
 

@@ -29,11 +29,14 @@ def test_two_manifests_of_one_sweep_agree_whenever_and_wherever_they_were_made()
 @pytest.mark.parametrize(
     ("change", "phrase"),
     [
-        ({"arch": "vgg16"}, "arch is 'alexnet' there and 'vgg16' here"),
-        ({"weights": {"source": "none", "seed": 1}}, "weights.seed is 0 there and 1 here"),
-        ({"data": {"spec": "photos", "fingerprint": "cd"}}, "data.fingerprint is 'ab' there and 'cd' here"),
-        ({"amp": "bf16"}, "amp is absent there and 'bf16' here"),
-        ({"layers": [{"name": "features.1", "height": 55}]}, "layers differ: only there features.4"),
+        ({"arch": "vgg16"}, "arch is 'alexnet' in the store and 'vgg16' in this sweep"),
+        ({"weights": {"source": "none", "seed": 1}}, "weights.seed is 0 in the store and 1 in this sweep"),
+        (
+            {"data": {"spec": "photos", "fingerprint": "cd"}},
+            "data.fingerprint is 'ab' in the store and 'cd' in this sweep",
+        ),
+        ({"amp": "bf16"}, "amp is absent in the store and 'bf16' in this sweep"),
+        ({"layers": [{"name": "features.1", "height": 55}]}, "layers differ: features.4 only in the store"),
         (
             {"layers": [{"name": "features.1", "height": 1}, {"name": "features.4", "height": 27}]},
             "layers differ in order or details",

@@ -138,7 +138,7 @@ def test_a_compiled_sweep_says_so(eager_and_compiled):
 
 
 def test_eager_and_compiled_numbers_do_not_share_a_store(eager_and_compiled, photographs):
-    with pytest.raises(ActstatsError, match="compile is absent there and True here"):
+    with pytest.raises(ActstatsError, match="compile is absent in the store and True in this sweep"):
         sweep(
             SmallNet(),
             photographs.parent / photographs.name,

@@ -274,9 +274,9 @@ def test_the_partition_size_changes_no_number(photographs, tmp_path):
 
 def test_another_sweep_on_the_same_store_is_refused_with_the_difference(photographs, tmp_path):
     sweep_small(photographs, tmp_path / "s.zarr")
-    with pytest.raises(ManifestMismatchError, match="batch_size is 4 there and 2 here"):
+    with pytest.raises(ManifestMismatchError, match="batch_size is 4 in the store and 2 in this sweep"):
         sweep_small(photographs, tmp_path / "s.zarr", batch_size=2)
-    with pytest.raises(ManifestMismatchError, match=r"data\.images is 14 there and 5 here"):
+    with pytest.raises(ManifestMismatchError, match=r"data\.images is 14 in the store and 5 in this sweep"):
         sweep_small(photographs, tmp_path / "s.zarr", limit=5)
     sweep_small(photographs, tmp_path / "s.zarr", batch_size=2, overwrite=True)
     assert xr.open_zarr(tmp_path / "s.zarr").attrs["batch_size"] == 2
@@ -287,7 +287,7 @@ def test_what_is_no_store_is_neither_used_nor_removed(photographs, tmp_path):
     precious.mkdir()
     (precious / "thesis.txt").write_text("years of work")
     for overwrite in (False, True):
-        with pytest.raises(ActstatsError, match="not a store that actstats wrote"):
+        with pytest.raises(ActstatsError, match="not a store of actstats"):
             sweep_small(photographs, precious, overwrite=overwrite)
     assert (precious / "thesis.txt").read_text() == "years of work"
 
