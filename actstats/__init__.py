@@ -6,10 +6,10 @@
 ... )
 >>> dataset = actstats.open_dataset("googlenet.zarr")  # doctest: +SKIP
 
-`sweep` fills a store; `plan` shows and checks what it would do, for running it later or elsewhere.
-`sweep_together` runs several plans in one pass. `open_dataset` opens a store, `merge` reduces what is kept per
-partition, and `SweepPlan.from_store` leads back to the network and the images. `Metric` and `Output` are for metrics
-of your own.
+`sweep` computes the statistics and writes them to a store. `plan` checks a sweep without running it, to run it later
+or elsewhere. `sweep_together` runs several plans in one pass. `open_dataset` opens a store, `merge` merges its
+partitions, and `SweepPlan.from_store` gives access to its network and images. `Metric` and `Output` define custom
+metrics.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ __all__ = [
     "sweep_together",
 ]
 
-# Importing torch takes seconds: `import actstats` does without until a name is used.
+# Importing torch takes seconds, so names are imported on first use.
 _HOMES = {
     "Execution": "sweeping.settings",
     "Loaded": "models",

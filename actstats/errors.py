@@ -1,4 +1,4 @@
-"""The errors that a user can meet: each is one line that names what is wrong and what to do."""
+"""Errors for users: each message is one line that says what is wrong and what to do."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from pathlib import Path
 
 
 class ActstatsError(Exception):
-    """A problem the user can act on; its text is one line, fit to be printed as it is."""
+    """A problem that the user can fix. The message is a single line."""
 
 
 class StrictError(ActstatsError):
-    """An image cannot be read, and the caller wants to stop at the first of these."""
+    """An image cannot be read, and `strict` is set."""
 
 
 class ManifestMismatchError(ActstatsError):
-    """A store holds another sweep than the one asked for."""
+    """A store holds a different sweep than the requested one."""
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
-    """Return a phrase that offers the known names nearest to `name`, or an empty string.
+    """Return a phrase that suggests the known names closest to `name`, or an empty string.
 
     >>> nearest("googlnet", ["googlenet", "alexnet", "vgg16"])
     '; did you mean googlenet?'
@@ -31,7 +31,7 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
 
 
 def first(names: Sequence[str], count: int = 3) -> str:
-    """Return the first few names, for a message.
+    """Return the first few names for a message.
 
     >>> first(["conv1", "conv2", "conv3", "fc"])
     'conv1, conv2, conv3, ...'
@@ -40,7 +40,7 @@ def first(names: Sequence[str], count: int = 3) -> str:
 
 
 def one_line(error: BaseException, most: int | None = None) -> str:
-    r"""Return what an exception says in one line, or its type if it says nothing; at most `most` characters of it.
+    r"""Return the message of an exception in one line of at most `most` characters, or its type if it is empty.
 
     >>> one_line(ValueError("two\n  lines")), one_line(KeyError())
     ('two lines', 'KeyError')
@@ -49,15 +49,13 @@ def one_line(error: BaseException, most: int | None = None) -> str:
 
 
 def reason_of(error: BaseException) -> str:
-    """Return what an exception of someone else's code says, in one line, with the place that raised it in
-    brackets.
-    """
+    """Return the message of an exception from third-party code in one line, with the file and line that raised it."""
     frames = traceback.extract_tb(error.__traceback__)
     inside = [frame for frame in frames if not Path(frame.filename).is_relative_to(Path(__file__).parent)]
     place = f" ({Path(inside[-1].filename).name}:{inside[-1].lineno})" if inside else ""
     said = next(iter(str(error).splitlines()), "")
     if isinstance(error, SystemExit):
-        said = f"it ended the program with sys.exit({said})"
+        said = f"it called sys.exit({said})"
     elif type(error).__name__ not in said:
         said = f"{type(error).__name__}: {said}" if said else type(error).__name__
     return said + place

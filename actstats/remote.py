@@ -1,8 +1,8 @@
-"""Objects that do not lie on this machine, by URL: in buckets (s3, gs, az) and on web servers (http, https).
+"""Access remote objects by URL, in buckets (s3, gs, az) and on web servers (http, https).
 
-Credentials, region and endpoint come from the environment, as everywhere: AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL,
-GOOGLE_APPLICATION_CREDENTIALS, AZURE_STORAGE_ACCOUNT_NAME and so on. With boto3 installed, so do the profiles and
-the single sign-on of ~/.aws. A request that fails for a reason which may pass is tried again with backoff.
+Credentials, region and endpoint are read from the usual environment variables: AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL,
+GOOGLE_APPLICATION_CREDENTIALS, AZURE_STORAGE_ACCOUNT_NAME and so on. If boto3 is installed, profiles and single
+sign-on from ~/.aws work as well. Requests that fail with a transient error are retried with backoff.
 """
 
 from __future__ import annotations
@@ -23,29 +23,29 @@ if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
 PATIENCE: Final = 60.0
-"""Seconds for which a request is tried again, of a server that has answered before."""
+"""Seconds for which requests are retried once the server has responded."""
 FIRST_PATIENCE: Final = 8.0
-"""Seconds for which a first request is tried: a wrong address should not take a minute to be told."""
+"""Seconds for which the first request is retried; short, to report a wrong address quickly."""
 RESUME: Final = "; completed partitions are kept: rerun the same command to resume"
-"""Advice after an error of the network in the middle of a sweep."""
+"""Advice after a network error during a sweep."""
 _TIMEOUT: Final = "60s"
-"""Time of one request, the transfer included."""
+"""Timeout of a request, including the transfer."""
 _AWS: Final = ("AWS_ACCESS_KEY_ID", "AWS_SKIP_SIGNATURE", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_")
-"""Variables, or how they begin, by which S3 is used without boto3."""
+"""Environment variables, or their prefixes, that configure S3 without boto3."""
 
 
 def opened(url: URL, *, patience: float | None = None) -> ObjectStore:
-    """Return an obstore with the objects below `url`; nothing is requested yet.
+    """Return an obstore of the objects below `url`, without sending any request.
 
     Raises:
-        ActstatsError: a URL that cannot be opened, or obstore is not installed.
+        ActstatsError: the URL cannot be opened, or obstore is not installed.
     """
     require_extra("obstore", "cloud", f"reading or writing {url}")
     from obstore.store import from_url
 
     scheme, _, place = url.partition("://")
     if not place.partition("/")[0]:
-        raise ActstatsError(f"{url} names no bucket; it should be such as s3://bucket/name.zarr")
+        raise ActstatsError(f"{url} has no bucket; use a URL such as s3://bucket/name.zarr")
     if scheme == "memory":
         return _in_memory(url)
     more: dict[str, Any] = {}
@@ -58,12 +58,12 @@ def opened(url: URL, *, patience: float | None = None) -> ObjectStore:
 
         try:
             more["credential_provider"] = Boto3CredentialProvider()
-        except Exception as error:  # what botocore makes of a user's files
+        except Exception as error:  # botocore fails on invalid files of the user
             raise ActstatsError(_without_credentials(url)) from error
     with explained(url):
         return from_url(
             url,
-            # Where the environment names an http:// endpoint, that is meant.
+            # The endpoint in the environment may be http://.
             client_options={"allow_http": True, "timeout": _TIMEOUT},
             retry_config={
                 "backoff": {
@@ -80,7 +80,7 @@ def opened(url: URL, *, patience: float | None = None) -> ObjectStore:
 
 @cache
 def _in_memory(url: URL) -> ObjectStore:
-    """Return the objects of this process that have this URL."""
+    """Return the in-memory store of this process for this URL."""
     from obstore.store import MemoryStore
 
     return MemoryStore()
@@ -88,9 +88,9 @@ def _in_memory(url: URL) -> ObjectStore:
 
 @contextmanager
 def explained(url: URL, advice: str = "") -> Iterator[None]:
-    """Turn an error of obstore inside into one line that names `url`, and ends with `advice`.
+    """Turn errors of obstore into a one-line `ActstatsError` that names `url` and ends with `advice`.
 
-    An object that is not there stays a `FileNotFoundError`, unless its bucket is not there either.
+    A missing object still raises `FileNotFoundError`, unless its bucket is missing too.
     """
     import obstore.exceptions
 
@@ -104,14 +104,14 @@ def explained(url: URL, advice: str = "") -> Iterator[None]:
 
 
 def _reason(url: URL, text: str) -> str:
-    """Return what is wrong with `url` in one line, of what obstore says."""
+    """Return an error message about `url` in one line, given the `text` of an obstore error."""
     bucket = "/".join(url.split("/")[:3])
     status = re.search(r"status code: (\d{3}[\w ]*)", text)
     code = re.search(r"<Code>(\w+)</Code>", text)
     if "Unable to recognise URL" in text:
-        return f"cannot open {url}: it should begin with s3://, gs:// or az:// and name a bucket"
+        return f"cannot open {url}: it must start with s3://, gs:// or az:// and a bucket"
     if "NoSuchBucket" in text:
-        return f"there is no bucket {bucket}"
+        return f"bucket {bucket} does not exist"
     if "169.254.169.254" in text or "metadata.google" in text or "Account must be specified" in text:
         return _without_credentials(url)
     why = code[1] if code else status[1].strip() if status else " ".join(text.split())[-200:]
@@ -119,7 +119,7 @@ def _reason(url: URL, text: str) -> str:
         return f"access to {url} is denied ({why}); check the credentials in the environment"
     if status and status[1][:3] in ("301", "307", "400"):
         return f"{url} cannot be used ({why}); check AWS_REGION and AWS_ENDPOINT_URL"
-    return f"{bucket} does not answer ({why})" if not status else f"{bucket} answers {why}"
+    return f"{bucket} does not respond ({why})" if not status else f"{bucket} responds with {why}"
 
 
 def _without_credentials(url: URL) -> str:

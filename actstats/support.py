@@ -1,4 +1,4 @@
-"""Small helpers that every room may use: arguments as users write them, optional libraries, objects by name."""
+"""Small helpers used throughout the package: argument parsing, optional dependencies, files, imports by name."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from actstats.errors import ActstatsError
 
 
 class URL(str):
-    """A place that is not a path of this machine, such as `s3://bucket/x.zarr`."""
+    """A remote location, such as `s3://bucket/x.zarr`."""
 
     __slots__ = ()
 
     @property
     def name(self) -> str:
-        """Its last part.
+        """The last part of the path.
 
         >>> URL("s3://bucket/x.zarr/").name
         'x.zarr'
@@ -31,7 +31,7 @@ class URL(str):
 
 
 def located(place: str | Path) -> Path | URL:
-    """Return a URL as it is and anything else as a path.
+    """Return a `URL` if `place` contains `://`, else a `Path`.
 
     >>> located("s3://bucket/x.zarr"), located("x.zarr").name
     ('s3://bucket/x.zarr', 'x.zarr')
@@ -40,19 +40,19 @@ def located(place: str | Path) -> Path | URL:
 
 
 def on_this_machine(spec: str) -> str:
-    """Return a place that a store names, unless it is a URL, which a store alone does not get opened.
+    """Return `spec`, the location of images from a store; raise `ActstatsError` if it is a URL.
 
-    Raises `ActstatsError` for a URL.
+    URLs in a store are not trusted, so opening one requires the user's consent.
     """
     if isinstance(located(spec), URL):
         raise ActstatsError(
-            f"the images are at {spec}, which a store alone does not get opened; pass `data={spec}`"
+            f"the images are at {spec}, but URLs in a store are not opened by default; pass `data={spec}`"
         )
     return spec
 
 
 def one_or_more(given: str | Iterable[str]) -> list[str]:
-    """Return a list of names, of one name by itself or of several.
+    """Return a list of names, given a single name or several.
 
     >>> one_or_more("conv"), one_or_more(("conv", "block"))
     (['conv'], ['conv', 'block'])
@@ -62,10 +62,10 @@ def one_or_more(given: str | Iterable[str]) -> list[str]:
 
 @contextmanager
 def needs(package: str, what: str, extra: str) -> Iterator[None]:
-    """Turn a missing `package` into the line that says how to install it.
+    """Turn the `ImportError` for a missing `package` into a line that says how to install it.
 
     Raises:
-        ActstatsError: an import inside did not find it; the text names the extra that brings it.
+        ActstatsError: `package` is not installed; the message names the extra that installs it.
     """
     try:
         yield
@@ -76,24 +76,24 @@ def needs(package: str, what: str, extra: str) -> Iterator[None]:
 
 
 def require_extra(module: str, extra: str, purpose: str) -> Any:
-    """Import and return an optional library; raises as `needs`."""
+    """Import and return an optional module; see `needs` for errors."""
     with needs(module.partition(".")[0], purpose, extra):
         return import_module(module)
 
 
 def named_object(reference: str, role: str, form: str) -> object:
-    """Return the object that `package.module:name` names; modules in the working directory are found too.
+    """Import and return the object `package.module:name`, also from modules in the working directory.
 
     >>> named_object("math:tau", "metric", "Class") > 6
     True
 
-    Raises `ActstatsError`, which calls it a `role` and its second part a `form`, where there is none.
+    Raises `ActstatsError` if there is no such object, with a message about a `role` of this `form`.
     """
     module_name, _, attribute = reference.partition(":")
     if not module_name or not attribute:
         raise ActstatsError(f"{role} {reference!r} is not of the form package.module:{form}")
     if (here := str(Path.cwd())) not in sys.path:
-        # `python -m` and pytest put the working directory there; a console script does not.
+        # Unlike `python -m`, a console script does not add the working directory.
         sys.path.append(here)
     try:
         found: object = import_module(module_name)
@@ -107,7 +107,7 @@ def named_object(reference: str, role: str, form: str) -> object:
 
 
 def cache_folder() -> Path:
-    """Return the folder for downloads and what else can be made again: `ACTSTATS_CACHE`, or the user's cache."""
+    """Return the folder for downloads and other cached files: `ACTSTATS_CACHE`, or the user's cache folder."""
     chosen = os.environ.get("ACTSTATS_CACHE")
     if chosen:
         return Path(chosen).expanduser()
@@ -115,7 +115,7 @@ def cache_folder() -> Path:
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Write a file beside its place and move it there, so that it is whole whenever it is seen."""
+    """Write a file atomically, by renaming a temporary file beside it."""
     beside = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
     try:
         beside.write_bytes(content)
@@ -125,7 +125,7 @@ def replace_file(path: Path, content: bytes) -> None:
 
 
 def keep_cached(file: Path, content: bytes) -> None:
-    """Write a file of the cache if that is possible: without it, the next time only takes longer."""
+    """Write a file to the cache; ignore errors, as the cache is optional."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         replace_file(file, content)
@@ -140,7 +140,7 @@ def sha256_of(file: Path) -> str:
 
 
 def html_facts(title: str, facts: Iterable[tuple[str, object]]) -> str:
-    """Return a heading and a table of names and values, for `_repr_html_`; all of it is escaped.
+    """Return an HTML heading and table of names and values for `_repr_html_`, with all text escaped.
 
     >>> html_facts("a < b", [("images", 3)])
     '<b>a &lt; b</b><table><tr><th style="text-align:left">images</th><td style="text-align:left">3</td></tr></table>'

@@ -1,4 +1,4 @@
-"""The embedded pair, a standard and a robust network: four sweeps, a table of how they differ, pictures and a report.
+"""The demo: sweep and compare the embedded pair of networks, one standard and one robust.
 
 >>> from actstats.demo.demonstration import demo
 >>> demo("actstats-demo")  # doctest: +SKIP

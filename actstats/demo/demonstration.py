@@ -1,4 +1,4 @@
-"""The demonstration: the embedded pair over the demo photographs, clean and with noise, compared and drawn."""
+"""The demo: sweep the embedded pair over the demo photographs, clean and with noise, and compare and plot them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NOISE: Final = 0.1
 
 @dataclass(frozen=True)
 class Demo:
-    """What the demonstration made: the stores, the table, the files beside them, and notes for the reader."""
+    """Results of the demo: stores, comparison table, other files, and notes for the reader."""
 
     stores: Stores
     rows: list[Row]
@@ -40,27 +40,27 @@ def demo(
 ) -> Demo:
     """Sweep the two networks embedded in actstats, S and R, over the demo photographs, and compare them.
 
-    Writes into the folder `out`: four stores, `comparison.csv` (every measure in every layer), `kernels.png`,
-    `layers.png` and `report.html`. Downloads nothing.
+    Writes four stores, `comparison.csv` (every measure in every layer), `kernels.png`, `layers.png` and `report.html`
+    to the folder `out`. Nothing is downloaded.
 
     Args:
-        out: the folder, created if missing.
-        layers: the layers to sweep, as for `sweep`. The kernels of the first convolution are always compared.
+        out: output folder, created if missing.
+        layers: the layers to sweep, as in `sweep`. The kernels of the first convolution are always compared.
         limit: use only the first `limit` crops.
-        device: as for `sweep`.
-        overwrite: replace stores of a different demonstration.
+        device: as in `sweep`.
+        overwrite: whether to replace stores with other settings.
         on_progress: called after each batch.
-        on_start: called when each sweep begins.
-        on_stage: called, with what comes in words, after the sweeps.
+        on_start: called at the start of each sweep.
+        on_stage: called with a description of each stage after the sweeps.
 
     Raises:
-        ActstatsError: the folder cannot be written, or holds sweeps of something else.
+        ActstatsError: the folder cannot be written, or holds other sweeps.
     """
     folder = Path(out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ActstatsError(f"cannot make the folder {folder}: {error.strerror or error}") from error
+        raise ActstatsError(f"cannot create the folder {folder}: {error.strerror or error}") from error
     standard, robust = (load_model("googlenet", "demo", robust=which) for which in (False, True))
     stores, _ = sweep_pair(
         standard,

@@ -1,4 +1,4 @@
-"""A standard network and a robust one, S and R: four sweeps, a table of how they differ, and pictures."""
+"""Compare a standard and a robust network, S and R: four sweeps, a table of differences, and plots."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ COMPARED: Final = {
     "centroid": f"{_NAMES['centroid']}, cycles/pixel",
     "top_classes": f"{_NAMES['top_classes']}",
 }
-"""What is compared, in the order of the table, and its name in words."""
+"""Display names of the compared measures, in the order of the table."""
 _RESAMPLES: Final = 400
 _SIDE, _GAP, _HEAD = 42, 6, 28
 _SHOWN: Final = ("roughness", "noisy_roughness", "relative_change", "centroid")
@@ -55,7 +55,7 @@ class Stores:
 
     @classmethod
     def within(cls, folder: Path) -> Stores:
-        """Return their paths in `folder`."""
+        """Return the paths of the stores in `folder`."""
         return cls(*(folder / f"{name}.zarr" for name in ("s", "r", "s-noisy", "r-noisy")))
 
     @property
@@ -69,7 +69,7 @@ class Stores:
         return self.standard_noisy, self.robust_noisy
 
     def opened(self, noisy: bool = False) -> tuple[xr.Dataset, xr.Dataset]:
-        """Return the datasets of S and R, lazily."""
+        """Open the datasets of S and R lazily."""
         first, second = (open_dataset(path) for path in (self.noisy if noisy else self.clean))
         return first, second
 
@@ -90,11 +90,10 @@ def sweep_pair(
 ) -> tuple[Stores, list[Summary]]:
     """Sweep both networks over the images, clean and with noise of standard deviation `noise`, into `folder`.
 
-    That is one pass, in which images are decoded once, and both networks see the same noise. Complete sweeps are not
-    repeated.
+    Images are decoded once, in a single pass, and both networks see the same noise. Complete sweeps are not repeated.
 
     Raises:
-        ActstatsError: as `sweep_together`.
+        ActstatsError: see `sweep_together`.
     """
     stores = Stores.within(folder)
     source = open_source(images, limit=limit)
@@ -111,16 +110,16 @@ def sweep_pair(
 
 @dataclass(frozen=True)
 class Row:
-    """One measure of both networks.
+    """Comparison of both networks by one measure.
 
     Attributes:
-        measure: its name.
+        measure: name of the measure.
         standard: median over all units of S.
         robust: median over all units of R.
         delta: Cliff's delta of R against S, over all units.
-        low: lower end of its 95 % bootstrap interval over units.
-        high: upper end.
-        lower: number of layers in which R is lower, as `report.findings.count_layers` counts them.
+        low: lower end of the 95 % bootstrap interval of `delta` over units.
+        high: upper end of that interval.
+        lower: number of layers in which R is lower, as counted by `report.findings.count_layers`.
         higher: number of layers in which R is higher.
         layers: number of layers compared.
     """
@@ -137,7 +136,7 @@ class Row:
 
 
 def units_of(stores: Stores) -> tuple[xr.Dataset, xr.Dataset]:
-    """Return what is compared of the units of S and of R, f64 [unit] each, in memory."""
+    """Return the measures of the units of S and of R, f64 [unit] each, loaded into memory."""
     found = []
     for clean, noisy in zip(stores.opened(), stores.opened(noisy=True), strict=True):
         calm, rough = smoothness(clean), smoothness(noisy)
@@ -155,22 +154,22 @@ def units_of(stores: Stores) -> tuple[xr.Dataset, xr.Dataset]:
 
 
 def kernels_of(model: nn.Module) -> xr.Dataset:
-    """Return roughness and total variation of every filter with kernels larger than 1 x 1, f64 [unit]."""
+    """Return the roughness and total variation of all filters with kernels larger than 1 x 1, f64 [unit]."""
     found = kernel_smoothness(model)
     found = found.isel(unit=np.flatnonzero(found["roughness"].notnull()))
     return found[["roughness", "total_variation"]].rename(roughness="kernels", total_variation="kernels_tv")
 
 
 def compare_layers(standard: xr.Dataset, robust: xr.Dataset) -> pd.DataFrame:
-    """Return `compare_units` of all variables, a row for each variable and layer."""
+    """Compare all variables with `compare_units`, with one row per variable and layer."""
     return compare_units(standard, robust, resamples=_RESAMPLES)
 
 
 def compare_pair(stores: Stores, standard: nn.Module, robust: nn.Module) -> tuple[list[Row], pd.DataFrame]:
-    """Return the table of a pair, in the order of `COMPARED`, and the `compare_layers` that it sums up.
+    """Return the summary table of a pair, in the order of `COMPARED`, and the table by layer from `compare_layers`.
 
     Raises:
-        ActstatsError: as the analyses, for sweeps that lack what they need.
+        ActstatsError: the sweeps lack a metric that an analysis needs.
     """
     kernels = tuple(kernels_of(model) for model in (standard, robust))
     first = kernels[0]["layer"].values[0]
@@ -190,9 +189,9 @@ def compare_pair(stores: Stores, standard: nn.Module, robust: nn.Module) -> tupl
 
 
 def kernel_sheet(standard: nn.Module, robust: nn.Module) -> Image.Image:
-    """Return the kernels of both networks' first convolutions as an RGB image, S on the left.
+    """Draw the kernels of the first convolution of both networks as an RGB image, S on the left.
 
-    Each kernel is scaled by its greatest absolute weight, with 0 in mid-grey, so that its shape shows, not its size.
+    Each kernel is scaled by its largest absolute weight, with 0 in mid-grey, to show its shape rather than its size.
     """
     halves = [_first_kernels(model) for model in (standard, robust)]
     across = math.ceil(math.sqrt(len(halves[0])))
@@ -211,9 +210,9 @@ def kernel_sheet(standard: nn.Module, robust: nn.Module) -> Image.Image:
 
 
 def draw_layers(table: pd.DataFrame, file: Path) -> None:
-    """Draw the means of some measures over the units of each layer, S and R, into `file`, .png or .svg.
+    """Plot the mean of some measures over the units of each layer, for S and R, to `file`, .png or .svg.
 
-    `table` is that of `compare_pair`. The band is the 95 % interval of the difference, drawn around R.
+    `table` is the table by layer from `compare_pair`. The band is the 95 % interval of the difference, added to S.
     """
     figure = Figure(figsize=(9, 5.6), layout="constrained")
     for axes, name in zip(figure.subplots(2, 2).flat, _SHOWN, strict=True):

@@ -1,4 +1,4 @@
-"""Distorted inputs: what is done to each cropped image in [0, 1] before it is normalised.
+"""Distortions: operations on each cropped image in [0, 1] before normalisation.
 
 >>> chain = parse(["scramble:4+noise:0.1"])
 >>> chain.specs

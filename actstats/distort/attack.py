@@ -41,7 +41,7 @@ class Adversarial:
     def attack(self, model: nn.Module, preprocessing: Preprocessing, pixels: Tensor) -> Tensor:
         """Return adversarial examples of `model`, f32 [N, H, W, 3] like `pixels`.
 
-        The model must be in eval mode. Gradients are f32, whatever the precision of the sweep.
+        The model must be in eval mode. Gradients are f32, regardless of the precision of the sweep.
         """
 
         def predict(images: Tensor) -> Tensor:
@@ -69,14 +69,14 @@ def pgd_l2(
     """Return images within l2 distance `epsilon` of `images` and within [0, 1] that raise the loss.
 
     Args:
-        predict: from images in [0, 1] to logits, [N, 3, H, W] to [N, classes], differentiable; each image's
-            logits must depend on that image alone, so a network must be in eval mode.
+        predict: differentiable function from images in [0, 1], [N, 3, H, W], to logits, [N, classes]. The logits of
+            an image must depend on that image only, so a network must be in eval mode.
         images: f32 [N, 3, H, W] in [0, 1].
         labels: int64 [N], the classes to move away from.
         epsilon: radius of the ball over all pixels and colours of an image, in the units of `images`.
         steps: number of gradient steps; 0 returns the start.
-        step: length of a step; None: 2.5 * epsilon / steps, enough to cross the ball and return.
-        start: initial offset, shaped like `images` and projected into the ball; None: no offset.
+        step: length of a step; None for 2.5 * epsilon / steps, enough to cross the ball and return.
+        start: initial offset, shaped like `images` and projected into the ball; None for no offset.
 
     Returns:
         Images, f32 [N, 3, H, W], detached.

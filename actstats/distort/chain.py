@@ -1,8 +1,8 @@
-"""A chain of distortions, from specs such as `scramble:4+noise:0.1`, and where each step is applied.
+"""Chains of distortions, parsed from specs such as `scramble:4+noise:0.1`.
 
-    cropped image -> steps on the loader's threads -> batch -> first attack, and all after it -> normalise
+    cropped image -> steps in the loader's threads -> batch -> first attack and later steps -> normalise
 
-A step that needs only one image runs where images are decoded. An attack needs the network, so it and the steps after
+Steps on single images run in the threads that decode images. An attack needs the network, so it and the steps after
 it run on whole batches.
 """
 
@@ -53,11 +53,11 @@ class Chain:
 
     @property
     def specs(self) -> list[str]:
-        """The spec of each step, from which `parse` makes an equal chain; JSON-serialisable."""
+        """The spec of each step, JSON-serializable; `parse` turns them into an equal chain."""
         return [str(step) for step in self.steps]
 
     def record(self) -> dict[str, Any]:
-        """Return the entries for the manifest; empty if nothing is distorted."""
+        """Return the entries for the manifest, empty for an empty chain."""
         if not self:
             return {}
         first = self.steps[0]
@@ -69,11 +69,11 @@ class Chain:
         for step in self.steps:
             if isinstance(step, Scramble) and step.grid > preprocessing.crop:
                 raise ActstatsError(
-                    f"{step} needs more than the {preprocessing.crop} pixels per side of the images"
+                    f"{step} needs images of at least {step.grid} pixels per side, got {preprocessing.crop}"
                 )
 
     def image(self, pixels: NDArray[np.uint8], place: Place) -> Image:
-        """Apply the steps before the first attack: from cropped bytes, u8 [H, W, 3], to f32 [H, W, 3] in [0, 1].
+        """Apply the steps before the first attack to a cropped image, u8 [H, W, 3]; return f32 [H, W, 3] in [0, 1].
 
         Raises `ImageError` if this image cannot be distorted.
         """
@@ -85,9 +85,9 @@ class Chain:
     def batch(
         self, model: nn.Module, preprocessing: Preprocessing, pixels: Tensor, places: Sequence[Place]
     ) -> Tensor:
-        """Apply the first attack, on `model`, and the steps after it to a batch, f32 [N, H, W, 3] in [0, 1].
+        """Apply the first attack, against `model`, and the steps after it to a batch, f32 [N, H, W, 3] in [0, 1].
 
-        `pixels` are what `image` returned for `places`. This runs forward passes, so no hooks should be registered.
+        `pixels` are the results of `image` for `places`. This runs forward passes, so no hooks should be registered.
         """
         for number, step in enumerate(self.steps[self._first_attack :], self._first_attack):
             if isinstance(step, Adversarial):
@@ -112,9 +112,9 @@ class Chain:
 
 @dataclass(frozen=True)
 class Distorter:
-    """A chain applied in a sweep: to the images of one source, and against one network.
+    """A chain bound to the images of a source and to the network that attacks target.
 
-    `numbers` is the index of each image in the whole source, where `paths` are those of a subset.
+    `numbers` holds the index of each image in the whole source, as `paths` may be those of a subset.
     """
 
     chain: Chain
@@ -124,11 +124,11 @@ class Distorter:
     numbers: Sequence[int]
 
     def image(self, pixels: NDArray[np.uint8], index: int, size: tuple[int, int]) -> Image:
-        """Apply `Chain.image` to image `index` of the source; for `actstats.data.batches`."""
+        """Apply `Chain.image` to image `index` of the source, with `size` (width, height) before resizing."""
         return self.chain.image(pixels, self._place(index, size))
 
     def batch(self, pixels: Tensor, indices: Sequence[int]) -> Tensor:
-        """Apply `Chain.batch` to the images of these indices."""
+        """Apply `Chain.batch` to the images with these indices."""
         places = [self._place(index) for index in indices]
         return self.chain.batch(self.model, self.preprocessing, pixels, places)
 
@@ -160,7 +160,7 @@ KINDS: Final = tuple(_KINDS)
 
 
 def parse(specs: str | Iterable[str]) -> Chain:
-    """Return the chain of the distortions in `specs`, in order; a spec may join several with `+`.
+    """Parse `specs` into a chain; a spec may join several distortions with `+`.
 
     Raises `ActstatsError` if a spec is not a distortion.
 
@@ -173,12 +173,12 @@ def parse(specs: str | Iterable[str]) -> Chain:
 def _step(spec: str) -> Step | Adversarial:
     name, colon, rest = spec.strip().partition(":")
     if name not in _KINDS:
-        hint = nearest(name, KINDS) or f"; there are {', '.join(KINDS)}"
+        hint = nearest(name, KINDS) or f"; choose from {', '.join(KINDS)}"
         raise ActstatsError(f"unknown distortion {spec!r}{hint}")
     usage, build = _KINDS[name]
-    # A folder may have colons in its name.
+    # The name of a folder may contain colons.
     arguments = [rest] if name == "silhouette" and rest else rest.split(":") if colon else []
     try:
         return build(*arguments)
     except (TypeError, ValueError):
-        raise ActstatsError(f"{spec!r} is not a distortion; use {usage}") from None
+        raise ActstatsError(f"invalid distortion {spec!r}; use {usage}") from None

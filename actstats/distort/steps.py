@@ -1,6 +1,6 @@
 """Distortions of one image: scrambled patches, noise, greyscale, low-pass and high-pass, contours, silhouettes.
 
-Each is a `Step`. It runs on the threads that decode images, on pixels in [0, 1] that were resized and cropped but not
+Each is a `Step` that runs in the threads that decode images, on pixels in [0, 1] that are resized and cropped but not
 normalised.
 """
 
@@ -32,10 +32,10 @@ class Place:
     """The image that a step is applied to.
 
     Attributes:
-        index: its index in the source.
-        path: its path in the source.
-        preprocessing: what resized and cropped it.
-        size: (width, height) before that; None after an attack.
+        index: index of the image in the source.
+        path: path of the image in the source.
+        preprocessing: the preprocessing that resized and cropped the image.
+        size: (width, height) before resizing; None after an attack.
         occurrence: number of steps of the same kind before this one in the chain.
     """
 
@@ -48,8 +48,8 @@ class Place:
     def random(self, kind: str) -> np.random.Generator:
         """Return the random generator of a step of this kind for this image.
 
-        Its seed is the image's index, the kind and the occurrence, so the result depends neither on batches, threads
-        and order nor on other kinds of step in the chain.
+        It is seeded by the index of the image, the kind and the occurrence, so results do not depend on batches,
+        threads, order or other kinds of steps in the chain.
         """
         return np.random.default_rng([self.index, zlib.crc32(kind.encode()), self.occurrence])
 
@@ -58,12 +58,12 @@ class Step(Protocol):
     """A distortion of one image. `str(step)` is its spec, which `parse` reads."""
 
     def __call__(self, image: Image, place: Place) -> Image:
-        """Return the distorted image, in [0, 1]; may raise `ImageError`; called from several threads."""
+        """Return the distorted image, in [0, 1]; may raise `ImageError`. Must be thread-safe."""
         ...
 
 
 LUMA: Final = np.array([0.299, 0.587, 0.114], dtype=np.float32)
-"""Weights of red, green and blue in a grey value: ITU-R BT.601, as in PIL and torchvision."""
+"""Weights of red, green and blue in grey values, from ITU-R BT.601 as in PIL and torchvision."""
 
 
 def grey(image: Image) -> Image:
@@ -74,13 +74,13 @@ def grey(image: Image) -> Image:
 
 @dataclass(frozen=True)
 class Greyscale:
-    """Remove colour: the three values of each pixel become its grey value."""
+    """Convert the image to greyscale."""
 
     def __str__(self) -> str:
         return "greyscale"
 
     def __call__(self, image: Image, place: Place) -> Image:
-        """Return the grey image, in three equal colours."""
+        """Return the grey image, repeated over three channels."""
         return np.repeat(grey(image)[..., None], 3, axis=2)
 
 
@@ -119,7 +119,7 @@ class Scramble:
 
     def __post_init__(self) -> None:
         if self.grid < 2:
-            raise ActstatsError(f"scramble:{self.grid} moves nothing; use 2 or more patches per side")
+            raise ActstatsError(f"scramble:{self.grid} has no effect; use 2 or more patches per side")
 
     def __str__(self) -> str:
         return f"scramble:{self.grid}"
@@ -146,9 +146,9 @@ _HALF: Final = math.sqrt(math.log(2) / 2) / math.pi
 
 
 def smooth(image: Image, cycles: float) -> Image:
-    """Return the low frequencies of an image, f32 [H, W, 3], mirrored at its edges.
+    """Return the low frequencies of an image, f32 [H, W, 3], with reflected edges.
 
-    A frequency of `cycles` cycles per side keeps half of its amplitude, twice that frequency a sixteenth.
+    The amplitude is halved at a frequency of `cycles` cycles per side, and reduced to 1/16 at twice that frequency.
     """
     with needs("scipy", "lowpass and highpass", "distort"):
         from scipy.ndimage import gaussian_filter
@@ -160,10 +160,10 @@ def smooth(image: Image, cycles: float) -> Image:
 
 @dataclass(frozen=True)
 class LowPass:
-    """Keep what is below `cycles` cycles per image.
+    """Keep frequencies below `cycles` cycles per image.
 
-    The filter is Gaussian, which has no negative lobes: edges get no halos, and the result stays in [0, 1]. At
-    `cycles` half of the amplitude passes.
+    The filter is Gaussian, without negative lobes, so edges have no halos and the result stays in [0, 1]. It halves
+    the amplitude at `cycles`.
     """
 
     cycles: float
@@ -181,9 +181,9 @@ class LowPass:
 
 @dataclass(frozen=True)
 class HighPass:
-    """Keep what is above `cycles` cycles per image, around the image's mean colour; clip to [0, 1].
+    """Keep frequencies above `cycles` cycles per image and the mean colour; clip to [0, 1].
 
-    It is the image minus its `LowPass` of the same frequency.
+    The result is the image minus its `LowPass` with the same `cycles`, plus the mean colour.
     """
 
     cycles: float
@@ -206,7 +206,7 @@ def _check(spec: str, cycles: float) -> None:
         raise ActstatsError(f"{spec} needs a positive frequency in cycles per image, such as {example}")
 
 
-# Those of Chen, Agarwal & Nguyen 2020, "The shape and simplicity biases of adversarially robust CNNs".
+# Parameters from Chen, Agarwal & Nguyen 2020, "The shape and simplicity biases of adversarially robust CNNs".
 _SIGMA: Final = 0.4
 _LOW, _HIGH = 0.35, 0.9
 
@@ -219,7 +219,7 @@ class Contour:
         return "contour"
 
     def __call__(self, image: Image, place: Place) -> Image:
-        """Return the drawing, with values 0 and 1."""
+        """Return the edges, with values 0 and 1."""
         with needs("skimage", "contour", "distort"):
             from skimage.feature import canny
 
@@ -229,19 +229,19 @@ class Contour:
 
 @dataclass(frozen=True)
 class Silhouette:
-    """Replace the image by the object's silhouette, black on white.
+    """Replace the image by the silhouette of its object, black on white.
 
-    `masks` is a folder of images that are nonzero where the object is. A mask has the path of its image, up to the
-    extension, and the size of its image; it is resized and cropped like it.
+    `masks` is a folder of images that are nonzero on the object. Each mask has the same path as its image, except for
+    the extension, and the same size. It is resized and cropped in the same way.
     """
 
     masks: Path
 
     def __post_init__(self) -> None:
         if not self.masks.is_dir():
-            raise ActstatsError(f"silhouette:{self.masks} is not a folder; it needs a folder of masks")
+            raise ActstatsError(f"silhouette:{self.masks} is not a folder; give a folder of masks")
         if not self._files:
-            raise ActstatsError(f"silhouette:{self.masks}: the folder has no images")
+            raise ActstatsError(f"silhouette:{self.masks} contains no images; give a folder of masks")
 
     def __str__(self) -> str:
         return f"silhouette:{self.masks}"
@@ -249,12 +249,14 @@ class Silhouette:
     @cached_property
     def _files(self) -> dict[str, Path]:
         named = (path for path in self.masks.rglob("*") if is_image_name(path.name))
-        files = sorted(path for path in named if path.is_file())  # no pipe, which would block, and no device
+        files = sorted(
+            path for path in named if path.is_file()
+        )  # skips devices, and pipes, which would block
         return {_key(path.relative_to(self.masks).as_posix()): path for path in files}
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256, in hex, over the masks' names and bytes."""
+        """SHA-256, in hex, of the names and contents of the masks."""
         digest = hashlib.sha256()
         for name, path in self._files.items():
             digest.update(f"{name}\0".encode() + hashlib.sha256(path.read_bytes()).digest())

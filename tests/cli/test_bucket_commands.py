@@ -41,14 +41,14 @@ def ended(text: str) -> str:
 def test_what_cannot_be_opened_is_told_in_one_line(images, s3, monkeypatch):
     swept = f"{SWEEP} --data {images} --out"
     for text in (f"{swept} s3://not-there/s.zarr", "info s3://not-there/s.zarr"):
-        assert ended(text) == "actstats: error: there is no bucket s3://not-there\n"
-    assert "names no bucket" in ended(f"{swept} s3:///s.zarr")
+        assert ended(text) == "actstats: error: bucket s3://not-there does not exist\n"
+    assert "has no bucket" in ended(f"{swept} s3:///s.zarr")
     assert "no store at" in ended(f"info {URL}")
     assert "cannot open" in ended(f"{swept} ftp://host/s.zarr")
     monkeypatch.setattr(remote, "FIRST_PATIENCE", 0.5)
     monkeypatch.setattr(bucket, "FIRST_PATIENCE", 0.5)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    assert f"s3://{BUCKET} does not answer (" in ended(f"info {URL}")
+    assert f"s3://{BUCKET} does not respond (" in ended(f"info {URL}")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/dev/null")

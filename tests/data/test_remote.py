@@ -168,7 +168,7 @@ def test_what_cannot_be_opened_is_told_in_one_line(made, uploaded, tmp_path, mon
     pq.write_table(pa.table({"image": [b"a"], "label": ["cat"]}), tmp_path / "words.parquet")
     (tmp_path / "no.parquet").write_text("not Parquet")
     for spec, message in {
-        "s3://not-there/images": "there is no bucket s3://not-there",
+        "s3://not-there/images": "bucket s3://not-there does not exist",
         f"s3://{BUCKET}/nothing": "no images below s3://",
         f"{uploaded}/shards/s-9.tar": r"there is no s3://.*s-9\.tar",
         "https://127.0.0.1/images": "a web server does not list its files; name tar or parquet files",
@@ -180,7 +180,7 @@ def test_what_cannot_be_opened_is_told_in_one_line(made, uploaded, tmp_path, mon
             open_source(spec)
         assert "\n" not in str(error.value)
     monkeypatch.setattr(remote, "FIRST_PATIENCE", 0.3)
-    with pytest.raises(ActstatsError, match="does not answer"):
+    with pytest.raises(ActstatsError, match="does not respond"):
         open_source("http://127.0.0.1:9/a.tar")
 
 

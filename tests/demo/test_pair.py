@@ -141,7 +141,7 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     result = CliRunner().invoke(main, ["demo", "--out", str(tmp_path / "file" / "demo")])
     assert result.exit_code == 1
-    assert "cannot make the folder" in result.stderr
+    assert "cannot create the folder" in result.stderr
     assert len(result.stderr.splitlines()) == 1
 
 

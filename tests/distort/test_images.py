@@ -175,16 +175,16 @@ def test_a_chain_applies_its_steps_in_order():
     ("spec", "line"),
     [
         ("scrambel:4", "unknown distortion 'scrambel:4'; did you mean scramble?"),
-        ("blur", "unknown distortion 'blur'; there are scramble, noise"),
+        ("blur", "unknown distortion 'blur'; choose from scramble, noise"),
         ("", "unknown distortion ''"),
         ("noise:0.1+", "unknown distortion ''"),
-        ("noise", "'noise' is not a distortion; use noise:SIGMA, as in noise:0.1"),
+        ("noise", "invalid distortion 'noise'; use noise:SIGMA, as in noise:0.1"),
         ("noise:", "use noise:SIGMA"),
         ("noise:loud", "use noise:SIGMA"),
         ("noise:-1", "noise:-1 needs a positive standard deviation"),
         ("noise:nan", "noise:nan needs a positive"),
         ("scramble:2.5", "use scramble:GRID"),
-        ("scramble:1", "scramble:1 moves nothing"),
+        ("scramble:1", "scramble:1 has no effect"),
         ("lowpass:0", "lowpass:0 needs a positive frequency"),
         ("highpass:4:4", "use highpass:CYCLES"),
         ("greyscale:2", "use greyscale, which takes no value"),
@@ -208,10 +208,12 @@ def test_what_cannot_be_combined_is_refused(tmp_path):
     Image.new("L", (4, 4)).save(tmp_path / "0.png")
     with pytest.raises(ActstatsError, match="must be the first"):
         parse(["noise:0.1", f"silhouette:{tmp_path}"])
-    with pytest.raises(ActstatsError, match="scramble:33 needs more than the 32"):
+    with pytest.raises(
+        ActstatsError, match="scramble:33 needs images of at least 33 pixels per side, got 32"
+    ):
         parse(["scramble:33"]).check(Preprocessing(None, 32))
     (tmp_path / "0.png").unlink()
-    with pytest.raises(ActstatsError, match="the folder has no images"):
+    with pytest.raises(ActstatsError, match="contains no images"):
         parse([f"silhouette:{tmp_path}"])
 
 

@@ -107,7 +107,7 @@ def test_a_bucket_that_stays_away_ends_a_sweep_in_one_line_and_keeps_what_was_co
 
     with pytest.raises(ActstatsError) as error:
         sweep(photographs, URL, on_progress=cut)
-    assert str(error.value).startswith(f"s3://{BUCKET} does not answer (")
+    assert str(error.value).startswith(f"s3://{BUCKET} does not respond (")
     assert str(error.value).endswith("; completed partitions are kept: rerun the same command to resume")
     assert "\n" not in str(error.value)
     s3.down_until = 0

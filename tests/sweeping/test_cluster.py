@@ -222,7 +222,9 @@ def test_workers_that_do_not_see_the_store_are_named_before_anything_is_computed
         distributed.Client(cluster.address, set_as_default=False) as client,
     ):
         cluster.add(1, **{**common, "AWS_ENDPOINT_URL": another.url})
-        with pytest.raises(ActstatsError, match=f"cannot take part: there is no bucket s3://{BUCKET} "):
+        with pytest.raises(
+            ActstatsError, match=f"cannot run this sweep: bucket s3://{BUCKET} does not exist"
+        ):
             actstats.sweep(
                 FACTORY,
                 folder / "photographs",

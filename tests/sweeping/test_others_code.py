@@ -65,7 +65,7 @@ WIDE = (Output("wide", ("image", "unit", "step")),)
             metric("Fails", fails),
             r"Fails failed in layer first: ZeroDivisionError: division by zero \(.*:\d+\)",
         ),
-        (metric("Leaves", leaves), r"Leaves failed in layer first: it ended the program with sys.exit\(0\)"),
+        (metric("Leaves", leaves), r"Leaves failed in layer first: it called sys.exit\(0\)"),
         (metric("NoState", lambda self, activation: {}), "NoState failed in layer first: TypeError"),
         (metric("Nothing"), "Nothing failed in layer first: NotImplementedError"),
         (
@@ -144,7 +144,7 @@ def raise_error():
         (raise_error, r"the network fails on a batch of \d images: ValueError: no more \(.*:\d+\)"),
         (
             lambda: sys.exit(0),
-            r"the network fails on a batch of \d images: it ended the program with sys.exit\(0\)",
+            r"the network fails on a batch of \d images: it called sys.exit\(0\)",
         ),
     ],
 )
