@@ -3,7 +3,7 @@
 >>> from actstats.report import write_report
 >>> write_report(["standard.zarr", "robust.zarr"], "report.html")  # doctest: +SKIP
 
-`compare` returns the same findings without writing a page, `show` the page inside a cell of a notebook.
+`compare` returns the same findings without writing a page; `show` displays the page in a notebook cell.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Compared", "Embedded", "Finding", "Report", "compare", "finding", "show", "write_report"]
 
-# The contact sheet lies in this package too and must not wait for torch and pandas.
+# Imported on first use: the contact sheet is in this package too and must not wait for torch and pandas.
 _HOMES = {
     "Compared": "findings",
     "Embedded": "writing",

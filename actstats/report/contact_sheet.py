@@ -34,9 +34,9 @@ def place_in_image(
 ) -> Box:
     """Return the box in an image of `size` (width, height) that corresponds to one position of a map.
 
-    The map of `map_size` (height, width) is laid over the network's input, and the input over the image where the
-    preprocessing cut it out. The box is the centre of the position's receptive field, not all of it. It extends
-    beyond the image where the preprocessing padded.
+    The map of `map_size` (height, width) is stretched over the network's input, which lies where the preprocessing
+    cropped the image. The box marks the centre of the position's receptive field, which is usually larger. It
+    extends beyond the image where the preprocessing padded.
 
     >>> place_in_image(Preprocessing.imagenet(224, 256), (512, 512), 0, 1, (7, 7))
     (96.0, 32.0, 160.0, 96.0)
@@ -57,17 +57,17 @@ def save_contact_sheet(
 ) -> None:
     """Draw the top images of `unit`, LAYER/CHANNEL, into the image file `file`.
 
-    `data` gives the images if they were moved since the sweep, or are a dataset or `Source` of your own. With
-    `maps` the network runs over them again, and the unit's activation is laid over each.
+    `data` is needed if the images were moved since the sweep, or came from a dataset or `Source` of your own. With
+    `maps`, the network is run on the images again and the unit's activation map is drawn over each.
 
     Raises:
         ActstatsError: the store, the unit or the images do not exist, the images are not those that were swept, or
-            `file` does not end like an image file.
+            the suffix of `file` is not that of an image format.
     """
     file = Path(file)
     if Image.registered_extensions().get(file.suffix.lower()) not in Image.SAVE:
         raise ActstatsError(
-            f"cannot draw to {file}: {file.suffix or 'no ending'} is not an image format; use .png"
+            f"cannot draw to {file}: {file.suffix or 'an empty suffix'} is not an image format; use .png"
         )
     plan = SweepPlan.from_store(store)
     manifest = plan.manifest
@@ -82,7 +82,7 @@ def save_contact_sheet(
 
 
 def _maps(plan: SweepPlan, unit: Unit, source: Source, hits: Sequence[Hit]) -> dict[int, NDArray[np.float32]]:
-    """Return the activation map of `unit`, f32 [height, width], of each image that can be read, by its index."""
+    """Return the activation maps of `unit`, f32 [height, width], by image index, for the images that can be read."""
     from actstats.probing.maps import activation_maps
 
     images = np.array([hit.image for hit in hits])
@@ -102,8 +102,8 @@ def contact_sheet(
     """Return the sheet, RGB: the images in rows of four by rank, each with its value and path.
 
     A yellow square marks the position of the maximum (`place_in_image`); parts that the network did not see are
-    dimmed. An image that can no longer be read is replaced by the reason. `maps` by image are laid over them in
-    magenta, all on one scale, from 0 to the greatest activation shown.
+    dimmed. An image that can no longer be read is replaced by the reason. `maps`, by image, are drawn over the images
+    in magenta, all on one scale from 0 to the largest activation shown.
     """
     rows = max(1, math.ceil(len(hits) / _COLUMNS))
     step = TILE + _GAP, TILE + 2 * _LINE + _GAP
@@ -171,7 +171,7 @@ def _at_least(box: Box, side: float) -> Box:
 
 
 def _fitted(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
-    """Return the text, shortened at its beginning to `width` pixels: the end of a path says more."""
+    """Return the text, shortened to `width` pixels from the left, since the end of a path is its informative part."""
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(f"...{text}") > width:

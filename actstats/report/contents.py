@@ -1,7 +1,7 @@
-"""What the page's script reads: one part with an overview of all units, and one part per layer, packed small.
+"""Pack the data that the page's script reads: one part with an overview of all units, and one part per layer.
 
-A part is JSON and named arrays, deflated. In the page it is base64, which needs no escaping: no name of a file or a
-class ever stands in the page's markup.
+A part is JSON and named arrays, deflated. In the page it is base64, which needs no escaping: names of files and
+classes never appear in the page's markup.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ if TYPE_CHECKING:
 
 _TOP: Final = ("top_value", "top_image", "top_position")
 _TOGETHER: Final = 4
-"""Number of histogram bins shown as one: half an octave."""
+"""Number of histogram bins shown as one bin, half an octave wide."""
 _CLASSES: Final = 10
-"""Number of classes named per unit, those with its greatest mean activation."""
+"""Number of classes listed per unit, those with the greatest mean activation."""
 _MAP_SIDE: Final = 14
 """Largest side of an activation map on the page: 8 maps of a unit take 1.6 kB before compression."""
 _ALIGNMENT: Final = 8
@@ -58,9 +58,9 @@ class Classes:
     """The classes of all stores.
 
     Attributes:
-        names: each class once, by name, since two stores may number theirs differently.
-        tables: for each store i4 [labels + 1]: from its label to the index in `names`; -1, at the end, for images
-            without a label.
+        names: the distinct class names; two stores may number them differently.
+        tables: for each store, i4 [labels + 1], the index in `names` of each of its labels. The last entry is -1,
+            for images without a label (-1).
     """
 
     names: list[str]
@@ -68,7 +68,7 @@ class Classes:
 
 
 def class_names(datasets: Sequence[xr.Dataset]) -> Classes:
-    """Return the classes of stores."""
+    """Return the classes of all these stores."""
     numbers: dict[str, int] = {}
     tables = []
     for dataset in datasets:
@@ -101,7 +101,7 @@ class Profile:
 
 @dataclass(frozen=True)
 class Side:
-    """What the report shows of the units of one store; None for variables that the store lacks.
+    """The data of one store's units that the report shows; None for variables that the store lacks.
 
     Attributes:
         top: value f4, image i8 and flat position i4 of the top images, each [unit, rank].
@@ -119,7 +119,7 @@ class Side:
 
 
 def read_side(dataset: xr.Dataset, ranks: int, classes: NDArray[np.int32]) -> Side:
-    """Read what the report shows of a store's units, holding one variable in memory at a time.
+    """Read the data of a store's units that the report shows, with one variable in memory at a time.
 
     `ranks` is the number of top images per unit, `classes` the store's table of `Classes`.
     """
@@ -149,7 +149,7 @@ def overview_part(
 ) -> str:
     """Return the part `overview`: stores, layers, the measures of every unit, and which image each picture shows.
 
-    `kept` says for each picture whether there is a thumbnail of it.
+    `kept` says for each picture whether it has a thumbnail.
     """
     manifest = compared.manifests[0]
     crop = input_shape(manifest["preprocessing"])[1]
@@ -253,7 +253,7 @@ def top_maps(plan: SweepPlan, side: Side, source: Source, passes: Passes) -> dic
 def shown_edges() -> NDArray[np.float64]:
     """Return the edges of the histogram bins as shown, f64 [shown bins + 1].
 
-    They are half octaves, one bin around 0, and one beyond the range at each end, drawn half an octave wide.
+    The bins are half octaves, one bin around 0, and one overflow bin at each end, drawn half an octave wide.
     """
     left, right = histogram_edges()
     starts = _starts()
@@ -279,7 +279,7 @@ def pack(content: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]] | None =
         places[name] = [_KINDS[little.dtype.str[1:]], offset, little.size]
         blocks.append(_padded(little.tobytes()))
         offset += len(blocks[-1])
-    # Not ASCII only, which keeps file names short. JSON has no NaN, so it must hold none.
+    # Non-ASCII names are shorter unescaped. JSON has no NaN, so `content` must not hold any.
     text = json.dumps(
         {**content, "arrays": places}, ensure_ascii=False, allow_nan=False, separators=(",", ":")
     )
@@ -289,7 +289,7 @@ def pack(content: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]] | None =
 
 
 def unpack(part: str) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-    """Return what `pack` packed, with flat arrays: what the page's script does, in Python."""
+    """Undo `pack`, as the page's script does; the arrays are flat."""
     data = zlib.decompress(base64.b64decode(part))
     length = int.from_bytes(data[:4], "little")
     content = json.loads(data[4 : 4 + length])
@@ -363,7 +363,7 @@ def _shares(field: ReceptiveField | None, crop: int) -> dict[str, list[float]] |
 
 
 def _starts() -> NDArray[np.int64]:
-    """Return the first bin of each shown bin: values beyond the range join the outermost, -0 to +0 is one."""
+    """Return the first bin of each shown bin. The overflow bins are kept, the underflow bins and zero are merged."""
     negative = np.arange(BIN_NEGATIVE_OVERFLOW + 1, BIN_NEGATIVE_UNDERFLOW, _TOGETHER)
     positive = np.arange(BIN_POSITIVE_UNDERFLOW + 1, BIN_POSITIVE_OVERFLOW, _TOGETHER)
     outer = [BIN_NEGATIVE_OVERFLOW], [BIN_POSITIVE_OVERFLOW]
@@ -402,7 +402,7 @@ def _profile(dataset: xr.Dataset, classes: NDArray[np.int32]) -> Profile | None:
     rest = np.full(len(values), np.nan, dtype=np.float32)
     if others.shape[1]:
         rest = np.take_along_axis(values, others, 1).mean(1)
-    # A comparison with NaN is false: a class without images is not the difference that makes a preference.
+    # Comparisons with NaN are false, so a class without images does not count as a difference.
     differs = (values < np.take_along_axis(values, first[:, :1], 1)).any(1)
     preferred = np.where(differs, label[first[:, 0]], -1).astype(np.int32)
     return Profile(label[first], np.take_along_axis(values, first, 1), rest, others.shape[1], preferred)

@@ -1,4 +1,4 @@
-"""From stores to findings: every measure of every unit, and how two networks compare with what the paper found."""
+"""Compute the findings: every measure of every unit, and how the networks compare with what the paper found."""
 
 from __future__ import annotations
 
@@ -124,20 +124,20 @@ MEASURES: Final = (
         "Change in total variation under noise, divided by the total variation without it.",
     ),
 )
-"""In the order in which the report offers them. A report has those that its stores hold the data for."""
+"""All measures, in the order of the report, which lists those that its stores have the data for."""
 
 PAPER: Final = "Chen, Agarwal and Nguyen 2020, arXiv 2006.09373"
 SMALLEST_EFFECT: Final = 0.147
-"""The least |Cliff's delta| that counts: the usual bound of a small effect (Romano et al. 2006)."""
+"""The smallest |Cliff's delta| that counts: the usual threshold of a small effect (Romano et al. 2006)."""
 RULE: Final = (
     "Values are medians over all units. In each layer, Cliff's delta compares R's units with S's: -1 if all of R's "
     "are lower, 0 if neither tends to be, 1 if all are higher. The delta shown is the median over layers. A layer "
-    f"counts as lower or higher if |delta| is at least {SMALLEST_EFFECT}, the usual bound of a small effect (Romano "
-    "et al. 2006), and the 95 % bootstrap interval over its units excludes 0. As in the paper: R is lower in more "
-    "than half of the layers. Opposite: R is higher in more than half. Negligible: |delta| is below "
-    f"{SMALLEST_EFFECT} in half of the layers or more. Undecided: none of these. Of matched units, delta is the "
+    f"counts as lower or higher if |delta| is at least {SMALLEST_EFFECT}, the usual threshold of a small effect "
+    "(Romano et al. 2006), and the 95 % bootstrap interval over its units excludes 0. As in the paper: R is lower in "
+    "more than half of the layers. Opposite: R is higher in more than half. Negligible: |delta| is below "
+    f"{SMALLEST_EFFECT} in half of the layers or more. Undecided: none of these. For matched units, delta is the "
     "share of units whose counterpart is higher minus the share of those whose counterpart is lower, over all layers "
-    "together, with its bootstrap interval over units, and decides by itself."
+    "together. This one delta, with its bootstrap interval over units, gives the verdict."
 )
 ELSEWHERE: Final = (
     ("R decides by shape, S by texture", "actstats analyze shape-bias"),
@@ -154,15 +154,15 @@ _CLAIMS: Final = {
     "top_classes": "R's units respond to fewer kinds of image",
     "top_entropy": "R's top images are less mixed",
     "change": "Noise adds less total variation to R's units",
-    "relative_change": "Noise adds less to R's units, relative to what they have",
+    "relative_change": "Noise adds relatively less total variation to R's units",
 }
-"""What the paper found by each measure: that R's is lower."""
+"""The paper's claim about each measure, which is always that R's value is lower."""
 _MATCHED: Final = {
     "roughness": "R's counterparts are smoother than S's units",
     "centroid": "R's counterparts have lower frequencies",
     "selectivity": "Class selectivity of counterparts",
 }
-"""Measures that are compared unit by unit, and what the paper suggests of them, if anything."""
+"""Measures that are compared unit by unit, and the claim or the title of the line."""
 _WORDS: Final = {
     "agrees": "as in the paper",
     "differs": "opposite",
@@ -177,13 +177,13 @@ class Comparison:
     """How one network differs from the first one.
 
     Attributes:
-        network: what it is called.
+        network: its name.
         difference: how it differs, in words.
         verdict: `agrees`, `differs`, `negligible` or `open`; empty where the paper makes no claim.
         words: the verdict in words.
         layers: number of layers in which it is lower, neither, and higher, by the rule in `RULE`.
-        delta: Cliff's delta against the first network, the median over layers; of matched units over all of them;
-            None where nothing was compared.
+        delta: Cliff's delta against the first network, as the median over layers, or over all matched units; None
+            where nothing was compared.
     """
 
     network: str
@@ -202,7 +202,7 @@ class Finding:
         claim: the paper's claim, or the measure's name where the paper makes none.
         how: how it is measured.
         values: the median over all units of each store, as text.
-        comparisons: each further store against the first one; empty where nothing is compared.
+        comparisons: each further store compared with the first; empty where nothing is compared.
     """
 
     claim: str
@@ -232,14 +232,14 @@ class Compared:
     """One store or several, the first of which is S, with the measures of their units.
 
     Attributes:
-        names: what the stores are called.
-        datasets: the stores, lazily.
-        measured: for each store its measures, f64 [unit] each, in memory.
+        names: names of the stores.
+        datasets: the stores, loaded lazily.
+        measured: the measures of each store, f64 [unit] each, in memory.
         measures: the measures that all stores have.
         networks: the swept networks, or why one cannot be rebuilt.
         pairing: which of their units are counterparts.
         findings: the overview.
-        notes: what a reader has to know of the stores, a line each.
+        notes: what a reader has to know about the stores, one line each.
     """
 
     names: list[str]
@@ -269,21 +269,21 @@ def compare(
     """Measure every unit of one store or of several with the same layers, and compare each with the first one.
 
     Args:
-        stores: stores written by `actstats sweep`; of several, the standard network's (S) comes first.
-        names: what to call the stores. Default: their file names.
+        stores: stores written by `actstats sweep`; if several, the standard network's (S) comes first.
+        names: names of the stores. Default: their file names.
         noisy: for each store a sweep of the same network over the same images with noise.
-        pair: `match` pairs units with their counterparts, where stores hold the same images; `index` with the unit of
+        pair: `match` pairs units with their counterparts, if the stores hold the same images; `index` pairs units of
             the same index.
         matches: files of `actstats analyze match --by unit` to pair by; without them units are matched here.
-        trust: use the factory, weights file or address that a store names, to rebuild its network. Only for stores
-            of your own.
+        trust: use the factory, weights file or address that a store names to rebuild its network. Set it only for
+            stores of your own.
 
     Raises:
-        ActstatsError: a store is missing, the layers differ, the stores hold nothing that could be measured, `pair`
-            or `matches` is not usable, or an optional package is not installed.
+        ActstatsError: a store is missing, the layers differ, no measure can be computed from the stores, `pair` or
+            `matches` is invalid, or an optional package is not installed.
     """
     if not stores:
-        raise ActstatsError("compare needs a store")
+        raise ActstatsError("compare needs at least one store")
     if noisy and len(noisy) != len(stores):
         raise ActstatsError(f"give a noisy sweep for each of the {len(stores)} stores, not {len(noisy)}")
     called = _names(stores, names)
@@ -309,7 +309,7 @@ def measure_units(dataset: xr.Dataset, noisy: xr.Dataset | None = None) -> tuple
     `noisy` is a sweep of the same network over the same images with noise.
 
     Raises:
-        ActstatsError: the store has the data for none.
+        ActstatsError: the store has the data for no measure.
     """
     analyses: dict[str, Callable[[xr.Dataset], xr.Dataset]] = {
         "smoothness": smoothness,
@@ -333,7 +333,7 @@ def measure_units(dataset: xr.Dataset, noisy: xr.Dataset | None = None) -> tuple
 
 
 def common_measures(measured: Sequence[xr.Dataset]) -> list[Measure]:
-    """Return the measures of which each of these datasets has a value."""
+    """Return the measures that have a value in each of these datasets."""
     return [
         measure
         for measure in MEASURES
@@ -352,10 +352,10 @@ def derive_findings(
     """Return the overview of one store, or of several, each compared with the first (S).
 
     Args:
-        measured: what `measure_units` returned for each store.
+        measured: the measures of each store, as from `measure_units`.
         measures: the measures to show.
         networks: the swept networks, for their kernels, or why one cannot be rebuilt.
-        names: what the stores are called.
+        names: names of the stores.
         pairing: which units are counterparts.
     """
     if len(measured) == 1:
@@ -390,7 +390,7 @@ def finding(claim: str, standard: xr.DataArray, robust: xr.DataArray, *, how: st
     Args:
         claim: that the measure is lower for the units of `robust`, in words.
         standard: the measure of each unit of one network, [unit], with the coordinate `layer`.
-        robust: the same of another network with the same layers.
+        robust: the same for another network with the same layers.
         how: how it is measured.
 
     Raises:
@@ -406,7 +406,7 @@ def finding(claim: str, standard: xr.DataArray, robust: xr.DataArray, *, how: st
 
 
 def count_layers(table: pd.DataFrame) -> tuple[int, int, int]:
-    """Return in how many layers R is lower, neither, and higher, by the rule in `RULE`.
+    """Return the numbers of layers in which R is lower, neither, and higher, by the rule in `RULE`.
 
     `table` has the rows of one variable from `compare_units`. Layers with too few units to compare are not counted.
 
@@ -426,7 +426,7 @@ def count_layers(table: pd.DataFrame) -> tuple[int, int, int]:
 
 
 def _compared(name: str, table: pd.DataFrame) -> Comparison:
-    """Decide on the rows of one variable from `compare_units`."""
+    """Return the verdict on one variable from its rows in `compare_units`."""
     lower, _, higher = layers = count_layers(table)
     compared = table[table["delta_low"].notnull()]
     if compared.empty:
@@ -456,7 +456,7 @@ def _without_claim(measure: Measure, measured: Sequence[xr.Dataset]) -> Finding:
 def _of_matched(
     measured: Sequence[xr.Dataset], measures: Sequence[Measure], names: Sequence[str], pairing: Pairing
 ) -> list[Finding]:
-    """Return how many units have counterparts, and how these differ from their units."""
+    """Return the findings on matched units: how many there are, and how their counterparts differ."""
     first = measured[0].sizes["unit"]
     counts, how_well = [""], []
     counterparts = {}
@@ -473,7 +473,7 @@ def _of_matched(
         words = f"median r {median} on held-out images"
         if (back := pairing.found.get((at, 0))) is not None:
             there = back["counterpart"].values >= 0
-            words += f"; {int(there.sum()):,} of {len(there):,} the other way round"
+            words += f"; {int(there.sum()):,} of {len(there):,} in the other direction"
         how_well.append(Comparison(name, words))
     lines = [Finding(f"Units of {names[0]} with a counterpart", BY_MATCH, counts, tuple(how_well))]
     known = {measure.key: measure for measure in measures}
@@ -498,7 +498,7 @@ def _of_matched(
 
 
 def _paired(name: str, row: pd.Series, *, claimed: bool) -> Comparison:
-    """Decide on one row of `compare_matched`."""
+    """Return the verdict on one row of `compare_matched`."""
     if not np.isfinite(row["delta_low"]):
         verdict, words = ("open", _WORDS["open"]) if claimed else ("", "")
         return Comparison(name, "too few matched units to compare", verdict, words)
@@ -516,7 +516,7 @@ def _paired(name: str, row: pd.Series, *, claimed: bool) -> Comparison:
 
 
 def _kernels(networks: Sequence[nn.Module | str], names: Sequence[str]) -> list[Finding]:
-    """Compare the weights themselves: the first convolution's kernels, and all that are larger than 1 x 1."""
+    """Compare the weights themselves: the first convolution's kernels, and all kernels larger than 1 x 1."""
     how = "Roughness of the weights."
     found = []
     for network in networks:
@@ -542,7 +542,7 @@ def _kernels(networks: Sequence[nn.Module | str], names: Sequence[str]) -> list[
 
 
 def _loaded(analysis: str, computed: xr.Dataset) -> dict[str, xr.DataArray]:
-    """Compute the measures of one analysis. One at a time, so that memory holds the chunks of one only."""
+    """Compute the measures of one analysis; analyses are computed one by one to limit memory."""
     keys = [measure.key for measure in MEASURES if measure.analysis == analysis]
     return {key: values.astype(float) for key, values in computed[keys].compute().data_vars.items()}  # type: ignore[misc]
 
@@ -553,7 +553,7 @@ def _names(stores: Sequence[str | Path], names: Sequence[str]) -> list[str]:
     found = list(names) or [Path(store).name.removesuffix(".zarr") for store in stores]
     if len(set(found)) < len(found):
         if names:
-            raise ActstatsError(f"two stores have one name, {', '.join(found)}: give each its own")
+            raise ActstatsError(f"names of stores must be unique, got {', '.join(found)}")
         marks = "SR" if len(found) == 2 else map(str, range(1, len(found) + 1))
         found = [f"{name} ({mark})" for name, mark in zip(found, marks, strict=True)]
     return found
@@ -567,7 +567,7 @@ def _demo_notes(datasets: Sequence[xr.Dataset]) -> list[str]:
     photographs = len(np.unique(demo[0]["label"].values))
     return [
         f"These {demo[0].sizes['image']} images are crops of {photographs} photographs: enough to show what a report "
-        "looks like, too few to decide anything about the networks."
+        "looks like, too few for conclusions about the networks."
     ]
 
 

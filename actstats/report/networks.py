@@ -1,4 +1,4 @@
-"""The swept networks, where they can be rebuilt: for their kernels and receptive fields."""
+"""Rebuild the swept networks, whose kernels and receptive fields the report shows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from actstats.layers.receptive import ReceptiveField, receptive_fields
 from actstats.sweeping.planning import SweepPlan
 
 _PROBES: Final = 56
-"""Number of input rows probed for receptive fields, which are drawn on thumbnails of about twice as many."""
+"""Number of input rows probed for receptive fields; the thumbnails they are drawn on have about twice as many."""
 
 
 def rebuild(store: str | Path, *, trust: bool = False) -> nn.Module | str:
@@ -33,7 +33,7 @@ def field_step(crop: int) -> int:
 
 
 def swept_fields(manifest: Mapping[str, Any], network: nn.Module | str) -> dict[str, ReceptiveField]:
-    """Return receptive fields by layer, accurate to a fiftieth of the input; none without a network."""
+    """Return receptive fields by layer, accurate to a fiftieth of the input; empty without a network."""
     if isinstance(network, str):
         return {}
     shape = input_shape(manifest["preprocessing"])

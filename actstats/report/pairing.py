@@ -1,4 +1,4 @@
-"""Which units of several networks stand beside each other in a report: counterparts, or by index if asked for."""
+"""Pair the units that a report shows side by side: counterparts, or units of the same index if requested."""
 
 from __future__ import annotations
 
@@ -15,24 +15,22 @@ from actstats.errors import ActstatsError
 
 WAYS: Final = ("match", "index")
 _KEPT: Final = ["counterpart", "best", "held_out"]
-BY_INDEX: Final = (
-    "Units are paired by index, as asked for: this pairs channels of the same number, not functions."
-)
+BY_INDEX: Final = "Units are paired by index, as requested: this pairs channel numbers, not functions."
 BY_MATCH: Final = (
-    "A unit's counterpart is the unit that correlates best with it over the images, if their correlation r on images "
-    f"that did not choose it is at least {LEAST} (or what the matches were made with) and more than chance."
+    "A unit's counterpart is the unit that correlates best with it over the images, if their correlation r on "
+    f"held-out images is at least {LEAST} (or the threshold of the given matches) and above chance."
 )
 
 
 @dataclass(frozen=True)
 class Pairing:
-    """The units of networks, paired.
+    """Pairs of units of several networks.
 
     Attributes:
         way: `match`, `index`, or empty where no two networks are paired.
         found: by the numbers of two networks, for each unit of the first: `counterpart` in the second and `best`
             candidate, i64, -1: none; and `held_out` f64, the correlation on held-out images.
-        notes: why networks are not paired, a line each.
+        notes: how units are paired by index, or why networks are not paired, one line each.
     """
 
     way: str
@@ -50,18 +48,18 @@ def pair_units(
 
     Args:
         datasets: stores with the same units.
-        names: what they are called.
-        way: `match`: by counterparts; `index`: each unit with that of the same index.
+        names: names of the stores.
+        way: `match` pairs each unit with its counterpart, `index` with the unit of the same index.
         matches: files of `analyze match --by unit`; without them, counterparts are sought within layers.
 
     Raises:
-        ActstatsError: another `way`, or `matches` that lack those of the first network in another. Stores that cannot
-            be matched, such as those of other images, are no error but a note.
+        ActstatsError: `way` is unknown, or `matches` has no counterparts of the first network in another one. Stores
+            that cannot be matched, such as sweeps over different images, get a note instead.
     """
     if way not in WAYS:
-        raise ActstatsError(f"`pair=` is one of {', '.join(WAYS)}, not {way!r}")
+        raise ActstatsError(f"`pair=` must be one of {', '.join(WAYS)}, not {way!r}")
     if way == "index" and matches:
-        raise ActstatsError("`matches=` pairs units by match: leave it out, or `pair='index'`")
+        raise ActstatsError("`matches=` pairs units by match: omit it, or omit `pair='index'`")
     numbers = range(len(datasets))
     if len(datasets) == 1:
         return Pairing("", {}, [])
@@ -81,7 +79,7 @@ def pair_units(
                     found[a, b] = selected
                 elif a == 0 and b:
                     raise ActstatsError(
-                        f"`matches=` lacks those of {names[0]}'s units in {names[b]} over the stores' images"
+                        f"`matches=` has no matches of {names[0]}'s units in {names[b]} over the stores' images"
                     )
         return Pairing("match", found, [])
     found, notes = {}, []

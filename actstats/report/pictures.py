@@ -21,7 +21,7 @@ from actstats.errors import ActstatsError
 from actstats.sweeping.planning import SweepPlan
 
 SIDE: Final = 128
-"""Side of a thumbnail in pixels: enough for four in a row on a phone of double density, or on half a desktop."""
+"""Side of a thumbnail in pixels: enough for four in a row on a high-density phone, or on half a desktop window."""
 _QUALITY: Final = 74
 _AT_ONCE: Final = 256
 
@@ -36,7 +36,7 @@ class Shown:
 
     @classmethod
     def of(cls, plan: SweepPlan, data: str | Path | Source | None) -> Self:
-        """Open the images of a sweep: where they were, or those that `data` gives.
+        """Open the images of a sweep from `data`, or from where they were swept.
 
         Raises:
             ActstatsError: they are missing, or are not the images that were swept.
@@ -60,7 +60,7 @@ class Pictures:
     Attributes:
         paths: path of each.
         labels: class of each, i4; -1 for none.
-        members: where each is: the number of its source, and its index there.
+        members: for each, the number of its source and its index in that source.
         sources: the sources; None where one cannot be opened.
     """
 
@@ -77,7 +77,7 @@ class Pictures:
     def thumbnails(self) -> Iterator[bytes | None]:
         """Yield a JPEG of SIDE x SIDE for each picture, as the network saw it; None if it cannot be read."""
         with ThreadPoolExecutor(default_workers()) as executor:
-            for start in range(0, len(self.members), _AT_ONCE):  # so that few are in memory at once
+            for start in range(0, len(self.members), _AT_ONCE):  # in groups, to limit memory
                 yield from executor.map(self._thumbnail, self.members[start : start + _AT_ONCE])
 
     def _thumbnail(self, member: tuple[int, int]) -> bytes | None:
@@ -97,7 +97,7 @@ class Pictures:
 
 
 class Collection:
-    """Numbers the images of several stores, each image of a source once."""
+    """Numbers the distinct images of several stores."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []
@@ -123,7 +123,7 @@ class Collection:
             paths: the store's paths, [image].
             labels: class of each of the store's images, [image].
             images: indices along the store's axis `image`, of any shape.
-            data: the images, if they are not where they were swept.
+            data: the images, if they were moved since the sweep.
         """
         mark = repr([manifest["data"]["fingerprint"], manifest["preprocessing"], manifest.get("distort")])
         if mark not in self._known:

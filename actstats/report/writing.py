@@ -1,4 +1,4 @@
-"""`write_report`: from stores to an HTML page, or to a page and a folder that it loads from when needed.
+"""Write the report: an HTML page, or a page and a folder from which it loads data on demand.
 
 The page's content security policy admits only its own style and script, by their hashes, and forbids connections.
 Text from users, such as names of files and classes, is escaped in the markup and otherwise only ever set as text.
@@ -59,9 +59,9 @@ class Report:
         page: the HTML file.
         folder: the folder beside it, or None if the report is one file.
         bytes: size of all files.
-        names: what the stores are called.
+        names: names of the stores.
         findings: the overview.
-        notes: what a reader has to know of the stores, a line each.
+        notes: what a reader has to know about the stores, one line each.
     """
 
     page: Path
@@ -90,17 +90,17 @@ def write_report(
     """Write the report of one store, or of several with the same layers, the first of which is S.
 
     A small report is one HTML file. A large one keeps its data and thumbnails in a folder beside the page,
-    PAGE_files, and loads them when they are looked at. Both open from disk and load nothing from a network.
+    PAGE_files, and loads them on demand. Both open from disk and load nothing from a network.
 
     Args:
         stores: stores written by `actstats sweep`; the standard network's, S, comes first.
         page: path of the HTML file.
-        names: what to call the stores. Default: their file names.
+        names: names of the stores. Default: their file names.
         noisy: for each store a sweep of the same network over the same images with noise.
         data: the swept images, if they were moved since or came from a `Source` of your own: a path, or the source.
         top: largest number of top images shown per unit.
         largest_page: size in bytes beyond which the report gets a folder: 0 for always, `math.inf` for never.
-        pair: what stands beside a unit: its counterpart (`match`), or the unit of the same index (`index`).
+        pair: what to show beside a unit: its counterpart (`match`), or the unit of the same index (`index`).
         matches: files of `actstats analyze match --by unit` to pair by.
         trust: use the factory, weights file or address that a store names, as `compare` does.
         maps: lay the activation map of each unit over its top images. The networks run on these images again.
@@ -108,7 +108,7 @@ def write_report(
 
     Raises:
         ActstatsError: as `compare`, or `page` cannot be written, or `largest_page` is negative or NaN. Missing images
-            are no error, except with `maps`: the page has placeholders and a note.
+            only raise with `maps`; otherwise the page shows placeholders and a note.
     """
     page = Path(page)
     if page.suffix.lower() not in (".html", ".htm"):
@@ -165,12 +165,12 @@ def write_report(
 
 @dataclass(frozen=True)
 class Embedded:
-    """A report inside a cell of a notebook: the notebook's own file holds all of it.
+    """A report in a notebook cell. The notebook's file contains the whole page.
 
     Attributes:
         html: the page.
-        height: of the frame that it is shown in, in pixels.
-        report: what was written, to a page that is gone.
+        height: height of its frame in pixels.
+        report: the findings and notes; its `page` was temporary and no longer exists.
     """
 
     html: str
@@ -178,8 +178,8 @@ class Embedded:
     report: Report
 
     def _repr_html_(self) -> str:
-        # No script of the page reaches the notebook: a sandbox without `allow-same-origin` is an origin of its own.
-        # Not `srcdoc`: the addresses of the page's views would be taken for those of the notebook.
+        # The page's scripts cannot reach the notebook: without `allow-same-origin` the frame has its own origin.
+        # With `srcdoc`, links between the page's views would resolve against the notebook's address.
         page = base64.b64encode(self.html.encode()).decode()
         allowed = "allow-scripts allow-downloads allow-popups"
         return (
@@ -189,12 +189,12 @@ class Embedded:
 
 
 def show(*stores: str | Path, height: int = 800, **options: Any) -> Embedded:
-    """Return the report of one store or several with the same layers, to be shown in a cell of a notebook.
+    """Return the report of one store, or of several with the same layers, for display in a notebook cell.
 
     Args:
         *stores: stores written by `actstats sweep`; the standard network's, S, comes first.
-        height: of the frame in the cell, in pixels.
-        **options: as for `write_report`, all but `page` and `largest_page`.
+        height: height of the frame in pixels.
+        **options: arguments of `write_report`, except `page` and `largest_page`.
 
     Raises:
         ActstatsError: as `write_report`.
@@ -242,7 +242,7 @@ def _require_same_sizes(datasets: Sequence[xr.Dataset]) -> None:
 
 
 def _facts(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return what the head of the report says of a store."""
+    """Return the facts about a store in the header of the report."""
     weights, data = manifest["weights"], manifest["data"]
     channels, height, width = input_shape(manifest["preprocessing"])
     source = "random, seed " + str(weights["seed"]) if weights["source"] == "none" else weights["source"]
@@ -289,7 +289,7 @@ def _write_with_folder(
     folder = _folder_of(page)
     if folder.exists() and not (folder / "overview.js").is_file():
         raise ActstatsError(
-            f"{folder} is in the way of the report's files; remove it, or write the report elsewhere"
+            f"{folder} exists and is not a report's folder; remove it, or write the report elsewhere"
         )
     making = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
     (making / "pictures").mkdir(parents=True)
@@ -300,7 +300,7 @@ def _write_with_folder(
             if image is not None:
                 size += (making / "pictures" / f"{index}.jpg").write_bytes(image)
         for name, text in itertools.chain([("overview", overview(kept))], layers.items()):
-            # The text is base64 and the name our own: quotes are all that they need.
+            # The text is base64 and the name is one of ours, so both only need quotes.
             size += (making / f"{name}.js").write_text(
                 f"actstatsPart({json.dumps(name)},{json.dumps(text)});\n"
             )
@@ -322,7 +322,7 @@ def _html(context: Mapping[str, Any], parts: Mapping[str, str], folder: str) -> 
     environment.filters["minus"] = _with_minus
     render = environment.from_string
     style = render((source / "page.css").read_text("utf-8")).render(colours=colours(len(context["stores"])))
-    # In a function of its own, so that nothing of it is visible from outside, and in a fixed order.
+    # Wrapped in a function to keep its names out of the global scope.
     script = "\n".join((source / name).read_text("utf-8") for name in _SCRIPTS)
     script = f'"use strict";\n(() => {{\n{script}}})();\n'
     return render((source / "page.html").read_text("utf-8")).render(
@@ -336,7 +336,7 @@ def _html(context: Mapping[str, Any], parts: Mapping[str, str], folder: str) -> 
 
 
 def _with_minus(text: str) -> str:
-    """Return the text with minus signs, as the script writes them, before numbers.
+    """Return the text with typographic minus signs before numbers, as the script writes them.
 
     >>> _with_minus("delta -0.13, kernels of ResNet-50")
     'delta \u22120.13, kernels of ResNet-50'
@@ -346,7 +346,7 @@ def _with_minus(text: str) -> str:
 
 def _policy(style: str, script: str, folder: bool) -> str:
     """Return the page's content security policy: its own style and script, no connection, no markup from text."""
-    # What a trusted script loads is trusted too: the folder's parts. `file:` is where a page opened from disk lies.
+    # 'strict-dynamic' admits the parts that our script loads from the folder, and `file:` pictures on disk.
     scripts, images = (" 'strict-dynamic'", "'self' file:") if folder else ("", "blob:")
     return "; ".join(
         [
@@ -367,7 +367,7 @@ def _hash(text: str) -> str:
 
 
 def _write(path: Path, data: bytes) -> int:
-    """Write a file beside its place and move it there; return its size."""
+    """Write a file atomically, under a temporary name that is then renamed; return its size."""
     making = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         making.write_bytes(data)

@@ -89,7 +89,7 @@ def test_counterparts_are_in_the_page_and_in_the_findings(stores, tmp_path):
     by_index = write_report(stores, tmp_path / "index.html", pair="index")
     assert any("not functions" in note for note in by_index.notes)
     assert not any("counterpart" in finding.claim for finding in by_index.findings)
-    with pytest.raises(ActstatsError, match="`pair=` is one of match, index"):
+    with pytest.raises(ActstatsError, match="`pair=` must be one of match, index"):
         compare(stores, pair="both")
 
 
@@ -109,7 +109,7 @@ def test_a_file_of_matches_gives_what_matching_now_gives(stores, tmp_path):
         assert one == other
     result = actstats(f"compare {given} --matches {files[0]}")
     assert result.exit_code == 1
-    assert "--matches lacks those of s's units in n over the stores' images" in result.stderr
+    assert "--matches has no matches of s's units in n over the stores' images" in result.stderr
 
 
 def test_stores_of_other_images_are_compared_without_pairs(stores, tmp_path):

@@ -252,7 +252,7 @@ def test_a_difference_that_is_certain_but_small_is_negligible():
 
 def test_a_report_of_the_demo_says_that_it_decides_nothing(stores, tmp_path):
     store = swept("demo", tmp_path / "demo.zarr", 0, limit=12)
-    note = "These 12 images are crops of 8 photographs: enough to show what a report looks like, too few to decide"
+    note = "These 12 images are crops of 8 photographs: enough to show what a report looks like, too few for"
     assert [line for line in compare([store]).notes if line.startswith(note)]
     assert not [line for line in compare(stores).notes if "photographs" in line]
 
@@ -332,19 +332,19 @@ def test_a_store_without_images_of_its_own_metrics_shows_what_it_has(hostile, tm
     ("arguments", "line"),
     [
         ("{s} {r} {s} --name a --name b", "give a name for each of the 3 stores, not 2"),
-        ("{s} {r} --pair index --matches {s}/zarr.json", "--matches pairs units by match: leave it out, or"),
+        ("{s} {r} --pair index --matches {s}/zarr.json", "--matches pairs units by match: omit it, or"),
         ("{s} {r} --matches {s}/zarr.json", "zarr.json holds no matches by unit: it lacks"),
         ("{s} nowhere.zarr", "no store at nowhere.zarr"),
         ("{s} {r} --report report.pdf", "give a name that ends in .html, not report.pdf"),
         ("{s} {r} --name one", "give a name for each of the 2 stores, not 1"),
-        ("{s} {r} --name one --name one", "two stores have one name, one, one: give each its own"),
+        ("{s} {r} --name one --name one", "names of stores must be unique, got one, one"),
         ("{s} {r} --noisy {s}", "give a noisy sweep for each of the 2 stores, not 1"),
         ("{s} {other}", "the stores have different layers"),
         (
             "{s} {small} --report report.html",
             "layer features.1 has maps of 19 x 19 in the first store and 15 x 15",
         ),
-        ("{s} --report {taken}/report.html --largest-page 0", "is in the way of the report's files"),
+        ("{s} --report {taken}/report.html --largest-page 0", "exists and is not a report's folder"),
         ("{s} --maps", "--maps draws on the page: give --report too"),
         ("{s} --maps --report a.html --data gone", "no such folder or tar file: gone"),
         ("{s} --report a.html --largest-page nan", "'--largest-page': nan is not a size of 0 MB or more"),

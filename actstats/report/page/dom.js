@@ -1,4 +1,4 @@
-// Elements, built so that text can never become markup: whatever is not an element becomes a text node.
+// Building elements. Text can never become markup: any child that is not an element becomes a text node.
 
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -48,7 +48,7 @@ function quantile(values, q) {
   return values[low] + (at - low) * ((values[low + 1] ?? values[low]) - values[low]);
 }
 
-// Of several elements one is in the tab order; arrow keys move between them.
+// Roving focus: one of several elements is in the tab order, and arrow keys move between them.
 
 /** Let arrow keys move the focus among `items`; `columns()` is the number of items in a row. */
 function rove(items, columns, start = 0) {
@@ -102,7 +102,7 @@ function save(name, type, content) {
   setTimeout(() => URL.revokeObjectURL(address), 10_000);
 }
 
-/** Rows, the first of which has the columns' names, as CSV (RFC 4180); numbers keep their precision, NaN is empty. */
+/** Format rows, the first being the header, as CSV (RFC 4180); numbers keep their precision, NaN is empty. */
 function csv(rows) {
   const cell = (value) => {
     const text = value === null || value === undefined || Number.isNaN(value) ? "" : String(value);
@@ -113,7 +113,7 @@ function csv(rows) {
 
 const DRAWN = ["fill", "fill-opacity", "stroke", "stroke-width", "stroke-dasharray", "stroke-linecap", "stroke-linejoin", "opacity", "font-size"];
 
-/** A drawing of the page as an SVG file of its own: the styles written into it, in the colours of the light theme. */
+/** A drawing as standalone SVG: with its styles inlined, in the colours of the light theme. */
 function standalone(drawing) {
   const root = document.documentElement, scheme = root.style.colorScheme;
   const copy = drawing.cloneNode(true), copies = copy.querySelectorAll("*");
@@ -131,7 +131,7 @@ function standalone(drawing) {
   return new XMLSerializer().serializeToString(copy);
 }
 
-/** Buttons that save what `name` describes: `drawing()` as SVG, `rows()` as CSV; either may be missing. */
+/** Buttons that save `drawing()` as SVG and `rows()` as CSV under `name`; either may be missing. */
 function saving(name, { drawing, rows }) {
   const file = `${report.title} ${name}`.replace(/[^\p{L}\p{N}.]+/gu, "-").replace(/^-+|-+$/g, "");
   const button = (format, onclick) => h("button", { type: "button", "aria-label": `Save as ${format}: ${name}`, onclick }, format);

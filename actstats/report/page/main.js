@@ -1,4 +1,4 @@
-// Which view is shown, all by the address after #; the search; the keys.
+// Routing by the part of the address after #, the search, and the keyboard shortcuts.
 
 let lastUnit = -1;
 
@@ -11,9 +11,9 @@ function complain(error) {
   alarm.textContent = `This page cannot show its data: ${error.message}`;
 }
 
-// Addresses: #/layer/3?measure=centroid&order=r-high&page=2, and so on; what is usual is left out.
+// Addresses: #/layer/3?measure=centroid&order=r-high&page=2, and so on; defaults are left out.
 
-/** The address of a view with the measure and order that are chosen now. */
+/** The address of a view with the current measure and order. */
 function addressOf(kind, index = 0, page = 1, base = shown.base) {
   const query = new URLSearchParams();
   if (base) query.set("of", base);
@@ -27,7 +27,7 @@ function addressOf(kind, index = 0, page = 1, base = shown.base) {
 const to = (kind, index = 0, page = 1, base = undefined) =>
   ({ href: addressOf(kind, index, page, base), "data-to": [kind, index, page, ...(base === undefined ? [] : [base])].join(" ") });
 
-/** What the address says, as far as there is such a thing. */
+/** The state that the address describes, with defaults for whatever is missing or invalid. */
 function place() {
   const [, kind = "overview", number = "0", query = ""] = /^#\/(?:(layer|unit|class)\/(\d+))?(?:\?(.*))?$/.exec(location.hash) ?? [];
   const limits = { overview: 1, layer: report.layers.length, unit: report.units, class: report.classes.length };
@@ -41,7 +41,7 @@ function place() {
   };
 }
 
-/** Choose another measure, order or page: the address and all links follow, and no step is added to the history. */
+/** Change the measure, order or page. Updates the address and all links without adding to the history. */
 function change(changes) {
   Object.assign(shown, changes);
   location.replace(addressOf(shown.kind, shown.index, shown.page));
@@ -52,7 +52,7 @@ function change(changes) {
   }
 }
 
-/** Go there and show it at once, so that a second quick key acts on what the first one led to. */
+/** Navigate and render at once, so that a quick second key press acts on the new view. */
 function go(address) {
   location.hash = address;
   showWhereItIs();
@@ -77,7 +77,7 @@ function show() {
   const name = { overview: null, layer: report.layers[layer]?.name, class: className(index), unit: kind === "unit" && unitName(index) }[kind];
   document.title = [name, report.title].filter(Boolean).join(" · ");
   if (before) {
-    // Coming back from a unit the focus returns to its card; on another page of the same list, to the list.
+    // Coming back from a unit, focus its card; on another page of the same list, focus the list.
     const card = before.kind === "unit" && before.base === shown.base && main.querySelector(`.card[data-unit="${before.index}"]`);
     const list = before.kind === kind && before.index === index && document.getElementById("units");
     if (card) {
@@ -102,7 +102,7 @@ function back() {
   else if (kind !== "overview") go(addressOf("overview"));
 }
 
-// The search: layers and classes by any part of their name, units as LAYER/CHANNEL or by their channel alone.
+// The search finds layers and classes by any part of their name, and units by LAYER/CHANNEL or channel.
 
 const searching = document.getElementById("search");
 const box = document.getElementById("query");
@@ -110,7 +110,7 @@ const results = document.getElementById("results");
 const MOST_RESULTS = 40;
 let chosen = 0;
 
-/** What fits the query: [name, address, note] each. */
+/** The results for a query, as [name, address, note]. */
 function matches(query) {
   const words = query.trim().toLowerCase();
   const layers = report.layers.map((layer, index) => ({ layer, index }));
@@ -133,8 +133,8 @@ function search() {
   results.replaceChildren(...found.map(([name, address, note], index) =>
     h("li", { role: "option", id: `result-${index}`, "aria-selected": String(index === chosen), onclick: () => (searching.close(), go(address)) },
       h("span", null, name), h("small", null, note))));
-  if (!found.length) results.append(h("li", { class: "none" }, "No layer, class or unit matches. A unit is LAYER/CHANNEL, or its channel alone."));
-  if (all.length > found.length) results.append(h("li", { class: "none" }, `${grouped(all.length - found.length)} more: type on to narrow the search.`));
+  if (!found.length) results.append(h("li", { class: "none" }, "No layer, class or unit matches. Enter a unit as LAYER/CHANNEL, or by its channel."));
+  if (all.length > found.length) results.append(h("li", { class: "none" }, `${grouped(all.length - found.length)} more: keep typing to narrow the search.`));
   box.setAttribute("aria-activedescendant", found.length ? `result-${chosen}` : "");
   results.children[chosen]?.scrollIntoView({ block: "nearest" });
   return found;
@@ -155,7 +155,7 @@ box.addEventListener("keydown", (event) => {
     chosen += event.key === "ArrowDown" ? 1 : -1;
     search();
   } else if (event.key === "Escape") {
-    event.preventDefault(); // a search field would only be cleared
+    event.preventDefault(); // the default action only clears the field
     event.stopPropagation();
     searching.close();
   } else if (event.key === "Enter") {
@@ -194,7 +194,7 @@ document.addEventListener("keydown", (event) => {
   action();
 });
 
-// Light, dark, or what the system says.
+// Theme: light, dark, or the system's.
 
 const themes = document.getElementById("theme");
 themes.addEventListener("change", () => {

@@ -15,7 +15,7 @@ function checked(address) {
   return address;
 }
 
-// What each file of the folder calls.
+// Called by each file of the folder.
 window.actstatsPart = (name, text) => arrivals.get(name)?.(text);
 
 function textOf(name) {
@@ -50,7 +50,7 @@ function part(name) {
   return loading.get(name);
 }
 
-// Pictures: in a single page one part holds all, in a folder each is a file.
+// Pictures: a single page has one part with all of them, a folder one file per picture.
 
 const addresses = new Map();
 

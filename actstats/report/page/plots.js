@@ -1,4 +1,4 @@
-// Plots, drawn as SVG at the width available, and drawn again when it changes.
+// Plots, drawn as SVG at the available width and redrawn when it changes.
 
 /** An axis for these values: {low, high, ticks, at(value) in [0, 1]}. */
 function scale(values, { log = false, zero = false, count = 5 } = {}) {
@@ -14,7 +14,7 @@ function scale(values, { log = false, zero = false, count = 5 } = {}) {
     const at = (value) => (Math.log10(value) - first + span * 0.03) / (span * 1.06);
     const within = (steps) => Array.from({ length: Math.ceil(span) + 2 }, (_, power) => Math.floor(first) + power)
       .flatMap((power) => steps.map((step) => step * 10 ** power)).filter((tick) => at(tick) >= 0 && at(tick) <= 1);
-    // The coarsest steps that leave three ticks or more; over many decades only some of them.
+    // The coarsest steps with at least three ticks, thinned out over many decades.
     const choices = [[1], [1, 3], [1, 2, 5], [1, 1.5, 2, 3, 4, 5, 7]].map(within);
     const ticks = choices.find((found) => found.length >= 3) ?? choices.at(-1);
     const few = Math.ceil(ticks.length / 7);
@@ -30,13 +30,13 @@ function scale(values, { log = false, zero = false, count = 5 } = {}) {
   return { at: (value) => (value - start) / (end - start), low, high, ticks };
 }
 
-/** Whether the values are positive and span so much that a logarithmic axis shows more. */
+/** Whether the values are positive and span enough for a logarithmic axis. */
 function spansMuch(values) {
   const inOrder = sorted(values), low = quantile(inOrder, 0.02);
   return low > 0 && inOrder[0] > 0 && quantile(inOrder, 0.98) / low > 30;
 }
 
-/** A figure whose drawing follows its width: `draw(width)` returns an <svg>, `rows()` the numbers in it. */
+/** A figure that is redrawn when its width changes: `draw(width)` returns an <svg>, `rows()` the numbers in it. */
 function figure(title, name, draw, rows, ...below) {
   const hold = h("div", { class: "plot" });
   let drawn = 0;
@@ -100,7 +100,7 @@ function axes(area, x, y, titles) {
   };
 }
 
-/** Points as one path of round dots, however many there are. */
+/** Points as round dots, drawn as a single path. */
 const dots = (points, attributes) => s("path", { d: points.map(([x, y]) => `M${x.toFixed(1)} ${y.toFixed(1)}h0`).join(""), ...attributes });
 
 const BOX = [0.05, 0.25, 0.5, 0.75, 0.95];
@@ -207,7 +207,7 @@ function distribution(measure, layer, width) {
   return canvas(width, PLOT_HEIGHT + legendHeight(), `Distribution of ${measure.name} over the layer's units. ${label}`, marks, shapes);
 }
 
-/** Each unit of a layer as a point: its own value across, its counterpart's upwards; a click opens the unit. */
+/** Each unit of a layer as a point: x is its own value, y its counterpart's; a click opens the unit. */
 function scatter(measure, layer, width) {
   const own = unitValues(measure, shown.base, layer), many = others().length > 1;
   const facing = others().map((store) => Float64Array.from(own, (_, channel) => pairedValue(measure, store, layer.start + channel)));
@@ -258,7 +258,7 @@ function scatter(measure, layer, width) {
   return drawing;
 }
 
-/** Power by radial frequency without DC, a line per store that has one, both axes logarithmic, without bins that the map lacks. */
+/** Power by radial frequency without DC, on logarithmic axes, as a line per store that has it; unresolved bins are left out. */
 function spectrumPlot(spectra, title, width, label) {
   const frequency = report.frequency.slice(1);
   const shares = spectra.map((power) => Array.from(power?.subarray(1) ?? []));
@@ -275,11 +275,11 @@ function spectrumPlot(spectra, title, width, label) {
   return canvas(width, PLOT_HEIGHT + legendHeight(), label, marks, lines);
 }
 
-/** The numbers of `spectrumPlot`. */
+/** The data of `spectrumPlot` as rows. */
 const spectrumRows = (spectra) => [["frequency_cycles_per_pixel", ...report.stores.map((store) => store.name)],
   ...report.frequency.map((frequency, bin) => [frequency, ...spectra.map((power) => power?.[bin])]).slice(1)];
 
-/** How often a unit has each activation: shares in bins of half an octave on a square-root axis, with zero as a bin of its own. */
+/** Histogram of a unit's activations: shares on a square-root axis, in bins of half an octave, with zero in its own bin. */
 function histogramPlot(histograms, width, label) {
   const edges = report.histogram; // signed edges of the bins; the one around zero is in the middle
   const bins = edges.length - 1, middle = (bins - 1) / 2;
@@ -288,7 +288,7 @@ function histogramPlot(histograms, width, label) {
   const area = plotArea(width, 52);
   const step = (area.right - area.left) / (last - first + 1);
   const top = Math.max(1e-9, ...histograms.filter(Boolean).map((shares) => Math.max(...shares.subarray(first, last + 1))));
-  const y = scale([0, Math.sqrt(top)], { zero: true }); // so that rare activations show beside the zeros
+  const y = scale([0, Math.sqrt(top)], { zero: true }); // so that rare activations are visible beside the zeros
   const down = (share) => area.bottom - y.at(Math.sqrt(share)) * (area.bottom - area.top);
   const ticks = [1, 0.5, 0.2, 0.05, 0.01, 0.001, 1e-4].filter((share) => share <= top * 1.05)
     .reduce((kept, share) => (kept.length && down(share) - down(kept.at(-1)) < 15 ? kept : [...kept, share]), []);
@@ -317,7 +317,7 @@ function histogramPlot(histograms, width, label) {
     bars);
 }
 
-/** The numbers of `histogramPlot`, bins that no store uses left out. */
+/** The data of `histogramPlot` as rows, without bins that are empty in every store. */
 const histogramRows = (histograms) => [["bin_left", "bin_right", ...report.stores.map((store) => store.name)],
   ...report.histogram.slice(1).map((right, bin) => [report.histogram[bin], right, ...histograms.map((shares) => shares?.[bin])])
     .filter(([, , ...shares]) => shares.some((share) => share > 0))];

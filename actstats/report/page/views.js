@@ -1,17 +1,17 @@
 // The views: the network by layer, a layer with its units, the units of a class, and one unit.
 
-let report; // the part "overview", once it is read
+let report; // the part "overview", once loaded
 const findings = document.getElementById("findings");
 const UNITS_PER_PAGE = 24;
 
-// Where the page is, all of which its address holds: see main.js.
+// The current view, encoded in the address: see main.js.
 const shown = { kind: "overview", index: 0, measure: 0, order: "unit", page: 1, base: 0 };
 const laidOver = { marks: true, maps: true }; // whether they are shown on images
 
 const several = () => report.stores.length > 1;
 const withUnit = (measure) => (measure.unit && measure.unit !== "1" ? `${measure.name}, ${measure.unit}` : measure.name);
 
-/** A name shortened in its middle to so many letters: layers differ at both ends. */
+/** A name shortened in the middle to `most` letters, since names of layers differ at both ends. */
 function shortName(name, most) {
   const tail = Math.floor((most - 1) * 0.4);
   return name.length > most ? `${name.slice(0, most - 1 - tail)}…${tail ? name.slice(-tail) : ""}` : name;
@@ -26,13 +26,13 @@ function unitValues(of, store, layer) {
 
 const valueOf = (of, store, unit) => report.arrays[`${of.key}:${store}`][unit];
 
-// Units of several networks: every view is of the units of one network, `shown.base`, and the others' stand beside them.
+// Several networks: each view lists the units of one of them, `shown.base`, beside the units they are paired with.
 
 /** The numbers of the other stores whose units are paired with those shown. */
 const others = () => report.stores.map((_, store) => store).filter((store) =>
   store !== shown.base && (report.pairing === "index" || report.arrays[`counterpart:${shown.base}:${store}`]));
 
-/** The unit of a store that stands beside a unit, or -1. */
+/** The unit of a store that is paired with a unit, or -1. */
 function counterpart(store, unit) {
   if (store === shown.base || report.pairing === "index") return unit;
   return report.arrays[`counterpart:${shown.base}:${store}`]?.[unit] ?? -1;
@@ -40,20 +40,20 @@ function counterpart(store, unit) {
 
 const heldOut = (store, unit) => report.arrays[`held:${shown.base}:${store}`]?.[unit] ?? NaN;
 
-/** A store's value for a unit: of its counterpart. */
+/** The value of a unit's counterpart in a store; NaN without one. */
 function pairedValue(of, store, unit) {
   const there = counterpart(store, unit);
   return there < 0 ? NaN : valueOf(of, store, there);
 }
 
-/** In words, the counterpart of a unit and how well it agrees; empty where units are not matched. */
+/** A unit's counterpart and their correlation, as text; empty where units are not matched. */
 function pairWords(store, unit) {
   if (report.pairing !== "match" || store === shown.base) return "";
   const there = counterpart(store, unit);
   return there < 0 ? "no counterpart" : `${unitName(there)}, r ${format(heldOut(store, unit))}`;
 }
 
-/** A choice of the network whose units are listed; `changed` is called after the choice. */
+/** A menu to choose the network whose units are listed; `changed` is called after a choice. */
 function baseChoice(changed) {
   if (!others().length) return [];
   const select = h("select", { id: "base", onchange: () => {
@@ -78,7 +78,7 @@ const storeName = (store) =>
 
 const legend = () => h("p", { class: "legend" }, [shown.base, ...others()].map((store) => storeName(store)));
 
-/** A choice of the measure that is plotted; `changed` is called after the choice. */
+/** A menu to choose the measure that is plotted; `changed` is called after a choice. */
 function measureChoice(changed) {
   const about = h("span", { class: "about" }, measure().about);
   const select = h("select", { id: "measure", onchange: () => {
@@ -91,7 +91,7 @@ function measureChoice(changed) {
 
 // Images with their receptive fields.
 
-/** What one position of a layer's map depends on: {rows, columns} in pixels of the input, and whether that is all of it. */
+/** The receptive field of a position: {rows, columns} in pixels of the input; `all` if it covers the whole input. */
 function fieldAt(layer, row, column) {
   const { top, bottom, left, right } = layer.field;
   const [height, width] = [bottom[row] - top[row], right[column] - left[column]];
@@ -99,17 +99,17 @@ function fieldAt(layer, row, column) {
   return { rows, columns, all: Math.min(rows, columns) > report.crop - report.fieldStep };
 }
 
-/** A size in words, with as much certainty as it was measured with. */
+/** A field's size as text, with "about" if it is not exact to a pixel. */
 const fieldSize = ({ rows, columns }) => `${report.fieldStep > 1 ? "about " : ""}${rows} × ${columns}`;
 
-/** In words, how much of the image one position depends on; empty where fields are not known. */
+/** How much of the image a position depends on, as text; empty where receptive fields are not known. */
 function fieldWords(layer, position) {
   if (!layer.field) return "";
   const field = fieldAt(layer, Math.floor(position / layer.width), position % layer.width);
   return field.all ? "sees the whole image" : `sees ${fieldSize(field)} of ${report.crop} × ${report.crop} pixels`;
 }
 
-/** In words, how much of the image the positions of a layer's maps depend on. */
+/** How much of the image the positions of a layer's maps depend on, as text. */
 function fieldsOfLayer(layer) {
   if (!layer.field) return "";
   const all = Array.from({ length: layer.height * layer.width }, (_, at) =>
@@ -125,7 +125,7 @@ function fieldsOfLayer(layer) {
     : `; positions see ${fieldSize(least)} (at the border) to ${fieldSize(most)} ${of}`;
 }
 
-/** Marks where in the image a position of a layer's map looks: its receptive field, and the field's centre. */
+/** Marks for a position of a layer's map: the frame of its receptive field, and the field's centre. */
 function fieldMark(layer, position) {
   const row = Math.floor(position / layer.width), column = position % layer.width;
   const percent = (value) => `${(100 * value).toFixed(2)}%`;
@@ -166,7 +166,7 @@ function topOf(data, store, channel) {
   return Array.from({ length: ranks }, (_, rank) => {
     const at = channel * ranks + rank;
     return { picture: pictures[at], position: positions[at], value: values[at], map: mapAt(data, store, at) };
-  }).filter((found) => found.picture >= 0 && found.value !== 0); // at zero all images are equal
+  }).filter((found) => found.picture >= 0 && found.value !== 0); // images without activation are not ranked
 }
 
 /** The activation map of the top image at this place in its layer: {shares, height, width}, or null. */
@@ -201,7 +201,7 @@ function overview() {
     const of = measure();
     plot.replaceChildren(
       figure(`${of.name} by layer`, `${of.key} by layer`, (width) => layerPlot(of, width), () => boxRows(of),
-        h("p", { class: "hint" }, "Each box holds the middle half of a layer's units, whiskers go from 5 to 95 %, the bar is the median. Select a layer to see its units.")),
+        h("p", { class: "hint" }, "Boxes span the middle half of a layer's units, whiskers the 5th to the 95th percentile; the bar is the median. Select a layer to see its units.")),
       layerTable(of),
     );
     fillExtremes();
@@ -209,9 +209,9 @@ function overview() {
   const extremes = h("ol", { class: "cards" }), differing = h("div");
   const fillExtremes = () => {
     differing.replaceChildren(h("h2", null, others().length ? "Units that differ most" : "Units that stand out"),
-      h("p", { class: "hint" }, { match: "Units that differ from their counterpart further than is usual in their layer, by the chosen measure.",
-        index: "Units of the same index, which are not counterparts, whose difference is furthest from what is usual in their layer, by the chosen measure.",
-      }[report.pairing] ?? "Units whose value is furthest from what is usual in their layer, by the chosen measure."),
+      h("p", { class: "hint" }, { match: "Units whose difference from their counterpart in the chosen measure is farthest from their layer's median.",
+        index: "Units of the same index, which are not counterparts, whose difference in the chosen measure is farthest from their layer's median.",
+      }[report.pairing] ?? "Units whose value of the chosen measure is farthest from their layer's median."),
       h("div", { class: "choice" }, baseChoice(fillExtremes)), legend());
     const scores = new Map();
     for (let unit = 0; unit < report.units; unit++) {
@@ -230,7 +230,7 @@ function overview() {
 
 const spreads = new Map();
 
-/** How far a unit's value, or its difference from a counterpart, is from its layer's median, relative to the spread. */
+/** Distance of a unit's value, or of its difference from a counterpart, from its layer's median, relative to the spread. */
 function extremeness(unit) {
   const of = measure(), layer = report.layers[layerOf(unit)];
   const facing = others().length ? others() : [null];
@@ -262,7 +262,7 @@ function layerTable(of) {
 
 // Units as cards, in an order, page by page.
 
-/** The orders to choose from: [key in the address, words, value of a unit that goes first where it is least]. */
+/** The available orders: [key in the address, label, sort key of a unit, ascending]. */
 function orders() {
   const shownStores = [shown.base, ...others()].sort((a, b) => a - b);
   const difference = (unit) => -Math.max(...others().map((store) => Math.abs(pairedValue(measure(), store, unit) - valueOf(measure(), shown.base, unit)))
@@ -294,10 +294,10 @@ const unitsOf = (layer) => Array.from({ length: layer.units }, (_, channel) => l
 /** The page of the layer's list that has this unit. */
 const pageOf = (unit) => 1 + Math.floor(inOrder(unitsOf(report.layers[layerOf(unit)])).indexOf(unit) / UNITS_PER_PAGE);
 
-/** The list of some units: the choice of their order, one page of cards, and links to the other pages. */
+/** A list of units: a menu of orders, one page of cards, and links to the other pages. */
 function unitList(units, name) {
   const cards = h("ol", { class: "cards" });
-  const pagers = ["Pages", "Pages, again"].map((words) => h("nav", { class: "pages", "aria-label": words }));
+  const pagers = ["Pages", "Pages, below the list"].map((words) => h("nav", { class: "pages", "aria-label": words }));
   const fill = () => {
     const ordered = inOrder(units), pages = Math.max(1, Math.ceil(ordered.length / UNITS_PER_PAGE));
     shown.page = Math.min(shown.page, pages);
@@ -363,7 +363,7 @@ function layerView(index) {
       const spectra = report.stores.map((_, store) => data.arrays[`mean-spectrum:${store}`]).filter(Boolean);
       if (spectra.length === report.stores.length && spectra[0].some((value, bin) => bin > 0 && value > 0)) {
         plots.append(figure("Mean power spectrum", `${layer.name} mean spectrum`, (width) => spectrumPlot(spectra, "share of power per coefficient", width,
-          "Mean over the layer's units of their power by frequency, the total power of each unit being 1"), () => spectrumRows(spectra)));
+          "Mean power by frequency over the layer's units, each normalised to a total power of 1"), () => spectrumRows(spectra)));
       }
     }, complain);
     list.fill();
@@ -429,7 +429,7 @@ function classView(label) {
   return [view];
 }
 
-// Cards of units, filled when they come near the window.
+// Cards of units, filled when scrolled near the viewport.
 
 const nearby = new IntersectionObserver((entries) => {
   for (const { isIntersecting, target } of entries) {
@@ -468,7 +468,7 @@ async function fillCard(card, unit) {
   }
 }
 
-/** For each store the unit that stands beside a unit, its layer, channel and that layer's part; {unit: -1} for none. */
+/** For each store, the unit paired with a unit, its layer, channel and the layer's part; {unit: -1} without one. */
 function besideIt(unit) {
   return Promise.all(report.stores.map(async (_, store) => {
     const there = counterpart(store, unit);
@@ -509,14 +509,14 @@ function unitView(unit) {
     h("h1", { tabindex: -1 }, h("a", to("layer", index, pageOf(unit)), breakable(layer.name)), h("span", null, ` / ${channel}`)),
     h("p", { class: "facts" }, `unit ${channel}${of}, of ${grouped(layer.units)} in this layer (numbered from 0), maps of ${layer.height} × ${layer.width}`),
     others().length ? h("p", { class: "hint" }, report.pairing === "index"
-      ? "Beside it stands the unit of the same index. This pairs channels, not functions: the two need not have anything in common."
-      : "Beside it stands its counterpart: the unit that correlates best with it over the images. r is their correlation on images that did not choose it.") : null,
-    h("p", { class: "hint" }, layer.field ? "A yellow frame is the receptive field of the image's maximum, the dot its centre. Where the maximum sees the whole image there is no frame."
-      : "The dot is the centre of what the image's maximum sees."),
+      ? "Shown beside the unit of the same index. This pairs channels, not functions: the two need not have anything in common."
+      : "Shown beside its counterpart: the unit that correlates best with it over the images. r is their correlation on held-out images.") : null,
+    h("p", { class: "hint" }, layer.field ? "A yellow frame is the receptive field of the image's maximum, the dot its centre. There is no frame where the maximum sees the whole image."
+      : "The dot is the centre of the receptive field of the image's maximum."),
     h("div", { class: "choice" }, layChoice("marks", "Show receptive fields"), maps), body)];
 }
 
-/** How well a counterpart agrees, with a link to its own page, or that there is none. */
+/** A unit's counterpart, with a link to its page and their correlation, or why there is none. */
 function pairHint(store, unit) {
   if (store === shown.base) return h("p", { class: "hint" }, "This unit");
   if (report.pairing !== "match") return null;
@@ -525,11 +525,11 @@ function pairHint(store, unit) {
   const agreement = format(heldOut(store, unit));
   if (there >= 0) return h("p", { class: "hint" }, "Counterpart ", link(there), `, r ${agreement}`);
   if (best < 0) return h("p", { class: "hint" }, "No counterpart: the unit does not vary.");
-  const close = heldOut(store, unit) >= 0.5 ? ": which unit fits best depends on the images" : "";
+  const close = heldOut(store, unit) >= 0.5 ? ": the best match depends on the images" : "";
   return h("p", { class: "hint" }, `No counterpart${close}. Best candidate `, link(best), Number.isNaN(heldOut(store, unit)) ? "" : `, r ${agreement}`);
 }
 
-/** One store's column of a unit: top images and classes of the unit that stands there. */
+/** One store's column in the view of a unit: top images and classes of its unit. */
 function side({ unit: there, layer, channel, data }, store, shownUnit) {
   if (there < 0) return h("div", { class: `side store${store}` }, h("h2", null, storeName(store)), pairHint(store, shownUnit));
   const top = topOf(data, store, channel), unit = unitName(there);
@@ -553,7 +553,7 @@ function side({ unit: there, layer, channel, data }, store, shownUnit) {
     classProfile(data, store, channel, unit));
 }
 
-/** Mean activation by class, the greatest classes as bars. */
+/** Mean activation by class, as bars for the classes with the greatest means. */
 function classProfile(data, store, channel, unit) {
   const count = data.classes?.[store] ?? 0;
   if (!count) return null;
@@ -571,7 +571,7 @@ function classProfile(data, store, channel, unit) {
       h("td", null, format(value))))));
 }
 
-/** The share of the layer's units, in per cent, that lie below a unit's value; half of those with the same value count. */
+/** The percentage of the layer's units whose value is below a unit's; ties count half. */
 function percentile(of, store, { unit, layer }) {
   const value = unit < 0 ? NaN : valueOf(of, store, unit);
   if (!Number.isFinite(value)) return NaN;
@@ -580,7 +580,7 @@ function percentile(of, store, { unit, layer }) {
   return (100 * below) / values.length;
 }
 
-/** Every measure of the unit and of those beside it, and where each stands in its layer. */
+/** A table of all measures of a unit and of those paired with it, with percentiles within the layer. */
 function valueTable(unit, found) {
   const stores = cardStores();
   const rows = () => [
