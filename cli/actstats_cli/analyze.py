@@ -1,4 +1,4 @@
-"""`actstats analyze`: a table of analyses, each in a module of its own that is imported when it is asked for."""
+"""`actstats analyze`: a table of analyses, each in its own module, which is imported when it is used."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ ANALYSES: Final = {
     "dissect": "actstats_cli.analyses.dissect",
     "ablate": "actstats_cli.analyses.ablate",
 }
-"""Each analysis's name, in the order of `actstats analyze --help`, and the module that has it under this name."""
+"""Each analysis's name, in the order of `actstats analyze --help`, and the module that defines it."""
 
 
 @click.group(cls=LazyGroup, table=ANALYSES)
 def analyze() -> None:
-    """From stores to findings: tables and plots.
+    """Compute tables and plots from stores.
 
     Each prints a table with one row per layer or unit, and can write CSV, Parquet or JSON. Most take one store, or
     two to compare: first a standard network, then a robust one with the same layers. Stores are read partition by

@@ -39,7 +39,7 @@ def _size(ctx: click.Context, param: click.Parameter, value: float) -> float:
     "names",
     multiple=True,
     metavar="NAME",
-    help="What to call a store; repeat it for each. Default: the file names.",
+    help="Name of a store; repeat it for each. Default: the file names.",
 )
 @click.option(
     "--noisy",
@@ -53,19 +53,17 @@ def _size(ctx: click.Context, param: click.Parameter, value: float) -> float:
     type=click.Choice(["match", "index"]),
     default="match",
     show_default=True,
-    help="What stands beside a unit: its counterpart, or the unit of the same index, which pairs channels and not "
-    "functions.",
+    help="Unit to show beside each unit: its counterpart, or the unit of the same index, which pairs channels and "
+    "not functions.",
 )
 @click.option(
     "--matches",
     multiple=True,
     metavar="FILE",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="Counterparts from `analyze match --by unit --out FILE`, repeatable. Default: units are matched now.",
+    help="Counterparts from `analyze match --by unit --out FILE`, repeatable. Default: match the units now.",
 )
-@click.option(
-    "--data", metavar="IMAGES", help="Where the images are now, if they were moved since the sweep."
-)
+@click.option("--data", metavar="IMAGES", help="Location of the images, if they were moved since the sweep.")
 @click.option(
     "--top",
     type=click.IntRange(min=1),
@@ -108,9 +106,9 @@ def compare(
 ) -> None:
     """Compare a standard network with a robust one, or with several: S.zarr R.zarr.
 
-    Prints the paper's findings and what the stores show of each. --report also writes an HTML page with plots by
+    Prints the paper's findings and whether the stores agree. --report also writes an HTML page with plots by
     layer and a view of every unit beside its counterparts: top images, receptive fields, spectrum, histogram,
-    classes. The page loads nothing from a network. With one STORE, shows that one.
+    classes. The page loads nothing from a network. With one STORE, shows that store alone.
 
     \b
         actstats compare standard.zarr robust.zarr --report report.html
@@ -162,7 +160,7 @@ def compare(
 
 
 def _rows(names: Sequence[str], findings: Sequence[Finding]) -> Iterator[tuple[str, ...]]:
-    """Yield a row for each finding; of more than two networks, for each of them and the first."""
+    """Yield a row for each finding, or, with more than two networks, for each comparison with the first."""
     if len(names) == 1:
         yield ("median", *names)
     elif len(names) == 2:

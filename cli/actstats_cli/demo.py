@@ -77,7 +77,7 @@ def demo(
     click.echo(
         "-1 if all units of R are lower, 1 if all are higher. lower in: layers in which delta is at most"
     )
-    click.echo(f"-{SMALLEST_EFFECT} (less is negligible) and its interval excludes 0.")
+    click.echo(f"-{SMALLEST_EFFECT} (smaller effects are negligible) and its interval excludes 0.")
     for text in made.notes:
         note(text)
     for file in made.files:

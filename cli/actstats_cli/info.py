@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from actstats.store.description import Description, Variable
 
 SHOWN: Final = 10
-"""Images that were not read which are named."""
+"""Number of unreadable images that are listed."""
 
 
 @click.command()
@@ -71,7 +71,7 @@ def _verify(path: str, as_json: bool) -> None:
             click.echo(f"{path}: all objects of {count(done, 'complete partition')} are intact")
     if found:
         raise ActstatsError(
-            f"{path}: {count(len(found), 'object')} damaged; sweep again with `repair=True` to compute them anew"
+            f"{path}: {count(len(found), 'object')} damaged; sweep again with `repair=True` to recompute them"
         )
 
 
@@ -81,10 +81,10 @@ def _lines(description: Description) -> Iterator[str]:
     yield from table(list(_sizes(description)), "<<<>>")
     if failures := description.failures:
         yield ""
-        yield f"{count(len(failures), 'image')} not read:"
+        yield f"{count(len(failures), 'image')} could not be read:"
         yield from (f"  {path}: {reason}" for path, reason in list(failures.items())[:SHOWN])
         if len(failures) > SHOWN:
-            yield f"  and {len(failures) - SHOWN:,} more: --json has them all"
+            yield f"  and {len(failures) - SHOWN:,} more: --json lists all"
 
 
 def _facts(description: Description) -> Iterator[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""`actstats layers`: what of a network can be hooked, and how large a store of some layers would be."""
+"""`actstats layers`: which layers of a network can be hooked, and how large a store of some of them would be."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from actstats.sweeping.listing import LayerListing
 
 IMAGES: Final = (50_000, 1_281_167)
-"""Images of ImageNet's validation and training sets."""
+"""Number of images in ImageNet's validation and training sets."""
 SHOWN: Final = 10
-"""Modules that cannot be hooked which are named."""
+"""Number of modules that cannot be hooked to list."""
 
 
 @click.command()
@@ -25,7 +25,7 @@ SHOWN: Final = 10
     "--weights",
     show_default="none",
     metavar="NAME or FILE",
-    help="As for sweep. Layers hardly ever depend on them, so nothing is downloaded by default.",
+    help="Weights, as for sweep. Layers rarely depend on them, so nothing is downloaded by default.",
 )
 @options.robust
 @options.seed
@@ -75,8 +75,8 @@ def _lines(listing: LayerListing, sizes: bool) -> Iterator[str]:
     if sizes:
         schema = listing.schema
         yield (
-            f"a store of these, before compression: {size(listing.bytes_per_image)} an image and "
-            f"{size(listing.bytes_per_partition)} a partition of {count(schema.partition_size, 'image')}"
+            f"size of a store before compression: {size(listing.bytes_per_image)} per image and "
+            f"{size(listing.bytes_per_partition)} per partition of {count(schema.partition_size, 'image')}"
         )
         yield from (f"  {images:,} images: {size(schema.bytes(images=images))}" for images in IMAGES)
         return
@@ -85,7 +85,7 @@ def _lines(listing: LayerListing, sizes: bool) -> Iterator[str]:
         yield f"{count(len(others), 'module')} cannot be hooked:"
         yield from (f"  {name}: {reason}" for name, reason in list(others.items())[:SHOWN])
         if len(others) > SHOWN:
-            yield f"  and {len(others) - SHOWN:,} more: --json has them all"
+            yield f"  and {len(others) - SHOWN:,} more: --json lists all"
 
 
 def _as_dict(arch: str, listing: LayerListing, sizes: bool) -> dict[str, Any]:

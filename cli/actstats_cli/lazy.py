@@ -1,4 +1,4 @@
-"""A group of commands that is a table of names and modules, each imported when its command is asked for."""
+"""A group of commands, defined by a table of names and modules, that imports a module when its command is used."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from actstats.errors import nearest
 
 
 class LazyGroup(click.Group):
-    """A group whose commands are imported when they are asked for. They import torch no earlier than they run.
+    """A group that imports a command when it is used, so that `--help` need not wait for torch.
 
-    `table` has each command's name, in the order of `--help`, and the module that has it under this name, with `_`
-    for `-`. `nested` has the commands of groups inside this one, by the group, to say where one is.
+    `table` maps each command's name, in the order of `--help`, to the module that defines it, with `_` for `-`.
+    `nested` maps subgroups to their commands, to suggest the group if one of these is given without it.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command that the arguments begin with, or offer the nearest name."""
+        """Find the command named by the first argument, or suggest the nearest name."""
         name = args[0]
         if name not in self.table and not name.startswith("-"):
             owner = next((command for command, inner in self.nested.items() if name in inner), None)

@@ -24,11 +24,11 @@ COMMANDS: Final = {
     "analyze": "actstats_cli.analyze",
     "compare": "actstats_cli.compare",
 }
-"""Each command's name, in the order of `actstats --help`, and the module that has it under this name."""
+"""Each command's name, in the order of `actstats --help`, and the module that defines it."""
 
 
 class Failure(click.ClickException):
-    """What a user is told when a command cannot go on: one line on stderr, exit status 1."""
+    """A failure, reported to the user in one line on stderr, with exit status 1."""
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))
@@ -39,22 +39,22 @@ class Failure(click.ClickException):
 
 
 class Stopped(Failure):
-    """The user stopped it: exit status 130, as a shell gives it for Ctrl-C."""
+    """The user stopped the command: exit status 130, as in shells after Ctrl-C."""
 
     exit_code = 130
 
 
 class Main(LazyGroup):
-    """The whole command, where errors become one line."""
+    """The root command, which reports errors in one line."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the command as the process's own; messages that cannot be written stop nothing."""
+        """Run the command; messages that cannot be written do not stop it."""
         open_closed_streams()
         with unfailing_stderr():
             return super().main(*args, **kwargs)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; whatever the user can act on ends it with one line, anything else is a fault of ours."""
+        """Run the command. Errors that a user can act on become one line; others are bugs and keep a traceback."""
         try:
             return super().invoke(ctx)
         except ActstatsError as error:
@@ -62,9 +62,9 @@ class Main(LazyGroup):
         except KeyboardInterrupt as stop:
             raise Stopped("; ".join(["stopped", *map(str, stop.args)])) from stop
         except MemoryError as error:
-            raise Failure("error: out of memory; close other programs, or ask for less") from error
+            raise Failure("error: out of memory; close other programs, or compute less at once") from error
         except OSError as error:
-            if error.errno == errno.EPIPE:  # click ends quietly: the reader, `head` say, has had enough
+            if error.errno == errno.EPIPE:  # click exits quietly: the reader, such as `head`, closed the pipe
                 raise
             place = "" if error.filename is None else f"{error.filename}: "
             raise Failure(f"error: {place}{error.strerror or error}") from error
@@ -88,7 +88,7 @@ class Main(LazyGroup):
 def main() -> None:
     """Statistics of every unit of a vision network over a whole dataset, in one streaming pass.
 
-    A sweep fills a store, which opens in xarray; the other commands look into it.
+    A sweep writes a store, which opens in xarray; the other commands read it.
 
     \b
         actstats sweep --arch googlenet --data photographs/ --out googlenet.zarr

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 ANY: Final = "any"
-"""What --robust alone stands for."""
+"""Value of --robust when given without an argument."""
 
 
 @click.command()
@@ -27,9 +27,9 @@ ANY: Final = "any"
     is_flag=False,
     flag_value=ANY,
     metavar="[l2:EPS or linf:EPS]",
-    help="Only adversarially trained ones, or those of one threat model: l2, linf, l2:3, linf:4 (in 1/255).",
+    help="Only adversarially trained weights, or those for one threat model: l2, linf, l2:3, linf:4 (in 1/255).",
 )
-@click.option("--cached", is_flag=True, help="Only what is on this machine.")
+@click.option("--cached", is_flag=True, help="Only weights that are on this machine.")
 @options.as_json
 def models(arch: str | None, robust: str | None, cached: bool, as_json: bool) -> None:
     """List published weights: torchvision's, and adversarially trained ones.

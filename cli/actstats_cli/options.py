@@ -1,4 +1,4 @@
-"""Options that several commands share, each with one name, one type and one text."""
+"""Options that several commands share, with the same name, type and help text in each."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 
 def split(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the parts of an option that may be repeated, and hold several values with commas between them."""
+    """Return the values of an option that can be repeated and can take several values separated by commas."""
     parts = tuple(part for value in values for part in (piece.strip() for piece in value.split(",")) if part)
     if values and not parts:
-        raise click.BadParameter("it names nothing", ctx, param)
+        raise click.BadParameter("it contains no names", ctx, param)
     return parts
 
 
 class Grouped(click.Command):
-    """A command whose `--help` has its options in groups: `groups` names those under each heading, in order.
+    """A command whose `--help` lists its options in groups: `groups` maps each heading to its options, in order.
 
-    Options that no group names come last, under "Other options".
+    Options that are in no group come last, under "Other options".
     """
 
     def __init__(self, *args: Any, groups: Mapping[str, Sequence[str]], **kwargs: Any) -> None:
@@ -53,7 +53,7 @@ def together(*options: Callable[[Decorated], Decorated]) -> Callable[[Decorated]
 def number(
     name: str, text: str, *, default: int | None = None, least: int = 1
 ) -> Callable[[Decorated], Decorated]:
-    """Return an option of a whole number, `least` or more."""
+    """Return an option for an integer of at least `least`."""
     return click.option(
         name,
         type=click.IntRange(least, 2**31 - 1),
@@ -68,28 +68,28 @@ arch = click.option(
     "--arch",
     required=True,
     metavar="NAME",
-    help="Architecture: torchvision's name for it (googlenet, resnet50), timm/NAME, or package.module:factory.",
+    help="Architecture: a torchvision name (googlenet, resnet50), timm/NAME, or package.module:factory.",
 )
 _WEIGHTS = (
-    "demo (embedded, for googlenet), a .pth, .pt or .safetensors file, an address, hf://OWNER/REPOSITORY/FILE, "
-    "or none: random ones."
+    "demo (embedded, for googlenet), a .pth, .pt or .safetensors file, a URL, hf://OWNER/REPOSITORY/FILE, or none "
+    "for random weights."
 )
 weights = click.option(
     "--weights",
     default="default",
     show_default=True,
     metavar="NAME or FILE",
-    help=f"A set of torchvision's weights, {_WEIGHTS}",
+    help=f"Weights: a torchvision name, {_WEIGHTS}",
 )
 robust = click.option(
     "--robust",
     is_flag=False,
     flag_value="default",
     metavar="[l2:EPS or linf:EPS]",
-    help="Adversarially trained weights: l2 with epsilon 3, or as asked for, linf in 1/255 (actstats models lists "
-    "them). With --weights demo, the robust one of the pair.",
+    help="Adversarially trained weights, by default l2 with epsilon 3; epsilon of linf is in 1/255 (actstats models "
+    "lists them). With --weights demo, the robust network of the pair.",
 )
-offline = click.option("--offline", is_flag=True, help="Never touch the network: take what is in the cache.")
+offline = click.option("--offline", is_flag=True, help="Download nothing: use only files in the cache.")
 seed = click.option(
     "--seed",
     type=click.IntRange(0, 2**32 - 1),
@@ -102,11 +102,11 @@ distort = click.option(
     "--distort",
     multiple=True,
     metavar="SPECS",
-    help="What is done to each cropped image, joined by + or repeated: scramble:GRID, noise:SIGMA, lowpass:CYCLES, "
+    help="Distortions of each cropped image, joined by + or repeated: scramble:GRID, noise:SIGMA, lowpass:CYCLES, "
     "highpass:CYCLES, greyscale, silhouette:FOLDER, contour, pgd:l2:EPSILON:STEPS.",
 )
 _LAYERS = (
-    "Presets (conv, block, all, paper), module names and patterns such as '*.branch1', with commas between; "
+    "Presets (conv, block, all, paper), module names and patterns such as '*.branch1', separated by commas; "
     "repeatable."
 )
 
@@ -126,14 +126,14 @@ def _layers(preset: str) -> Callable[[Decorated], Decorated]:
 layers = _layers(*Settings.layers)
 layers_of_the_paper = _layers("paper")
 layers_or_all = click.option(
-    "--layers", multiple=True, callback=split, metavar="NAMES", help=f"Only these. {_LAYERS}"
+    "--layers", multiple=True, callback=split, metavar="NAMES", help=f"Only these layers. {_LAYERS}"
 )
 metrics = click.option(
     "--metrics",
     multiple=True,
     callback=split,
     metavar="NAMES",
-    help=f"What to compute, separated by commas: {', '.join(BUILTINS)}, or installed metrics. Default: all of these.",
+    help=f"Metrics to compute, separated by commas: {', '.join(BUILTINS)} (the default), or installed metrics.",
 )
 metric = click.option(
     "--metric",
@@ -146,14 +146,12 @@ per_image = click.option(
     "--per-image/--no-per-image",
     default=Settings.per_image,
     show_default=True,
-    help="Store the variables that have a value per image, or only what is summed per partition.",
+    help="Store per-image variables, or only what is summed per partition.",
 )
-top_k = number(
-    "--top-k", "Images kept per unit, those with its greatest activations.", default=Settings.top_k
-)
+top_k = number("--top-k", "Number of top images to keep per unit.", default=Settings.top_k)
 partition_size = number(
     "--partition-size",
-    "Images per partition, the block that is stored as a whole: the most that an interruption can cost.",
+    "Images per partition, the block that is stored as a whole. An interruption costs at most one partition.",
     default=Settings.partition_size,
 )
 limit = number("--limit", "Use only the first N images.")
@@ -166,29 +164,31 @@ decode = click.option(
     type=click.Choice(DECODERS),
     default=Settings.decode,
     show_default=True,
-    help="device: decode JPEGs on the GPU; faster, but not the same pixels to the last bit.",
+    help="device: decode JPEGs on the GPU, which is faster but not bit-identical.",
 )
-workers = number("--workers", "Threads that decode images. Default: one per core, at most 8.", least=0)
+workers = number(
+    "--workers", "Number of threads that decode images. Default: one per core, at most 8.", least=0
+)
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 
 scheduler = click.option(
     "--scheduler",
     metavar="ADDRESS",
-    help="Compute on a dask cluster that sees the same files, such as tcp://host:8786; local: on one of this "
-    "machine's GPUs or cores, local:2 with two cores a worker.",
+    help="Compute on the dask cluster at this address, such as tcp://host:8786, whose workers see the same files; or "
+    "on a local cluster of this machine's GPUs or cores: local, or local:2 with two cores per worker.",
 )
 
 factory = click.option(
     "--arch",
     metavar="MODULE:FACTORY",
-    help="The factory that made the swept network, to call it again: a store's own word for it is not obeyed.",
+    help="The factory that made the swept network, to rebuild it; the one named in the store is not trusted.",
 )
 trust = click.option(
     "--trust",
     is_flag=True,
-    help="The stores are your own: use the factory, weights file or address that they name to rebuild a network.",
+    help="Rebuild networks with the factory, weights file or URL named in the stores. Only for stores of your own.",
 )
 
 network = together(arch, weights, robust, seed, offline)
 stored = together(metrics, metric, per_image, top_k, partition_size)
-"""What decides the size of a store, besides the layers."""
+"""The options that determine the size of a store, besides the layers."""

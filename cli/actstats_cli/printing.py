@@ -1,4 +1,4 @@
-"""How numbers are printed: sizes, durations, tables, JSON."""
+"""Formatting of output: sizes, durations, tables, JSON."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any, Final
 import click
 
 _FLAGS: Final = {"custom": "metric", "images": "data", "store": "out"}
-"""Arguments whose options have another name."""
+"""Arguments whose command-line options have another name."""
 
 
 def with_flags(message: str) -> str:
-    """Return an error's message with the options of the command line in place of the arguments it names.
+    """Return an error message with arguments replaced by the corresponding command-line options.
 
     >>> with_flags("use another `batch_size=`, or `weights=none`")
     'use another --batch-size, or --weights none'
@@ -30,7 +30,7 @@ def with_flags(message: str) -> str:
 
 
 def note(text: str) -> None:
-    """Print what is worth knowing beside the result, on stderr."""
+    """Print a note about the result on stderr."""
     click.echo(f"note: {with_flags(text)}", err=True)
 
 
@@ -48,7 +48,7 @@ def size(count: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return a time in the two units that matter.
+    """Return a duration in its two largest units.
 
     >>> duration(0.42), duration(75), duration(7260), duration(float("inf"))
     ('0.4 s', '1 min 15 s', '2 h 01 min', 'unknown time')
@@ -87,7 +87,7 @@ def table(rows: Sequence[Sequence[str]], align: str) -> Iterator[str]:
 
 
 def print_json(value: Any) -> None:
-    """Print one JSON object on stdout; numbers that are not finite become null, as JSON has none."""
+    """Print one JSON object on stdout; numbers that are not finite become null, as JSON cannot represent them."""
     click.echo(json.dumps(_finite(value), indent=2, ensure_ascii=False))
 
 

@@ -1,4 +1,4 @@
-"""Progress of a sweep on stderr: a bar on a terminal, a plain line now and then elsewhere."""
+"""Progress of a sweep on stderr: a bar on a terminal, an occasional plain line elsewhere."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ if TYPE_CHECKING:
     from actstats.sweeping.progress import Progress, Started
 
 EVERY = 10.0
-"""Seconds between two plain lines."""
+"""Seconds between plain lines."""
 PATIENCE = 5.0
-"""Seconds after which a first batch that is not done wants an explanation."""
+"""Seconds to wait for the first batch before explaining why it takes long."""
 
 
 class Bar:
-    """Shows on stderr how far a loop over images is; close it before anything else is printed."""
+    """Shows the progress of a loop over images on stderr. Close it before printing anything else."""
 
     def __init__(self) -> None:
         self._bar: Any = None
         self._last = time.monotonic()
 
     def advance(self, progress: Progress) -> None:
-        """Take the state after another batch, of the same loop or of a new one."""
+        """Show the progress after a batch, of the same loop or of a new one."""
         waiting = f"{progress.waiting_share:.0%} waiting for data"
         if progress.workers:
             waiting += f", {_of_workers(progress.workers)}"
@@ -51,7 +51,7 @@ class Bar:
             )
 
     def begin(self, total: int) -> None:
-        """Draw an empty bar, where there is room for one."""
+        """Draw an empty bar, if there is a terminal to draw on."""
         self.close()
         if _has_room_for_a_bar():
             from tqdm import tqdm
@@ -62,7 +62,7 @@ class Bar:
             self._bar = tqdm(total=total, unit=" images", bar_format=layout, dynamic_ncols=True)
 
     def close(self) -> None:
-        """Leave the bar as it is."""
+        """Stop updating the bar, and leave it on the screen."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
@@ -77,7 +77,7 @@ class Bar:
 
 
 class Reporter(Bar):
-    """Reports on stderr what a sweep is going to do and how far it is."""
+    """Reports on stderr what a sweep will compute, and its progress."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class Reporter(Bar):
         self._timer = threading.Timer(PATIENCE, self._explain)
 
     def started(self, start: Started) -> None:
-        """Say what is about to be computed; once for each sweep of a pass."""
+        """Print what will be computed; called once for each sweep of a pass."""
         total = start.todo
         self.stores.append(start.store)
         click.echo(
@@ -97,41 +97,41 @@ class Reporter(Bar):
             note(text)
         if start.complete and total:
             click.echo(
-                f"resuming: {start.complete} of {count(start.partitions, 'partition')} were complete",
+                f"resuming: {start.complete} of {count(start.partitions, 'partition')} are complete",
                 err=True,
             )
         if total:
             self.begin(total)
-            self._timer.cancel()  # that of the sweep before, in a pass of several
+            self._timer.cancel()  # the previous sweep's, in a pass of several
             self._timer = threading.Timer(PATIENCE, self._explain)
             self._timer.daemon = True
             self._timer.start()
 
     def _explain(self) -> None:
-        """Say why nothing is to be seen yet; called by the timer's thread."""
+        """Explain why there is no progress yet; called by the timer's thread."""
         say = click.echo if self._bar is None else self._bar.write
-        say("the first batch takes longer where the kernels are compiled, once on a machine", file=sys.stderr)
+        say("the first batch takes longer if kernels must be compiled, once per machine", file=sys.stderr)
 
     def advance(self, progress: Progress) -> None:
-        """Take the state after another batch."""
+        """Show the progress after a batch."""
         self._timer.cancel()
         super().advance(progress)
 
     def note(self, text: str) -> None:
-        """Say what is worth knowing meanwhile, above the bar."""
+        """Print a note above the bar."""
         if self._bar is None:
             note(text)
         else:
             self._bar.write(f"note: {with_flags(text)}", file=sys.stderr)
 
     def close(self) -> None:
-        """Say nothing more."""
+        """Stop reporting."""
         self._timer.cancel()
         super().close()
 
 
 def _of_workers(rates: Mapping[str, float]) -> str:
-    """Return how many workers there are, and how fast.
+    """Return the number of workers and their speed.
 
     >>> (
     ...     _of_workers({"tcp://a:1": 210.3, "tcp://b:1": 195.0, "tcp://c:1": 0.0}),
@@ -145,5 +145,5 @@ def _of_workers(rates: Mapping[str, float]) -> str:
 
 
 def _has_room_for_a_bar() -> bool:
-    """Whether stderr is a terminal; one that says that it has no columns is none to draw on."""
+    """Whether stderr is a terminal with at least one column."""
     return sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns > 0

@@ -1,4 +1,4 @@
-"""The standard streams of a command: one that is closed, full or not read any more does not stop its work."""
+"""Standard streams that do not stop a command when they are closed, full or no longer read."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, TextIO, cast
 
 
 class Unfailing:
-    """A text stream that drops what cannot be written: a full disk under it, or a reader that has gone."""
+    """A text stream that drops what cannot be written, such as on a full disk or after its reader has exited."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -25,18 +25,18 @@ class Unfailing:
         return len(text)
 
     def flush(self) -> None:
-        """Write what is waiting, as far as it can be written."""
+        """Flush as much as can be written."""
         with suppress(OSError):
             self._stream.flush()
 
 
 def open_closed_streams() -> None:
-    """Open `/dev/null` in the place of a standard stream that is closed, so that no other file gets its number."""
+    """Open `/dev/null` in place of closed standard streams, so that no other file gets their descriptors."""
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            if os.open(os.devnull, os.O_RDWR) != number:  # the lowest number that is free, which this is
+            if os.open(os.devnull, os.O_RDWR) != number:  # `open` returns the lowest free descriptor
                 raise
     if sys.stderr is None:
         sys.stderr = os.fdopen(2, "w")
@@ -44,12 +44,12 @@ def open_closed_streams() -> None:
 
 @contextmanager
 def unfailing_stderr() -> Iterator[None]:
-    """Let nothing that is said on stderr stop what is done inside the block."""
+    """Ignore errors of writing to stderr inside the block."""
     stream = sys.stderr
     sys.stderr = cast(TextIO, Unfailing(stream))
     try:
         yield
     finally:
-        with suppress(OSError):  # else Python fails to flush it on leaving, and changes the exit status
+        with suppress(OSError):  # otherwise Python fails to flush it at exit, and changes the exit status
             stream.flush()
             sys.stderr = stream

@@ -1,4 +1,4 @@
-"""`actstats sweep`: one pass over the images, every unit's statistics into one store."""
+"""`actstats sweep`: write the statistics of every unit to a store, in one pass over the images."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from actstats.sweeping.progress import Summary
 
 SHOWN: Final = 5
-"""Images that could not be read which are named in the summary."""
+"""Number of unreadable images that the summary lists."""
 DEMO: Final = "demo"
 GROUPS: Final = {
     "Network": ("--arch", "--weights", "--robust", "--seed", "--offline", "--also"),
@@ -79,8 +79,8 @@ def _part(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, 
     "--also",
     multiple=True,
     metavar="OPTIONS",
-    help="Sweep another network in the same pass, in which images are decoded once: options of the network, its "
-    "statistics and its store, in quotes. What they do not say of statistics is as for the first. Repeatable.",
+    help="Sweep another network in the same pass, so that images are decoded once: its options for network, "
+    "statistics and store, in quotes. Statistics default to those of the first network. Repeatable.",
 )
 @click.option(
     "--data",
@@ -94,7 +94,7 @@ def _part(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, 
     "--out",
     type=located,
     metavar="PATH",
-    help="The store to fill: a folder, or a URL such as s3://bucket/x.zarr. Default: a folder named after what is "
+    help="Store to write: a folder, or a URL such as s3://bucket/x.zarr. Default: a folder named after what is "
     "swept, such as googlenet-robust-demo.zarr.",
 )
 @options.distort
@@ -117,8 +117,8 @@ def _part(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, 
     flag_value="on",
     default="off",
     show_default=True,
-    help="Compile the network together with its statistics, which takes some time first and can change the last "
-    "bits; auto: on a CPU, where there are images enough for it to pay.",
+    help="Compile the network together with its statistics, which takes some time at the start and can change the "
+    "last bits; auto: compile on a CPU if there are enough images for it to pay off.",
 )
 @options.workers
 @options.decode
@@ -141,15 +141,15 @@ def _part(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, 
     callback=_part,
     default="0/1",
     show_default=True,
-    help="Compute every N-th partition, from the I-th on: N processes fill one store.",
+    help="Compute every N-th partition, starting with the I-th, so that N processes can fill one store.",
 )
 @options.scheduler
 @click.option("--strict", is_flag=True, help="Stop at the first image that cannot be read.")
-@click.option("--overwrite", is_flag=True, help="Remove another sweep's store that is in the way.")
+@click.option("--overwrite", is_flag=True, help="Replace a store of another sweep at the same path.")
 @click.option(
     "--repair",
     is_flag=True,
-    help="Check the store first, and compute partitions with a damaged object again.",
+    help="Check the store first, and recompute partitions with a damaged object.",
 )
 @click.option(
     "--max-failed",
@@ -157,12 +157,12 @@ def _part(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, 
     default=Execution.max_failed,
     show_default=True,
     metavar="SHARE",
-    help="End with exit status 1 where a greater share of the images could not be read.",
+    help="Exit with status 1 if a larger share of the images could not be read.",
 )
 @click.option(
     "--dry-run", is_flag=True, help="Print what would be computed and how large it is; create nothing."
 )
-@click.option("--measure", is_flag=True, help="With --dry-run: run a few batches to tell how long it takes.")
+@click.option("--measure", is_flag=True, help="With --dry-run: run a few batches to estimate the time.")
 @options.as_json
 def sweep(
     also: tuple[str, ...],
@@ -180,11 +180,11 @@ def sweep(
     as_json: bool,
     **planning: Any,
 ) -> None:
-    """Compute statistics of every unit over all images, into one store.
+    """Compute statistics of every unit over all images, and write them to a store.
 
-    An interrupted sweep resumes where it stopped: rerun the same command. An image that cannot be read is
-    recorded and stops nothing. Without --data it sweeps the demo photographs, and then, where the network's
-    own weights are not available, a GoogLeNet that comes with actstats.
+    An interrupted sweep resumes where it stopped: rerun the same command. Images that cannot be read are
+    recorded and skipped. Without --data, it sweeps the demo photographs, with a GoogLeNet that comes with
+    actstats if the network's own weights are not available.
 
     \b
         actstats sweep --arch googlenet --robust
@@ -201,9 +201,9 @@ def sweep(
         planning["metrics"] = metrics
     planning["compile"] = COMPILE[planning["compile"]]
     if measure and not dry_run:
-        raise click.UsageError("--measure goes with --dry-run")
+        raise click.UsageError("--measure requires --dry-run")
     if scheduler and (dry_run or also):
-        raise click.UsageError(f"{'--dry-run' if dry_run else '--also'} does not go with --scheduler")
+        raise click.UsageError(f"{'--dry-run' if dry_run else '--also'} cannot be combined with --scheduler")
     wanted = [planning, *(_another(words, planning) for words in also)]
     for options_of in wanted:
         options_of["out"] = options_of["out"] or Path(
@@ -254,10 +254,10 @@ def sweep(
 
 
 def _another(words: str, first: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of another network: those of the first, but for the network and what `words` say.
+    """Return the options of another network: those in `words`, and for statistics otherwise those of the first.
 
     Raises:
-        click.UsageError: an option that is none, or that belongs to the pass.
+        click.UsageError: an option does not exist, or applies to the whole pass.
     """
     outer = click.get_current_context()
     try:
@@ -273,7 +273,9 @@ def _another(words: str, first: Mapping[str, Any]) -> dict[str, Any]:
     }
     for name in given:
         if name not in _OF_A_NETWORK:
-            raise click.UsageError(f"--also {words!r}: --{name.replace('_', '-')} is for all networks", outer)
+            raise click.UsageError(
+                f"--also {words!r}: --{name.replace('_', '-')} applies to all networks", outer
+            )
     if "compile" in given:
         given["compile"] = COMPILE[given["compile"]]
     return {**first, **{name: inner.params[name] for name in _NOT_INHERITED}, **given}
@@ -292,7 +294,7 @@ def _plans(data: str, wanted: Sequence[dict[str, Any]]) -> list[SweepPlan]:
 
 
 def _raise_what_failed(results: Sequence[Summary | ActstatsError], max_failed: float) -> None:
-    """Raise the first error of a sweep; print those after it as notes."""
+    """Raise the first error of a sweep; print the others as notes."""
     errors = [result for result in results if isinstance(result, ActstatsError)]
     errors += [
         ActstatsError(_set_aside(result))
@@ -314,7 +316,7 @@ def _raise_what_failed(results: Sequence[Summary | ActstatsError], max_failed: f
 
 
 def default_name(arch: str, robust: str | None, data: str) -> str:
-    """Return the name of the store of a sweep that was given none.
+    """Return the default name of a sweep's store.
 
     >>> (
     ...     default_name("googlenet", "default", "demo"),
@@ -329,9 +331,9 @@ def default_name(arch: str, robust: str | None, data: str) -> str:
 
 
 def _embedded_instead(arch: str, store: Path | URL, planning: dict[str, Any]) -> bool:
-    """Whether to sweep the embedded network, as its own weights are not available; says so on stderr.
+    """Whether to sweep the embedded network because the published weights are not available; reports it on stderr.
 
-    Only for the demo photographs, and only where no weights were named.
+    This is done only for the demo photographs, and only if no weights were given.
     """
     if arch != "googlenet" or planning["weights"] != "default" or planning["robust"] not in (None, "default"):
         return False
@@ -412,7 +414,7 @@ def _set_aside(summary: Summary) -> str:
     named = [f"{index} ({error})" for index, error in list(summary.aside.items())[:SHOWN]]
     more = f" and {len(summary.aside) - SHOWN} more" if len(summary.aside) > SHOWN else ""
     return (
-        f"{count(len(summary.aside), 'partition')} failed again and again: {', '.join(named)}{more}; "
+        f"{count(len(summary.aside), 'partition')} failed repeatedly: {', '.join(named)}{more}; "
         "rerun the same command to try again"
     )
 
@@ -430,7 +432,7 @@ def _how_to_resume(reporter: Reporter) -> list[str]:
 
 
 def _lines(summary: Summary) -> list[str]:
-    """Return the summary for a reader."""
+    """Return the summary as lines of text."""
     lines = [
         f"{summary.store}: {count(summary.images, 'image')}, {count(summary.units, 'unit')} "
         f"of {count(summary.layers, 'layer')}"

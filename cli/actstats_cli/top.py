@@ -25,16 +25,14 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path, dir_okay=False),
     help="Draw the images into this file, such as sheet.png.",
 )
-@click.option(
-    "--data", metavar="IMAGES", help="Where the images are now, if they were moved since the sweep."
-)
-@click.option("--maps", is_flag=True, help="With --out: lay the unit's activation over each image.")
+@click.option("--data", metavar="IMAGES", help="Location of the images, if they were moved since the sweep.")
+@click.option("--maps", is_flag=True, help="With --out: draw the unit's activation map over each image.")
 @options.as_json
 def top(store: Path, unit: str, out: Path | None, data: str | None, maps: bool, as_json: bool) -> None:
     """List the images in which a unit has its greatest activations.
 
     With --out, also draw them and mark the position of the maximum in each. --maps runs the network on them again
-    and lays the unit's activation over each in magenta.
+    and draws the unit's activation map over each in magenta.
 
     \b
         actstats top googlenet.zarr inception4c.branch1/17

@@ -35,7 +35,7 @@ def test_layers_lists_what_can_be_hooked():
 def test_layers_says_the_size_of_a_store_of_those_chosen(store):
     text = output_of("layers --arch alexnet --layers conv")
     # 1,152 units x 24 bytes an image, x 2,480 bytes a partition
-    assert "27.6 kB an image and 2.86 MB a partition of 1,024 images" in text
+    assert "27.6 kB per image and 2.86 MB per partition of 1,024 images" in text
     assert "50,000 images: 1.52 GB" in text
     found = json.loads(
         output_of(
@@ -65,7 +65,7 @@ def test_layers_names_what_cannot_be_hooked():
     text = output_of("layers --arch swin_t")
     assert "24 modules cannot be hooked:" in text
     assert "  features.1.0.attn.qkv: features.1.0.attn does not call it in eval mode" in text
-    assert "and 14 more: --json has them all" in text
+    assert "and 14 more: --json lists all" in text
     assert failure_of("layers --arch alexnet --layers featurs.1").startswith(
         "no layer matches 'featurs.1'; did you mean"
     )
@@ -76,7 +76,7 @@ def test_info_says_what_was_swept_how_complete_it_is_and_what_was_not_read(image
     assert "squeezenet1_1, weights none (random, seed 0), sha256 " in text
     assert f"9 of {images} (folder): 7 read, 2 unreadable" in text
     assert "3 of 3 of 4 images, complete" in text
-    assert "2 images not read:\n  cat/1.png: unreadable\n  dog/5.png: unreadable" in text
+    assert "2 images could not be read:\n  cat/1.png: unreadable\n  dog/5.png: unreadable" in text
     variables = [line.split()[0] for line in text.splitlines() if ", unit" in line]
     assert set(variables) == set(xr.open_zarr(store).data_vars)
 

@@ -106,7 +106,7 @@ def test_parts_fill_one_store(images, store, tmp_path):
     text = output_of(f"{command} --part 1/2")
     assert "not all partitions are complete" in text
     result = actstats(f"{command} --part 0/2")
-    assert "resuming: 1 of 3 partitions were complete" in result.stderr
+    assert "resuming: 1 of 3 partitions are complete" in result.stderr
     assert files_of(tmp_path / "s.zarr") == files_of(store)
 
 

@@ -165,13 +165,13 @@ def test_dissection_of_a_swept_network(tmp_path):
     ("command", "message"),
     [
         ("shape-bias", "give --decisions FILE..., or --network NETWORK"),
-        ("shape-bias --stimuli {stimuli}", "say with --network who is to see the --stimuli"),
+        ("shape-bias --stimuli {stimuli}", "--stimuli requires at least one --network"),
         (
             "shape-bias --stimuli {stimuli} --network squeezenet",
             "unknown architecture 'squeezenet'; did you mean",
         ),
         ("cues {net} {net} --data {stimuli}", "a network is given twice"),
-        ("cues {net} --data {stimuli} --images x", "--images is NAME=IMAGES"),
+        ("cues {net} --data {stimuli} --images x", "--images must be NAME=IMAGES"),
         (
             "cues {net} --data {stimuli} --distort scrambel:4",
             "unknown distortion 'scrambel:4'; did you mean scramble",
@@ -182,7 +182,7 @@ def test_dissection_of_a_swept_network(tmp_path):
         ),
         ("ablate {net} --data {stimuli}", "give --layers, whose units are ablated one by one, or sets"),
         ("ablate {net} --data {stimuli} --unit relu", "a unit is named LAYER/CHANNEL"),
-        ("ablate {net} --data {stimuli} --rank x", "--rank is FILE:COLUMN"),
+        ("ablate {net} --data {stimuli} --rank x", "--rank must be FILE:COLUMN"),
         ("ablate {net} --data {stimuli} --rank x.csv:y", "no such table of units: x.csv"),
         ("dissect {stimuli}", "is not a store of actstats"),
     ],

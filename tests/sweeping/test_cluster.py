@@ -116,7 +116,7 @@ def test_a_partition_that_fails_is_set_aside_and_the_rest_is_finished(folder, tm
         line = f"{SWEEP} --data {folder / 'photographs'} --out s.zarr --scheduler {cluster.address}"
         assert command(line, tmp_path) == 1
         said = (tmp_path / "err").read_text().splitlines()
-        assert said[-1].startswith("actstats: error: 1 partition failed again and again: ")
+        assert said[-1].startswith("actstats: error: 1 partition failed repeatedly: ")
         assert "ValueError: it is too dark" in said[-1]
         assert Store.open(tmp_path / "s.zarr").completed.sum() == 6
         while cluster.workers:

@@ -215,7 +215,7 @@ def test_the_command_sweeps_several_networks(photographs, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--batch-size 3", "--batch-size is for all networks"),
+        ("--batch-size 3", "--batch-size applies to all networks"),
         ("--wieghts x", "No such option"),
         ("'", "quotation"),
     ],

@@ -1,4 +1,4 @@
-"""`actstats analyze ablate`: what a network still tells when units are set to zero."""
+"""`actstats analyze ablate`: what a network loses when units are set to zero."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from actstats.probing.unit_sets import UnitSet
 
 SHOWN = 20
-"""Rows that are printed: the network as it is, and the ablations that change most."""
+"""Number of ablations that are printed, those with the largest changes, below the intact network."""
 
 
 @click.command()
@@ -24,10 +24,12 @@ SHOWN = 20
 @click.option(
     "--data",
     metavar="IMAGES",
-    help="Measure the accuracy on these images in class folders. Default: demo, which ships.",
+    help="Images in class folders to measure accuracy on. Default: demo (included).",
 )
 @click.option(
-    "--stimuli", metavar="IMAGES", help="Or measure shape and texture decisions on these (or demo)."
+    "--stimuli",
+    metavar="IMAGES",
+    help="Measure shape and texture decisions on these images (or demo) instead.",
 )
 @options.layers_or_all
 @click.option(
@@ -35,19 +37,19 @@ SHOWN = 20
     "units",
     multiple=True,
     metavar="UNITS",
-    help="A set of units, LAYER/CHANNEL with commas between, at zero together; repeatable.",
+    help="A set of units to ablate together: LAYER/CHANNEL, separated by commas; repeatable.",
 )
 @click.option(
     "--concepts",
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help="The units of each layer that detect each category, from `analyze dissect --by unit --out FILE`.",
+    help="Ablate the detectors of each category in each layer, from `analyze dissect --by unit --out FILE`.",
 )
 @click.option(
     "--rank",
     metavar="FILE:COLUMN",
-    help="The units of each layer with the lowest and with the highest values, from a table by unit: "
-    "`analyze smoothness --by unit --out FILE`, roughness.",
+    help="Ablate the units of each layer with the lowest and with the highest values in a table by unit, such as "
+    "roughness from `analyze smoothness --by unit --out FILE`.",
 )
 @click.option(
     "--share",
@@ -55,7 +57,7 @@ SHOWN = 20
     multiple=True,
     type=float,
     metavar="SHARE",
-    help="Of a layer's units in each set of --rank, repeatable. Default: 0.25.",
+    help="Share of a layer's units in each set of --rank, repeatable. Default: 0.25.",
 )
 @click.option(
     "--keep", is_flag=True, help="Keep only the set, and set the other units of its layers to zero."
@@ -63,7 +65,7 @@ SHOWN = 20
 @passing.classes
 @passing.learn_from
 @options.limit
-@options.number("--at-once", "Ablations in one pass, each of a batch of images.", default=8)
+@options.number("--at-once", "Number of ablations in one pass, each of a batch of images.", default=8)
 @passing.how
 @options.offline
 @options.trust
@@ -159,6 +161,6 @@ def _sets(
     if rank is not None:
         file, colon, column = rank.rpartition(":")
         if not (file and colon and column):
-            raise ActstatsError(f"--rank is FILE:COLUMN, smoothness.csv:roughness say, not {rank!r}")
+            raise ActstatsError(f"--rank must be FILE:COLUMN, such as smoothness.csv:roughness, not {rank!r}")
         sets += by_rank(read_units(Path(file)), column, shares)
     return sets

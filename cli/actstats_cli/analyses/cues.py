@@ -19,21 +19,21 @@ from actstats_cli.analyses import output, passing
     default="demo",
     show_default=True,
     metavar="IMAGES",
-    help="Images in class folders: a folder or a .tar; or demo, which ships.",
+    help="Images in class folders: a folder or a .tar; or demo (included).",
 )
 @click.option(
     "--distort",
     multiple=True,
     metavar="SPECS",
-    help="One version of the images, repeatable: scramble:4, contour, noise:0.1, silhouette:FOLDER, "
-    "lowpass:8+greyscale. Those of sweep.",
+    help="Distorted version of the images, as for sweep, repeatable: scramble:4, contour, noise:0.1, "
+    "silhouette:FOLDER, lowpass:8+greyscale.",
 )
 @click.option(
     "--images",
     "others",
     multiple=True,
     metavar="NAME=IMAGES",
-    help="A version that is there already, repeatable: stylised=stylised/, with the same class folders.",
+    help="Existing version of the images with the same class folders, repeatable: stylised=stylised/.",
 )
 @click.option("--correct-only", is_flag=True, help="Only images that all the networks get right when clean.")
 @passing.names
@@ -65,7 +65,7 @@ def cues(
 
     One row per version of the images, clean first, and network. change is relative to the clean images; difference
     and p (McNemar's exact test) to the first network. A network is ARCH or ARCH=WEIGHTS, ARCH+robust or
-    ARCH+robust=l2:3, as sweep's --arch, --weights and --robust, or a sweep's store. A class is a folder's name: a
+    ARCH+robust=l2:3, as for sweep's --arch, --weights and --robust, or a sweep's store. A class is a folder's name: a
     synset (n02123045) or one of the 16 entry-level categories for ImageNet's classifiers, or a network's own class.
 
     \b
@@ -83,7 +83,7 @@ def cues(
     for other in others:
         name, equals, images = other.partition("=")
         if not (name and equals and images):
-            raise ActstatsError(f"--images is NAME=IMAGES, stylised=folder/ say, not {other!r}")
+            raise ActstatsError(f"--images must be NAME=IMAGES, such as stylised=folder/, not {other!r}")
         versions.append(Version(name, source=open_source(images, limit=limit)))
     source, taught = passing.labelled(data, learn_from, limit)
     loaded = {called[network]: open_network(network, offline=offline, trust=trust) for network in networks}

@@ -15,7 +15,9 @@ from actstats_cli.analyses import output, passing
 @click.command()
 @click.argument("store", type=located)
 @click.option(
-    "--data", metavar="FOLDER", help="Broden, or images/ with masks/. Default: where the swept images lay."
+    "--data",
+    metavar="FOLDER",
+    help="Broden, or images/ with masks/. Default: the folder of the swept images.",
 )
 @options.layers_or_all
 @click.option(
@@ -39,7 +41,7 @@ from actstats_cli.analyses import output, passing
     metavar="IOU",
     default=0.04,
     show_default=True,
-    help="From which overlap on a unit counts as a detector.",
+    help="Smallest overlap for a unit to count as a detector.",
 )
 @click.option(
     "--resolution",
@@ -97,7 +99,7 @@ def dissect(
     chosen, places = plan.layers(layers)
     said = []
     if limit is None and segmented.source.fingerprint != dataset.attrs["data"]["fingerprint"]:
-        said.append(f"the thresholds are those of other images: {dataset.attrs['data']['spec']}")
+        said.append(f"the thresholds come from other images: {dataset.attrs['data']['spec']}")
     with passing.passes(how) as passes:
         counts = overlaps(
             loaded,

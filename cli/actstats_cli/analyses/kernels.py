@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @click.command()
 @output.one_or_two
 @click.option(
-    "--weights", metavar="FILE", multiple=True, help="Where the weights lie now, repeatable, one a store."
+    "--weights", metavar="FILE", multiple=True, help="Location of the weights, one per store; repeatable."
 )
 @options.factory
 @options.trust
@@ -40,7 +40,7 @@ def kernels(
 
     if weights and len(weights) != len(stores):
         raise ActstatsError(
-            f"{len(weights)} --weights for {len(stores)} stores: give one for each, in their order"
+            f"{len(weights)} --weights for {len(stores)} stores: give one for each, in the same order"
         )
     files = iter(weights)
 

@@ -15,7 +15,7 @@ VARIABLE = click.option(
     type=click.Choice(["mean", "maximum"]),
     default="mean",
     show_default=True,
-    help="The value of a unit on an image that is compared.",
+    help="The per-image value of the units to compare.",
 )
 
 
@@ -28,15 +28,15 @@ VARIABLE = click.option(
     type=click.FloatRange(0, 1),
     default=0.5,
     show_default=True,
-    help="The correlation on held-out images from which on two units are counterparts.",
+    help="Smallest correlation on held-out images for two units to be counterparts.",
 )
 @click.option(
     "--across",
     is_flag=True,
-    help="Seek among the units of all layers, not only of the layer of the same name.",
+    help="Search the units of all layers, not only of the layer with the same name.",
 )
 @click.option(
-    "--seed", type=int, default=0, show_default=True, help="Of the halves and of the shuffled images."
+    "--seed", type=int, default=0, show_default=True, help="Seed for the halves and for shuffling the images."
 )
 @output.by
 @output.out
@@ -57,8 +57,8 @@ def match(
     """Find the counterpart of each unit of FIRST among the units of the same layer of SECOND.
 
     Both are sweeps over the same images. held_out is the correlation on one half of the images with the unit chosen
-    on the other half, chance the best correlation with shuffled images, same_channel what pairing by channel gives.
-    A table --by unit is what compare and its report take as --matches.
+    on the other half, chance the best correlation with shuffled images, same_channel the correlation of units paired
+    by channel. Pass a table --by unit to compare as --matches.
 
     \b
         actstats analyze match standard.zarr robust.zarr

@@ -32,11 +32,13 @@ _HEADLINE = ["layer", "units", "clean", "noisy", "increase", "blocked", "outlier
 @click.option(
     "--of-input",
     is_flag=True,
-    help="Say what is blocked of the increase of the images' own total variation, not of the first layer's: "
+    help="Report blocked relative to the increase of the images' own total variation, not of the first layer's; "
     "reads up to 256 images again.",
 )
 @click.option(
-    "--data", metavar="IMAGES", help="Where the images lie now, for --of-input. Default: where they were."
+    "--data",
+    metavar="IMAGES",
+    help="Location of the images for --of-input, if they were moved since the sweep.",
 )
 @output.by
 @output.out
@@ -62,7 +64,7 @@ def noise(
 
     CLEAN and NOISY are sweeps of one network over the same images. increase is the relative change of a layer's
     mean total variation; blocked is how much of the first layer's increase (or, with --of-input, the images'
-    increase) it removes. --plot draws noisy against clean, with one point per unit.
+    increase) the layer removes. --plot draws noisy against clean, with one point per unit.
 
     \b
         actstats analyze noise clean.zarr noisy.zarr --plot noise.svg

@@ -1,4 +1,4 @@
-"""What the analyses share: stores as arguments, where the table goes, and the way from one to the other."""
+"""Shared by the analyses: arguments for stores, options for the output, and running an analysis."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _COMPARED: Final = ("mean_s", "mean_r", "difference", "cliffs_delta", "delta_low
 
 
 def _path_of(kind: str) -> Callable[[click.Context, click.Parameter, Path | None], Path | None]:
-    """Return a check that a file's ending is one that can be written, before anything is computed."""
+    """Return a callback that checks a file's suffix before anything is computed."""
 
     def check(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
         if value is not None:
@@ -52,7 +52,7 @@ show = click.option(
     "--show",
     multiple=True,
     metavar="NAME",
-    help="Print and draw only this number; repeatable. --out and --json have all.",
+    help="Print and draw only this column; repeatable. --out and --json have all.",
 )
 out = click.option(
     "--out",
@@ -73,7 +73,7 @@ style = click.option(
     type=click.Choice(("screen", "paper")),
     default="screen",
     show_default=True,
-    help="Of --plot: paper is as wide as a column or page of a paper, with 300 dpi.",
+    help="Style of --plot: paper is as wide as a column or page of a paper, with 300 dpi.",
 )
 wanted = options.together(by, show, out, plot, style, options.scheduler, options.as_json)
 """The options of an analysis of one store or two."""
@@ -93,7 +93,7 @@ def run(
     scheduler: str | None,
     as_json: bool,
 ) -> None:
-    """Run an analysis of one store, or of two that are compared; print, write and draw what it found.
+    """Run an analysis of one store, or compare two; print, write and draw the results.
 
     `headline` names the numbers that are printed and drawn without `--show`; `draw` draws them, by default by layer.
     """
@@ -168,7 +168,7 @@ def put(
 
 @contextmanager
 def computing(scheduler: str | None) -> Iterator[None]:
-    """Compute what dask computes inside on the cluster at this address; None: on this machine's cores.
+    """Run dask computations inside the block on the cluster at this address; on this machine's cores if None.
 
     Raises:
         ActstatsError: as `connect`.

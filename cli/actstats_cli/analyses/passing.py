@@ -1,4 +1,4 @@
-"""What the analyses share that run a network: the options of a pass, and how far it is."""
+"""Shared by the analyses that run a network: the options of a pass, and its progress."""
 
 from __future__ import annotations
 
@@ -23,28 +23,27 @@ classes = click.option(
     multiple=True,
     callback=options.split,
     metavar="NAMES",
-    help="Names of the network's outputs in order, with commas between. Default: as its weights have them, or "
-    "ImageNet's.",
+    help="Names of the network's outputs, in order, separated by commas. Default: from its weights, or ImageNet's.",
 )
 names = click.option(
     "--name",
     "names",
     multiple=True,
     metavar="NAME",
-    help="What to call a network in the result, repeatable, one per network in their order.",
+    help="Name of a network in the result; repeat it for each network, in the same order.",
 )
 learn_from = click.option(
     "--learn-from",
     metavar="IMAGES",
-    help="Images in class folders that show a network with other outputs what the classes are: an image is of the "
-    "class whose mean outputs on these are nearest. Default for demo: other crops of its photographs.",
+    help="Images in class folders that define the classes for a network with other outputs: an image is assigned to "
+    "the class whose mean outputs on these are nearest. Default for demo: other crops of its photographs.",
 )
 how = options.together(options.batch_size, options.device, options.workers, options.decode)
 """How the images pass through the network, the fields of `Passes`."""
 
 
 def named(networks: Sequence[str], names: Sequence[str]) -> dict[str, str]:
-    """Return what to call each network: as asked for, or a store by its file name and others as they are written.
+    """Return the name of each network: from `names`, or else a store's file name or the network as written.
 
     Raises:
         ActstatsError: a network is given twice, or a name is missing or used twice.
@@ -52,7 +51,7 @@ def named(networks: Sequence[str], names: Sequence[str]) -> dict[str, str]:
     if len(set(networks)) < len(networks):
         raise ActstatsError("a network is given twice")
     if names and (len(names) != len(networks) or len(set(names)) < len(names)):
-        raise ActstatsError(f"give one `name=` for each of the {len(networks)} networks, each another")
+        raise ActstatsError(f"give a different `name=` for each of the {len(networks)} networks")
     short = [Path(n).name.removesuffix(".zarr") if Path(n).is_dir() else n for n in networks]
     called = names or (short if len(set(short)) == len(short) else networks)
     return dict(zip(networks, called, strict=True))
@@ -60,7 +59,7 @@ def named(networks: Sequence[str], names: Sequence[str]) -> dict[str, str]:
 
 @contextmanager
 def passes(how: Mapping[str, Any]) -> Iterator[Passes]:
-    """Give the passes that a command's options ask for, with progress on stderr; close before anything is printed."""
+    """Yield the `Passes` for a command's options, with progress on stderr; leave the block before printing."""
     from actstats.probing.forward import Passes
 
     with Bar() as bar:
@@ -68,9 +67,9 @@ def passes(how: Mapping[str, Any]) -> Iterator[Passes]:
 
 
 def labelled(data: str, learn_from: str | None, limit: int | None) -> tuple[Source, Source | None]:
-    """Return the labelled images of --data, and those to learn their classes from, if a network is to learn them.
+    """Return the labelled images of --data, and images to learn their classes from, or None.
 
-    The demo's classes are its eight photographs, which no network has: half of the crops show them.
+    The demo's classes are its eight photographs, which no network has as outputs, so half of the crops define them.
     """
     from actstats.data import open_source
     from actstats.probing.forward import halves
@@ -81,8 +80,8 @@ def labelled(data: str, learn_from: str | None, limit: int | None) -> tuple[Sour
     if data != "demo":
         return source, None
     note(
-        "the classes are the demo's eight photographs: an image is said to be of that whose mean outputs, on every "
-        "other crop of each, are nearest"
+        "the classes are the demo's eight photographs: an image is assigned to the photograph whose mean outputs, "
+        "over every other crop, are nearest"
     )
     taught, tested = halves(source)
     return tested, taught

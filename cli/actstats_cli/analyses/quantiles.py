@@ -18,7 +18,7 @@ from actstats_cli.analyses import output
     type=click.FloatRange(0, 1),
     default=(0.01, 0.5, 0.99, 0.995),
     show_default=True,
-    help="Which quantile, repeatable.",
+    help="Quantile to estimate, repeatable.",
 )
 @output.wanted
 def quantiles(stores: tuple[Path, ...], q: tuple[float, ...], **wanted: Any) -> None:

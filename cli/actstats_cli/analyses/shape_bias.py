@@ -1,4 +1,4 @@
-"""`actstats analyze shape-bias`: how often observers, people and networks, go by shape where texture says other."""
+"""`actstats analyze shape-bias`: how often observers (people or networks) decide by shape and not by texture."""
 
 from __future__ import annotations
 
@@ -31,10 +31,14 @@ if TYPE_CHECKING:
     "--stimuli",
     metavar="IMAGES",
     help="Cue-conflict images to show to networks, <shape>/<shape><n>-<texture><n>.png: a folder or a .tar; "
-    "or demo, the default, which ships.",
+    "or demo (included), the default.",
 )
 @click.option(
-    "--network", "networks", multiple=True, metavar="NETWORK", help="Which to show them to, repeatable."
+    "--network",
+    "networks",
+    multiple=True,
+    metavar="NETWORK",
+    help="Network to show the stimuli to, repeatable.",
 )
 @passing.names
 @passing.classes
@@ -43,7 +47,7 @@ if TYPE_CHECKING:
     "--save-decisions",
     metavar="FILE",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Write what the networks said, as .csv of the same format.",
+    help="Write the networks' decisions, as .csv in the same format.",
 )
 @click.option(
     "--by",
@@ -58,7 +62,7 @@ if TYPE_CHECKING:
     metavar="C",
     default=0.95,
     show_default=True,
-    help="Of the intervals.",
+    help="Confidence level of the intervals.",
 )
 @passing.how
 @options.offline
@@ -89,7 +93,7 @@ def shape_bias(
     stimuli: among the 16 categories of the test for ImageNet's 1,000 outputs, otherwise among the network's own
     classes.
     People (subject-01 ...) are also pooled as "humans". A network is ARCH or ARCH=WEIGHTS, ARCH+robust or
-    ARCH+robust=l2:3, as sweep's --arch, --weights and --robust, or a sweep's store.
+    ARCH+robust=l2:3, as for sweep's --arch, --weights and --robust, or a sweep's store.
 
     \b
         actstats analyze shape-bias --network googlenet=demo --network googlenet=demo+robust
@@ -105,7 +109,7 @@ def shape_bias(
 
     recorded = [*decisions, *files]
     if stimuli and not networks:
-        raise ActstatsError("say with --network who is to see the --stimuli")
+        raise ActstatsError("--stimuli requires at least one --network to show them to")
     if not recorded and not networks:
         raise ActstatsError("give --decisions FILE..., or --network NETWORK")
     tables = [read_decisions(recorded)] if recorded else []

@@ -1,4 +1,4 @@
-"""`actstats analyze similarity`: how alike the layers of one network or of several represent images."""
+"""`actstats analyze similarity`: how similarly the layers of one or several networks represent images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from actstats_cli.analyses.match import VARIABLE
 
 @click.command()
 @click.argument("stores", metavar="STORE...", nargs=-1, required=True, type=located)
-@click.option("--name", "names", multiple=True, metavar="NAME", help="What to call a store, once for each.")
+@click.option("--name", "names", multiple=True, metavar="NAME", help="Name of a store; repeat it for each.")
 @VARIABLE
 @click.option(
     "--sample",
@@ -24,7 +24,7 @@ from actstats_cli.analyses.match import VARIABLE
     show_default=True,
     help="Images in the dissimilarity matrices of RSA.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the draw of those images.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed for drawing those images.")
 @output.out
 @output.plot
 @output.style
@@ -44,8 +44,8 @@ def similarity(
 ) -> None:
     """Compare all layers with one another, within and across networks: linear CKA and RSA.
 
-    The stores are sweeps over the same images. A row for each pair of layers: cka, cka_unbiased (to be read where
-    there are fewer images than units), rsa. --plot draws them as heat maps.
+    The stores are sweeps over the same images. One row per pair of layers: cka, cka_unbiased (for fewer images than
+    units), rsa. --plot draws them as heat maps.
 
     \b
         actstats analyze similarity googlenet.zarr --plot similarity.svg
@@ -59,7 +59,7 @@ def similarity(
         raise ActstatsError(f"give --name once for each store: {len(stores)} times, not {len(names)}")
     called = names or tuple(str(s) if len({x.name for x in stores}) < len(stores) else s.name for s in stores)
     if len(set(called)) < len(called):
-        raise ActstatsError("two stores have one name: give each its own with --name")
+        raise ActstatsError("names of stores must be unique; set them with --name")
     with output.computing(scheduler):
         opened = {name: open_dataset(store) for name, store in zip(called, stores, strict=True)}
         found = analysis(opened, variable, sample=sample, seed=seed)
@@ -67,7 +67,7 @@ def similarity(
         with plotting.styled(style):
             plotting.draw_similarity(found, plot)
     table = found.to_dataframe().reset_index()
-    # The measures are symmetric: each pair once.
+    # The measures are symmetric, so keep each pair once.
     table = table[table["row"] <= table["column"]].drop(columns=["row", "column"])
     table = table[["network", "layer", "other_network", "other_layer", "cka", "cka_unbiased", "rsa"]]
     said = notes(found)

@@ -1,4 +1,4 @@
-"""`actstats analyze smoothness`: total variation of units, raw, by step and free of scale."""
+"""`actstats analyze smoothness`: total variation of units, raw, per step and independent of scale."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`actstats analyze spectrum`: where on the scale of spatial frequency the units' power lies."""
+"""`actstats analyze spectrum`: how the units' power is distributed over spatial frequency."""
 
 from __future__ import annotations
 
