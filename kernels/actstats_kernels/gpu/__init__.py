@@ -1,7 +1,7 @@
 """The Triton kernels behind `actstats_kernels.ops`, and the host side that launches them.
 
-Nothing here waits for the device: scratch comes from torch's caching allocator, tables are made at the first batch of
-a shape, and what decides a launch is known from shapes and strides alone.
+Nothing here waits for the device: scratch memory comes from torch's caching allocator, tables are made at the first
+batch of a shape, and launch parameters follow from shapes and strides alone.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _precision: str = compat.PRECISIONS[0]
 
 
 def set_precision(precision: str | None = None) -> str:
-    """Set how the spectrum's products are computed from now on; return what was set. None: the default.
+    """Set the precision of the spectrum's matrix products and return the previous one. None sets the default.
 
-    "bf16x3" (on the matrix units, three products of rounded parts, two for bf16 maps) or "ieee" (f32, without the
-    matrix units). Errors are on docs/gpu.md.
+    "bf16x3" uses the matrix units, with three products of rounded parts (two for bf16 maps); "ieee" uses f32 without
+    the matrix units. docs/gpu.md lists the errors of both.
 
     Raises:
-        ValueError: there is no such precision.
+        ValueError: `precision` is unknown.
     """
     global _precision
     known = compat.PRECISIONS
@@ -44,7 +44,7 @@ def set_precision(precision: str | None = None) -> str:
 def accumulate(
     x: Tensor, moments: Tensor | None, argmax: Tensor | None, histogram: Tensor | None, power: Tensor | None
 ) -> None:
-    """Read maps `x` [N, C, H, W] and write what has a buffer: see `ops.accumulate`."""
+    """Read maps `x` [N, C, H, W] and write the statistics that have a buffer: see `ops.accumulate`."""
     if x.numel() == 0:
         return
     layout = layout_of(x)
@@ -61,7 +61,7 @@ def accumulate(
                 assert moments is not None
                 scratch = _launch_spectrum(x, layout, tiles, moments[0])
             assert scratch is not None
-            # Each program has written its own part: one order of summation, whatever ran first.
+            # Each program has written its own part, so the order of summation does not depend on scheduling.
             power.add_(scratch.sum((0, 1), dtype=torch.float64))
 
 
@@ -137,7 +137,7 @@ def _scratch(x: Tensor, pages: int, spectrum: launch.Spectrum) -> Tensor:
 
 
 def products(dtype: torch.dtype) -> str:
-    """Return how the kernels multiply maps of a `dtype`: "bf16x2" where the maps need no second part."""
+    """Return the precision for maps of a `dtype`: "bf16x2" if they are bf16 and need no second part."""
     return "bf16x2" if _precision == "bf16x3" and dtype == torch.bfloat16 else _precision
 
 
@@ -179,5 +179,5 @@ def spectrum_constants(layout: Layout, tiles: launch.Tiles, precision: str) -> d
 
 
 def _on(device: torch.device) -> AbstractContextManager[Any]:
-    """Launch on the device of the maps, whichever is current."""
+    """Return a context that makes the device of the maps the current one."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

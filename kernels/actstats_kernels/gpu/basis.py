@@ -1,4 +1,4 @@
-"""The real Fourier basis of a map's sides, and the radial bin of each of its coefficients, kept by device."""
+"""The real Fourier basis of a map's sides and the radial bin of each coefficient, cached per device."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from actstats_kernels.gpu.launch import Spectrum, multiple
 def real_fourier(n: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Return the orthonormal real Fourier basis of `n` points, f64 [n, n], and the frequency of each row, i64 [n].
 
-    Rows: the constant, then cos and sin of each frequency; the last is the alternating one if `n` is even.
+    Rows are the constant, then cos and sin of each frequency; if `n` is even, the last row alternates in sign.
 
     >>> rows, frequency = real_fourier(4)
     >>> frequency.tolist(), bool(np.allclose(rows @ rows.T, np.eye(4)))
     ([0, 1, 1, 2], True)
     """
     frequency = (np.arange(n) + 1) // 2
-    # The angle's integer part is taken off before the float product: exact for any n.
+    # Remove whole turns in integers, before the float product, which keeps the angle exact for any n.
     turns = frequency[:, None] * np.arange(n)[None, :] % n / n
     sine = (np.arange(n) > 0) & (np.arange(n) % 2 == 0)
     rows = np.where(sine[:, None], np.sin(2 * np.pi * turns), np.cos(2 * np.pi * turns))
@@ -38,9 +38,9 @@ def constants(
     """Return `basis_h`, `basis_w` and `rings` as the kernels read them, on `device`.
 
     `basis_h` is [2, padded rows, pitch_u] and `basis_w` [parities, 2, padded points, pitch_v]: two parts whose sum is
-    the wave, bf16, or f32 with the precision "ieee", which uses the first. `rings` is i8 [pitch_u, pitch_v], the
-    radial bin of each coefficient, 0 where there is none. They are made at the first batch, and kept: a copy to a GPU
-    in each would wait for it.
+    the wave, in bf16, or in f32 with precision "ieee", which uses only the first. `rings` is i8 [pitch_u, pitch_v],
+    the radial bin of each coefficient, 0 for padding. They are cached, because copying them to the GPU in every batch
+    would wait for the device.
     """
     rows, across = real_fourier(height)
     columns, along = real_fourier(width)
@@ -50,7 +50,7 @@ def constants(
         bins = bins[across[:, None], along[None, :]].reshape(1, -1)
         rows = np.zeros((1, 1))
     elif tiles.fold:
-        # By frequency: the cosines, and the sines, whose first is nothing.
+        # By frequency: the cosines, and the sines, whose first row is zero.
         cosine = np.concatenate([[0], np.flatnonzero(along[1:] != along[:-1]) + 1])
         sine = np.zeros((tiles.points, width))
         sine[1 : 1 + (width - 1) // 2] = columns[2::2]
@@ -76,5 +76,5 @@ def _parts(table: NDArray[np.float64], precision: str) -> Tensor:
 
 
 def _padded(table: NDArray[Any], rows: int, columns: int) -> NDArray[Any]:
-    # In row-major order: `np.pad` keeps that of a transposed table.
+    # `np.pad` keeps the memory order of a transposed table, and the kernels read rows.
     return np.ascontiguousarray(np.pad(table, ((0, rows - table.shape[0]), (0, columns - table.shape[1]))))

@@ -1,13 +1,13 @@
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
 """Device function that counts a block of maps into the log-linear bins of each channel.
 
-Of the 520 bins, 512 are fine ones: those are counted by `tl.histogram` in 512 slots of shared memory for each
-channel, and leave once, by integer atomics, whose order changes nothing. Zeros, half of what a rectifier returns,
-are counted in registers. The seven others (infinite, NaN, beyond the fine bins on either side) are rare: each value
-is an atomic.
+Of the 520 bins, 512 are fine. `tl.histogram` counts these in 512 slots of shared memory per channel, which are added
+to the result once, by integer atomics, so that their order does not matter. Zeros, half of what a rectifier returns,
+are counted in registers. Values of the seven other bins (infinite, NaN, beyond the fine bins on either side) are
+rare, and each costs an atomic.
 
-Classes of values are told apart by arithmetic where they can be: comparisons pile up in predicate registers, of which
-a thread has seven.
+Values are classified by arithmetic where possible, because each comparison occupies a predicate register, of which a
+thread has seven.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ _INFINITE = tl.constexpr(0x7F800000)
 
 @triton.jit
 def _slot_bin(slot):
-    """Return the bin of a slot: the positive fine bins, upwards, then the negative ones, upwards."""
+    """Return the bin of a slot: the positive fine bins in increasing order, then the negative ones."""
     return tl.where(slot < _FINE, _FIRST_POSITIVE + slot, _LAST_NEGATIVE + 1 - SLOTS + slot)
 
 
 @triton.jit
 def _rare_bin(bits):
-    """Return the bin of a value, given as its bits, that is neither zero nor in a fine bin, i32."""
+    """Return the bin, i32, of a value that is neither zero nor in a fine bin, given by its bits."""
     size = bits & 0x7FFFFFFF
     steps = tl.where(size >> 20 < _FIRST_CODE, 1, _FINE + 2) + tl.where(size == _INFINITE, 1, 0)
     found = tl.where(bits < 0, _ZERO - steps, _ZERO + steps)
@@ -66,8 +66,8 @@ def count_maps(
 ):
     """Add the counts of the `rounds * IMAGES` images of a `block` to `histogram` [C, 520].
 
-    They are the `CHANNELS` channels from `first_channel` on, of `channels`; `POSITIONS` of each are taken at a time.
-    Unless `ON_CHIP`, each value in a fine bin is an atomic too.
+    Counts the `CHANNELS` channels starting at `first_channel`, of `channels` in all, `POSITIONS` positions at a time.
+    Unless `ON_CHIP`, each value in a fine bin also costs an atomic.
     """
     own = tl.arange(0, CHANNELS)
     channel = first_channel + own
@@ -91,11 +91,11 @@ def count_maps(
             inside = inside & counted[None, :]
         offset = image.to(tl.int64) * stride_n
         offset += (position // WIDTH).to(tl.int64) * stride_h + (position % WIDTH).to(tl.int64) * stride_w
-        # What is not inside is a zero here; `read` tells how many zeros are real.
+        # Masked values are read as zeros; `read` counts the values that are not masked.
         value = tl.load(maps[None, :] + offset[:, None], mask=inside, other=0.0).to(tl.float32)
         bits = value.to(tl.int32, bitcast=True)
         size = bits & 0x7FFFFFFF
-        # The fine bin by size, or 256: what is below wraps to a great unsigned number.
+        # The fine bin by magnitude, or 256; smaller magnitudes wrap around to a large unsigned number.
         code = tl.minimum(((size >> 20) - _FIRST_CODE).to(tl.uint32, bitcast=True), _FINE).to(
             tl.int32, bitcast=True
         )
@@ -109,7 +109,7 @@ def count_maps(
         read += there.to(tl.int32)
         nonzero += tl.minimum(size, 1)
         coarse += code >> 8
-        # Of the values in no fine bin, those that are not zeros.
+        # Values outside the fine bins, other than zeros.
         rare = tl.sum(tl.sum(coarse + nonzero, 1), 0) - CHANNELS * (start + POSITIONS)
         if rare > handled:
             this = (code == _FINE) & (size > 0)

@@ -1,9 +1,9 @@
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
-"""The Triton kernels: one that reads maps for every statistic, one for the spectra of maps that are too large for it.
+"""The Triton kernels: one computes all statistics, the other the spectra of maps that are too large for the first.
 
-Strides come in units of `ALIGN` elements, which tells the compiler what divides them whatever their value, and the
-one that is 1 (`UNIT`: "c" for channels_last, "w" for contiguous maps) is a constant. No argument is specialised on
-its value, so a sweep's last, shorter batch compiles nothing.
+Strides are in units of `ALIGN` elements, so that the compiler knows a divisor of them without knowing their value.
+The stride that is 1 (of axis `UNIT`: "c" for channels_last, "w" for contiguous maps) is a constant. No argument is
+specialised on its value, so the shorter last batch of a sweep does not recompile.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def _strides(stride_n, stride_c, stride_h, stride_w, ALIGN: tl.constexpr, UNIT: 
 _RUNTIME = ["stride_n", "stride_c", "stride_h", "stride_w", "images", "channels", "rounds"]
 _CELLS = ["moments_row", "moments_n", "moments_c", "argmax_n", "argmax_c"]
 _UNALIGNED = ["moments", "argmax", "histogram", "scratch"]
-"""Slices of a partition's buffers: whether one happens to be aligned must not make a second kernel."""
+"""Slices of a partition's buffers, whose alignment varies and must not trigger compilation of a second kernel."""
 
 
 @triton.jit(do_not_specialize=_RUNTIME + _CELLS, do_not_specialize_on_alignment=_UNALIGNED)
@@ -85,11 +85,11 @@ def accumulate_kernel(
     DEPTH_W: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Read `rounds` groups of `IMAGES` x `CHANNELS` maps a program and write every statistic that has a buffer.
+    """Read `rounds` groups of `IMAGES` x `CHANNELS` maps per program and write every statistic that has a buffer.
 
-    Programs: (blocks of channels, blocks of `rounds * IMAGES` images). Spectrum and histogram are further looks at
-    the same maps, in loops of their own: what each keeps does not fit in the registers together. `scratch`
-    f32 [image blocks, BLOCKS, C, 18] receives the power of the program's images, which needs `moments`.
+    The grid is (blocks of channels, blocks of `rounds * IMAGES` images). Spectrum and histogram read the same maps
+    again in separate loops, since their state does not fit in the registers together. `scratch`, f32 [image blocks,
+    BLOCKS, C, 18], receives the power of the program's images, which requires `moments`.
     """
     UNITS: tl.constexpr = IMAGES * CHANNELS
     stride_n, stride_c, stride_h, stride_w = _strides(stride_n, stride_c, stride_h, stride_w, ALIGN, UNIT)
@@ -120,7 +120,7 @@ def accumulate_kernel(
                 cell = argmax + image.to(tl.int64) * argmax_n + channel.to(tl.int64) * argmax_c
                 tl.store(cell, tl.where(finite, place, -1), mask=present)
     if scratch is not None:
-        # The means that other threads have written.
+        # Wait for the means, which other threads have written.
         tl.debug_barrier()
         first_image = block * rounds * IMAGES
         last_image = tl.minimum(first_image + rounds * IMAGES, images)
@@ -176,11 +176,11 @@ def spectrum_kernel(
     DEPTH_W: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Write the power of `rounds * SPECTRUM_IMAGES` images x `CHANNELS` maps, one block of coefficients a program.
+    """Write the power of `rounds * SPECTRUM_IMAGES` images x `CHANNELS` maps, one block of coefficients per program.
 
-    For maps that no cache keeps from one look to the next: blocks side by side share what they read. `means` f32
-    [N, C] are those of `accumulate_kernel`. Programs: (blocks of channels, blocks of coefficients, blocks of images).
-    `scratch` is f32 [image blocks, coefficient blocks, C, 18].
+    Used for maps that are too large to stay in a cache between reads; adjacent blocks share what they read. `means`,
+    f32 [N, C], come from `accumulate_kernel`. The grid is (blocks of channels, blocks of coefficients, blocks of
+    images). `scratch` is f32 [image blocks, coefficient blocks, C, 18].
     """
     stride_n, stride_c, stride_h, stride_w = _strides(stride_n, stride_c, stride_h, stride_w, ALIGN, UNIT)
     block = tl.program_id(2)

@@ -1,8 +1,8 @@
-"""The table of launch parameters: from the shape of the maps to the tiles of a program.
+"""The table of launch parameters: the tiles of a program, given the shape of the maps.
 
-Nothing is tuned while a sweep runs: the parameters follow from height, width, channels and the size of a value alone,
-so two runs over the same maps do the same arithmetic in the same order. The reasons for the numbers are on
-docs/gpu.md; what they cost in registers and shared memory is held by a test.
+Nothing is tuned while a sweep runs: the parameters depend only on height, width, channels and the size of a value, so
+two runs over the same maps do the same arithmetic in the same order. docs/gpu.md explains the numbers; a test checks
+their cost in registers and shared memory.
 """
 
 from __future__ import annotations
@@ -12,39 +12,39 @@ from functools import lru_cache
 from typing import Final
 
 LEAST_DOT: Final = 16
-"""The least side of a `tl.dot` operand."""
+"""Smallest side of a `tl.dot` operand."""
 SECTOR: Final = 32
-"""Bytes that a GPU fetches at once: a program's channels in channels_last memory, where registers allow."""
+"""Bytes that a GPU fetches at once. A program takes as many channels in channels_last memory, if registers allow."""
 WARPS: Final = 8
-"""Warps of a program."""
+"""Warps per program."""
 LANE_VALUES: Final = 8
-"""Values that a thread follows down the rows; each takes seven registers."""
+"""Values that a thread processes side by side, row by row; each takes seven registers."""
 COUNTED_VALUES: Final = 16
 """Values that a thread counts at a time; the slots are cleared and read back once per group."""
 ENERGY_REGISTERS: Final = 32
-"""Registers a thread may keep for the energy of the coefficients, and as many again for those of each parity."""
+"""Registers per thread for the energy of the coefficients, and again for the coefficients of each parity."""
 TILE_BYTES: Final = 16 * 1024
-"""What is read of maps for one product: a few of them are in flight in shared memory."""
+"""Bytes of maps read for one product; a few such tiles are in flight in shared memory."""
 WIDEST_BLOCK: Final = 64
-"""Columns of coefficients, of one parity, that are taken at once."""
+"""Largest number of columns of coefficients, of one parity, per block."""
 VECTOR_POSITIONS: Final = 64
 """Largest number of positions for which the spectrum is one product with the whole basis, to save padding."""
 FUSED_POSITIONS: Final = 64 * 64
 """Largest number of positions for which the maps of a program stay in a cache until their spectrum is computed."""
 PROGRAMS: Final = 1024
-"""Programs enough to fill any GPU of today several times over; what is more is rounds of one program."""
+"""Enough programs to fill any current GPU several times over; beyond that, a program takes several rounds."""
 CACHED_BYTES: Final = 200 * 1024
-"""What a program may read: the registers leave room for one on each of 132 multiprocessors, 27 MB in all."""
+"""Bytes a program may read: registers limit an H100 to one program on each of 132 multiprocessors, 27 MB in all."""
 
 
 @dataclass(frozen=True)
 class Spectrum:
-    """How a spectrum is computed: by blocks of `u` x `v` of the `pitch_u` x `pitch_v` coefficients of a map.
+    """How a spectrum is computed: in blocks of `u` x `v` of the `pitch_u` x `pitch_v` coefficients of a map.
 
-    `kind` is "map", "vector" (the map is taken as one row of values), or "mean" (it has one position). `fold` says
-    that columns are multiplied in pairs that mirror each other, those of even and odd waves apart; `v` and `pitch_v`
-    are then those of either. `points` are the columns of the map (pairs, if folded), of which `depth_w` are taken
-    at a time, with `depth_h` rows.
+    `kind` is "map", "vector" (the map is treated as one row of values), or "mean" (it has one position). With `fold`,
+    columns are multiplied in mirrored pairs, separately for even and odd waves, and `v` and `pitch_v` count the
+    coefficients of one parity. `points` is the number of columns of the map (of pairs, if folded), which are taken
+    `depth_w` at a time, with `depth_h` rows.
     """
 
     kind: str
@@ -62,13 +62,13 @@ class Spectrum:
 
     @property
     def blocks(self) -> int:
-        """Blocks of coefficients."""
+        """Number of blocks of coefficients."""
         return self.pitch_u // self.u * (self.pitch_v // self.v)
 
 
 @dataclass(frozen=True)
 class Tiles:
-    """Constants of `accumulate_kernel`; `apart` says that `spectrum_kernel` has to do the spectrum."""
+    """Constants of `accumulate_kernel`; if `apart`, `spectrum_kernel` computes the spectrum."""
 
     images: int
     channels: int
@@ -81,12 +81,12 @@ class Tiles:
 
 
 def power_of_two(n: int) -> int:
-    """Return the least power of two that is not less than `n`."""
+    """Return the smallest power of two that is at least `n`."""
     return 1 << max(n - 1, 0).bit_length()
 
 
 def channel_block(channels: int, most: int) -> int:
-    """Return how many channels a program takes: a power of two, one that divides them if it can be half as great."""
+    """Return the channels per program: a power of two, and a divisor of `channels` if one is at least half as large."""
     block = min(most, power_of_two(channels))
     even = block
     while channels % even:
@@ -99,7 +99,7 @@ def choose(height: int, width: int, channels: int, itemsize: int) -> Tiles:
     """Return the tiles for maps of `channels` x `height` x `width` values of `itemsize` bytes."""
     size = height * width
     if size == 1:
-        # No neighbours, and no frequency but 0: channels alone fill a program.
+        # Without neighbours and with frequency 0 alone, channels have to fill a program.
         block = channel_block(channels, 64)
         images = 1024 // block
         spectrum = Spectrum("mean", images, block, False, 1, 1, 1, 1, 1, 1, 1, 4)
@@ -126,10 +126,10 @@ def _spectrum(height: int, width: int, channels: int, itemsize: int) -> Spectrum
         images = max(min(energies // (v * channels), 8), LEAST_DOT // channels, 1)
         return Spectrum("vector", images, channels, False, size, 1, multiple(size, v), 1, v, 1, 32, WARPS)
     pairs = power_of_two(width // 2 + 1)
-    # A power of two has a wave too many for half of it.
+    # A power of two has width // 2 + 1 cosines, one too many for a block of half its width.
     fold = max(2 * pairs, 2 * LEAST_DOT) <= power_of_two(width)
     v = min(pairs if fold else max(power_of_two(width), LEAST_DOT), WIDEST_BLOCK)
-    # All rows at once where they are few: then a map is read once for them, not by each block again.
+    # Take all rows at once if they are few, so that a map is read once and not again by each block.
     u = 32 if LEAST_DOT < height <= 32 and 32 * v * channels <= energies else LEAST_DOT
     points = width // 2 + 1 if fold else width
     pitches = multiple(height, u), multiple(width // 2 + 1 if fold else width, v)
@@ -140,15 +140,15 @@ def _spectrum(height: int, width: int, channels: int, itemsize: int) -> Spectrum
 
 
 def multiple(n: int, of: int) -> int:
-    """Return the least multiple of `of` that is not less than `n`."""
+    """Return the smallest multiple of `of` that is at least `n`."""
     return -(-n // of) * of
 
 
 def rounds(programs: int, groups: int, most: int) -> int:
-    """Return how many of `groups` one program takes, at most, when there are `programs` for each group."""
+    """Return how many of `groups` a program takes, up to `most`, if each group needs `programs` programs."""
     return max(1, min(programs * groups // PROGRAMS, most))
 
 
 def cached_rounds(tiles: Tiles, size: int, itemsize: int) -> int:
-    """Return how many rounds of maps of `size` values a cache keeps until the program has looked at them again."""
+    """Return how many rounds of maps of `size` values stay in the cache until a program reads them again."""
     return CACHED_BYTES // (tiles.images * tiles.channels * size * itemsize)

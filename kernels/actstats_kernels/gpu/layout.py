@@ -1,4 +1,4 @@
-"""How maps lie in memory, as far as the kernels are compiled for it."""
+"""The memory layout of maps, as far as kernels are compiled for it."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Final
 from torch import Tensor
 
 MOST_ALIGN: Final = 16
-"""Elements: 16 bytes or more, the widest load."""
+"""Largest alignment in elements; at least 16 bytes, the widest load."""
 
 
 @dataclass(frozen=True)
 class Layout:
     """Maps as the kernels see them.
 
-    `strides` (n, c, h, w) are in units of `align` elements, the one of the axis `unit` ("c", "w", or "" if none is
-    adjacent in memory) apart, which is 1. A row of a map, 1 x W, counts as a column, W x 1: neighbours, positions
+    `strides` (n, c, h, w) are in units of `align` elements, except that of the axis `unit` ("c", "w", or "" if none
+    is adjacent in memory), which is 1. A map of one row, 1 x W, is treated as a column, W x 1: neighbours, positions
     and frequencies are the same, and the kernels walk down columns.
     """
 
@@ -39,7 +39,7 @@ def layout_of(x: Tensor) -> Layout:
     (30, 1, 6, 1)
     """
     _, channels, height, width = x.shape
-    # The stride of an axis of length 1 is never used, and may be anything.
+    # The stride of an axis of length 1 is arbitrary and never used.
     n, c, h, w = (s if length > 1 else 0 for s, length in zip(x.stride(), x.shape, strict=True))
     if height == 1:
         height, width, h, w = width, 1, w, 0

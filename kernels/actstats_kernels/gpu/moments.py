@@ -1,10 +1,10 @@
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
 """Device function that reads a block of maps once and returns the moments of each.
 
-A program owns `UNITS` maps and walks down their rows. Its tile is `[ROWS * COLUMNS, UNITS]`: lane (r, j) follows
-column j through band r of the rows and keeps a running mean, sum of squares, maximum and total variation of its
-own, so that nothing crosses lanes until the map has been read. The value above is still in a register; the one to
-the right is a second load from the line that the first has just fetched.
+A program processes `UNITS` maps, row by row. Its tile is `[ROWS * COLUMNS, UNITS]`: lane (r, j) processes column j of
+band r of the rows and keeps its own running mean, sum of squares, maximum and total variation, so that lanes exchange
+nothing until the whole map has been read. The value above is still in a register; the value to the right is loaded
+again, from a cache line that was just fetched.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def read_moments(
 ):
     """Return mean, variance, maximum, share > 0, total variation, argmax and finiteness of each map, [UNITS] each.
 
-    `maps` [UNITS] points at the first value of each map; what is not `present` is not read.
+    `maps` [UNITS] points at the first value of each map; maps that are not `present` are not read.
     """
     BAND: tl.constexpr = (HEIGHT + ROWS - 1) // ROWS
     RAGGED: tl.constexpr = BAND * ROWS != HEIGHT
@@ -42,10 +42,10 @@ def read_moments(
 
     across = column.to(tl.int64) * stride_w
     start = maps[None, :] + (first_row.to(tl.int64) * stride_h + across)[:, None]
-    # The row above a band is the last of the band before; above the map, its own first row: a difference of 0.
+    # Above a band is the last row of the band before; above the map, its own first row, for a difference of 0.
     above_row = tl.minimum(tl.maximum(first_row - 1, 0), HEIGHT - 1).to(tl.int64) * stride_h
     above = tl.load(maps[None, :] + (above_row + across)[:, None], mask=here, other=0.0).to(tl.float32)
-    # Beside the last column, itself.
+    # Beside the last column, the column itself, again for a difference of 0.
     beside = tl.minimum(column + 1, WIDTH - 1).to(tl.int64) * stride_w
     beside_start = maps[None, :] + (first_row.to(tl.int64) * stride_h + beside)[:, None]
 
@@ -63,7 +63,7 @@ def read_moments(
         if RAGGED:
             inside = here & (first_row + i < HEIGHT)[:, None]
         value = tl.load(start + down, mask=inside, other=0.0).to(tl.float32)
-        # Welford's update, of values relative to the map's first: no cancellation, and 0 for a constant map.
+        # Welford's update of values relative to the map's first: no cancellation, and exactly 0 for constant maps.
         count += 1.0
         shifted = value - shift[None, :]
         delta = shifted - mean
@@ -76,7 +76,7 @@ def read_moments(
             greater = greater & inside
         top = tl.where(greater, value, top)
         top_row = tl.where(greater, i, top_row)
-        # The product makes the count NaN where a value is not finite.
+        # The product makes the count NaN if a value is not finite.
         active += tl.where(value > 0, 1.0, 0.0) + value * 0.0
         change = tl.abs(value - above)
         if WIDTH > 1:
@@ -88,7 +88,7 @@ def read_moments(
         above = value
         down += stride_h
 
-    # Lanes beyond the map's edge have run along on zeros, and leave here.
+    # Lanes beyond the map's edge have processed zeros and are excluded from here on.
     rows = tl.where(column < WIDTH, tl.minimum(tl.maximum(HEIGHT - first_row, 0), BAND), 0)
     held = (rows > 0)[:, None] & present[None, :]
     weight = rows.to(tl.float32)[:, None]

@@ -1,4 +1,4 @@
-"""The top-k of a partition with torch's own selection: exact, without a choice between equal values left to it."""
+"""The top-k of a partition by torch's own selection, with a defined order of equal values."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ _LOW = 2**32
 def top_k(maximum: Tensor, position: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
     """Rank the rows of `maximum` f32 [P, U] for each unit: see `ops.top_k`.
 
-    A value and its row become one integer, which orders by value and then by the lower row. No two are
-    equal, so `torch.topk` has one answer.
+    A value and its row are packed into one integer, which orders by value and then by the lower row. No two are
+    equal, so the result of `torch.topk` is unique.
     """
     rows = maximum.shape[0]
-    # -0.0 and 0.0 are equal values: the sum makes them the same.
+    # Adding 0.0 turns -0.0 into 0.0, so that the two have the same bits.
     bits = (maximum + 0.0).contiguous().view(torch.int32)
     ordered = torch.where(bits >= 0, bits, bits ^ 0x7FFFFFFF).long()
     number = torch.arange(rows, device=maximum.device)[:, None]

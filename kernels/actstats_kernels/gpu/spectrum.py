@@ -2,13 +2,13 @@
 """Device functions that turn maps into the energy of their real Fourier coefficients by matrix products.
 
 With B the orthonormal real Fourier basis (rows: constant, then cos and sin of each frequency), the coefficients of
-a map are Z = B_h X B_w^T, and the power of a frequency is the sum of the squares of its coefficients: no complex
-numbers. The coefficients of the maps of a block are squared and summed over images in registers; radial bins are
-formed once for all of them.
+a map are Z = B_h X B_w^T, and the power of a frequency is the sum of the squares of its coefficients, so that no
+complex numbers are needed. The coefficients of the maps of a block are squared and summed over images in registers;
+radial bins are formed once for all of them.
 
-Products are of bf16 numbers, summed in f32, unless `PRECISION` is "ieee". A basis is the sum of two of them, and so
-is any other factor; what the two lesser parts would give is left out: three products. With "bf16x2" maps are bf16
-and a factor as they are: two.
+Unless `PRECISION` is "ieee", products are of bf16 numbers, summed in f32. Each factor is split into a sum of two bf16
+numbers, and the product of the two smaller parts is left out, which leaves three products. With "bf16x2", maps are
+already bf16 and need no split, which leaves two.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _BATCHED = tl.constexpr(compat.BATCHED_PRODUCTS)
 def _narrow(x):
     """Return `x` rounded to bf16."""
     if _INTERPRETED:
-        # The interpreter would cut off, and multiplies the bits of bf16 as if they were integers.
+        # The interpreter would truncate, and multiplies the bits of bf16 as if they were integers.
         bits = (x.to(tl.int32, bitcast=True) + 0x8000) & -0x10000
         return bits.to(tl.float32, bitcast=True)
     return x.to(tl.bfloat16)
@@ -47,7 +47,7 @@ def _waves(basis, row, column, PITCH: tl.constexpr):
 def _product(
     value, basis, row, column, out, PITCH: tl.constexpr, PART: tl.constexpr, PRECISION: tl.constexpr
 ):
-    """Return `out` + `value` [M, K] x K rows and N columns of `basis`, whose second part is `PART` elements on."""
+    """Return `out` + `value` [M, K] x `basis` (K rows, N columns), whose second part starts `PART` elements later."""
     waves = _waves(basis, row, column, PITCH)
     if PRECISION == "ieee":
         out = tl.dot(value, waves, out, input_precision="ieee")
@@ -66,7 +66,7 @@ def _product(
 
 @triton.jit
 def _centred(value, inside, mean, PRECISION: tl.constexpr):
-    """Return the values less their mean, f32; those of "bf16x2" as they are, exact factors with their mean."""
+    """Return the values minus their mean, f32; unchanged with "bf16x2", where the mean is subtracted elsewhere."""
     if PRECISION != "bf16x2":
         value = tl.where(inside, value.to(tl.float32) - mean, 0.0)
     return value
@@ -89,7 +89,7 @@ def _vector_coefficients(
     DEPTH: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Return coefficients [UNITS, V] of maps taken as vectors of `SIZE` values: 1 x T maps and tiny ones."""
+    """Return coefficients [UNITS, V] of maps treated as vectors of `SIZE` values: 1 x T maps and small ones."""
     PART: tl.constexpr = (SIZE + DEPTH - 1) // DEPTH * DEPTH * PITCH
     out = tl.zeros([UNITS, V], tl.float32)
     column = first_v + tl.arange(0, V)
@@ -122,15 +122,15 @@ def _down(
     DEPTH_W: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Return coefficients [U * UNITS, DEPTH_W] down the columns `w` of maps, zero for those not `within`."""
+    """Return coefficients [U * UNITS, DEPTH_W] down the columns `w` of maps, zero for columns not `within`."""
     PART: tl.constexpr = (HEIGHT + DEPTH_H - 1) // DEPTH_H * DEPTH_H * PITCH
     u = first_u + tl.arange(0, U)
     across = (w.to(tl.int64) * stride_w)[None, :]
-    # Units are the fastest: in channels_last memory a row of the tile is then read as it lies.
+    # Units vary fastest, so that a row of the tile is contiguous in channels_last memory.
     held = within[:, None] & present[None, :]
     half = tl.zeros([DEPTH_W * UNITS, U], tl.float32)
     if PRECISION == "bf16x2":
-        # The mean goes into the constant wave alone.
+        # Subtract the mean, which only affects the constant wave.
         known = tl.reshape(tl.where(held, -mean[None, :], 0.0), [DEPTH_W * UNITS])
         half = known[:, None] * tl.where(u == 0, HEIGHT**0.5, 0.0)[None, :]
     for upper in range(0, HEIGHT, DEPTH_H):
@@ -169,10 +169,10 @@ def _map_energy(
     DEPTH_W: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Add the energy of coefficients to `energy` [U * UNITS, V]: rows `first_u` on, columns `first_v` on.
+    """Add the energy of coefficients to `energy` [U * UNITS, V], from row `first_u` and column `first_v` on.
 
-    With `FOLD` the columns w and WIDTH - w are added for the cosines and subtracted for the sines, and a
-    coefficient's energy is that of both.
+    With `FOLD`, the columns w and WIDTH - w are added for the cosines and subtracted for the sines, and the energy is
+    the sum of both.
     """
     PART: tl.constexpr = (POINTS + DEPTH_W - 1) // DEPTH_W * DEPTH_W * PITCH_V
     even = tl.zeros([U * UNITS, V], tl.float32)
@@ -185,7 +185,7 @@ def _map_energy(
             HEIGHT, PITCH_U, UNITS, U, DEPTH_H, DEPTH_W, PRECISION,
         )  # fmt: skip
         if FOLD:
-            # The first column is its own mirror, and so is the middle one of an even number.
+            # The first column is its own mirror, and so is the middle one if their number is even.
             mirror = _down(
                 maps, present, mean, stride_h, stride_w, basis_h, first_u, WIDTH - w, (w > 0) & (2 * w < WIDTH),
                 HEIGHT, PITCH_U, UNITS, U, DEPTH_H, DEPTH_W, PRECISION,
@@ -203,8 +203,8 @@ def _map_energy(
 def _by_ring(energy, ring, UNITS: tl.constexpr, U: tl.constexpr, V: tl.constexpr, PRECISION: tl.constexpr):
     """Return the sums [UNITS, 32] of `energy` [U * UNITS, V] over the coefficients of each number in `ring` [U, V].
 
-    One product for each row of coefficients, by a matrix of zeros and ones: sums of masked values would take as many
-    operations for each ring as there are coefficients.
+    This takes one product with a matrix of zeros and ones for each row of coefficients. Sums of masked values would
+    take as many operations per ring as there are coefficients.
     """
     number = tl.arange(0, _SLOTS).to(ring.dtype)
     energy = tl.reshape(energy, [U, UNITS, V])
@@ -259,10 +259,10 @@ def store_power(
     DEPTH_W: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Write the power of maps to `page` f32 [C, 18]: of block `coefficients`, and DC's with the first block.
+    """Write the power of maps to `page` f32 [C, 18], for the block `coefficients`; the first block includes DC.
 
-    The maps are those of the images `first_image` up to `last_image` and the `CHANNELS` channels from `first_channel`
-    on; `means` f32 [N, C] are NaN where a map takes no part.
+    The maps are those of the images from `first_image` up to `last_image` and of the `CHANNELS` channels from
+    `first_channel` on; `means`, f32 [N, C], are NaN for maps to exclude.
     """
     UNITS: tl.constexpr = IMAGES * CHANNELS
     unit = tl.arange(0, UNITS)
@@ -293,7 +293,7 @@ def store_power(
             )  # fmt: skip
     held = tl.zeros([UNITS, _SLOTS], tl.float32)
     if KIND != "mean":
-        # DC comes from the mean, and what is not a coefficient has its number.
+        # DC comes from the mean, so its ring, which also marks padding, is overwritten below.
         place = (first_u + tl.arange(0, U))[:, None] * PITCH_V + (first_v + tl.arange(0, V))[None, :]
         held = _by_ring(energy, tl.load(rings + place), UNITS, U, V, PRECISION) / (HEIGHT * WIDTH)
     held = tl.sum(tl.reshape(held, [IMAGES, CHANNELS, _SLOTS]), 0)
