@@ -199,8 +199,8 @@ def layer_parts(
 ) -> Iterator[tuple[str, str]]:
     """Yield name and text of one part per layer: top images, spectra, histograms and classes of its units.
 
-    `numbers` holds for each side the numbers of its top images among all pictures, i4 [unit, rank], and `maps` for
-    each side the `top_maps` by layer.
+    For each side, `numbers` holds the numbers of its top images among all pictures, i4 [unit, rank], and `maps` the
+    result of `top_maps`.
     """
     start = 0
     for index, entry in enumerate(manifest["layers"]):
@@ -222,7 +222,7 @@ def layer_parts(
 def top_maps(plan: SweepPlan, side: Side, source: Source, passes: Passes) -> dict[str, NDArray[np.uint8]]:
     """Return the activation maps of all units on their top images, by layer, u1 [unit, rank, height, width].
 
-    255 is the unit's greatest activation in them, 0 none. Layers with one position have no map.
+    255 is the unit's greatest activation in these images, 0 is no activation. Layers with one position have no map.
 
     Raises:
         ActstatsError: the network cannot be rebuilt, or none of the images can be read.

@@ -103,7 +103,7 @@ def write_report(
         pair: what to show beside a unit: its counterpart (`match`), or the unit of the same index (`index`).
         matches: files of `actstats analyze match --by unit` to pair by.
         trust: use the factory, weights file or address that a store names, as `compare` does.
-        maps: lay the activation map of each unit over its top images. The networks run on these images again.
+        maps: draw the activation map of each unit over its top images. The networks are run on these images again.
         on_progress: with `maps`, called after each batch of images.
 
     Raises:

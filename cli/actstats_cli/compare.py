@@ -75,7 +75,7 @@ def _size(ctx: click.Context, param: click.Parameter, value: float) -> float:
 @click.option(
     "--maps",
     is_flag=True,
-    help="Lay the activation map of each unit over its top images on the page: the networks run on these again.",
+    help="Draw the activation map of each unit over its top images on the page. Runs the networks on these again.",
 )
 @click.option(
     "--largest-page",

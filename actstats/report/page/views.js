@@ -6,7 +6,7 @@ const UNITS_PER_PAGE = 24;
 
 // The current view, encoded in the address: see main.js.
 const shown = { kind: "overview", index: 0, measure: 0, order: "unit", page: 1, base: 0 };
-const laidOver = { marks: true, maps: true }; // whether they are shown on images
+const laidOver = { marks: true, maps: true }; // what is drawn over images
 
 const several = () => report.stores.length > 1;
 const withUnit = (measure) => (measure.unit && measure.unit !== "1" ? `${measure.name}, ${measure.unit}` : measure.name);
@@ -169,14 +169,14 @@ function topOf(data, store, channel) {
   }).filter((found) => found.picture >= 0 && found.value !== 0); // images without activation are not ranked
 }
 
-/** The activation map of the top image at this place in its layer: {shares, height, width}, or null. */
+/** The activation map of one of a layer's top images: {shares, height, width}, or null. */
 function mapAt(data, store, at) {
   if (!data.maps[store]) return null;
   const [height, width] = data.maps[store], size = height * width;
   return { shares: data.arrays[`map:${store}`].subarray(at * size, (at + 1) * size), height, width };
 }
 
-/** An activation map to lie over an image: the stronger, the less of the image shows through. */
+/** An activation map to draw over an image, more opaque where the activation is stronger. */
 function heat({ shares, height, width }) {
   const canvas = h("canvas", { class: "heat", width, height }), context = canvas.getContext("2d");
   const pixels = context.createImageData(width, height);

@@ -27,4 +27,4 @@ PRECISIONS: Final = ("bf16x3", "ieee")
 
 LAUNCH: Final = {"enable_fp_fusion": True, **({"num_stages": 1} if VERSION < (3, 3) else {})}
 """Options of every launch. Fused multiply-add is enabled explicitly, since the kernels are tested with it and the
-default changes in Triton 3.10. The compiler of Triton 3.2 aborts when it pipelines loads of some f32 maps on sm_80."""
+default changes in Triton 3.10. The compiler of Triton 3.2 aborts if it pipelines loads of some f32 maps on sm_80."""

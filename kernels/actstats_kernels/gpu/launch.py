@@ -86,7 +86,7 @@ def power_of_two(n: int) -> int:
 
 
 def channel_block(channels: int, most: int) -> int:
-    """Return the channels per program: a power of two, and a divisor of `channels` if one is at least half as large."""
+    """Return the channels per program, a power of two; if a divisor of `channels` is at least half as large, that."""
     block = min(most, power_of_two(channels))
     even = block
     while channels % even:

@@ -66,7 +66,7 @@ def _product(
 
 @triton.jit
 def _centred(value, inside, mean, PRECISION: tl.constexpr):
-    """Return the values minus their mean, f32; unchanged with "bf16x2", where the mean is subtracted elsewhere."""
+    """Return the values minus their mean, f32; with "bf16x2" return them unchanged, as exact bf16 factors."""
     if PRECISION != "bf16x2":
         value = tl.where(inside, value.to(tl.float32) - mean, 0.0)
     return value
