@@ -1,11 +1,11 @@
-"""Time and peak memory of analyses of a large store, each in a process of its own.
+"""Measure time and peak memory of analyses of a large store, each in its own process.
 
     python benchmarks/make_store.py /tmp/s.zarr && python benchmarks/make_store.py /tmp/r.zarr --roughness 0.7
     --seed 1 python benchmarks/analyses.py /tmp/s.zarr /tmp/r.zarr
 
-Runs the real commands and prints a line of JSON for each: seconds from start to exit, and the peak of the resident
-set as the kernel reports it. `--drop-cache` reads every byte from the disk (it asks the kernel to forget the
-store's files).
+Runs the real commands and prints a line of JSON for each: seconds from start to exit, and the peak resident set size
+reported by the kernel. `--drop-cache` asks the kernel to drop the store's files from its cache, so that every byte is
+read from the disk.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""The fused kernel against plain torch operations and against the float64 reference, by shape of the maps.
+"""Compare the fused kernel with plain torch operations and with the float64 reference, by shape of the maps.
 
     pytest benchmarks/bench_kernels.py -o addopts= --benchmark-only
 
-Every way computes the same statistics of the same channels_last maps, as a network leaves them. The rows of one group
-compare; `--benchmark-json` keeps them, and `tables.py` makes the documentation's tables of that.
+All implementations compute the same statistics of the same maps, in channels_last format as networks return them.
+Compare the rows within a group. `--benchmark-json` saves them, and `tables.py` turns them into the documentation's
+tables.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ WAYS = {"fused": fused, "plain torch": plain, "float64 reference": float64}
 @pytest.mark.parametrize("what", STATISTICS)
 @pytest.mark.parametrize(("channels", "size"), SHAPES, ids=[f"{c}x{s}x{s}" for c, s in SHAPES])
 def test_kernel(benchmark, channels, size, what, way):
-    """One call on a batch of rectified normal maps."""
+    """Time one call on a batch of rectified normal maps."""
     benchmark.group = f"{what}, {channels} x {size} x {size}"
     rng = torch.Generator().manual_seed(0)
     x = torch.randn(BATCH, channels, size, size, generator=rng).relu_()

@@ -1,9 +1,10 @@
-"""The sweep against the bare forward pass, and against the same loop with plain torch operations in the hooks.
+"""Compare a sweep with the bare forward pass, and with the same loop with plain torch operations in the hooks.
 
     pytest benchmarks/bench_sweep.py -o addopts= --benchmark-only
 
-Each round times the bare forward pass and then one way of computing statistics on the same batch, so that a ratio is
-of neighbours in time. Ratios are of medians; `--benchmark-json` keeps them under `extra_info`.
+Each round times the bare forward pass and then one way of computing statistics on the same batch, so that a ratio
+compares measurements taken right after each other. Ratios are of medians; `--benchmark-json` saves them under
+`extra_info`.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def network(request: pytest.FixtureRequest) -> tuple[Loaded, list[Layer], Tensor
 def measure(
     benchmark: Callable[..., None], loaded: Loaded, images: Tensor, variant: Callable[[], None], name: str
 ) -> None:
-    """Time `variant` after a bare forward pass in each round, and note the ratio."""
+    """Time `variant` after a bare forward pass in each round, and record the ratio."""
     bare: list[float] = []
 
     def forward() -> None:
@@ -70,7 +71,7 @@ def measure(
 
 @pytest.mark.parametrize("name", CHOICES)
 def test_sweep(benchmark, network, name):
-    """The engine's hooks and partition buffers, with the ranking of one batch."""
+    """Time the engine's hooks and partition buffers, with the ranking of one batch."""
     loaded, layers, images = network
     chosen = resolve_metrics(CHOICES[name])
     schema = Schema.of(chosen, layers, BATCH, partition_size=BATCH, top_k=16)
@@ -92,7 +93,7 @@ def test_sweep(benchmark, network, name):
 
 @pytest.mark.parametrize("name", ["moments", "everything"])
 def test_plain_torch_hooks(benchmark, network, name):
-    """The same statistics as a careful user would write them with torch operations."""
+    """Time the same statistics as a careful user would write them with torch operations."""
     loaded, layers, images = network
 
     def variant() -> None:

@@ -1,13 +1,14 @@
-"""Hold our reading of `robustness` checkpoints against that package itself: the same images, the same logits.
+"""Check the reader of `robustness` checkpoints against that package: the same images must give the same logits.
 
-The package pins nothing and drags much along, so it lives in an environment of its own, which writes; ours compares:
+The package pins no versions and has many dependencies, so it is installed in a separate environment, which writes the
+files; ours compares:
 
     python -m venv /tmp/robustness && /tmp/robustness/bin/pip install robustness==1.2.1.post2 torch torchvision
     /tmp/robustness/bin/python benchmarks/check_robustness.py write /tmp/robustness-files
     python benchmarks/check_robustness.py compare /tmp/robustness-files
 
-`write` builds the package's own `AttackerModel` around seeded random networks, in `DataParallel` as its training
-does, and saves what its training saves, by dill. Its `make_and_restore_model` would do but for a call of `.cuda()`.
+`write` wraps seeded random networks in the package's own `AttackerModel` and in `DataParallel`, as its training does,
+and saves what its training saves, with dill. Its `make_and_restore_model` cannot be used, because it calls `.cuda()`.
 """
 
 from __future__ import annotations
@@ -29,17 +30,17 @@ NETWORKS: Final = {
     "googlenet-wrapped": "googlenet",
     "googlenet-legacy": "googlenet",
 }
-"""Files, and the architecture of each."""
+"""The architecture of each file."""
 IMAGES: Final = 4
 BOUND: Final = 1e-5
 
 
 def write(folder: Path) -> None:
-    """Write images, and for each network its checkpoint and its logits."""
+    """Write images, and the checkpoint and logits of each network."""
     import dill
     import torchvision
 
-    # Modern versions of torchvision have no such module; the package imports one function from it.
+    # The package imports one function from this module, which current versions of torchvision lack.
     shim = types.ModuleType("torchvision.models.utils")
     shim.load_state_dict_from_url = torch.hub.load_state_dict_from_url  # type: ignore[attr-defined]
     sys.modules[shim.__name__] = shim
@@ -51,7 +52,7 @@ def write(folder: Path) -> None:
     from robustness.model_utils import DummyModel
 
     class GoogLeNet(torchvision.models.GoogLeNet):
-        """As the package's users add a network to it: it takes and ignores what the attacker passes."""
+        """A network as users add it to the package: it accepts and ignores the arguments that the attacker passes."""
 
         def forward(self, x: Tensor, **_: Any) -> Tensor:
             return super().forward(x)
@@ -106,7 +107,7 @@ def write(folder: Path) -> None:
 
 
 def _draw(network: nn.Module) -> None:
-    """Draw weights that keep the activations' scale, and statistics that make each normalisation do something."""
+    """Draw weights that preserve the scale of activations, and normalisation statistics that are not the identity."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
@@ -121,7 +122,7 @@ def _old_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def compare(folder: Path) -> bool:
-    """Print how far our logits are from the package's; return whether all are within the bound."""
+    """Print the differences between our logits and the package's; return whether all are within the bound."""
     from actstats.models import load_model
 
     fine = True

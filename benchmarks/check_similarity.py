@@ -1,6 +1,6 @@
-"""CKA and RSA of two stores by actstats and by thingsvision, on the same features.
+"""Compare CKA and RSA of two stores, as computed by actstats and by thingsvision from the same features.
 
-    pip install thingsvision  # in an environment of its own: it brings TensorFlow
+    pip install thingsvision  # in a separate environment, since it installs TensorFlow
     python benchmarks/check_similarity.py s.zarr r.zarr --images 500
 
 Prints a line of JSON for each pair of a few layers, with the measures by both and the greatest difference at the end.
@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=500)
     parser.add_argument("--layers", type=int, default=4, help="number of layers, spread over the depth")
     arguments = parser.parse_args()
-    # Less than a partition: the analyses take any selection of a store's images.
+    # May be less than a partition, since the analyses accept any selection of a store's images.
     stores = {
         name: actstats.open_dataset(name).isel(image=slice(arguments.images)) for name in arguments.stores
     }

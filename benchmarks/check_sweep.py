@@ -1,11 +1,11 @@
-"""Hold a whole sweep, every variable of every unit, against the float64 reference on photographs of your own.
+"""Check a whole sweep, every variable of every unit, against the float64 reference, on photographs of your own.
 
     python benchmarks/check_sweep.py --data photographs/ --limit 64 googlenet resnet50 alexnet vit_b_16 convnext_tiny
 
-The activations that the reference gets are captured by plain forward hooks that know nothing of actstats, in forward
-passes of their own. Weights are torchvision's random ones unless `--weights` says otherwise. A line for each network
-names the greatest relative error of each variable: of a unit's moments to the unit's greatest, of a ring of its
-spectrum to its whole power. Counts, positions and ranks have to be equal, or the script fails.
+The activations for the reference are captured by plain forward hooks, independent of actstats, in separate forward
+passes. Weights are torchvision's random ones unless `--weights` is given. A line for each network reports the
+greatest relative error of each variable: for moments, relative to the unit's greatest value; for a ring of the
+spectrum, relative to its whole power. The script fails unless counts, positions and ranks are equal.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import actstats
 from actstats_kernels import reference
 
 AT_ONCE = 8
-"""Layers whose activations are held in memory at once."""
+"""Number of layers whose activations are in memory at once."""
 TOLERANCE = 1e-5
 
 
@@ -57,13 +57,13 @@ def main() -> None:
         units, seconds = dataset.sizes["unit"], time.perf_counter() - begun
         print(f"{arch}: {len(images)} images, {len(layers)} layers, {units:,} units, {seconds:.0f} s")
         print("   ", ", ".join(f"{name} {error:.1e}" for name, error in worst.items()), flush=True)
-        assert max(worst.values()) <= TOLERANCE, f"{arch} is further than {TOLERANCE} from the reference"
+        assert max(worst.values()) <= TOLERANCE, f"{arch} differs from the reference by more than {TOLERANCE}"
 
 
 def captured(
     model: nn.Module, layers: Sequence[Mapping[str, Any]], batches: Sequence[Tensor]
 ) -> Iterator[tuple[Mapping[str, Any], Tensor]]:
-    """Yield each layer's record and what its module returned for all images, some layers at a time."""
+    """Yield the record of each layer and the output of its module for all images, a few layers at a time."""
     for first in range(0, len(layers), AT_ONCE):
         part = layers[first : first + AT_ONCE]
         seen: dict[str, list[Tensor]] = {record["module"]: [] for record in part}
@@ -84,7 +84,7 @@ def captured(
 
 
 def as_maps(output: Tensor, record: Mapping[str, Any]) -> Tensor:
-    """Return a layer's output as maps [N, units, height, width]: tokens by the grid that they come from."""
+    """Return a layer's output as maps [N, units, height, width], with tokens arranged in their grid."""
     units, size = record["units"], (record["height"], record["width"])
     if output.ndim == 2:
         return output[..., None, None]
@@ -94,7 +94,7 @@ def as_maps(output: Tensor, record: Mapping[str, Any]) -> Tensor:
 
 
 def errors(dataset: xr.Dataset, layer: str, maps: Tensor) -> dict[str, float]:
-    """Return the greatest relative error of each float variable of one layer; fail where an integer differs."""
+    """Return the greatest relative error of each float variable of a layer; fail if an integer differs."""
     units = dataset["layer"].values == layer
     assert units.sum() == maps.shape[1], layer
     expected = {name: values.numpy() for name, values in reference.statistics(maps).items()}

@@ -1,12 +1,12 @@
-"""A sweep on a dask cluster of this machine: kill its workers, and measure what the cluster itself costs.
+"""Sweep on a dask cluster on this machine: kill its workers, and measure the overhead of the cluster.
 
     python benchmarks/cluster.py trial --repetitions 20       # 4 workers, 40 partitions, SIGKILL every few seconds
-    python benchmarks/cluster.py overhead                     # milliseconds a partition beyond its computing
+    python benchmarks/cluster.py overhead                     # milliseconds per partition besides computation
     python benchmarks/cluster.py scheduler                    # 64 workers, 1,251 partitions: CPU of the scheduler
     python benchmarks/cluster.py speed --data photographs/    # two workers of one core against one process of two
 
-Each prints lines of JSON. `trial` fails if a store is not, byte for byte, that of an undisturbed process; the seed
-that it prints draws the same moments again.
+Each prints lines of JSON. `trial` fails if a store differs from that of an undisturbed process in any byte; use the
+seed that it prints to repeat the same kills.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # the cluster of processes that the tests use as well
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the same cluster of processes as in the tests
 
 from tests.cluster import FACTORY, PROCESSES, live_cluster, make_images, trial
 
 
 def main() -> None:
-    """Run what is named."""
+    """Run the chosen benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     kinds = parser.add_subparsers(dest="what", required=True)
     trials = kinds.add_parser("trial")
@@ -62,7 +62,7 @@ def main() -> None:
 def trials_of(
     repetitions: int, workers: int, partitions: int, every: tuple[float, float], seed: int | None
 ) -> None:
-    """Kill workers, and once the scheduler, again and again."""
+    """Kill workers, and once the scheduler, in repeated trials."""
     first = seed if seed is not None else random.SystemRandom().randrange(2**32)
     with tempfile.TemporaryDirectory() as name:
         for number in range(repetitions):
@@ -88,7 +88,7 @@ def trials_of(
 
 
 def overhead(partitions: int) -> None:
-    """Sweep many tiny partitions in this process and by one worker, and print the difference for one."""
+    """Sweep many tiny partitions in this process and on one worker, and print the difference per partition."""
     import distributed
     import torch
 
@@ -126,7 +126,7 @@ def overhead(partitions: int) -> None:
 
 
 def scheduler(workers: int, partitions: int, seconds: float) -> None:
-    """Let many workers wait where they would compute, and print the scheduler's CPU for a partition."""
+    """Let many workers wait instead of computing, and print the scheduler's CPU time per partition."""
     import distributed
 
     import actstats
@@ -139,7 +139,7 @@ def scheduler(workers: int, partitions: int, seconds: float) -> None:
         plan = actstats.plan(
             FACTORY, images, Path(name) / "s.zarr", batch_size=1, partition_size=1, device="cpu"
         )
-        # Workers that share a process, as the network costs nothing; the scheduler has one of its own.
+        # Workers share a process, as the network costs nothing; the scheduler has its own.
         crowd = PROCESSES.Process(target=_crowd, args=(cluster.address, workers, seconds))
         crowd.start()
         with distributed.Client(cluster.address, set_as_default=False) as client:
@@ -196,13 +196,13 @@ def _crowd(address: str, number: int, seconds: float) -> None:
 
 
 def _cpu_of(process: int) -> float:
-    """Return the seconds of CPU that a process has used."""
+    """Return the CPU time that a process has used, in seconds."""
     fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def speed(data: str, arch: str, limit: int, rounds: int) -> None:
-    """Time one process of two cores against two workers of one, in turn, without what they need to start."""
+    """Time one process with two cores and two workers with one core alternately, excluding their start."""
     command = [
         "actstats", "sweep", "--arch", arch, "--weights", "none", "--data", data, "--limit", str(limit),
         "--partition-size", "32", "--device", "cpu", "--json", "--out",

@@ -1,12 +1,12 @@
-"""Seconds and peak memory of `analyze match` and `analyze similarity` on stores of two sizes.
+"""Measure time and peak memory of `analyze match` and `analyze similarity` on stores of two sizes.
 
     python benchmarks/counterparts.py --work /tmp/stores --images 5000 50000
 
-Makes two stores of as many units and layers as GoogLeNet's convolutions, with the variable `mean` alone: S is drawn
-at random around classes, R has S's units in another order, half of them with noise and the others replaced. Then it
-runs the real commands, each in a process of its own, and prints a line of JSON for each: seconds from start to
-exit, seconds of processor time, and the peak of the resident set as the kernel reports it. `--workers 2` runs them
-on a dask cluster of two processes with one thread each instead, and prints the peaks of these processes too.
+Makes two stores with as many units and layers as GoogLeNet's convolutions, and only the variable `mean`: S is drawn
+at random around classes, and R has S's units in another order, half of them with noise and the others replaced. Then
+it runs the real commands, each in its own process, and prints a line of JSON for each: seconds from start to exit,
+seconds of processor time, and the peak resident set size reported by the kernel. `--workers 2` runs them on a dask
+cluster of two processes with one thread each instead, and also prints the peaks of these processes.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def on_cluster(command: list[str], workers: int) -> dict[str, object]:
-    """Run a command on a cluster of its own; return its seconds and the peak of every process."""
+    """Run a command on its own cluster; return its seconds and the peak memory of every process."""
     from distributed import Client, LocalCluster
 
     with (
@@ -83,14 +83,14 @@ def on_cluster(command: list[str], workers: int) -> dict[str, object]:
 
 
 def peak_of_this_process() -> int:
-    """Return the greatest resident set so far, in bytes."""
+    """Return the peak resident set size so far, in bytes."""
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def make(folder: Path, images: int) -> list[Path]:
-    """Make the two stores, unless they are there."""
+    """Make the two stores, unless they exist."""
     loaded = actstats.load_model("googlenet", "none")
     layers = tuple(
         actstats.select_layers(loaded.model, torch.zeros(2, *loaded.preprocessing.shape), ["conv"])

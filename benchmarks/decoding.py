@@ -1,10 +1,10 @@
-"""From a JPEG to the pixels of a network's input: Pillow alone, beside what a sweep does, on one thread.
+"""Time decoding and preprocessing of JPEGs on one thread: with Pillow alone, and as a sweep does it.
 
     python benchmarks/decoding.py FOLDER_OR_TAR --limit 2000 --json benchmarks/results/decoding.json
     python benchmarks/tables.py
 
-First the pixels of all images are compared. Then rounds over some of them alternate between the ways; figures are CPU
-time, which depends little on what else the machine does.
+First, the pixels of all images are compared. Then rounds over some of them alternate between the methods. Figures are
+CPU times, which depend little on other load on the machine.
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ def by_pillow(how: Preprocessing, image: Image.Image) -> Any:
 
 
 def main() -> None:
-    """Compare, measure and print, or keep as JSON."""
+    """Compare and measure; print the results or save them as JSON."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("images")
     parser.add_argument("--limit", type=int, help="compare the pixels of the first LIMIT images")
-    parser.add_argument("--timed", type=int, default=60, help="images of a round")
+    parser.add_argument("--timed", type=int, default=60, help="images per round")
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--json", type=Path, help="file for the results; it is replaced")
+    parser.add_argument("--json", type=Path, help="file for the results, replaced if it exists")
     given = parser.parse_args()
     source = open_source(given.images, limit=given.limit)
     assert isinstance(source, EncodedSource)

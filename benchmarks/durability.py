@@ -1,9 +1,9 @@
-"""What durability and checksums cost a sweep: python benchmarks/durability.py [FOLDER].
+"""Measure the cost of durability and checksums for a sweep: python benchmarks/durability.py [FOLDER].
 
-One partition of GoogLeNet's statistics (7,280 units, 256 images of random numbers) is written over and over to a
-store in FOLDER, in turn with neither, with checksums, and with checksums and `fsync`, which is what actstats does.
-Then a whole sweep of GoogLeNet over the demo photographs is run in the same three ways. Prints one line of JSON each,
-with the median time and its ratio to that of neither.
+One partition of GoogLeNet's statistics (7,280 units, 256 images of random numbers) is written repeatedly to a store
+in FOLDER: with neither, with checksums, and with checksums and `fsync`, as actstats does, in turn. Then a whole sweep
+of GoogLeNet over the demo photographs is run in the same three ways. Prints one line of JSON for each, with the
+median time and its ratio to the time with neither.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ WAYS = ("neither", "checksums", "checksums and fsync")
 
 @contextmanager
 def written(way: str) -> Iterator[None]:
-    """Write stores in one of the ways inside a `with` block."""
+    """Return a context in which stores are written in one of the three ways."""
     create = zarr.Group.create_array
 
     def without_checksums(group: zarr.Group, name: str, *, compressors: Any, **options: Any) -> Any:

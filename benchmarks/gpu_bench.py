@@ -1,4 +1,4 @@
-"""What the stages of `gpu_report.py` share: the device, timing, maps and buffers, and the file they write to."""
+"""Shared by the stages of `gpu_report.py`: the device, timing, maps and buffers, and the results file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-# From a checkout, with only torch and triton installed, it runs too.
+# This also runs from a checkout with only torch and triton installed.
 _ROOT = Path(__file__).parents[1]
 sys.path += [str(_ROOT), str(_ROOT / "kernels")]
 
@@ -25,7 +25,7 @@ CHOICES = {
 
 
 class Bench:
-    """The device, the size of the work, and what was found so far: rows by stage, also in the file `out`."""
+    """The device, the size of the work, and the results so far: rows by stage, also written to the file `out`."""
 
     def __init__(self, dry: bool, seconds: float, out: Path) -> None:
         import torch
@@ -44,7 +44,7 @@ class Bench:
             self.torch.cuda.synchronize()
 
     def seconds_of(self, work: Callable[[], object], repeats: int = 15) -> float:
-        """Median seconds of `work`, each by itself, after two runs that compile and warm."""
+        """Return the median seconds of single runs of `work`, after two runs to compile and warm up."""
         for _ in range(1 if self.dry else 3):
             work()
         self.synchronize()
@@ -57,7 +57,7 @@ class Bench:
         return statistics.median(found)
 
     def kernel_seconds(self, work: Callable[[], object], repeats: int = 20) -> float:
-        """Seconds of `work` on the device, by events around many runs, so that launching is hidden as in a sweep."""
+        """Return the seconds of `work` on the device, by events around many runs, which hide the cost of launches."""
         if self.device.type != "cuda":
             return self.seconds_of(work)
         for _ in range(3):
@@ -71,13 +71,13 @@ class Bench:
         return start.elapsed_time(stop) / 1e3 / repeats
 
     def spent(self) -> float:
-        """Seconds since the start."""
+        """Return the seconds since the start."""
         return time.perf_counter() - self.begun
 
     def stage(self, name: str, work: Callable[[Bench], Iterable[dict[str, Any]]]) -> None:
-        """Run one stage as far as the time goes: each row is in the file as soon as it is found.
+        """Run one stage while time is left, and write each row to the file as soon as it is measured.
 
-        What fails, or lacks a library, is a row too, and the next stage begins.
+        A failure or a missing library is recorded as a row, and the next stage begins.
         """
         rows = self.report[name] = []
         print(f"[{self.spent():5.0f} s] {name}", flush=True)
@@ -98,7 +98,7 @@ class Bench:
         self.save()
 
     def save(self) -> None:
-        """Write what was found so far; whoever ends the run here finds a whole file."""
+        """Write the results so far; the file is complete even if the run is ended here."""
         self.out.parent.mkdir(parents=True, exist_ok=True)
         part = self.out.with_suffix(".part")
         part.write_text(json.dumps(self.report, indent=1) + "\n")
@@ -117,7 +117,7 @@ def buffers(b: Bench, images: int, channels: int, wanted: tuple[str, ...]) -> li
 
 
 def maps(b: Bench, shape: tuple[int, ...], dtype: Any) -> Any:
-    """Rectified normal maps in channels_last memory, a few images repeated."""
+    """Return rectified normal maps in channels_last memory: a few images, repeated."""
     torch = b.torch
     x = torch.randn(shape, device=b.device, generator=torch.Generator(b.device).manual_seed(0)).relu_()
     return x.to(dtype, memory_format=torch.channels_last)

@@ -1,9 +1,9 @@
-"""What the GPU kernels must read and multiply, counted from the launch parameters: floors, not measurements.
+"""Count what the GPU kernels must read and multiply, from the launch parameters: lower bounds, not measurements.
 
     python benchmarks/gpu_costs.py
 
 writes the tables of docs/gpu.md to `docs/measured/`: resources (from tests/kernels/resources.json), counted costs of
-the four networks, the times that follow from them, and the error of each precision of the spectrum, found with
+the four networks, the times that follow from them, and the error of each precision of the spectrum, computed with
 emulated rounding on the CPU.
 """
 
@@ -30,12 +30,12 @@ BATCH = 256
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one image's maps of one layer: values, reads of each from memory, operations of the spectrum.
+    """Costs of one layer for one image: values, reads of each from memory, and operations of the spectrum.
 
-    `useful` is what the two products of a map take; `executed` what is computed for it in bf16: with padding, with
-    two or three products for one, with what is computed again for each block of coefficients, and with the sums by
-    ring, once for the images that a program takes of a batch of 256. `unfolded` is what they take without
-    mirrored pairs, as three of TF32, as the kernels did before.
+    `useful` counts the operations of the two products of a map. `executed` counts all bf16 operations: with padding,
+    two or three products for one, repeated work for each block of coefficients, and the sums by ring, once for the
+    images that a program takes from a batch of 256. `unfolded` counts the operations without mirrored pairs, as three
+    products of TF32, as in an earlier version of the kernels.
     """
 
     values: int
@@ -46,7 +46,7 @@ class Cost:
 
 
 def cost(channels: int, height: int, width: int, itemsize: int = 2) -> Cost:
-    """Count the cost of one layer for an image: of bf16 maps, or of f32 ones with an `itemsize` of 4."""
+    """Return the cost of one layer for one image, with bf16 maps, or f32 maps if `itemsize` is 4."""
     from actstats_kernels.bins import FREQUENCY_BINS
     from actstats_kernels.gpu import launch
 
@@ -83,24 +83,24 @@ def cost(channels: int, height: int, width: int, itemsize: int = 2) -> Cost:
             * slots
             / _additions(tiles, channels, size, itemsize)
         )
-    # A further look at a map is a read unless what a program looks at stays in a cache.
+    # Reading a map again is a read from memory unless the maps of a program stay in the cache.
     cached = launch.cached_rounds(tiles, size, itemsize) > 0
     reads = 1 + tiles.apart + (not cached)
     return Cost(channels * size, reads, channels * useful, channels * executed, channels * unfolded)
 
 
-# What the kernels should reach, and why: with 8 warps on a multiprocessor (registers) reads are not hidden wholly;
-# products of few rows wait for their operands; values of one slot are added one after another.
+# Expected efficiency: with 8 warps on a multiprocessor (limited by registers), the latency of reads is not fully
+# hidden; products of few rows wait for their operands; additions to the same slot are serialised.
 SHARE_OF_COPY, SHARE_OF_PEAK, SHARE_OF_SLOTS = 0.7, 0.25, 0.5
-# 132 multiprocessors, each 32 words of shared memory a cycle at 1.7 GHz.
+# 132 multiprocessors, each with 32 words of shared memory per cycle, at 1.7 GHz.
 H100_WORDS = 132 * 32 * 1.7e9
 
 
 def expected(choice: str, channels: int, height: int, width: int, itemsize: int = 2) -> float:
-    """Return the seconds that one image's maps of a layer should take an H100, by what `CHOICES` has of a `choice`.
+    """Return the seconds that an H100 should take for one image's maps of a layer, for a `choice` from `CHOICES`.
 
-    One read of the maps for each that `cost` counts; for the spectrum its operations; for the histogram an atomic
-    addition to shared memory for each value, and its share of clearing and reading the slots.
+    This is the time of the reads that `cost` counts; for the spectrum, of its operations; for the histogram, of an
+    atomic addition to shared memory per value, and its share of clearing and reading the slots.
     """
     from gpu_bench import CHOICES
 
@@ -122,7 +122,7 @@ def expected(choice: str, channels: int, height: int, width: int, itemsize: int 
 
 
 def _additions(tiles: Any, channels: int, size: int, itemsize: int) -> int:
-    """Return how often a program adds energies of a batch before it sums them by ring."""
+    """Return how often a program accumulates energies of a batch before it sums them by ring."""
     from actstats_kernels.gpu import launch
 
     spectrum = tiles.spectrum
@@ -141,7 +141,7 @@ def _padded(n: int, to: int) -> int:
 def emulated_error(size: int, precision: str, dtype: torch.dtype = torch.float32, maps: int = 64) -> float:
     """Return the greatest error of a radial bin relative to the map's whole power, with emulated rounding.
 
-    Products are of bf16 parts as in the kernels, sums in f32.
+    As in the kernels, products are of bf16 parts and sums are in f32.
     """
     from actstats_kernels import bins, reference
     from actstats_kernels.gpu.basis import real_fourier
@@ -185,7 +185,7 @@ def resources_table() -> str:
     for k in kept["kernels"]:
         cells = rows.setdefault((k["kernel"], f"{k['height']} x {k['width']}"), {})
         spilled = f", spills {k['spilled']}" if k["spilled"] else ""
-        # Of kernels that differ in channels, the first: the widest block of them.
+        # Of kernels that differ only in channels, keep the first, which has the widest block.
         cells.setdefault(
             f"{k['target']} {k['dtype']}", f"{k['registers']} / {k['shared'] / 1024:.0f}{spilled}"
         )
@@ -195,11 +195,11 @@ def resources_table() -> str:
         ["kernel and maps", *columns],
         [[f"{kernel}, {maps}", *(rows[kernel, maps].get(c, "") for c in columns)] for kernel, maps in order],
     )
-    return f"{text}\nRegisters a thread / KiB of shared memory a program; Triton {kept['triton']}.\n"
+    return f"{text}\nRegisters per thread / KiB of shared memory per program; Triton {kept['triton']}.\n"
 
 
 def costs_table() -> str:
-    """Return the table of what one image of each network costs, and the floors on an H100."""
+    """Return the table of the cost of one image for each network, with lower bounds of the time on an H100."""
     from tables import table
 
     rows = []
@@ -228,7 +228,7 @@ def costs_table() -> str:
         )
     return table(
         [
-            "an image of",
+            "one image of",
             "values (M)",
             "bytes, bf16 (MB)",
             "one read (µs)",
@@ -245,7 +245,7 @@ def costs_table() -> str:
 
 
 def expected_table() -> str:
-    """Return the table of what the kernels should take for a batch, and of what follows from that for a network."""
+    """Return the tables of the expected times of the kernels for a batch, and of the resulting times per network."""
     from gpu_bench import CHOICES, SHAPES
     from tables import table
 
@@ -283,14 +283,14 @@ def expected_table() -> str:
     return (
         table(
             [
-                "bf16 maps, batch of 256", "MB", "reads", "GFLOP", "warps on a multiprocessor",
+                "bf16 maps, batch of 256", "MB", "reads", "GFLOP", "warps per multiprocessor",
                 *(f"{choice} (µs)" for choice in CHOICES),
             ],
             rows,
         )
         + "\n"
         + table(
-            ["an image of", "one read (µs)", "moments (µs)", "and histogram (µs)", "everything (µs)", "reads"],
+            ["one image of", "one read (µs)", "moments (µs)", "and histogram (µs)", "everything (µs)", "reads"],
             networks,
         )
     )  # fmt: skip

@@ -1,13 +1,13 @@
-"""What the GPU kernels do on this machine: right or wrong, how fast, and at what cost to a sweep.
+"""Report on the GPU kernels on this machine: their correctness, speed, and cost for a sweep.
 
     python benchmarks/gpu_report.py                  on a GPU: writes benchmarks/results/gpu.json and gpu.md
-    python benchmarks/gpu_report.py --dry-run        on any machine: each line runs, tiny, in Triton's interpreter
-    python benchmarks/gpu_report.py --wheels FOLDER  with what is lacking here taken from wheels; installs nothing
-    python benchmarks/gpu_report.py --read gpu.json  the tables of a file that was written before, and its surprises
+    python benchmarks/gpu_report.py --dry-run        on any machine: every stage, tiny, in Triton's interpreter
+    python benchmarks/gpu_report.py --wheels FOLDER  missing packages are taken from wheels; installs nothing
+    python benchmarks/gpu_report.py --read gpu.json  the tables of an earlier report, and its unexpected results
 
-Needs torch and triton; torchvision for the networks; zarr and what else a sweep needs only for sweeps. A stage that
-cannot run says why, and the others run. The most telling come first, and each row is in the file as soon as it is
-found: a run that is ended early leaves what it knows.
+Needs torch and triton; torchvision for the networks; and zarr and the other dependencies of a sweep for the sweeps. A
+stage that cannot run records why, and the others run. The most important stages come first, and each row is written
+to the file as soon as it is measured, so that a run that is ended early keeps its results.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def machine(b: Bench) -> Iterator[dict[str, Any]]:
 
 
 def check(b: Bench) -> Iterator[dict[str, Any]]:
-    """Every statistic against the float64 reference; integers have to be equal, and a second run to the byte."""
+    """Check every statistic against the float64 reference; integers, and the bytes of a second run, must be equal."""
     from actstats_kernels import gpu, reference
 
     for shape in [(2, 9, 7, 7), (1, 3, 20, 17)] if b.dry else CHECKED:
@@ -118,7 +118,7 @@ def _ranking(b: Bench) -> dict[str, Any]:
 
 
 def kernels(b: Bench) -> Iterator[dict[str, Any]]:
-    """Each choice of statistics on each shape, beside the time that was expected of an H100."""
+    """Time each choice of statistics on each shape, with the time expected of an H100."""
     from gpu_costs import cost, expected
 
     from actstats_kernels import gpu
@@ -141,7 +141,7 @@ def kernels(b: Bench) -> Iterator[dict[str, Any]]:
 
 
 def plain(b: Bench) -> Iterator[dict[str, Any]]:
-    """The statistics by plain torch operations on each shape, and the ranking."""
+    """Time the statistics in plain torch operations on each shape, and the ranking."""
     from plain_torch import plain_histogram, plain_moments, plain_power
 
     from actstats_kernels import gpu
@@ -167,7 +167,7 @@ def plain(b: Bench) -> Iterator[dict[str, Any]]:
 
 
 def everything_else(b: Bench) -> Iterator[dict[str, Any]]:
-    """What only explains the stages before."""
+    """Run the measurements that explain the earlier stages."""
     yield from other_forwards(b)
     yield from plain(b)
 
@@ -183,7 +183,7 @@ STAGES = {
 
 
 def surprises(report: dict[str, list[dict[str, Any]]]) -> list[str]:
-    """Say what is not as docs/gpu.md expects: wrong, failed, or more than twice off, faster too.
+    """Return what differs from docs/gpu.md: wrong results, failures, and times off by a factor of more than two.
 
     >>> surprises({"kernels": [{"what": "spectrum", "dtype": "f32", "maps": [1], "over expected": 3.5}]})
     ['kernels: spectrum f32 [1]: 3.5 of the expected time']
@@ -202,7 +202,7 @@ def surprises(report: dict[str, list[dict[str, Any]]]) -> list[str]:
 
 
 def markdown(report: dict[str, list[dict[str, Any]]]) -> str:
-    """Return the report as tables, after what is not as expected."""
+    """Return the report as tables, after a list of unexpected results."""
     parts = [f"# {report['machine'][0]['device']}\n"]
     parts += [f"- {line}" for line in surprises(report)]
     for name, rows in report.items():
@@ -218,7 +218,7 @@ def _cell(value: Any) -> str:
 
 
 def unpack(wheels: Path, into: Path) -> None:
-    """Make what is in the `wheels` of a folder importable, after what is installed."""
+    """Make the wheels of a folder importable, with lower priority than installed packages."""
     for wheel in sorted(wheels.glob("*.whl")):
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(into)
@@ -229,14 +229,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--dry-run", action="store_true", help="tiny, on the CPU, in Triton's interpreter")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="run tiny sizes on the CPU, in Triton's interpreter"
+    )
     parser.add_argument(
         "--seconds", type=float, default=400, help="stop after this many seconds (default 400)"
     )
     parser.add_argument("--wheels", type=Path, help="a folder of wheels")
-    parser.add_argument("--read", type=Path, help="a report's JSON: print its tables, run nothing")
+    parser.add_argument("--read", type=Path, help="print the tables of a report's JSON and run nothing")
     parser.add_argument(
-        "--out", type=Path, default=HERE / "results" / "gpu.json", help="the JSON; .md goes beside it"
+        "--out",
+        type=Path,
+        default=HERE / "results" / "gpu.json",
+        help="JSON file of the results; tables go to .md beside it",
     )
     options = parser.parse_args()
     if options.read:
@@ -254,9 +259,9 @@ def main() -> None:
 
 
 def run(dry: bool, seconds: float, out: Path) -> dict[str, list[dict[str, Any]]]:
-    """Run every stage, and return what `out` and the tables beside it hold."""
+    """Run every stage, and return the content of `out` and of the tables beside it."""
     if dry:
-        # Triton looks at it when a kernel is defined.
+        # Triton reads the variable when a kernel is defined.
         os.environ["TRITON_INTERPRET"] = "1"
     import torch
 

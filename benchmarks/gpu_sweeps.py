@@ -19,7 +19,7 @@ IMAGES = 2048
 
 
 class Held:
-    """A source of `number` images that are decoded already, a few pictures in turn."""
+    """A source of `number` decoded images, which repeats a few pictures."""
 
     kind = spec = fingerprint = "memory"
 
@@ -39,7 +39,7 @@ class Held:
 
 
 def networks(b: Bench) -> Iterator[tuple[str, Any, Any, list[Any]]]:
-    """Each network, its input, and its layers."""
+    """Yield each network with its input and its layers."""
     from actstats.layers import select_layers
 
     for name in ("tiny",) if b.dry else NETWORKS:
@@ -59,12 +59,12 @@ def networks(b: Bench) -> Iterator[tuple[str, Any, Any, list[Any]]]:
 
 
 def forwards(b: Bench) -> Iterator[dict[str, Any]]:
-    """Forward passes with all statistics in hooks over bare ones, beside the time that was expected of an H100."""
+    """Time forward passes with all statistics, relative to bare ones, with the time expected of an H100."""
     yield from _forwards(b, ("everything",))
 
 
 def other_forwards(b: Bench) -> Iterator[dict[str, Any]]:
-    """The same with fewer statistics, and with plain torch operations in the hooks."""
+    """Time forward passes with fewer statistics, and with plain torch operations in the hooks."""
     yield from _forwards(b, ("moments", "moments, histogram"))
     yield from _forwards(b, ("moments", "everything"), plain=True)
 
@@ -116,14 +116,14 @@ def _forwards(b: Bench, choices: tuple[str, ...], *, plain: bool = False) -> Ite
 
 
 def sweeps(b: Bench) -> Iterator[dict[str, Any]]:
-    """Whole sweeps into a store, of images held decoded in memory."""
+    """Time whole sweeps over decoded images in memory."""
     number, pictures = _pictures(b)
     for amp in ("bf16", "off"):
         yield _sweep(b, "images in memory", Held(pictures, number), number, "pillow", amp)
 
 
 def jpegs(b: Bench) -> Iterator[dict[str, Any]]:
-    """Whole sweeps of JPEG files, decoded by the CPU and by the device."""
+    """Time whole sweeps over JPEG files, decoded by the CPU and by the device."""
     number, pictures = _pictures(b)
     with tempfile.TemporaryDirectory() as folder:
         for i in range(number):

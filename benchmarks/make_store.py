@@ -1,11 +1,11 @@
-"""Make a store of plausible values without a sweep: as large as ImageNet's validation set, in minutes.
+"""Make a store of plausible values without a sweep, as large as for ImageNet's validation set, in minutes.
 
     python benchmarks/make_store.py big.zarr --images 50000 --arch googlenet
     python benchmarks/make_store.py smoother.zarr --images 50000 --roughness 0.7 --seed 1
 
 It has every variable of a default sweep, the network's real layers, and 1,000 classes in ImageNet's order, sorted.
-Units are tuned to classes, roughness changes with depth, spectra follow a power law, and what has to agree does:
-maxima lie above means, top lists are those of the maxima, histograms count every position.
+Units are tuned to classes, roughness changes with depth, spectra follow a power law, and variables are consistent:
+maxima are above means, top images are those with the greatest maxima, and histograms count every position.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Floats = NDArray[np.float32]
 
 
 class Units:
-    """What sets the units of a made-up network apart: scale, sparsity, roughness, tuning; drawn from a seed."""
+    """Properties of the units of a made-up network, drawn from a seed: scale, sparsity, roughness, tuning."""
 
     def __init__(self, schema: Schema, classes: int, roughness: float, seed: int) -> None:
         rng = np.random.default_rng(seed)
@@ -79,7 +79,9 @@ def main() -> None:
     parser.add_argument("--arch", default="googlenet")
     parser.add_argument("--classes", type=int, default=1000)
     parser.add_argument("--partition-size", type=int, default=1024)
-    parser.add_argument("--roughness", type=float, default=1.0, help="below 1: a smoother network")
+    parser.add_argument(
+        "--roughness", type=float, default=1.0, help="values below 1 make the network smoother"
+    )
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     begun = time.perf_counter()
@@ -95,7 +97,7 @@ def main() -> None:
 def make(
     path: Path, arch: str, images: int, classes: int, partition_size: int, roughness: float, seed: int
 ) -> Store:
-    """Write the store, partition by partition; one that was stopped goes on."""
+    """Write the store, partition by partition; an interrupted one is resumed."""
     loaded = actstats.load_model(arch, "none")
     example = torch.zeros(2, *loaded.preprocessing.shape)
     layers = tuple(actstats.select_layers(loaded.model, example, ["conv"]))
@@ -167,7 +169,7 @@ def _top(maximum: Floats, argmax: NDArray[np.int32], start: int, k: int) -> dict
 
 
 def _histogram(units: Units, images: int, rng: np.random.Generator) -> NDArray[np.uint32]:
-    """Return counts [unit, bin]: zeros, and positive values that are spread log-normally about the unit's scale."""
+    """Return counts [unit, bin]: zeros, and log-normally distributed positive values around the unit's scale."""
     positive = slice(BIN_POSITIVE_UNDERFLOW + 1, BIN_NAN - 2)
     left, right = (edge[positive] for edge in histogram_edges())
     middle = np.log((left + right) / 2, dtype=np.float32)

@@ -1,10 +1,10 @@
-"""Peak memory and size of the store of a whole sweep at 500 and at 5,000 images.
+"""Measure peak memory and store size of a whole sweep over 500 and over 5,000 images.
 
     python benchmarks/memory.py --arch googlenet --images 500 5000
 
-Runs the real command as a child process on generated JPEGs and prints a line of JSON for each length: the peak of the
-resident set as the kernel reports it, seconds, and bytes on disk. Two partitions are alive at a time (one fills, one
-is written), so lengths compare when each has at least two: hence the partition size of 250.
+Runs the real command as a child process on generated JPEGs and prints a line of JSON for each number of images: the
+peak resident set size reported by the kernel, seconds, and bytes on disk. Two partitions are in memory at a time (one
+is computed, one is written), so each sweep must have at least two: hence the partition size of 250.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from PIL import Image
 
 
 def make_photographs(folder: Path, count: int, distinct: int = 100) -> None:
-    """Write `count` JPEGs of 500 x 375: smooth colours with texture, `distinct` of them different."""
+    """Write `count` JPEGs of 500 x 375 pixels with smooth colours and texture, `distinct` of them different."""
     rng = np.random.default_rng(0)
     blobs = []
     for index in range(min(distinct, count)):
@@ -39,7 +39,7 @@ def make_photographs(folder: Path, count: int, distinct: int = 100) -> None:
 
 
 def measure(command: list[str]) -> tuple[float, int, float]:
-    """Run a command; return its seconds, the peak of its resident set in bytes, and its seconds of processor time."""
+    """Run a command; return its seconds, its peak resident set size in bytes, and its seconds of processor time."""
     begun = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)

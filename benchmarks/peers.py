@@ -1,14 +1,14 @@
-"""Statistics of every unit of a network, as various tools get them, beside the bare forward pass.
+"""Compare tools for computing statistics of every unit of a network, relative to the bare forward pass.
 
     pip install h5py
     git clone https://github.com/davidbau/baukit            # not on PyPI
     PYTHONPATH=baukit python benchmarks/peers.py --json benchmarks/results/peers.json
     python benchmarks/tables.py
 
-Each way runs in a process of its own, in which every round times the bare eager forward pass of a batch and then the
-way on the same batch, so that a ratio is of neighbours in time. A ratio is that of the least times; beside it stand
-the least and the greatest ratio of a round. The ratio of CPU seconds, of all threads, depends less on what else the
-machine does. A way whose package is not installed is left out and named.
+Each way runs in its own process. Every round times the bare eager forward pass of a batch and then the way on the
+same batch, so that a ratio compares measurements taken right after each other. The reported ratio is that of the
+minimum times, with the lowest and the highest ratio of a round. The ratio of CPU seconds, over all threads, depends
+less on other load on the machine. If the package of a way is not installed, the way is named and skipped.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ PARTITION = 1024
 
 
 class Bench:
-    """A network, a batch, and what a way has to say beside its time."""
+    """A network, a batch, and what a way reports besides its time."""
 
     def __init__(self, arch: str, batch: int) -> None:
         self.loaded: Loaded = load_model(arch, "none")
@@ -58,7 +58,7 @@ class Bench:
         """Bytes on disk for each image."""
 
     def bare(self) -> None:
-        """Run the forward pass that every ratio is to."""
+        """Run the bare forward pass, the denominator of every ratio."""
         self.loaded.model(self.images)
 
     def hooked(self, callback: Callable[[int, Tensor], object]) -> None:
@@ -243,7 +243,7 @@ def measure(way: str, arch: str, batch: int, rounds: int) -> dict[str, Any]:
 
 
 def in_processes(ways: list[str], options: list[str]) -> Iterator[dict[str, Any]]:
-    """Measure each way in a process of its own."""
+    """Measure each way in its own process."""
     for way in ways:
         command = [sys.executable, __file__, "--way", way, *options]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
@@ -254,7 +254,7 @@ def in_processes(ways: list[str], options: list[str]) -> Iterator[dict[str, Any]
 
 
 def processor() -> str:
-    """Return the processor's name and the vector instructions that matter here."""
+    """Return the processor's name and its relevant vector instructions."""
     with contextlib.suppress(OSError):
         told = Path("/proc/cpuinfo").read_text()
         name = next(line.partition(": ")[2] for line in told.splitlines() if line.startswith("model name"))
@@ -264,14 +264,14 @@ def processor() -> str:
 
 
 def keep(results: dict[str, Any], file: Path | None) -> None:
-    """Write results as JSON, where a file is asked for; it is replaced."""
+    """Write results as JSON if a file is given, replacing it."""
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(results, indent=1) + "\n")
 
 
 def main() -> None:
-    """Measure and print, or keep as JSON."""
+    """Measure; print the results or save them as JSON."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -279,8 +279,10 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
-    parser.add_argument("--json", type=Path, help="file for the results; it is replaced")
-    parser.add_argument("--shared", action="store_true", help="record that other work ran on the machine")
+    parser.add_argument("--json", type=Path, help="file for the results, replaced if it exists")
+    parser.add_argument(
+        "--shared", action="store_true", help="record that other processes ran on the machine"
+    )
     parser.add_argument("--way", choices=list(WAYS), help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.way:

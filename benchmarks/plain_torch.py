@@ -1,4 +1,4 @@
-"""The same statistics as a careful user would write them with torch operations: what the kernels are set against."""
+"""The same statistics as a careful user would write them with torch operations, as a baseline for the kernels."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from actstats_kernels.bins import FREQUENCY_BINS, HISTOGRAM_BINS, radial_bins
 
 @lru_cache(maxsize=64)
 def _half_plane(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Radial bin and weight of each coefficient that `rfft2` returns: inner columns stand for two."""
+    """Return the radial bin and weight of each coefficient of `rfft2`; inner columns count twice."""
     bins = torch.tensor(radial_bins(height, width)[:, : width // 2 + 1].ravel(), device=device)
     weight = torch.full((width // 2 + 1,), 2.0, device=device)
     weight[0] = 1.0
@@ -53,7 +53,7 @@ def plain_power(x: Tensor) -> Tensor:
 
 
 def plain_statistics(x: Tensor, spectrum_and_bins: bool) -> None:
-    """Compute them all."""
+    """Compute all statistics."""
     plain_moments(x)
     if spectrum_and_bins:
         plain_histogram(x)

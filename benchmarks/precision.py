@@ -1,11 +1,11 @@
-"""What compiling and narrow forward passes do to each statistic, against the eager float32 network.
+"""Measure how compiling and reduced precision change each statistic, relative to the eager float32 network.
 
     python benchmarks/precision.py --json benchmarks/results/precision.json
     python benchmarks/tables.py
 
 Sweeps one network over the same images in several ways. The difference of a unit is the root mean square over images
-(or frequencies) of the difference, relative to that of the values themselves; of positions, counts and top images it
-is the share that differs.
+(or frequencies) of the difference, relative to that of the values themselves. For positions, counts and top images,
+it is the share that differs.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def differences(eager: xr.Dataset, other: xr.Dataset) -> dict[str, np.ndarray]:
 
 
 def main() -> None:
-    """Sweep, compare and print, or keep as JSON."""
+    """Sweep and compare; print the results or save them as JSON."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,8 +1,8 @@
-"""How long a sweep takes to start where most of its partitions are complete: python benchmarks/startup.py.
+"""Measure how long a sweep with mostly complete partitions takes to start: python benchmarks/startup.py.
 
-A network that costs nothing, one image per partition. For each number of partitions the store is filled but for the
-last one, and the same sweep is started again: the time until its first image is done. Reading one unit of a wide
-store is timed as well. Prints one line of JSON each.
+The network is trivial and each partition has one image. For each number of partitions, all but the last are computed,
+and the same sweep is started again to measure the time until its first image is done. Reading one unit of a wide
+store is timed as well. Prints one line of JSON for each.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PARTITIONS = (50, 1_251, 5_000)
 
 
 class Photographs:
-    """Grey images of 8 x 8, made when asked for."""
+    """Grey images of 8 x 8 pixels, made on demand."""
 
     kind = spec = "made"
     classes: tuple[str, ...] = ()
@@ -57,7 +57,7 @@ def started(partitions: int, folder: Path) -> float:
     )
     schema, source = plan.schema, plan.images()
     store = Store.open_or_create(plan.store, plan.manifest, schema, source.paths, source.labels)
-    store._flush = lambda: None  # type: ignore[method-assign]  # of no matter here, and most of the time
+    store._flush = lambda: None  # type: ignore[method-assign]  # not needed here, and most of the time
     for partition in range(partitions - 1):
         store.write(partition, {"mean": np.zeros((1, 4), np.float32)}, np.zeros(1, np.int8))
     store.close()

@@ -1,4 +1,4 @@
-"""Make the documentation's tables of measured figures, so that none is ever typed.
+"""Generate the documentation's tables of measured figures, so that no figure is typed by hand.
 
     pytest benchmarks -o addopts= --benchmark-only --benchmark-json=benchmarks/results/cpu.json
     python benchmarks/memory.py > benchmarks/results/memory.jsonl
@@ -33,7 +33,7 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def machine(results: dict[str, Any]) -> str:
-    """Return what was measured where and when."""
+    """Return the machine, software and date of a measurement."""
     found = results["machine_info"]
     cpu = found["cpu"]
     threads = {b["extra_info"]["threads"] for b in results["benchmarks"] if "threads" in b["extra_info"]}
@@ -44,7 +44,7 @@ def machine(results: dict[str, Any]) -> str:
 
 
 def sweeps(results: dict[str, Any]) -> str:
-    """Return the table of whole sweeps over the bare forward pass."""
+    """Return the table of whole sweeps relative to the bare forward pass."""
     rows: dict[str, dict[str, str]] = defaultdict(dict)
     networks: list[str] = []
     for b in results["benchmarks"]:
@@ -59,7 +59,7 @@ def sweeps(results: dict[str, Any]) -> str:
 
 
 def kernels(results: dict[str, Any]) -> str:
-    """Return the table of the fused kernel by shape: its time, and how many times longer the others take."""
+    """Return the table of the fused kernel by shape: its time, and that of the others relative to it."""
     medians: dict[tuple[str, str], dict[str, float]] = defaultdict(dict)
     for b in results["benchmarks"]:
         info = b["extra_info"]
@@ -96,7 +96,7 @@ def memory(lines: list[dict[str, Any]]) -> str:
 
 
 def peers(results: dict[str, Any]) -> str:
-    """Return the table of other tools beside actstats, and what was measured where."""
+    """Return the table that compares actstats with other tools, with a note on how it was measured."""
     ways = [way for way in results["ways"] if "missing" not in way]
     rows = [
         [
@@ -109,19 +109,19 @@ def peers(results: dict[str, Any]) -> str:
         for way in ways
     ]
     head = [
-        "what is computed, with what",
+        "statistics and tool",
         "time / bare forward pass",
         "CPU time / bare",
         "peak memory",
-        "disk, an image",
+        "disk per image",
     ]
     rounds = " to ".join(dict.fromkeys(str(f(way["rounds"] for way in ways)) for f in (min, max)))
     where = (
         f"{results['arch']}, batches of {results['batch']}, {rounds} rounds, "
         f"{results['processor']}, {results['threads']} threads, torch {results['torch']}, {results['date']}. "
-        "In brackets the least and the greatest ratio of a round; stores are counted before compression."
+        "In brackets: the lowest and the highest ratio of a round. Stores are measured before compression."
         + (
-            " Other work ran on the machine, so the CPU times are the better measure."
+            " Other processes ran on the machine, so the CPU times are more reliable."
             if results["shared"]
             else ""
         )
@@ -130,7 +130,7 @@ def peers(results: dict[str, Any]) -> str:
 
 
 def decoding(results: dict[str, Any]) -> str:
-    """Return the table of the ways from a JPEG to pixels."""
+    """Return the table of ways to decode and preprocess a JPEG."""
     rows = [
         [
             f"{way}, {size} pixels",
@@ -142,18 +142,18 @@ def decoding(results: dict[str, Any]) -> str:
         for way, found in ways.items()
     ]
     where = (
-        f"CPU time of one thread, {results['timed']} photographs, the least of {results['rounds']} rounds; "
-        "ratios are medians, in brackets the least and the greatest of a round. "
+        f"CPU time of one thread, {results['timed']} photographs, the minimum of {results['rounds']} rounds; "
+        "ratios are medians, in brackets the lowest and the highest of a round. "
         f"{results['processor']}, {results['date']}. The pixels of {results['images']:,} photographs, "
         f"{results['by_simplejpeg']:,} of them decoded by simplejpeg, were compared at both sizes: "
         f"{results['differing']:,} differ."
     )
-    head = ["from JPEG to pixels", "a photograph", "photographs/s and core", "time / Pillow"]
+    head = ["from JPEG to pixels", "per photograph", "photographs/s per core", "time / Pillow"]
     return f"{table(head, rows)}\n{where}\n"
 
 
 def precision(results: dict[str, Any]) -> str:
-    """Return the table of differences by statistic, and for narrow passes that by block of layers."""
+    """Return the table of differences by statistic, and for each reduced precision a table by block of layers."""
     ways = results["ways"]
     names = list(next(iter(ways.values())))
     kinds = ("median", "99 %", "greatest")
@@ -189,7 +189,7 @@ def _share(value: float | None) -> str:
 
 
 def into_readme(made: str) -> None:
-    """Put `made` between the README's marks."""
+    """Replace the text between the README's marks with `made`."""
     text = README.read_text()
     before, rest = text.split(MARKS[0])
     _, after = rest.split(MARKS[1])
@@ -197,7 +197,7 @@ def into_readme(made: str) -> None:
 
 
 def main() -> None:
-    """Write what there are results for."""
+    """Write the tables for which there are results."""
     MEASURED.mkdir(exist_ok=True)
     if (file := RESULTS / "cpu.json").exists():
         results = json.loads(file.read_text())
