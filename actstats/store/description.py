@@ -68,7 +68,7 @@ def describe(path: str | Path) -> Description:
         outputs = set(store.manifest["outputs"])
         layers = store.manifest["layers"]
     except (KeyError, ValueError) as error:
-        raise ActstatsError(f"{path} is damaged: {error}; sweep again with `overwrite=True`") from error
+        raise ActstatsError(f"{path} is damaged: {error}; remove the store and sweep again") from error
     counts = Counter(status)
     return Description(
         path=store.path,

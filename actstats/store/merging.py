@@ -36,7 +36,7 @@ def merge(dataset: xr.Dataset) -> xr.Dataset:
         if "partition" not in variable.dims:
             merged[str(name)] = variable
         elif rule in ("sum", "min", "max"):
-            # A radial bin that a map cannot resolve is NaN in every complete partition, and has to stay NaN.
+            # Radial bins that a map cannot resolve are NaN in every complete partition, and must remain NaN.
             merged[str(name)] = getattr(variable, rule)("partition", skipna=False, keep_attrs=True)
         elif rule != "rank":
             raise ActstatsError(f"variable {name!r} has no rule to merge its partitions (attribute `merge`)")

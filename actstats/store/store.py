@@ -345,7 +345,7 @@ class Store:
         absent = (known - self.manifest.keys()).union(set(COORDINATES).difference(self.group))
         if absent:
             raise ActstatsError(
-                f"{self.path} is damaged: it has no {min(absent)!r}; sweep again with `overwrite=True`"
+                f"{self.path} is damaged: it has no {min(absent)!r}; remove the store and sweep again"
             )
 
     def _check_coordinates(self, schema: Schema, paths: Sequence[str], labels: NDArray[np.int64]) -> None:

@@ -128,7 +128,7 @@ class JointFeed:
             return None
         images_of = of_images(wanted.loaded.preprocessing, "distorting images")
         source = self._source
-        # What is random in a distortion is drawn by the image's index in the source that was swept.
+        # Random distortions are seeded by the index of the image in the swept source.
         numbers = source.indices if isinstance(source, Subset) else range(len(source))
         return Distorter(wanted.chain, source.paths, wanted.loaded.model, images_of, numbers)
 

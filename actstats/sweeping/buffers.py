@@ -140,7 +140,8 @@ class Partition:
         if self.layout.device.type == "cuda":
             found = {name: _to_pinned(values) for name, values in found.items()}
             event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            event.record(torch.cuda.current_stream(self.layout.device))  # which may not be the current device
+            # By default, `record` uses the current device, which may be another one.
+            event.record(torch.cuda.current_stream(self.layout.device))
         readable = np.concatenate([np.empty(0, dtype=np.int64), *self._readable])
         return PartitionResult(
             self.layout, self.index, self.status, Rows(schema.layers, readable, self.start), found, event
@@ -171,7 +172,7 @@ class Partition:
     def _update_custom(self, name: str, metric: Metric, state: State, maps: Tensor, units: slice) -> None:
         layer = state.layer.name
         try:
-            # A copy, so that a metric that works in place does not change what the next layer sees.
+            # Copy the maps, so that in-place operations in a metric do not affect the next layer.
             values = metric.update(maps.clone(), state, **self._asked(name, layer))
         except (ActstatsError, torch.OutOfMemoryError, MemoryError):
             raise

@@ -260,7 +260,7 @@ class SweepPlan:
         Args:
             arch: `package.module:factory`, the factory that created the network. It must be the same as in the sweep.
             weights: path of the weights file; required for an untrusted store, unless the weights are published.
-            offline: whether to forbid downloads.
+            offline: whether to forbid internet access.
 
         Raises:
             ActstatsError: the weights are unavailable or have changed, or the network was passed as a module.
@@ -570,7 +570,7 @@ def plan(
         weights: the weights, as in `load_model`, if `model` is a name.
         robust: adversarially trained weights, as in `load_model`.
         seed: seed for random weights.
-        offline: whether to forbid downloads.
+        offline: whether to forbid internet access.
         preprocessing: function from an image to the network's input: a `Preprocessing`, or any callable, such as a
             torchvision `Compose`, the `transforms()` of weights, a timm transform or a Hugging Face processor. By
             default the preprocessing of the weights; tensors other than uint8 images are used as they are.
