@@ -388,7 +388,7 @@ def test_non_finite_activations_stay_in_their_own_unit(photographs, tmp_path):
         ({"device": "meta"}, "device 'meta' is not supported"),
         ({"amp": "int8"}, "amp is 'int8'"),
         ({"bitround": 24}, "bitround is 24"),
-        ({"compression": "zip"}, "compression 'zip' is not known"),
+        ({"compression": "zip"}, "unknown compression 'zip'"),
         ({"layers": ["frist"]}, "frist"),
         ({"limit": 0}, "limit"),
     ],
