@@ -48,14 +48,13 @@ def spectrum(dataset: xr.Dataset) -> xr.Dataset:
     """
     swept = usable(dataset, "spectrum", "power_spectrum")
     power = merge(swept)["power_spectrum"].chunk({"frequency": -1})
-    count, frequency = rings_of(swept["height"].values, swept["width"].values)
     names = ("share", "dc_share", "centroid", "high_share", "slope")
-    rings = [xr.DataArray(values, dims=("unit", "frequency")) for values in (count, frequency)]
     computed = xr.apply_ufunc(
         _summary,
         power,
-        *rings,
-        input_core_dims=[["frequency"]] * 3,
+        # The rings are derived from the sizes in each block: a hundredth of their bytes to send to workers.
+        *(xr.DataArray(swept[name].values, dims="unit") for name in ("height", "width")),
+        input_core_dims=[["frequency"], [], []],
         output_core_dims=[["frequency"], *[[]] * 4],
         dask="parallelized",
         output_dtypes=[np.float64] * 5,
@@ -89,9 +88,10 @@ def per_coefficient(found: xr.Dataset) -> tuple[xr.DataArray, xr.DataArray]:
 
 
 def _summary(
-    power: NDArray[np.float64], count: NDArray[np.int64], frequency: NDArray[np.float64]
+    power: NDArray[np.float64], height: NDArray[np.int32], width: NDArray[np.int32]
 ) -> tuple[NDArray[np.float64], ...]:
-    """Return share, DC share, centroid, share above half Nyquist and slope of spectra [..., frequency]."""
+    """Return share, DC share, centroid, share above half Nyquist and slope of spectra [unit, frequency]."""
+    count, frequency = rings_of(height, width)
     varying = power.copy()
     varying[..., 0] = np.nan
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -82,8 +82,10 @@ def sweep_together(
 
 
 def _require_shared(plans: Sequence[SweepPlan]) -> None:
-    first = plans[0]
-    for plan in plans[1:]:
+    if not plans:
+        raise ActstatsError("there is no plan to run; give at least one")
+    first, *others = plans
+    for plan in others:
         for name in _SHARED:
             values = [getattr(p.settings, name) for p in (first, plan)]
             if values[0] != values[1]:

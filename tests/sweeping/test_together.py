@@ -165,6 +165,8 @@ def test_plans_that_do_not_go_together_are_refused(photographs, tmp_path):
     with pytest.raises(ActstatsError, match=r"have the same store .*small.zarr"):
         sweep_together([first, first])
     assert not first.store.exists()
+    with pytest.raises(ActstatsError, match="no plan"):
+        sweep_together([])
 
 
 def test_compiled_and_eager_networks_share_a_pass(photographs, tmp_path):
