@@ -121,9 +121,7 @@ def load_from_manifest(
         checkpoint = _read(builder, located)
         model = builder.fill(arguments, checkpoint, published=located.published)
     if state_sha256(model) != record["sha256"]:
-        raise ActstatsError(
-            f"the weights of {name} ({source}) are not those that were swept: their SHA-256 differs"
-        )
+        raise ActstatsError(f"the weights of {name} ({source}) differ from the swept ones in their SHA-256")
     return model, preprocessing
 
 

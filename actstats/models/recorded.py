@@ -67,7 +67,9 @@ def read_record(attrs: Mapping[str, Any]) -> tuple[str, dict[str, Any], Preproce
         raise ActstatsError("the store does not say which network was swept: `arch` or `weights` is missing")
     arguments = record.get("builder")
     if arguments is None:
-        raise ActstatsError(f"a {arch[:80]!r} of the caller's own was swept, which cannot be rebuilt by name")
+        raise ActstatsError(
+            f"the network was passed as a {arch[:80]!r} object, which cannot be rebuilt by name"
+        )
     if not _ARCH.fullmatch(arch):
         raise _damaged("arch", arch)
     if not isinstance(arguments, Mapping):

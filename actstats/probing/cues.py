@@ -62,7 +62,7 @@ def cue_accuracy(
         A row for each version, `clean` first, and network: `version`, `network`, `images`, `correct`, `accuracy`,
         with Wilson's 95 % interval `low`, `high`; `change`, against the clean images; and against the first network
         on the same images, `difference` of the accuracies and `p` of McNemar's exact test (NaN for itself). Images
-        that any network could not read take no part.
+        that could not be read for any of the networks are excluded.
 
     Raises:
         ActstatsError: no network, two versions of one name, images without classes, classes that a network cannot

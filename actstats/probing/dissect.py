@@ -71,7 +71,7 @@ def overlaps(
         Integers: `intersection` i64 [unit, concept], the positions that are active and labelled; `active` i64 [unit,
         category], the active positions of the images in which something of that category is labelled; `area` i64
         [concept], the labelled positions. With `name` and `category` of each concept that occurs, and `layer`,
-        `channel`, `threshold` of each unit. Images that cannot be read, or whose masks cannot, take no part.
+        `channel`, `threshold` of each unit. Images whose pixels or masks cannot be read are excluded.
 
     Raises:
         ActstatsError: no image that can be read, a threshold for another number of units, a resolution below 1.

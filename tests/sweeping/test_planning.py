@@ -167,9 +167,9 @@ def test_another_release_of_python_or_zarr_is_told_and_another_torch_refused(pho
     changed(tmp_path / "s.zarr", "python", "3.11.0")
     notes: list[str] = []
     plan.run(part=(0, 3), on_start=lambda start: notes.extend(start.notes))
-    assert any("versions.python is '3.11.0' there" in note for note in notes)
+    assert any("versions.python is '3.11.0' in the store" in note for note in notes)
     changed(tmp_path / "s.zarr", "torch", "1.0")
-    with pytest.raises(ManifestMismatchError, match=r"versions\.torch is '1\.0' there"):
+    with pytest.raises(ManifestMismatchError, match=r"versions\.torch is '1\.0' in the store"):
         plan.run()
 
 

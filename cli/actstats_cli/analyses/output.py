@@ -188,8 +188,8 @@ def _known(show: Sequence[str], found: xr.Dataset) -> list[str]:
     known = [str(name) for name in found]
     for name in show:
         if name not in known:
-            hint = nearest(name, known) or f"; there are {', '.join(known)}"
-            raise ActstatsError(f"there is no number {name!r} to show{hint}")
+            hint = nearest(name, known) or f"; choose from {', '.join(known)}"
+            raise ActstatsError(f"the result has no variable {name!r}{hint}")
     return list(show)
 
 
