@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import zlib
 from pathlib import Path
 
@@ -12,6 +13,10 @@ from PIL import Image
 from torch import nn
 
 from tests.s3 import s3, s3_port  # noqa: F401 - fixtures of all tests
+
+
+# Where the tests run in the background of a shell, Ctrl-C is ignored, also by the commands that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def photograph(seed: int, size: tuple[int, int] = (96, 80)) -> Image.Image:

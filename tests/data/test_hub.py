@@ -37,7 +37,7 @@ class Hub(BaseHTTPRequestHandler):
         elif path.startswith("/api/datasets/owner/name/tree/main"):
             entry = {"type": "file", "path": NAME, "size": len(self.data), "oid": "0"}
             self.answer(200, json.dumps([entry]).encode())
-        elif path == "/api/datasets/owner/name":
+        elif path in ("/api/datasets/owner/name", "/api/datasets/owner/name/revision/main"):
             self.answer(200, json.dumps({"id": "owner/name", "sha": "0" * 40, "siblings": []}).encode())
         else:
             self.answer(404, b"")
