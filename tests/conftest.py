@@ -14,7 +14,6 @@ from torch import nn
 
 from tests.s3 import s3, s3_port  # noqa: F401 - fixtures of all tests
 
-
 # Where the tests run in the background of a shell, Ctrl-C is ignored, also by the commands that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -35,12 +35,19 @@ class Hub(BaseHTTPRequestHandler):
             first, last = map(int, re.findall(r"\d+", self.headers["Range"]))
             self.answer(206, self.data[first : last + 1])
         elif path.startswith("/api/datasets/owner/name/tree/main"):
-            entry = {"type": "file", "path": NAME, "size": len(self.data), "oid": "0"}
-            self.answer(200, json.dumps([entry]).encode())
+            self.answer(200, json.dumps([self.entry()]).encode())
         elif path in ("/api/datasets/owner/name", "/api/datasets/owner/name/revision/main"):
             self.answer(200, json.dumps({"id": "owner/name", "sha": "0" * 40, "siblings": []}).encode())
         else:
             self.answer(404, b"")
+
+    def do_POST(self) -> None:
+        """Tell older versions of huggingface_hub of the paths that they ask for."""
+        asked = self.rfile.read(int(self.headers["Content-Length"])).decode()
+        self.answer(200, json.dumps([self.entry()] if NAME in asked.replace("%2F", "/") else []).encode())
+
+    def entry(self) -> dict[str, object]:
+        return {"type": "file", "path": NAME, "size": len(self.data), "oid": "0"}
 
     def answer(self, status: int, data: bytes) -> None:
         self.send_response(status)
