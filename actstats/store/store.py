@@ -40,6 +40,8 @@ COORDINATES: Final = (
     "bin_left", "bin_right", "completed",
 )  # fmt: skip
 _PER_PARTITION: Final = ("status", "provenance", "completed")
+_FLAG_SIZE: Final = 5
+"""Bytes of an object of `completed`: a Boolean and its checksum."""
 STATUSES: Final = {
     PENDING: "pending",
     OK: "read",
@@ -157,8 +159,10 @@ class Store:
     def completed(self) -> NDArray[np.bool_]:
         """Whether each partition is complete, bool [partitions]; found with a single listing."""
         done = np.zeros(self.partitions, dtype=bool)
+        # A power cut may leave a flag that is empty or cut short; format 1 had no checksums.
+        least = 1 if self.manifest["actstats"] == 1 else _FLAG_SIZE
         sizes = self._objects("completed")
-        done[[partition for partition, size in sizes.items() if size > 0]] = True
+        done[[partition for partition, size in sizes.items() if size >= least]] = True
         return done
 
     def bounds(self, partition: int) -> tuple[int, int]:
