@@ -14,8 +14,10 @@ from torch import nn
 
 from tests.s3 import s3, s3_port  # noqa: F401 - fixtures of all tests
 
-# Where the tests run in the background of a shell, Ctrl-C is ignored, also by the commands that they start.
-signal.signal(signal.SIGINT, signal.default_int_handler)
+
+def pytest_configure() -> None:
+    """Let Ctrl-C stop the commands that tests start, also where the shell runs the tests in the background."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def photograph(seed: int, size: tuple[int, int] = (96, 80)) -> Image.Image:

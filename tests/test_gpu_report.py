@@ -12,12 +12,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.data.images import require_torchcodec
+
 pytest.importorskip("triton", reason="Triton has no build for this system")
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
 def test_a_dry_run_fills_every_stage(tmp_path):
+    require_torchcodec()
     out = tmp_path / "gpu.json"
     command = [sys.executable, str(BENCHMARKS / "gpu_report.py"), "--dry-run", "--out", str(out)]
     ran = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)

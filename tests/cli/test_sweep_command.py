@@ -12,7 +12,7 @@ from torchvision.models import squeezenet1_1
 
 from tests.cli.conftest import SWEEP, actstats, output_of
 from tests.conftest import files_of, photograph
-from tests.data.images import encoded, write_folder, write_tar
+from tests.data.images import encoded, require_torchcodec, write_folder, write_tar
 
 
 @pytest.fixture
@@ -204,6 +204,7 @@ def test_strict_stops_at_the_first_unreadable_image(images, tmp_path):
 
 
 def test_a_sweep_whose_images_the_device_decodes_says_so(tmp_path):
+    require_torchcodec()
     files = {f"{index}.jpg": encoded(photograph(index), "JPEG") for index in range(3)}
     folder, store = write_folder(tmp_path / "some", files), tmp_path / "s.zarr"
     output_of(f"{SWEEP} --data {folder} --out {store} --metrics mean --decode device")

@@ -6,7 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
+
+
+def require_torchcodec() -> None:
+    """Skip the test, or the module, where torchcodec is not installed or not built for this torch."""
+    try:
+        import torchcodec.decoders  # noqa: F401
+    except (ImportError, OSError, RuntimeError) as error:
+        pytest.skip(f"torchcodec: {error}".partition("\n")[0], allow_module_level=True)
 
 
 def picture(width: int = 40, height: int = 30, seed: int = 0) -> Image.Image:

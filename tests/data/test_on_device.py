@@ -16,9 +16,9 @@ from actstats.data import OK, REFUSED, UNREADABLE, Batch, batches, open_source
 from actstats.data.on_device import DeviceDecoder
 from actstats.errors import ActstatsError
 from tests.conftest import SmallNet, photograph
-from tests.data.images import encoded, write_folder
+from tests.data.images import encoded, require_torchcodec, write_folder
 
-pytest.importorskip("torchcodec")
+require_torchcodec()
 
 CPU = torch.device("cpu")
 BILINEAR = Preprocessing.imagenet(size=64, resize=72)
