@@ -5,8 +5,8 @@
     python benchmarks/cluster.py scheduler                    # 64 workers, 1,251 partitions: CPU of the scheduler
     python benchmarks/cluster.py speed --data photographs/    # two workers of one core against one process of two
 
-Each prints lines of JSON. `trial` fails if a store differs from that of an undisturbed process in any byte; use the
-seed that it prints to repeat the same kills.
+Each prints lines of JSON, which `benchmarks/tables.py` reads from benchmarks/results/cluster.jsonl. `trial` fails if
+a store differs from that of an undisturbed process in any byte; use the seed that it prints to repeat the same kills.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the same cluster of processes as in the tests
+
+from peers import machine
 
 from tests.cluster import FACTORY, PROCESSES, live_cluster, make_images, trial
 
@@ -59,6 +61,11 @@ def main() -> None:
     )
 
 
+def tell(what: str, **found: Any) -> None:
+    """Print a result as a line of JSON, with the machine."""
+    print(json.dumps({"what": what, **found, **machine()}), flush=True)
+
+
 def trials_of(
     repetitions: int, workers: int, partitions: int, every: tuple[float, float], seed: int | None
 ) -> None:
@@ -84,7 +91,7 @@ def trials_of(
                 "seconds": round(time.perf_counter() - begun, 1),
                 "said": said,
             }
-            print(json.dumps(found), flush=True)
+            tell("trial", **found)
 
 
 def overhead(partitions: int) -> None:
@@ -114,14 +121,11 @@ def overhead(partitions: int) -> None:
                 )  # fmt: skip
                 taken[where] = plan.run(workers=1, overwrite=True, **run).progress.seconds
     each = {where: 1000 * taken[where] / partitions for where in ("alone", "cluster")}
-    print(
-        json.dumps(
-            {
-                "ms_alone": each["alone"],
-                "ms_cluster": each["cluster"],
-                "ms_overhead": each["cluster"] - each["alone"],
-            }
-        )
+    tell(
+        "overhead",
+        ms_alone=each["alone"],
+        ms_cluster=each["cluster"],
+        ms_overhead=each["cluster"] - each["alone"],
     )
 
 
@@ -160,11 +164,11 @@ def scheduler(workers: int, partitions: int, seconds: float) -> None:
         crowd.kill()
         crowd.join()
     ideal = partitions * seconds / workers
-    print(json.dumps({
-        "workers": workers, "partitions": partitions, "seconds": taken, "seconds_ideal": ideal,
-        "scheduler_ms_a_partition": 1000 * used / partitions, "client_ms_a_partition": 1000 * own / partitions,
-        "scheduler_cores": used / taken, "scheduler_cores_at_ideal_speed": used / ideal,
-    }))  # fmt: skip
+    tell(
+        "scheduler", workers=workers, partitions=partitions, seconds=taken, seconds_ideal=ideal,
+        scheduler_ms=1000 * used / partitions, client_ms=1000 * own / partitions,
+        scheduler_cores=used / taken, scheduler_cores_at_ideal_speed=used / ideal,
+    )  # fmt: skip
 
 
 def _prepare_nothing(task: Any, manifest: Any) -> None:
@@ -218,7 +222,7 @@ def speed(data: str, arch: str, limit: int, rounds: int) -> None:
                 after = resource.getrusage(resource.RUSAGE_CHILDREN)
                 found[where] = json.loads(done.stdout)["run"]["seconds"]
                 found[f"{where}_cpu"] = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-            print(json.dumps({**found, "ratio": found["workers"] / found["process"]}), flush=True)
+            tell("speed", **found, ratio=found["workers"] / found["process"])
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ CPU times, which depend little on other load on the machine.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import statistics
 import time
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from peers import keep, processor
+from peers import keep, machine
 from PIL import Image
 
 from actstats.data import ImageError, open_source
@@ -79,8 +78,7 @@ def main() -> None:
         "differing": differing,
         "timed": len(kept),
         "rounds": given.rounds,
-        "processor": processor(),
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        **machine(),
         "sizes": {},
     }
     for size, how in sizes.items():

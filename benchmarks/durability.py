@@ -1,9 +1,12 @@
-"""Measure the cost of durability and checksums for a sweep: python benchmarks/durability.py [FOLDER].
+"""Measure the cost of durability and checksums for a sweep.
+
+    python benchmarks/durability.py [FOLDER] > benchmarks/results/durability.jsonl
+    python benchmarks/tables.py
 
 One partition of GoogLeNet's statistics (7,280 units, 256 images of random numbers) is written repeatedly to a store
 in FOLDER: with neither, with checksums, and with checksums and `fsync`, as actstats does, in turn. Then a whole sweep
 of GoogLeNet over the demo photographs is run in the same three ways. Prints one line of JSON for each, with the
-median time and its ratio to the time with neither.
+median time, its ratio to the time with neither, and the machine.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from unittest import mock
 
 import numpy as np
 import zarr
+from peers import machine
 from zarr.codecs import Crc32cCodec
 
 import actstats
@@ -60,11 +64,7 @@ def compare(what: str, rounds: int, run: Callable[[str, int], None]) -> None:
     base = statistics.median(seconds["neither"])
     for way in WAYS:
         median = statistics.median(seconds[way])
-        print(
-            json.dumps(
-                {"what": what, "way": way, "seconds": round(median, 4), "ratio": round(median / base, 3)}
-            )
-        )
+        print(json.dumps({"what": what, "way": way, "seconds": median, "ratio": median / base, **machine()}))
 
 
 def main(folder: Path) -> None:

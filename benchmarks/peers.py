@@ -263,6 +263,16 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def machine() -> dict[str, Any]:
+    """Return the processor, the number of threads, the version of torch and the date, for a file of results."""
+    return {
+        "threads": torch.get_num_threads(),
+        "processor": processor(),
+        "torch": torch.__version__,
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+    }
+
+
 def keep(results: dict[str, Any], file: Path | None) -> None:
     """Write results as JSON if a file is given, replacing it."""
     if file is not None:
@@ -293,10 +303,7 @@ def main() -> None:
         "arch": given.arch,
         "batch": given.batch,
         "shared": given.shared,
-        "threads": torch.get_num_threads(),
-        "processor": processor(),
-        "torch": torch.__version__,
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        **machine(),
         "ways": [],
     }
     for result in in_processes(given.ways, options):

@@ -11,16 +11,14 @@ it is the share that differs.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import xarray as xr
-from peers import keep, processor
+from peers import keep, machine
 
 import actstats
 
@@ -66,9 +64,7 @@ def main() -> None:
         "arch": given.arch,
         "weights": given.weights,
         "images": given.images,
-        "processor": processor(),
-        "torch": torch.__version__,
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        **machine(),
         "ways": {},
     }
     with tempfile.TemporaryDirectory() as folder:

@@ -3,6 +3,7 @@
     pytest benchmarks -o addopts= --benchmark-only --benchmark-json=benchmarks/results/cpu.json
     python benchmarks/memory.py > benchmarks/results/memory.jsonl
     python benchmarks/peers.py --json benchmarks/results/peers.json
+    python benchmarks/commands.py photographs/ --json benchmarks/results/commands.json
     python benchmarks/decoding.py photographs/ --json benchmarks/results/decoding.json
     python benchmarks/precision.py --json benchmarks/results/precision.json
     python benchmarks/tables.py
@@ -129,6 +130,70 @@ def peers(results: dict[str, Any]) -> str:
     return f"{table(head, rows)}\n{where}\n"
 
 
+def commands(results: dict[str, Any]) -> str:
+    """Return the table of whole commands relative to those that they replace."""
+    rows = [
+        [
+            f"{line['way']}, compared with {line['base']}",
+            f"{line['ratio']:.2f} ({line['lowest']:.2f} to {line['highest']:.2f})",
+            f"{line['cpu_ratio']:.2f}",
+            f"{line['seconds']:.0f} s",
+            f"{line['base_seconds']:.0f} s",
+        ]
+        for line in results["comparisons"]
+    ]
+    where = (
+        f"Medians of {results['rounds']} rounds, in brackets the lowest and the highest; {results['images']} "
+        f"photographs, {results['processor']}, {results['threads']} threads, torch {results['torch']}, "
+        f"{results['date']}."
+    )
+    head = ["command", "time / other", "CPU time / other", "time", "time of the other"]
+    return f"{table(head, rows)}\n{where}\n"
+
+
+def durability(lines: list[dict[str, Any]]) -> str:
+    """Return the table of what durability and checksums cost."""
+    ways = list(dict.fromkeys(line["way"] for line in lines))
+    found: dict[str, list[str]] = defaultdict(list)
+    for line in lines:
+        found[line["what"]].append(f"{line['seconds']:.2f} s ({line['ratio']:.2f})")
+    rows = [[what, *cells] for what, cells in found.items()]
+    last = lines[-1]
+    where = (
+        f"Medians of one run per row, in brackets relative to the first column. {last['processor']}, "
+        f"{last['threads']} threads, {last['date']}."
+    )
+    return f"{table(['written', *ways], rows)}\n{where}\n"
+
+
+def cluster(lines: list[dict[str, Any]]) -> str:
+    """Return the table of figures of a cluster on one machine."""
+    by_kind = defaultdict(list)
+    for line in lines:
+        by_kind[line["what"]].append(line)
+    rows = [
+        ["overhead per partition of one worker over TCP", f"{line['ms_overhead']:.0f} ms"]
+        for line in by_kind["overhead"]
+    ]
+    for line in by_kind["scheduler"]:
+        what = f"{line['workers']} workers, {line['partitions']:,} partitions of a second"
+        late = line["seconds"] / line["seconds_ideal"]
+        rows.append([f"{what}: CPU of the scheduler", f"{line['scheduler_cores']:.2f} cores"])
+        rows.append([f"{what}: time relative to the least possible", f"{late:.2f}"])
+    if ratios := [line["ratio"] for line in by_kind["speed"]]:
+        rows.append(
+            [
+                "two workers of one core, time relative to one process of two cores",
+                f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
+            ]
+        )
+    if trials := by_kind["trial"]:
+        rows.append(["sweeps with workers and scheduler killed, equal in every byte", f"{len(trials)}"])
+    last = lines[-1]
+    where = f"{last['processor']}, {last['threads']} threads, torch {last['torch']}, {last['date']}."
+    return f"{table(['on one machine', 'measured'], rows)}\n{where}\n"
+
+
 def decoding(results: dict[str, Any]) -> str:
     """Return the table of ways to decode and preprocess a JPEG."""
     rows = [
@@ -203,14 +268,15 @@ def main() -> None:
         results = json.loads(file.read_text())
         for name, make in (("machine", machine), ("sweeps", sweeps), ("kernels", kernels)):
             (MEASURED / f"{name}.md").write_text(make(results))
-    if (file := RESULTS / "memory.jsonl").exists():
-        lines = [json.loads(line) for line in file.read_text().splitlines()]
-        (MEASURED / "memory.md").write_text(memory(lines))
+    for name, make in (("memory", memory), ("durability", durability), ("cluster", cluster)):
+        if (file := RESULTS / f"{name}.jsonl").exists():
+            lines = [json.loads(line) for line in file.read_text().splitlines()]
+            (MEASURED / f"{name}.md").write_text(make(lines))
     if (file := RESULTS / "peers.json").exists():
         made = peers(json.loads(file.read_text()))
         (MEASURED / "peers.md").write_text(made)
         into_readme(made)
-    for name, make in (("decoding", decoding), ("precision", precision)):
+    for name, make in (("commands", commands), ("decoding", decoding), ("precision", precision)):
         if (file := RESULTS / f"{name}.json").exists():
             (MEASURED / f"{name}.md").write_text(make(json.loads(file.read_text())))
 

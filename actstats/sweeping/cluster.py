@@ -109,7 +109,9 @@ def _local_cluster(distributed: Any, cores: int, device: str) -> Any:
     ]
     if not workers:
         have = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        workers = [{**common, "nthreads": min(cores, have)}] * max(1, have // cores)
+        cores = min(cores, have)
+        options = {**common, "nthreads": max(IN_FLIGHT, cores), "resources": {"CORES": cores}}
+        workers = [options] * max(1, have // cores)
     return distributed.SpecCluster(
         workers={i: {"cls": distributed.Nanny, "options": options} for i, options in enumerate(workers)},
         scheduler={
@@ -597,8 +599,13 @@ def _opened(task: _Task) -> _Opened:
         import torch
 
         # Dask starts workers with one OpenMP thread, regardless of their number of cores.
-        torch.set_num_threads(worker.state.nthreads)
+        torch.set_num_threads(_cores(worker))
     return found
+
+
+def _cores(worker: Any) -> int:
+    """Return the number of cores that a worker computes with: its resource CORES, or else its number of threads."""
+    return int(worker.state.total_resources.get("CORES", worker.state.nthreads))
 
 
 def _refuse_other_versions(planned: Mapping[str, str]) -> None:
@@ -656,7 +663,7 @@ def _compute(task: _Task, index: int, again: bool) -> _Outcome:
         if store.completed[index] and not again:  # by a worker considered lost, or for another client
             return _Outcome(worker.address)
         on_gpu = opened.job.layout.device.type == "cuda"
-        threads = task.workers if task.workers is not None or on_gpu else worker.state.nthreads
+        threads = task.workers if task.workers is not None or on_gpu else _cores(worker)
         with opened.slots:
             worker.log_event(task.topic, {"worker": worker.address, "partition": index})
             store.use()
