@@ -215,9 +215,9 @@ class Store:
         where = self._where(name, partition)
         try:
             self.group[name][where] = values  # type: ignore[index]
-        except (OSError, ActstatsError):
+        except OSError:  # of the disk or the bucket, not of the data
             raise
-        except Exception:
+        except _DAMAGE:
             # To replace part of an object, as in a smaller last partition, Zarr reads it first; this one is damaged.
             self.place.remove([self._key(name, partition)])
             self.group[name][where] = values  # type: ignore[index]
