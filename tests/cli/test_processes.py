@@ -56,7 +56,7 @@ def test_ctrl_c_finishes_nothing_half_and_says_how_to_go_on(images, slow):
     termios.tcsetwinsize(terminal, (24, 100))
     process = subprocess.Popen(
         [*COMMAND, *options.split(), "stopped.zarr"],
-        stderr=terminal, stdout=subprocess.PIPE, cwd=slow, env={**os.environ, "SLOWLY": "1"},
+        stderr=terminal, stdout=subprocess.PIPE, cwd=slow, env={**os.environ, "SLOWLY": "0.3"},
     )  # fmt: skip
     os.close(terminal)
     while not completed(slow / "stopped.zarr"):

@@ -37,8 +37,8 @@ TARGETS = {
 DTYPES = {"bf16": torch.bfloat16, "f32": torch.float32}
 NETWORKS = ("googlenet", "resnet50", "alexnet", "vgg16")
 
-_FEW = 64
-"""Bytes of stack: sixteen registers."""
+_FEW = 16
+"""Bytes of stack: four registers."""
 _POINTERS = {
     "moments": "*fp32",
     "means": "*fp32",
