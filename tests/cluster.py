@@ -127,6 +127,13 @@ class LiveCluster:
             process.start()
             self.workers.append(process)
 
+    def wait(self) -> None:
+        """Return once all workers that were started have joined."""
+        import distributed
+
+        with distributed.Client(self.address, set_as_default=False) as client:
+            client.wait_for_workers(len(self.workers), timeout=120)
+
     def kill(self, index: int) -> None:
         """SIGKILL a worker and forget it."""
         process = self.workers.pop(index)
