@@ -77,7 +77,7 @@ def save_contact_sheet(
     preprocessing = of_images(plan.preprocessing, "a contact sheet")
     network = f"{manifest['arch']}, weights {manifest['weights']['source']}"
     title = f"{found} of {network}, maps of {found.height} x {found.width}"
-    laid = _maps(plan, found, source, hits) if maps else None
+    laid = _maps(plan, found, source, hits) if maps and hits else None
     contact_sheet(found, hits, source, preprocessing, title, laid).save(file)
 
 
