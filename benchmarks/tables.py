@@ -44,6 +44,18 @@ def machine(results: dict[str, Any]) -> str:
     )
 
 
+def where_measured(found: dict[str, Any]) -> str:
+    """Return the machine of a file of results, as far as it says, the software and the date."""
+    threads = [f"{found['threads']} threads"] if "threads" in found else []
+    torch = [f"torch {found['torch']}"] if "torch" in found else []
+    return ", ".join([found["processor"], *threads, *torch, found["date"]])
+
+
+def ratio(found: dict[str, Any]) -> str:
+    """Return a ratio with the lowest and the highest of a round."""
+    return f"{found['ratio']:.2f} ({found['lowest']:.2f} to {found['highest']:.2f})"
+
+
 def sweeps(results: dict[str, Any]) -> str:
     """Return the table of whole sweeps relative to the bare forward pass."""
     rows: dict[str, dict[str, str]] = defaultdict(dict)
@@ -102,7 +114,7 @@ def peers(results: dict[str, Any]) -> str:
     rows = [
         [
             way["what"],
-            f"{way['ratio']:.2f} ({way['lowest']:.2f} to {way['highest']:.2f})",
+            ratio(way),
             f"{way['cpu_ratio']:.2f}",
             f"{way['peak_mib']:,.0f} MiB",
             f"{way['disk_bytes_an_image'] / 1e3:,.0f} kB" if way["disk_bytes_an_image"] else "",
@@ -119,7 +131,7 @@ def peers(results: dict[str, Any]) -> str:
     rounds = " to ".join(dict.fromkeys(str(f(way["rounds"] for way in ways)) for f in (min, max)))
     where = (
         f"{results['arch']}, batches of {results['batch']}, {rounds} rounds, "
-        f"{results['processor']}, {results['threads']} threads, torch {results['torch']}, {results['date']}. "
+        f"{where_measured(results)}. "
         "In brackets: the lowest and the highest ratio of a round. Stores are measured before compression."
         + (
             " Other processes ran on the machine, so the CPU times are more reliable."
@@ -135,7 +147,7 @@ def commands(results: dict[str, Any]) -> str:
     rows = [
         [
             f"{line['way']}, compared with {line['base']}",
-            f"{line['ratio']:.2f} ({line['lowest']:.2f} to {line['highest']:.2f})",
+            ratio(line),
             f"{line['cpu_ratio']:.2f}",
             f"{line['seconds']:.0f} s",
             f"{line['base_seconds']:.0f} s",
@@ -144,8 +156,7 @@ def commands(results: dict[str, Any]) -> str:
     ]
     where = (
         f"Medians of {results['rounds']} rounds, in brackets the lowest and the highest; {results['images']} "
-        f"photographs, {results['processor']}, {results['threads']} threads, torch {results['torch']}, "
-        f"{results['date']}."
+        f"photographs, {where_measured(results)}."
     )
     head = ["command", "time / other", "CPU time / other", "time", "time of the other"]
     return f"{table(head, rows)}\n{where}\n"
@@ -158,10 +169,8 @@ def durability(lines: list[dict[str, Any]]) -> str:
     for line in lines:
         found[line["what"]].append(f"{line['seconds']:.2f} s ({line['ratio']:.2f})")
     rows = [[what, *cells] for what, cells in found.items()]
-    last = lines[-1]
     where = (
-        f"Medians of one run per row, in brackets relative to the first column. {last['processor']}, "
-        f"{last['threads']} threads, {last['date']}."
+        f"Medians of one run per row, in brackets relative to the first column. {where_measured(lines[-1])}."
     )
     return f"{table(['written', *ways], rows)}\n{where}\n"
 
@@ -189,9 +198,7 @@ def cluster(lines: list[dict[str, Any]]) -> str:
         )
     if trials := by_kind["trial"]:
         rows.append(["sweeps with workers and scheduler killed, equal in every byte", f"{len(trials)}"])
-    last = lines[-1]
-    where = f"{last['processor']}, {last['threads']} threads, torch {last['torch']}, {last['date']}."
-    return f"{table(['on one machine', 'measured'], rows)}\n{where}\n"
+    return f"{table(['on one machine', 'measured'], rows)}\n{where_measured(lines[-1])}.\n"
 
 
 def decoding(results: dict[str, Any]) -> str:
@@ -201,7 +208,7 @@ def decoding(results: dict[str, Any]) -> str:
             f"{way}, {size} pixels",
             f"{found['milliseconds']:.1f} ms",
             f"{1e3 / found['milliseconds']:.0f}",
-            f"{found['ratio']:.2f} ({found['lowest']:.2f} to {found['highest']:.2f})",
+            ratio(found),
         ]
         for size, ways in results["sizes"].items()
         for way, found in ways.items()
@@ -209,7 +216,7 @@ def decoding(results: dict[str, Any]) -> str:
     where = (
         f"CPU time of one thread, {results['timed']} photographs, the minimum of {results['rounds']} rounds; "
         "ratios are medians, in brackets the lowest and the highest of a round. "
-        f"{results['processor']}, {results['date']}. The pixels of {results['images']:,} photographs, "
+        f"{where_measured(results)}. The pixels of {results['images']:,} photographs, "
         f"{results['by_simplejpeg']:,} of them decoded by simplejpeg, were compared at both sizes: "
         f"{results['differing']:,} differ."
     )
@@ -237,7 +244,7 @@ def precision(results: dict[str, Any]) -> str:
         text += f"\nThe median unit in {way}, by block:\n\n{table(['layers', *names], of_blocks)}"
     return (
         f"{text}\n{results['arch']} with its {results['weights']} weights, {results['images']} images, "
-        f"{results['processor']}, torch {results['torch']}, {results['date']}.\n"
+        f"{where_measured(results)}.\n"
     )
 
 
