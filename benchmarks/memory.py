@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
@@ -38,15 +36,23 @@ def make_photographs(folder: Path, count: int, distinct: int = 100) -> None:
         (folder / f"{index:06}.jpg").write_bytes(blobs[index % len(blobs)])
 
 
+# A small process starts the command: a process counts the peak of the one that started it as its own.
+LAUNCH = """
+import os, subprocess, sys, time
+begun = time.perf_counter()
+process = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL)
+_, status, usage = os.wait4(process.pid, 0)
+print(time.perf_counter() - begun, usage.ru_maxrss, usage.ru_utime + usage.ru_stime, status)
+"""
+
+
 def measure(command: list[str]) -> tuple[float, int, float]:
     """Run a command; return its seconds, its peak resident set size in bytes, and its seconds of processor time."""
-    begun = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
+    launched = subprocess.run([sys.executable, "-c", LAUNCH, *command], stdout=subprocess.PIPE, check=True)
+    seconds, peak, processor, status = map(float, launched.stdout.split())
     if status:
-        sys.exit(f"{' '.join(command)} failed with status {status}")
-    unit = 1 if sys.platform == "darwin" else 1024
-    return time.perf_counter() - begun, usage.ru_maxrss * unit, usage.ru_utime + usage.ru_stime
+        sys.exit(f"{' '.join(command)} failed with status {status:.0f}")
+    return seconds, int(peak) * (1 if sys.platform == "darwin" else 1024), processor
 
 
 def main() -> None:
