@@ -85,7 +85,7 @@ def on_cluster(command: list[str], workers: int) -> dict[str, object]:
 
 
 def peak_of_this_process() -> int:
-    """Return the peak resident set size so far, in bytes, which on Linux excludes that of the process that began it."""
+    """Return the peak resident set size so far in bytes, on Linux without that of the process that began it."""
     if sys.platform == "linux":
         status = Path("/proc/self/status").read_text()
         return int(status.split("VmHWM:")[1].split()[0]) * 1024

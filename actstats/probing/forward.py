@@ -18,7 +18,7 @@ from actstats.distort import Chain
 from actstats.errors import ActstatsError
 from actstats.models import Loaded
 from actstats.sweeping.batches import Feed, OnProgress
-from actstats.sweeping.device import find_device, in_eval_mode, out_of_memory_explained, to_device
+from actstats.sweeping.device import find_device, forward_passes, to_device
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def running(loaded: Loaded, batch_size: int, also: str = "") -> Iterator[None]:
     """
     if batch_size < 1:
         raise ActstatsError(f"the batch size is {batch_size}; it must be at least 1")
-    with out_of_memory_explained(batch_size, also), in_eval_mode(loaded.model), torch.inference_mode():
+    with forward_passes(loaded.model, batch_size, also), torch.inference_mode():
         yield
 
 

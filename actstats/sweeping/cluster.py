@@ -587,6 +587,9 @@ def _opened(task: _Task) -> _Opened:
         found = _OPENED.get(worker)
         if found is None or found.key != task.plan:
             _OPENED.pop(worker, None)  # free its memory first
+            # `memory_reused` has no effect on large blocks in the threads of a worker, which glibc always maps anew.
+            # Torch reads this at its first allocation: in huge pages, a new block costs little.
+            os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
             plan: _Plan = pickle.loads(zlib.decompress(task.plan))
             _refuse_other_versions(plan.manifest["versions"])
             from actstats.data.dataset import first_readable

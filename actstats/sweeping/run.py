@@ -34,7 +34,7 @@ from actstats.store import Store
 from actstats.store.manifest import versions
 from actstats.sweeping.batches import Feed
 from actstats.sweeping.buffers import Buffers, Partition, PartitionLayout, PartitionResult
-from actstats.sweeping.device import in_eval_mode, out_of_memory_explained
+from actstats.sweeping.device import forward_passes
 from actstats.sweeping.forward import Network
 from actstats.sweeping.progress import Progress
 from actstats.sweeping.settings import Execution, Settings
@@ -109,8 +109,7 @@ def run_partitions(
         on_progress=execution.on_progress,
     )
     with (
-        out_of_memory_explained(settings.batch_size),
-        in_eval_mode(job.loaded.model),
+        forward_passes(job.loaded.model, settings.batch_size),
         Writer(store) as writer,
         closing(iter(feed)) as batches,
     ):
@@ -265,7 +264,7 @@ def measured_seconds(job: Job, images: int) -> float:
         decode=job.settings.decode,
     )
     partition = Partition(job.layout, Buffers(job.layout), 0)
-    with out_of_memory_explained(size), in_eval_mode(job.loaded.model):
+    with forward_passes(job.loaded.model, size):
         compiling = job.compile(Execution())
         with closing(iter(feed)) as passes:
             begun = time.perf_counter()

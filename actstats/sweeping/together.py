@@ -13,7 +13,7 @@ from typing import Any, Final, Literal, overload
 from actstats.data.loader import split
 from actstats.errors import ActstatsError
 from actstats.sweeping.batches import JointFeed, Wanted
-from actstats.sweeping.device import in_eval_mode, out_of_memory_explained
+from actstats.sweeping.device import in_eval_mode, memory_reused, out_of_memory_explained
 from actstats.sweeping.planning import Run, SweepPlan
 from actstats.sweeping.progress import Summary
 from actstats.sweeping.run import Filling, Job, Writer
@@ -105,6 +105,7 @@ def _run(
     """Compute the open partitions of all runs, update the runs, and return the errors of failed ones by number."""
     errors: dict[int, Summary | ActstatsError] = {}
     with ExitStack() as stack:
+        stack.enter_context(memory_reused())
         jobs: dict[int, Job] = {}
         writers: dict[int, Writer] = {}
         fillings: dict[int, Filling] = {}
