@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
+import gc
 import sys
 from typing import IO, Any, Final
 
@@ -49,6 +51,10 @@ class Main(LazyGroup):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run the command; messages that cannot be written do not stop it."""
+        # Torch consists of a million objects. To look for garbage among them takes half a second while they are
+        # imported, and one second at exit.
+        gc.set_threshold(50_000)
+        atexit.register(gc.freeze)
         open_closed_streams()
         with unfailing_stderr():
             return super().main(*args, **kwargs)
