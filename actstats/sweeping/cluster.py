@@ -102,6 +102,8 @@ def connect(scheduler: str, device: str = "cpu") -> Iterator[Client]:
 
 def _local_cluster(distributed: Any, cores: int, device: str) -> Any:
     """Return a cluster on this machine with one process per GPU, or per `cores` CPU cores."""
+    import dask
+
     common: dict[str, Any] = {"host": "127.0.0.1", "dashboard_address": None, "memory_limit": None}
     common["silence_logs"] = logging.CRITICAL
     workers = [
@@ -112,14 +114,16 @@ def _local_cluster(distributed: Any, cores: int, device: str) -> Any:
         cores = min(cores, have)
         options = {**common, "nthreads": max(IN_FLIGHT, cores), "resources": {"CORES": cores}}
         workers = [options] * max(1, have // cores)
-    return distributed.SpecCluster(
-        workers={i: {"cls": distributed.Nanny, "options": options} for i, options in enumerate(workers)},
-        scheduler={
-            "cls": distributed.Scheduler,
-            "options": {"host": "127.0.0.1", "port": 0, "dashboard": False, "dashboard_address": None},
-        },
-        silence_logs=logging.CRITICAL,
-    )
+    # With one arena, the activations in a worker's threads are in the memory that `memory_reused` keeps.
+    with dask.config.set({"distributed.nanny.pre-spawn-environ.MALLOC_ARENA_MAX": 1}):
+        return distributed.SpecCluster(
+            workers={i: {"cls": distributed.Nanny, "options": options} for i, options in enumerate(workers)},
+            scheduler={
+                "cls": distributed.Scheduler,
+                "options": {"host": "127.0.0.1", "port": 0, "dashboard": False, "dashboard_address": None},
+            },
+            silence_logs=logging.CRITICAL,
+        )
 
 
 def _gpus(device: str) -> list[dict[str, str]]:
@@ -587,8 +591,8 @@ def _opened(task: _Task) -> _Opened:
         found = _OPENED.get(worker)
         if found is None or found.key != task.plan:
             _OPENED.pop(worker, None)  # free its memory first
-            # `memory_reused` has no effect on large blocks in the threads of a worker, which glibc always maps anew.
-            # Torch reads this at its first allocation: in huge pages, a new block costs little.
+            # Where threads have arenas of their own, `memory_reused` has no effect on large blocks, and glibc maps
+            # each anew. Torch reads this at its first allocation: clearing huge pages takes less time.
             os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
             plan: _Plan = pickle.loads(zlib.decompress(task.plan))
             _refuse_other_versions(plan.manifest["versions"])
