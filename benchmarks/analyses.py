@@ -1,11 +1,12 @@
 """Measure time and peak memory of analyses of a large store, each in its own process.
 
-    python benchmarks/make_store.py /tmp/s.zarr && python benchmarks/make_store.py /tmp/r.zarr --roughness 0.7
-    --seed 1 python benchmarks/analyses.py /tmp/s.zarr /tmp/r.zarr
+    python benchmarks/make_store.py /tmp/s.zarr
+    python benchmarks/make_store.py /tmp/r.zarr --roughness 0.7 --seed 1
+    python benchmarks/analyses.py /tmp/s.zarr /tmp/r.zarr
 
 Runs the real commands and prints a line of JSON for each: seconds from start to exit, and the peak resident set size
 reported by the kernel. `--drop-cache` asks the kernel to drop the store's files from its cache, so that every byte is
-read from the disk.
+read from the disk. `--workers 1 2` runs each command on dask clusters of one and of two processes with one thread.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import json
 import os
 from pathlib import Path
 
-from memory import measure
+from memory import measure, measure_on_cluster
 
 
 def main() -> None:
@@ -27,6 +28,7 @@ def main() -> None:
     parser.add_argument("robust", type=Path)
     parser.add_argument("--only", nargs="*", help="names of commands as printed")
     parser.add_argument("--drop-cache", action="store_true")
+    parser.add_argument("--workers", type=int, nargs="*", default=[], help="sizes of dask clusters")
     arguments = parser.parse_args()
     s, r = str(arguments.standard), str(arguments.robust)
     commands = {
@@ -38,11 +40,13 @@ def main() -> None:
     for name, command in commands.items():
         if arguments.only and name not in arguments.only:
             continue
-        if arguments.drop_cache:
-            forget(arguments.standard, arguments.robust)
-        seconds, peak, _ = measure(["actstats", *command, "--json"])
-        found = {"analysis": name, "seconds": round(seconds, 1), "peak_mib": round(peak / 2**20)}
-        print(json.dumps(found), flush=True)
+        for workers in arguments.workers or [0]:
+            if arguments.drop_cache:
+                forget(arguments.standard, arguments.robust)
+            whole = ["actstats", *command, "--json"]
+            seconds, peak, *_ = measure_on_cluster(whole, workers) if workers else measure(whole)
+            found = {"analysis": name, "seconds": round(seconds, 1), "peak_mib": round(peak / 2**20)}
+            print(json.dumps(found | ({"workers": workers} if workers else {})), flush=True)
 
 
 def forget(*stores: Path) -> None:

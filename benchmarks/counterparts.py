@@ -13,13 +13,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
-import sys
 from pathlib import Path
 
 import numpy as np
 import torch
-from memory import measure
+from memory import measure, measure_on_cluster
 
 import actstats
 from actstats.metrics import resolve_metrics
@@ -51,45 +49,16 @@ def main() -> None:
                 continue
             whole = ["actstats", *command, *map(str, stores), "--json"]
             if arguments.workers:
-                found = on_cluster(whole, arguments.workers)
+                seconds, peak, workers = measure_on_cluster(whole, arguments.workers)
+                found: dict[str, object] = {"workers_peak_mib": [round(each / 2**20) for each in workers]}
             else:
-                seconds, peak, cpu = measure(whole)
-                found = {
-                    "seconds": round(seconds, 1),
-                    "cpu_seconds": round(cpu),
-                    "peak_mib": round(peak / 2**20),
-                }
+                seconds, peak, processor = measure(whole)
+                found = {"cpu_seconds": round(processor)}
+            found |= {"seconds": round(seconds, 1), "peak_mib": round(peak / 2**20)}
             print(
                 json.dumps({"analysis": name, "images": images, "workers": arguments.workers, **found}),
                 flush=True,
             )
-
-
-def on_cluster(command: list[str], workers: int) -> dict[str, object]:
-    """Run a command on its own cluster; return its seconds and the peak memory of every process."""
-    from distributed import Client, LocalCluster
-
-    with (
-        LocalCluster(
-            n_workers=workers, threads_per_worker=1, memory_limit=None, dashboard_address=None
-        ) as cluster,
-        Client(cluster) as client,
-    ):
-        seconds, peak, _ = measure([*command, "--scheduler", cluster.scheduler_address])
-        peaks = client.run(peak_of_this_process)
-    return {
-        "seconds": round(seconds, 1),
-        "peak_mib": round(peak / 2**20),
-        "workers_peak_mib": [round(found / 2**20) for found in peaks.values()],
-    }
-
-
-def peak_of_this_process() -> int:
-    """Return the peak resident set size so far in bytes, on Linux without that of the process that began it."""
-    if sys.platform == "linux":
-        status = Path("/proc/self/status").read_text()
-        return int(status.split("VmHWM:")[1].split()[0]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def make(folder: Path, images: int) -> list[Path]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
 import subprocess
 import sys
 import tempfile
@@ -53,6 +54,33 @@ def measure(command: list[str]) -> tuple[float, int, float]:
     if status:
         sys.exit(f"{' '.join(command)} failed with status {status:.0f}")
     return seconds, int(peak) * (1 if sys.platform == "darwin" else 1024), processor
+
+
+def measure_on_cluster(command: list[str], workers: int) -> tuple[float, int, list[int]]:
+    """Run a command on a new cluster of processes with one thread each.
+
+    Returns:
+        Its seconds, and the peak resident set sizes in bytes of its own process and of those of the workers.
+    """
+    from distributed import Client, LocalCluster
+
+    with (
+        LocalCluster(
+            n_workers=workers, threads_per_worker=1, memory_limit=None, dashboard_address=None
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        seconds, peak, _ = measure([*command, "--scheduler", cluster.scheduler_address])
+        peaks = client.run(peak_of_this_process)
+    return seconds, peak, list(peaks.values())
+
+
+def peak_of_this_process() -> int:
+    """Return the peak resident set size so far in bytes, on Linux without that of the process that began it."""
+    if sys.platform == "linux":
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def main() -> None:

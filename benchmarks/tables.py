@@ -279,10 +279,11 @@ def main() -> None:
         if (file := RESULTS / f"{name}.jsonl").exists():
             lines = [json.loads(line) for line in file.read_text().splitlines()]
             (MEASURED / f"{name}.md").write_text(make(lines))
-    if (file := RESULTS / "peers.json").exists():
+    for file in RESULTS.glob("peers*.json"):
         made = peers(json.loads(file.read_text()))
-        (MEASURED / "peers.md").write_text(made)
-        into_readme(made)
+        (MEASURED / f"{file.stem}.md").write_text(made)
+        if file.stem == "peers":
+            into_readme(made)
     for name, make in (("commands", commands), ("decoding", decoding), ("precision", precision)):
         if (file := RESULTS / f"{name}.json").exists():
             (MEASURED / f"{name}.md").write_text(make(json.loads(file.read_text())))
