@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from memory import measure, measure_on_cluster
+from peers import machine
 
 import actstats
 from actstats.metrics import resolve_metrics
@@ -55,10 +56,8 @@ def main() -> None:
                 seconds, peak, processor = measure(whole)
                 found = {"cpu_seconds": round(processor)}
             found |= {"seconds": round(seconds, 1), "peak_mib": round(peak / 2**20)}
-            print(
-                json.dumps({"analysis": name, "images": images, "workers": arguments.workers, **found}),
-                flush=True,
-            )
+            what = {"analysis": name, "images": images, "workers": arguments.workers}
+            print(json.dumps({**what, **found, **machine()}), flush=True)
 
 
 def make(folder: Path, images: int) -> list[Path]:

@@ -201,6 +201,27 @@ def cluster(lines: list[dict[str, Any]]) -> str:
     return f"{table(['on one machine', 'measured'], rows)}\n{where_measured(lines[-1])}.\n"
 
 
+def analyses(lines: list[dict[str, Any]]) -> str:
+    """Return the table of whole commands that analyse stores, by themselves and on a cluster."""
+    sizes = sorted({line["workers"] for line in lines})
+    found: dict[tuple[str, int], dict[int, dict[str, Any]]] = defaultdict(dict)
+    for line in lines:
+        found[line["analysis"], line["images"]][line["workers"]] = line
+    head = ["command", "images", "time", "peak memory"]
+    head += [f"time, {size} workers" if size > 1 else "time, 1 worker" for size in sizes[1:]]
+    rows = [
+        [
+            analysis,
+            f"{images:,}",
+            f"{ways[0]['seconds']:.0f} s",
+            f"{ways[0]['peak_mib']:,} MiB",
+            *(f"{ways[size]['seconds']:.0f} s" if size in ways else "" for size in sizes[1:]),
+        ]
+        for (analysis, images), ways in found.items()
+    ]
+    return f"{table(head, rows)}\n{where_measured(lines[-1])}.\n"
+
+
 def decoding(results: dict[str, Any]) -> str:
     """Return the table of ways to decode and preprocess a JPEG."""
     rows = [
@@ -275,7 +296,11 @@ def main() -> None:
         results = json.loads(file.read_text())
         for name, make in (("machine", machine), ("sweeps", sweeps), ("kernels", kernels)):
             (MEASURED / f"{name}.md").write_text(make(results))
-    for name, make in (("memory", memory), ("durability", durability), ("cluster", cluster)):
+    by_line = {
+        "memory": memory, "durability": durability, "cluster": cluster,
+        "analyses": analyses, "counterparts": analyses,
+    }  # fmt: skip
+    for name, make in by_line.items():
         if (file := RESULTS / f"{name}.jsonl").exists():
             lines = [json.loads(line) for line in file.read_text().splitlines()]
             (MEASURED / f"{name}.md").write_text(make(lines))
