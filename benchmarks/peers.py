@@ -76,13 +76,13 @@ Round = Callable[[], object]
 
 
 def bare_compiled(bench: Bench) -> Round:
-    """Nothing, compiled with frozen weights."""
+    """No statistics, compiled with frozen weights."""
     graph = torch.compile(bench.loaded.model, dynamic=False, options={"freezing": True})
     return lambda: graph(bench.images)
 
 
 def bare_reusing(bench: Bench) -> Round:
-    """Nothing, with memory reused."""
+    """No statistics, with memory reused."""
     bench.reusing = True
     return bench.bare
 
