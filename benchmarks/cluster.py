@@ -53,8 +53,8 @@ def main() -> None:
     speeds = kinds.add_parser("speed")
     speeds.add_argument("--data", required=True)
     speeds.add_argument("--arch", default="googlenet")
-    speeds.add_argument("--limit", type=int, default=256)
-    speeds.add_argument("--rounds", type=int, default=3)
+    speeds.add_argument("--limit", type=int, default=500)
+    speeds.add_argument("--rounds", type=int, default=4)
     given = vars(parser.parse_args())
     {"trial": trials_of, "overhead": overhead, "scheduler": scheduler, "speed": speed}[given.pop("what")](
         **given
