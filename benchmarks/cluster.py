@@ -53,8 +53,8 @@ def main() -> None:
     speeds = kinds.add_parser("speed")
     speeds.add_argument("--data", required=True)
     speeds.add_argument("--arch", default="googlenet")
-    speeds.add_argument("--limit", type=int, default=500)
-    speeds.add_argument("--rounds", type=int, default=4)
+    speeds.add_argument("--limit", type=int, default=1500)
+    speeds.add_argument("--rounds", type=int, default=2)
     given = vars(parser.parse_args())
     {"trial": trials_of, "overhead": overhead, "scheduler": scheduler, "speed": speed}[given.pop("what")](
         **given
@@ -213,7 +213,7 @@ def speed(data: str, arch: str, limit: int, rounds: int) -> None:
     ]  # fmt: skip
     with tempfile.TemporaryDirectory() as name:
         for number in range(rounds):
-            found: dict[str, Any] = {"round": number}
+            found: dict[str, Any] = {"round": number, "images": limit}
             for where, options in (("process", []), ("workers", ["--scheduler", "local:1"])):
                 before = resource.getrusage(resource.RUSAGE_CHILDREN)
                 done = subprocess.run(

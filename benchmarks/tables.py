@@ -190,9 +190,10 @@ def cluster(lines: list[dict[str, Any]]) -> str:
         rows.append([f"{what}: CPU of the scheduler", f"{line['scheduler_cores']:.2f} cores"])
         rows.append([f"{what}: time relative to the least possible", f"{late:.2f}"])
     if ratios := [line["ratio"] for line in by_kind["speed"]]:
+        images = by_kind["speed"][0]["images"]
         rows.append(
             [
-                "two workers of one core, time relative to one process of two cores",
+                f"two workers of one core, {images:,} images: time relative to one process of two cores",
                 f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
             ]
         )
