@@ -109,13 +109,15 @@ def _local_cluster(distributed: Any, cores: int, device: str) -> Any:
     workers = [
         {**common, "resources": {"GPU": 1}, "nthreads": IN_FLIGHT, "env": env} for env in _gpus(device)
     ]
+    environment: dict[str, int] = {}
     if not workers:
+        # With one arena, the activations in a worker's threads are in the memory that `memory_reused` keeps.
+        environment = {"distributed.nanny.pre-spawn-environ.MALLOC_ARENA_MAX": 1}
         have = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         cores = min(cores, have)
         options = {**common, "nthreads": max(IN_FLIGHT, cores), "resources": {"CORES": cores}}
         workers = [options] * max(1, have // cores)
-    # With one arena, the activations in a worker's threads are in the memory that `memory_reused` keeps.
-    with dask.config.set({"distributed.nanny.pre-spawn-environ.MALLOC_ARENA_MAX": 1}):
+    with dask.config.set(environment):
         return distributed.SpecCluster(
             workers={i: {"cls": distributed.Nanny, "options": options} for i, options in enumerate(workers)},
             scheduler={
