@@ -2,15 +2,13 @@
 
     python benchmarks/make_store.py /tmp/s.zarr
     python benchmarks/make_store.py /tmp/r.zarr --roughness 0.7 --seed 1
-    python benchmarks/analyses.py /tmp/s.zarr /tmp/r.zarr
+    python benchmarks/analyses.py /tmp/s.zarr /tmp/r.zarr --workers 0 1 2 > benchmarks/results/analyses.jsonl
+    python benchmarks/tables.py
 
 Runs the real commands and prints a line of JSON for each: seconds from start to exit, and the peak resident set size
 reported by the kernel. `--drop-cache` asks the kernel to drop the store's files from its cache, so that every byte is
-read from the disk. `--workers 0 1 2` runs each command by itself, and on dask clusters of one and
-of two processes with one thread.
-
-    python benchmarks/analyses.py /tmp/s.zarr /tmp/r.zarr --workers 0 2 > benchmarks/results/analyses.jsonl
-    python benchmarks/tables.py
+read from the disk. `--workers 0 1 2` runs each command by itself, and on dask clusters of one and of two processes
+with one thread.
 """
 
 from __future__ import annotations

@@ -21,7 +21,6 @@ import contextlib
 import datetime
 import json
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -33,6 +32,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from memory import peak_of_this_process
 from plain_torch import plain_moments, plain_statistics
 from torch import Tensor
 
@@ -244,7 +244,6 @@ def measure(way: str, arch: str, batch: int, rounds: int) -> dict[str, Any]:
                 pairs.append((bare, timed(run)))
     ratios = [other[0] / bare[0] for bare, other in pairs]
     least = [[min(side[kind] for side in sides) for sides in zip(*pairs, strict=True)] for kind in (0, 1)]
-    unit = 1 if sys.platform == "darwin" else 1024
     return {
         "way": way,
         "what": (WAYS[way].__doc__ or "").strip().rstrip("."),
@@ -255,7 +254,7 @@ def measure(way: str, arch: str, batch: int, rounds: int) -> dict[str, Any]:
         "cpu_ratio_median": statistics.median(other[1] / bare[1] for bare, other in pairs),
         "bare_seconds": least[0][0],
         "first_seconds": first,
-        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20,
+        "peak_mib": peak_of_this_process() / 2**20,
         "disk_bytes_an_image": bench.disk,
         "rounds": rounds,
     }

@@ -191,12 +191,9 @@ def cluster(lines: list[dict[str, Any]]) -> str:
         rows.append([f"{what}: time relative to the least possible", f"{late:.2f}"])
     if ratios := [line["ratio"] for line in by_kind["speed"]]:
         images = by_kind["speed"][0]["images"]
-        rows.append(
-            [
-                f"two workers of one core, {images:,} images: time relative to one process of two cores",
-                f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
-            ]
-        )
+        of_all = {"ratio": statistics.median(ratios), "lowest": min(ratios), "highest": max(ratios)}
+        what = f"two workers of one core, {images:,} images: time relative to one process of two cores"
+        rows.append([what, ratio(of_all)])
     if trials := by_kind["trial"]:
         rows.append(["sweeps with workers and scheduler killed, equal in every byte", f"{len(trials)}"])
     return f"{table(['on one machine', 'measured'], rows)}\n{where_measured(lines[-1])}.\n"

@@ -66,7 +66,7 @@ def test_the_last_of_several_threads_returns_the_memory(monkeypatch):
             inside.set()
             leave.wait()
 
-    other = threading.Thread(target=hold)
+    other = threading.Thread(target=hold, daemon=True)
     with device.memory_reused():
         other.start()
         inside.wait()
