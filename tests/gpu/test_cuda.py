@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -13,8 +16,9 @@ from actstats.data import batches, open_source
 from actstats.data.on_device import DeviceDecoder
 from actstats.errors import ActstatsError
 from actstats.layers import select_layers, watch
+from actstats.sweeping.progress import Progress
 from actstats_kernels import ops, reference
-from tests.conftest import SmallNet, photograph
+from tests.conftest import SmallNet, files_of, photograph
 from tests.data.images import encoded, write_folder
 from tests.kernels.strategies import DTYPES, activations, draw_values, lay_out
 
@@ -41,9 +45,12 @@ def assert_right(x: torch.Tensor) -> dict[str, torch.Tensor]:
     return found
 
 
-@settings(max_examples=60, deadline=None)
+@pytest.mark.parametrize(
+    "part", range(6)
+)  # Nearly every example compiles kernels: processes share the parts.
+@settings(max_examples=10, deadline=None)
 @given(activations())
-def test_any_maps_equal_the_reference(x):
+def test_any_maps_equal_the_reference(part, x):
     assert_right(x.cuda())
 
 
@@ -54,6 +61,26 @@ def test_layers_of_networks_equal_the_reference_whatever_their_layout(side, dtyp
     contiguous = assert_right(values)
     last = assert_right(lay_out(values, "channels_last"))
     assert all(torch.equal(contiguous[name], last[name]) for name in contiguous)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_maps_of_more_than_2_to_the_31_values(layout):
+    if torch.cuda.mem_get_info()[0] < 40e9:
+        pytest.skip("takes 40 GB of the device's memory")
+    images, shape = 700, (64, 224, 224)
+    x = draw_values("relu", (4, *shape), 0).bfloat16().repeat(images // 4, 1, 1, 1).cuda()
+    x[-1].mul_(2)  # differs from the images whose offsets would be equal modulo 2**32
+    x = lay_out(x, layout)
+    assert x.numel() > 2**31
+    found, last = ops.statistics(x), assert_right(x[-4:])
+    first = ops.statistics(x[:4])
+    for name in (*reference.MOMENTS, "argmax"):
+        assert torch.equal(found[name][-4:], last[name]), name
+        assert torch.equal(found[name][:-4], first[name].repeat(images // 4 - 1, 1)), name
+    for name in ("histogram", "power_spectrum"):
+        expected = first[name] * (images // 4 - 1) + last[name]
+        torch.testing.assert_close(found[name], expected, rtol=1e-6, atol=0)
+    assert (found["histogram"].sum(1) == images * 224 * 224).all()
 
 
 def test_the_same_maps_give_the_same_bytes():
@@ -105,6 +132,87 @@ def test_a_sweep_on_the_gpu_equals_one_on_the_cpu(photographs, tmp_path):
     for name in ("mean", "maximum", "total_variation", "power_spectrum"):
         np.testing.assert_allclose(cuda[name], cpu[name], rtol=2e-3, atol=2e-3)
     np.testing.assert_array_equal(cuda.histogram.sum("bin"), cpu.histogram.sum("bin"))
+
+
+def run(store: Path, photographs: Path, model: torch.nn.Module | None = None, **options: Any) -> Path:
+    """Sweep on the GPU in partitions of 5, with every statistic."""
+    sweep(
+        model or SmallNet(), photographs, store, **{"device": "cuda", "partition_size": 5, **SMALL, **options}
+    )
+    return store
+
+
+def test_three_sweeps_give_the_same_bytes(photographs, tmp_path):
+    stores = [files_of(run(tmp_path / f"{n}.zarr", photographs)) for n in range(3)]
+    assert stores[0] == stores[1] == stores[2]
+
+
+def test_a_sweep_resumes_on_the_gpu(photographs, tmp_path):
+    whole, parts = tmp_path / "whole.zarr", tmp_path / "parts.zarr"
+    run(whole, photographs)
+    run(parts, photographs, part=(1, 3))
+    assert xarray.open_zarr(parts).completed.values.tolist() == [False, True, False]
+    run(parts, photographs)
+    assert files_of(parts) == files_of(whole)
+
+
+@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+def test_under_autocast_the_kernels_read_narrow_maps(photographs, tmp_path, amp):
+    full, narrow = (
+        xarray.open_zarr(run(tmp_path / f"{name}.zarr", photographs, amp=name)) for name in ("off", amp)
+    )
+    dropped = (1 << {"bf16": 16, "fp16": 13}[amp]) - 1
+    assert not (narrow["maximum"].values.view(np.uint32) & dropped).any()
+    assert (narrow["mean"].values.view(np.uint32) & dropped).any()
+    np.testing.assert_allclose(narrow["mean"], full["mean"], rtol=0.05, atol=0.02)
+
+
+def test_a_compiled_network_gives_the_same_statistics(photographs, tmp_path):
+    # 14 images in partitions of 5 and batches of 3: most batches are padded.
+    eager, compiled = (
+        xarray.open_zarr(run(tmp_path / f"{on}.zarr", photographs, compile=on, strict=True))
+        for on in (False, True)
+    )
+    assert compiled.attrs["compile"] is True
+    for name in ("mean", "variance", "maximum", "total_variation", "power_spectrum"):
+        np.testing.assert_allclose(compiled[name], eager[name], rtol=2e-3, atol=2e-3, err_msg=name)
+    np.testing.assert_array_equal(compiled.histogram.sum("bin"), eager.histogram.sum("bin"))
+
+
+def test_custom_metrics_on_the_gpu_equal_those_on_the_cpu(photographs, tmp_path):
+    custom = ("actstats.metrics.examples:Kurtosis", "actstats.metrics.examples:UnitCovariance")
+    cpu, cuda = (
+        xarray.open_zarr(run(tmp_path / f"{device}.zarr", photographs, custom=custom, device=device))
+        for device in ("cpu", "cuda")
+    )
+    for name in ("kurtosis", "covariance_product", "covariance_sum", "covariance_count"):
+        np.testing.assert_allclose(cuda[name], cpu[name], rtol=2e-2, atol=2e-2, err_msg=name)
+
+
+class Hungry(SmallNet):
+    """Asks for more memory than any GPU has once it is `hungry`."""
+
+    hungry = False
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.hungry:
+            torch.empty(2**45, dtype=torch.uint8, device=x.device)
+        return super().forward(x)
+
+
+def test_out_of_memory_in_the_middle_keeps_what_is_complete(photographs, tmp_path):
+    model, store = Hungry(), tmp_path / "hungry.zarr"
+
+    def grow_hungry(progress: Progress) -> None:
+        model.hungry = progress.done >= 10
+
+    with pytest.raises(
+        ActstatsError, match="out of memory with `batch_size=3`; completed partitions are kept"
+    ):
+        run(store, photographs, model, on_progress=grow_hungry)
+    assert xarray.open_zarr(store).completed.values.tolist() == [True, True, False]
+    run(store, photographs, Hungry())
+    assert files_of(store) == files_of(run(tmp_path / "whole.zarr", photographs, Hungry()))
 
 
 def test_jpegs_decoded_by_the_gpu_are_within_two_levels_of_pillow_on_average(tmp_path):
