@@ -89,8 +89,8 @@ def cost(channels: int, height: int, width: int, itemsize: int = 2) -> Cost:
     return Cost(channels * size, reads, channels * useful, channels * executed, channels * unfolded)
 
 
-# Expected efficiency: with 8 warps on a multiprocessor (limited by registers), the latency of reads is not fully
-# hidden; products of few rows wait for their operands; additions to the same slot are serialised.
+# The efficiency expected before any run on a GPU: the latency of reads is not fully hidden; products of few rows wait
+# for their operands; additions to the same slot are serialised.
 SHARE_OF_COPY, SHARE_OF_PEAK, SHARE_OF_SLOTS = 0.7, 0.25, 0.5
 # 132 multiprocessors, each with 32 words of shared memory per cycle, at 1.7 GHz.
 H100_WORDS = 132 * 32 * 1.7e9

@@ -36,8 +36,8 @@ def accumulate(
         power: f64 [C, 18], contiguous. The radial power summed over the N maps is added to it.
 
     A map that contains a non-finite value has NaN moments and argmax -1, and is not added to `power` (see
-    `actstats_kernels.reference`, which defines all statistics). The result depends neither on the number of threads
-    nor on the memory format.
+    `actstats_kernels.reference`, which defines all statistics). The result does not depend on the number of
+    threads, nor on a CPU on the memory format. On a GPU, sums over maps in another format differ in the last bits.
     """
     from actstats_kernels import cpu
 

@@ -58,9 +58,23 @@ def test_any_maps_equal_the_reference(part, x):
 @pytest.mark.parametrize("side", [7, 14, 28, 55, 112, 224, 512])
 def test_layers_of_networks_equal_the_reference_whatever_their_layout(side, dtype):
     values = draw_values("relu", (2, 16, side, side), 0).to(dtype).cuda()
-    contiguous = assert_right(values)
-    last = assert_right(lay_out(values, "channels_last"))
-    assert all(torch.equal(contiguous[name], last[name]) for name in contiguous)
+    contiguous, last = (lay_out(values, layout) for layout in ("contiguous", "channels_last"))
+    found, others = assert_right(contiguous), assert_right(last)
+    for maps, first in ((contiguous, found), (last, others)):
+        again = ops.statistics(maps)
+        assert all(torch.equal(first[name], again[name]) for name in first)
+    for name in ("maximum", "active_fraction", "argmax", "histogram"):
+        assert torch.equal(found[name], others[name]), name
+    # Threads are laid out as the memory is, which changes the order of sums.
+    size = values.double().abs().amax((-2, -1))
+    tolerances = {
+        "mean": 1e-6 * size,
+        "variance": 1e-6 * size**2,
+        "total_variation": 5e-6 * found["total_variation"],
+        "power_spectrum": 5e-6 * found["power_spectrum"].sum(1, keepdim=True),
+    }
+    for name, tolerance in tolerances.items():
+        assert ((found[name].double() - others[name]).abs() <= tolerance).all(), name
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
@@ -79,7 +93,8 @@ def test_maps_of_more_than_2_to_the_31_values(layout):
         assert torch.equal(found[name][:-4], first[name].repeat(images // 4 - 1, 1)), name
     for name in ("histogram", "power_spectrum"):
         expected = first[name] * (images // 4 - 1) + last[name]
-        torch.testing.assert_close(found[name], expected, rtol=1e-6, atol=0)
+        # f32 sums over all images have another order than those over 4.
+        torch.testing.assert_close(found[name], expected, rtol=0 if name == "histogram" else 1e-5, atol=0)
     assert (found["histogram"].sum(1) == images * 224 * 224).all()
 
 

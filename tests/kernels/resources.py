@@ -26,7 +26,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from actstats_kernels import gpu
-from actstats_kernels.gpu import compat, kernels, launch
+from actstats_kernels.gpu import kernels, launch
 from actstats_kernels.gpu.layout import layout_of
 
 TABLE = Path(__file__).with_name("resources.json")
@@ -114,16 +114,18 @@ def compiled(build: Build) -> Usage:
             _compile(
                 kernels.accumulate_kernel,
                 gpu.accumulate_constants(layout, tiles, precision),
-                tiles.warps,
+                gpu.accumulate_options(tiles, with_power=not tiles.apart),
                 build,
                 {"scratch", "basis_h", "basis_w", "rings"} if tiles.apart else set(),
             )
         )
     constants = gpu.spectrum_constants(layout, tiles, precision)
-    return _usage(_compile(kernels.spectrum_kernel, constants, tiles.spectrum.warps, build, set()))
+    return _usage(_compile(kernels.spectrum_kernel, constants, gpu.spectrum_options(tiles), build, set()))
 
 
-def _compile(kernel: Any, constants: dict[str, Any], warps: int, build: Build, absent: set[str]) -> Any:
+def _compile(
+    kernel: Any, constants: dict[str, Any], options: dict[str, Any], build: Build, absent: set[str]
+) -> Any:
     signature = {}
     for name in kernel.arg_names:
         if name in constants or name in absent:
@@ -140,7 +142,7 @@ def _compile(kernel: Any, constants: dict[str, Any], warps: int, build: Build, a
             if name not in absent
         },
     )
-    return triton.compile(source, target=TARGETS[build.target], options={"num_warps": warps, **compat.LAUNCH})
+    return triton.compile(source, target=TARGETS[build.target], options=options)
 
 
 def _usage(kernel: Any) -> Usage:

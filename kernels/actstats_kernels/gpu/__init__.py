@@ -100,8 +100,7 @@ def _launch_accumulate(
         scratch,
         *tables,
         **accumulate_constants(layout, tiles, products(x.dtype)),
-        num_warps=tiles.warps,
-        **compat.LAUNCH,
+        **accumulate_options(tiles, with_power=with_power),
     )
     return scratch
 
@@ -125,8 +124,7 @@ def _launch_spectrum(x: Tensor, layout: Layout, tiles: launch.Tiles, means: Tens
         scratch,
         *constants(spectrum, layout.height, layout.width, _precision, x.device),
         **spectrum_constants(layout, tiles, products(x.dtype)),
-        num_warps=spectrum.warps,
-        **compat.LAUNCH,
+        **spectrum_options(tiles),
     )
     return scratch
 
@@ -141,10 +139,25 @@ def products(dtype: torch.dtype) -> str:
     return "bf16x2" if _precision == "bf16x3" and dtype == torch.bfloat16 else _precision
 
 
+def accumulate_options(tiles: launch.Tiles, *, with_power: bool) -> dict[str, Any]:
+    """Return the options with which `accumulate_kernel` is compiled."""
+    options = {**compat.LAUNCH, "num_warps": tiles.warps}
+    # Only NVIDIA's compiler knows the limit.
+    limited = not with_power and torch.version.hip is None
+    return {**options, "maxnreg": launch.MOST_REGISTERS} if limited else options
+
+
+def spectrum_options(tiles: launch.Tiles) -> dict[str, Any]:
+    """Return the options with which `spectrum_kernel` is compiled."""
+    # Prefetching takes registers and instructions; other programs on the multiprocessor hide the latency as well.
+    return {**compat.LAUNCH, "num_warps": tiles.spectrum.warps, "num_stages": 1}
+
+
 def accumulate_constants(layout: Layout, tiles: launch.Tiles, precision: str) -> dict[str, Any]:
     """Return the compile-time arguments of `accumulate_kernel`."""
     return {
         **spectrum_constants(layout, tiles, precision),
+        "CHANNELS": tiles.channels,
         "EVEN_CHANNELS": layout.channels % tiles.channels == 0,
         "IMAGES": tiles.images,
         "ROWS": tiles.rows,
@@ -164,6 +177,7 @@ def spectrum_constants(layout: Layout, tiles: launch.Tiles, precision: str) -> d
         "ALIGN": layout.align,
         "UNIT": layout.unit,
         "CHANNELS": spectrum.channels,
+        "EVEN_CHANNELS": layout.channels % spectrum.channels == 0,
         "KIND": spectrum.kind,
         "SPECTRUM_IMAGES": spectrum.images,
         "FOLD": spectrum.fold,

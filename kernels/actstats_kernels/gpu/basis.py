@@ -37,7 +37,7 @@ def constants(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return `basis_h`, `basis_w` and `rings` as the kernels read them, on `device`.
 
-    `basis_h` is [2, padded rows, pitch_u] and `basis_w` [parities, 2, padded points, pitch_v]: two parts whose sum is
+    `basis_h` is [2, pitch_u, padded rows] and `basis_w` [parities, 2, padded points, pitch_v]: two parts whose sum is
     the wave, in bf16, or in f32 with precision "ieee", which uses only the first. `rings` is i8 [pitch_u, pitch_v],
     the radial bin of each coefficient, 0 for padding. They are cached, because copying them to the GPU in every batch
     would wait for the device.
@@ -54,7 +54,9 @@ def constants(
         cosine = np.concatenate([[0], np.flatnonzero(along[1:] != along[:-1]) + 1])
         sine = np.zeros((tiles.points, width))
         sine[1 : 1 + (width - 1) // 2] = columns[2::2]
-        waves = [columns[cosine][:, : tiles.points], sine[:, : tiles.points]]
+        mirrored = np.arange(tiles.points)
+        alone = np.where(2 * mirrored % width == 0, 0.5, 1)
+        waves = [columns[cosine][:, : tiles.points] * alone, sine[:, : tiles.points]]
         bins = bins[across[:, None], np.arange(tiles.points)[None, :]]
     else:
         waves = [columns]
@@ -62,7 +64,7 @@ def constants(
     depth_h = multiple(rows.shape[1], tiles.depth_h)
     depth_w = multiple(tiles.points, tiles.depth_w)
     with torch.inference_mode(False):
-        basis_h = _parts(_padded(rows.T, depth_h, tiles.pitch_u), precision)
+        basis_h = _parts(_padded(rows, tiles.pitch_u, depth_h), precision)
         basis_w = torch.stack([_parts(_padded(w.T, depth_w, tiles.pitch_v), precision) for w in waves])
         rings = torch.from_numpy(_padded(bins, tiles.pitch_u, tiles.pitch_v))
         return basis_h.to(device), basis_w.to(device), rings.to(device, torch.int8)

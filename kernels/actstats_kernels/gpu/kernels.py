@@ -102,11 +102,14 @@ def accumulate_kernel(
         for r in range(rounds):
             image = (block * rounds + r) * IMAGES + unit // CHANNELS
             present = image < images
+            readable = None
             if not EVEN_CHANNELS:
-                present = present & (channel < channels)
-            maps = origin + image.to(tl.int64) * stride_n
+                readable = channel < channels
+                present = present & readable
+            # Beyond the last image, read it again, which needs no masks.
+            maps = origin + tl.minimum(image, images - 1).to(tl.int64) * stride_n
             mean, variance, maximum, share, total, place, finite = read_moments(
-                maps, present, stride_h, stride_w, HEIGHT, WIDTH, ROWS, COLUMNS, UNITS
+                maps, readable, stride_h, stride_w, HEIGHT, WIDTH, ROWS, COLUMNS, UNITS
             )
             if moments is not None:
                 row = moments + image.to(tl.int64) * moments_n + channel.to(tl.int64) * moments_c
@@ -114,7 +117,7 @@ def accumulate_kernel(
                 tl.store(row, tl.where(finite, mean, float("nan")), mask=present)
                 tl.store(row + step, tl.where(finite, variance, float("nan")), mask=present)
                 tl.store(row + 2 * step, tl.where(finite, maximum, float("nan")), mask=present)
-                tl.store(row + 3 * step, share, mask=present)
+                tl.store(row + 3 * step, tl.where(finite, share, float("nan")), mask=present)
                 tl.store(row + 4 * step, tl.where(finite, total, float("nan")), mask=present)
             if argmax is not None:
                 cell = argmax + image.to(tl.int64) * argmax_n + channel.to(tl.int64) * argmax_c
@@ -129,7 +132,7 @@ def accumulate_kernel(
             store_power(
                 page, x, moments, moments_n, moments_c, first_image, last_image, first_channel, channels,
                 stride_n, stride_c, stride_h, stride_w, basis_h, basis_w, rings, b,
-                HEIGHT, WIDTH, KIND, SPECTRUM_IMAGES, CHANNELS, FOLD, POINTS, PITCH_U, PITCH_V, U, V,
+                HEIGHT, WIDTH, KIND, SPECTRUM_IMAGES, CHANNELS, EVEN_CHANNELS, FOLD, POINTS, PITCH_U, PITCH_V, U, V,
                 DEPTH_H, DEPTH_W, PRECISION,
             )  # fmt: skip
     if histogram is not None:
@@ -164,6 +167,7 @@ def spectrum_kernel(
     ALIGN: tl.constexpr,
     UNIT: tl.constexpr,
     CHANNELS: tl.constexpr,
+    EVEN_CHANNELS: tl.constexpr,
     KIND: tl.constexpr,
     SPECTRUM_IMAGES: tl.constexpr,
     FOLD: tl.constexpr,
@@ -190,6 +194,6 @@ def spectrum_kernel(
     store_power(
         page, x, means, moments_n, moments_c, first_image, last_image, tl.program_id(0) * CHANNELS, channels,
         stride_n, stride_c, stride_h, stride_w, basis_h, basis_w, rings, tl.program_id(1),
-        HEIGHT, WIDTH, KIND, SPECTRUM_IMAGES, CHANNELS, FOLD, POINTS, PITCH_U, PITCH_V, U, V,
+        HEIGHT, WIDTH, KIND, SPECTRUM_IMAGES, CHANNELS, EVEN_CHANNELS, FOLD, POINTS, PITCH_U, PITCH_V, U, V,
         DEPTH_H, DEPTH_W, PRECISION,
     )  # fmt: skip

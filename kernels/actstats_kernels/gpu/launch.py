@@ -17,24 +17,35 @@ SECTOR: Final = 32
 """Bytes that a GPU fetches at once. A program takes as many channels in channels_last memory, if registers allow."""
 WARPS: Final = 8
 """Warps per program."""
-LANE_VALUES: Final = 8
-"""Values that a thread processes side by side, row by row; each takes seven registers."""
+LANE_VALUES: Final = 2
+"""Maps that a thread processes side by side; a map takes six registers, and one for each column of a lane."""
+LANE_COLUMNS: Final = 8
+"""Largest number of adjacent columns of a lane, for which `read_moments` is written."""
+LANE_IMAGES: Final = 32
+"""Largest number of images per program."""
 COUNTED_VALUES: Final = 16
 """Values that a thread counts at a time; the slots are cleared and read back once per group."""
 ENERGY_REGISTERS: Final = 32
 """Registers per thread for the energy of the coefficients, and again for the coefficients of each parity."""
-TILE_BYTES: Final = 16 * 1024
-"""Bytes of maps read for one product; a few such tiles are in flight in shared memory."""
 WIDEST_BLOCK: Final = 64
 """Largest number of columns of coefficients, of one parity, per block."""
 VECTOR_POSITIONS: Final = 64
 """Largest number of positions for which the spectrum is one product with the whole basis, to save padding."""
-FUSED_POSITIONS: Final = 64 * 64
-"""Largest number of positions for which the maps of a program stay in a cache until their spectrum is computed."""
+LOAD: Final = 16
+"""Bytes that a thread loads at once. A program of the kernel for spectra takes as many channels."""
+WARP_MAPS: Final = 2
+"""Maps that a warp of the kernel for spectra multiplies by itself, without waiting for others."""
+LEAST_MAPS: Final = 4
+"""Maps of a program of the kernel for spectra; where there are fewer channels, those of several images."""
+WHOLE_ROWS: Final = 64
+"""Largest number of rows that are multiplied at once; maps with more rows are multiplied 32 rows at a time."""
+MOST_REGISTERS: Final = 128
+"""Registers per thread of the kernel for moments and histogram, so that two programs fit on a multiprocessor."""
 PROGRAMS: Final = 1024
 """Enough programs to fill any current GPU several times over; beyond that, a program takes several rounds."""
 CACHED_BYTES: Final = 200 * 1024
-"""Bytes a program may read: registers limit an H100 to one program on each of 132 multiprocessors, 27 MB in all."""
+"""Bytes of maps per program, which reads them twice: those of two programs on each of 132 multiprocessors are 54 MB,
+about the size of the cache of an H100 or H200."""
 
 
 @dataclass(frozen=True)
@@ -104,39 +115,46 @@ def choose(height: int, width: int, channels: int, itemsize: int) -> Tiles:
         images = 1024 // block
         spectrum = Spectrum("mean", images, block, False, 1, 1, 1, 1, 1, 1, 1, 4)
         return Tiles(images, block, 1, 1, 1024 // block, spectrum, False, 4)
-    columns = power_of_two(width)
-    apart = size > FUSED_POSITIONS
+    columns = power_of_two(multiple(width, LANE_COLUMNS) // LANE_COLUMNS)
     block = channel_block(channels, SECTOR // itemsize)
     lanes = LANE_VALUES * 32 * WARPS
-    while block > 1 and (block * columns > lanes or (apart and block > 8)):
+    while block > 1 and block * columns > lanes:
         block //= 2
     free = max(lanes // (block * columns), 1)
-    images = min(free, 8) if columns <= 16 else 1
-    rows = min(free // images, power_of_two(height))
+    most = min(free, LANE_IMAGES, max(power_of_two(CACHED_BYTES // (block * size * itemsize) + 1) // 2, 1))
+    # As few rows beyond the map's edge as possible; among equals, as many images as possible.
+    splits = [1 << k for k in range(free.bit_length()) if free <= most << k and 1 << k < 2 * height]
+    rows = min(splits, key=lambda r: multiple(height, r)) if splits else power_of_two(height)
+    images = min(free // rows, most)
     positions = max(COUNTED_VALUES * 32 * WARPS // block, 1)
-    spectrum = _spectrum(height, width, block, itemsize)
+    apart = width > 1 and size > VECTOR_POSITIONS
+    if apart:
+        spectrum = _map_spectrum(height, width, channel_block(channels, LOAD // itemsize))
+    else:
+        spectrum = _vector_spectrum(size, block)
     return Tiles(images, block, rows, columns, positions, spectrum, apart, WARPS)
 
 
-def _spectrum(height: int, width: int, channels: int, itemsize: int) -> Spectrum:
+def _vector_spectrum(size: int, channels: int) -> Spectrum:
+    v = min(max(power_of_two(size), LEAST_DOT), WIDEST_BLOCK)
     energies = ENERGY_REGISTERS * 32 * WARPS
-    size = height * width
-    if width == 1 or size <= VECTOR_POSITIONS:
-        v = min(max(power_of_two(size), LEAST_DOT), WIDEST_BLOCK)
-        images = max(min(energies // (v * channels), 8), LEAST_DOT // channels, 1)
-        return Spectrum("vector", images, channels, False, size, 1, multiple(size, v), 1, v, 1, 32, WARPS)
+    images = max(min(energies // (v * channels), 8), LEAST_DOT // channels, 1)
+    return Spectrum("vector", images, channels, False, size, 1, multiple(size, v), 1, v, 1, 32, WARPS)
+
+
+def _map_spectrum(height: int, width: int, channels: int) -> Spectrum:
     pairs = power_of_two(width // 2 + 1)
     # A power of two has width // 2 + 1 cosines, one too many for a block of half its width.
     fold = max(2 * pairs, 2 * LEAST_DOT) <= power_of_two(width)
-    v = min(pairs if fold else max(power_of_two(width), LEAST_DOT), WIDEST_BLOCK)
-    # Take all rows at once if they are few, so that a map is read once and not again by each block.
-    u = 32 if LEAST_DOT < height <= 32 and 32 * v * channels <= energies else LEAST_DOT
     points = width // 2 + 1 if fold else width
-    pitches = multiple(height, u), multiple(width // 2 + 1 if fold else width, v)
-    depth_h = min(max(power_of_two(height), LEAST_DOT), 32)
-    images = min(energies // (u * v), TILE_BYTES // (depth_h * LEAST_DOT * itemsize)) // channels
-    images = max(images, 1)
-    return Spectrum("map", images, channels, fold, points, *pitches, u, v, depth_h, LEAST_DOT, WARPS)
+    v = min(pairs if fold else max(power_of_two(width), LEAST_DOT), WIDEST_BLOCK)
+    images = max(LEAST_MAPS // channels, 1)
+    warps = images * channels // WARP_MAPS
+    # More rows of coefficients at once, so that a map is read fewer times.
+    u = 32 if height > LEAST_DOT and 32 * v * WARP_MAPS <= 32 * ENERGY_REGISTERS else LEAST_DOT
+    depth_h = max(power_of_two(height), LEAST_DOT) if height <= WHOLE_ROWS else 32
+    pitches = multiple(height, u), multiple(points, v)
+    return Spectrum("map", images, channels, fold, points, *pitches, u, v, depth_h, LEAST_DOT, warps)
 
 
 def multiple(n: int, of: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from torch import Tensor
@@ -38,9 +39,14 @@ def layout_of(x: Tensor) -> Layout:
     >>> layout_of(x.to(memory_format=torch.channels_last)).strides
     (30, 1, 6, 1)
     """
-    _, channels, height, width = x.shape
+    return _layout(tuple(x.shape), x.stride())
+
+
+@lru_cache(maxsize=4096)
+def _layout(shape: tuple[int, ...], strides: tuple[int, ...]) -> Layout:
+    _, channels, height, width = shape
     # The stride of an axis of length 1 is arbitrary and never used.
-    n, c, h, w = (s if length > 1 else 0 for s, length in zip(x.stride(), x.shape, strict=True))
+    n, c, h, w = (s if length > 1 else 0 for s, length in zip(strides, shape, strict=True))
     if height == 1:
         height, width, h, w = width, 1, w, 0
     unit = "c" if c == 1 else "w" if w == 1 else ""
@@ -48,5 +54,5 @@ def layout_of(x: Tensor) -> Layout:
     align = MOST_ALIGN
     while any(s % align for s in others):
         align //= 2
-    strides = tuple(1 if axis == unit else s // align for axis, s in zip("nchw", (n, c, h, w), strict=True))
-    return Layout(height, width, channels, strides, align, unit)  # type: ignore[arg-type]
+    units = tuple(1 if axis == unit else s // align for axis, s in zip("nchw", (n, c, h, w), strict=True))
+    return Layout(height, width, channels, units, align, unit)  # type: ignore[arg-type]

@@ -36,6 +36,18 @@ def _narrow(x):
 
 
 @triton.jit
+def _parts(x):
+    """Return f32 `x` as the sum of two numbers that are rounded to bf16."""
+    bits = (x.to(tl.int32, bitcast=True) + 0x8000) & -0x10000
+    high = bits.to(tl.float32, bitcast=True)
+    rest = _narrow(x - high)
+    if _INTERPRETED:
+        return high, rest
+    # Converting to bf16 and back would take more instructions, some of them slow.
+    return (bits >> 16).to(tl.int16).to(tl.bfloat16, bitcast=True), rest
+
+
+@triton.jit
 def _waves(basis, row, column, PITCH: tl.constexpr):
     waves = tl.load(basis + row[:, None] * PITCH + column[None, :])
     if _INTERPRETED:
@@ -55,8 +67,8 @@ def _product(
         rest = _waves(basis + PART, row, column, PITCH)
         high = value
         if value.dtype == tl.float32:
-            high = _narrow(value)
-            out = tl.dot(_narrow(value - high.to(tl.float32)), waves, out, input_precision="ieee")
+            high, low = _parts(value)
+            out = tl.dot(low, waves, out, input_precision="ieee")
         elif _INTERPRETED:
             high = value.to(tl.float32)
         out = tl.dot(high, rest, out, input_precision="ieee")
@@ -65,17 +77,16 @@ def _product(
 
 
 @triton.jit
-def _centred(value, inside, mean, PRECISION: tl.constexpr):
+def _centred(value, mean, PRECISION: tl.constexpr):
     """Return the values minus their mean, f32; with "bf16x2" return them unchanged, as exact bf16 factors."""
     if PRECISION != "bf16x2":
-        value = tl.where(inside, value.to(tl.float32) - mean, 0.0)
+        value = value.to(tl.float32) - mean
     return value
 
 
 @triton.jit
 def _vector_coefficients(
     maps,
-    present,
     mean,
     stride_h,
     stride_w,
@@ -95,60 +106,91 @@ def _vector_coefficients(
     column = first_v + tl.arange(0, V)
     for start in range(0, SIZE, DEPTH):
         position = start + tl.arange(0, DEPTH)
-        offset = (position // WIDTH).to(tl.int64) * stride_h + (position % WIDTH).to(tl.int64) * stride_w
-        inside = (position < SIZE)[:, None] & present[None, :]
-        value = tl.load(maps[None, :] + offset[:, None], mask=inside, other=0.0)
-        value = _centred(value, inside, mean[None, :], PRECISION)
+        read = tl.minimum(position, SIZE - 1)
+        offset = (read // WIDTH).to(tl.int64) * stride_h + (read % WIDTH).to(tl.int64) * stride_w
+        value = _centred(tl.load(maps[None, :] + offset[:, None]), mean[None, :], PRECISION)
         out = _product(tl.trans(value), basis, position, column, out, PITCH, PART, PRECISION)
     return out
 
 
 @triton.jit
+def _matrix(table, row, column, PITCH: tl.constexpr, UNITS: tl.constexpr):
+    """Return a block of `table`, repeated for each of `UNITS` maps, as a factor of a product of many matrices."""
+    block = _waves(table, row, column, PITCH)
+    return tl.broadcast_to(block[None, :, :], [UNITS, block.shape[0], block.shape[1]])
+
+
+@triton.jit
 def _down(
     maps,
-    present,
     mean,
     stride_h,
     stride_w,
     basis,
     first_u,
     w,
-    within,
     HEIGHT: tl.constexpr,
-    PITCH: tl.constexpr,
     UNITS: tl.constexpr,
     U: tl.constexpr,
+    PITCH_U: tl.constexpr,
     DEPTH_H: tl.constexpr,
     DEPTH_W: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Return coefficients [U * UNITS, DEPTH_W] down the columns `w` of maps, zero for columns not `within`."""
-    PART: tl.constexpr = (HEIGHT + DEPTH_H - 1) // DEPTH_H * DEPTH_H * PITCH
+    """Return coefficients [UNITS, U, DEPTH_W] down the columns `w` of maps."""
+    PITCH: tl.constexpr = (HEIGHT + DEPTH_H - 1) // DEPTH_H * DEPTH_H
     u = first_u + tl.arange(0, U)
     across = (w.to(tl.int64) * stride_w)[None, :]
-    # Units vary fastest, so that a row of the tile is contiguous in channels_last memory.
-    held = within[:, None] & present[None, :]
-    half = tl.zeros([DEPTH_W * UNITS, U], tl.float32)
+    half = tl.zeros([UNITS, U, DEPTH_W], tl.float32)
     if PRECISION == "bf16x2":
         # Subtract the mean, which only affects the constant wave.
-        known = tl.reshape(tl.where(held, -mean[None, :], 0.0), [DEPTH_W * UNITS])
-        half = known[:, None] * tl.where(u == 0, HEIGHT**0.5, 0.0)[None, :]
+        half -= mean[:, None, None] * tl.where(u == 0, HEIGHT**0.5, 0.0)[None, :, None]
     for upper in range(0, HEIGHT, DEPTH_H):
         h = upper + tl.arange(0, DEPTH_H)
-        place = (h.to(tl.int64) * stride_h)[:, None] + across
-        inside = (h < HEIGHT)[:, None, None] & held[None, :, :]
-        value = tl.load(maps[None, None, :] + place[:, :, None], mask=inside, other=0.0)
-        value = _centred(value, inside, mean[None, None, :], PRECISION)
-        value = tl.trans(tl.reshape(value, [DEPTH_H, DEPTH_W * UNITS]))
-        half = _product(value, basis, h, u, half, PITCH, PART, PRECISION)
-    return tl.reshape(tl.permute(tl.reshape(half, [DEPTH_W, UNITS, U]), (2, 1, 0)), [U * UNITS, DEPTH_W])
+        place = (tl.minimum(h, HEIGHT - 1).to(tl.int64) * stride_h)[:, None] + across
+        value = _centred(tl.load(maps[:, None, None] + place[None, :, :]), mean[:, None, None], PRECISION)
+        waves = _matrix(basis, u, h, PITCH, UNITS)
+        if PRECISION == "ieee":
+            half = tl.dot(waves, value, half, input_precision="ieee")
+        else:
+            rest = _matrix(basis + PITCH_U * PITCH, u, h, PITCH, UNITS)
+            high = value
+            if value.dtype == tl.float32:
+                high, low = _parts(value)
+                half = tl.dot(waves, low, half, input_precision="ieee")
+            elif _INTERPRETED:
+                high = value.to(tl.float32)
+            half = tl.dot(rest, high, half, input_precision="ieee")
+            half = tl.dot(waves, high, half, input_precision="ieee")
+    return half
+
+
+@triton.jit
+def _along(
+    half,
+    basis,
+    w,
+    v,
+    out,
+    PITCH: tl.constexpr,
+    PART: tl.constexpr,
+    UNITS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Return `out` [UNITS, U, V] + `half` [UNITS, U, W] x `basis`."""
+    waves = _matrix(basis, w, v, PITCH, UNITS)
+    if PRECISION == "ieee":
+        return tl.dot(half, waves, out, input_precision="ieee")
+    rest = _matrix(basis + PART, w, v, PITCH, UNITS)
+    high, low = _parts(half)
+    out = tl.dot(low, waves, out, input_precision="ieee")
+    out = tl.dot(high, rest, out, input_precision="ieee")
+    return tl.dot(high, waves, out, input_precision="ieee")
 
 
 @triton.jit
 def _map_energy(
-    energy,
     maps,
-    present,
     mean,
     stride_h,
     stride_w,
@@ -169,31 +211,33 @@ def _map_energy(
     DEPTH_W: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Add the energy of coefficients to `energy` [U * UNITS, V], from row `first_u` and column `first_v` on.
+    """Return the energy of coefficients [UNITS, U, V], from row `first_u` and column `first_v` on.
 
     With `FOLD`, the columns w and WIDTH - w are added for the cosines and subtracted for the sines, and the energy is
     the sum of both.
     """
     PART: tl.constexpr = (POINTS + DEPTH_W - 1) // DEPTH_W * DEPTH_W * PITCH_V
-    even = tl.zeros([U * UNITS, V], tl.float32)
-    odd = tl.zeros([U * UNITS, V], tl.float32)
+    even = tl.zeros([UNITS, U, V], tl.float32)
+    odd = tl.zeros([UNITS, U, V], tl.float32)
     v = first_v + tl.arange(0, V)
     for left in range(0, POINTS, DEPTH_W):
+        # Beyond the last row or column, waves are zero, and any value can be read.
         w = left + tl.arange(0, DEPTH_W)
+        near = tl.minimum(w, POINTS - 1)
         half = _down(
-            maps, present, mean, stride_h, stride_w, basis_h, first_u, w, w < POINTS,
-            HEIGHT, PITCH_U, UNITS, U, DEPTH_H, DEPTH_W, PRECISION,
+            maps, mean, stride_h, stride_w, basis_h, first_u, near,
+            HEIGHT, UNITS, U, PITCH_U, DEPTH_H, DEPTH_W, PRECISION,
         )  # fmt: skip
         if FOLD:
-            # The first column is its own mirror, and so is the middle one if their number is even.
+            # A column that is its own mirror counts twice, and its cosines are half as large.
             mirror = _down(
-                maps, present, mean, stride_h, stride_w, basis_h, first_u, WIDTH - w, (w > 0) & (2 * w < WIDTH),
-                HEIGHT, PITCH_U, UNITS, U, DEPTH_H, DEPTH_W, PRECISION,
+                maps, mean, stride_h, stride_w, basis_h, first_u, (WIDTH - near) % WIDTH,
+                HEIGHT, UNITS, U, PITCH_U, DEPTH_H, DEPTH_W, PRECISION,
             )  # fmt: skip
-            odd = _product(half - mirror, basis_w + 2 * PART, w, v, odd, PITCH_V, PART, PRECISION)
+            odd = _along(half - mirror, basis_w + 2 * PART, w, v, odd, PITCH_V, PART, UNITS, PRECISION)
             half += mirror
-        even = _product(half, basis_w, w, v, even, PITCH_V, PART, PRECISION)
-    energy += even * even
+        even = _along(half, basis_w, w, v, even, PITCH_V, PART, UNITS, PRECISION)
+    energy = even * even
     if FOLD:
         energy += odd * odd
     return energy
@@ -201,26 +245,26 @@ def _map_energy(
 
 @triton.jit
 def _by_ring(energy, ring, UNITS: tl.constexpr, U: tl.constexpr, V: tl.constexpr, PRECISION: tl.constexpr):
-    """Return the sums [UNITS, 32] of `energy` [U * UNITS, V] over the coefficients of each number in `ring` [U, V].
+    """Return the sums [UNITS, 32] of `energy` [UNITS, U, V] over the coefficients of each number in `ring` [U, V].
 
     This takes one product with a matrix of zeros and ones for each row of coefficients. Sums of masked values would
     take as many operations per ring as there are coefficients.
     """
     number = tl.arange(0, _SLOTS).to(ring.dtype)
-    energy = tl.reshape(energy, [U, UNITS, V])
     if _BATCHED:
+        energy = tl.permute(energy, (1, 0, 2))
         chosen = tl.where(ring[:, :, None] == number[None, None, :], 1.0, 0.0)
         if PRECISION == "ieee":
             held = tl.dot(energy, chosen, input_precision="ieee")
         else:
-            high = _narrow(energy)
-            held = tl.dot(_narrow(energy - high.to(tl.float32)), _narrow(chosen), input_precision="ieee")
+            high, low = _parts(energy)
+            held = tl.dot(low, _narrow(chosen), input_precision="ieee")
             held = tl.dot(high, _narrow(chosen), held, input_precision="ieee")
         held = tl.sum(held, 0)
     else:
         held = tl.zeros([UNITS, _SLOTS], tl.float32)
         for k in range(1, _FREQUENCIES):
-            one = tl.sum(tl.sum(tl.where((ring == k)[:, None, :], energy, 0.0), 2), 0)
+            one = tl.sum(tl.sum(tl.where((ring == k)[None, :, :], energy, 0.0), 2), 1)
             held = tl.where((number == k)[None, :], one[:, None], held)
     return held
 
@@ -249,6 +293,7 @@ def store_power(
     KIND: tl.constexpr,
     IMAGES: tl.constexpr,
     CHANNELS: tl.constexpr,
+    EVEN_CHANNELS: tl.constexpr,
     FOLD: tl.constexpr,
     POINTS: tl.constexpr,
     PITCH_U: tl.constexpr,
@@ -269,7 +314,7 @@ def store_power(
     channel = first_channel + unit % CHANNELS
     first_u = coefficients // (PITCH_V // V) * U
     first_v = coefficients % (PITCH_V // V) * V
-    energy = tl.zeros([U * UNITS, V], tl.float32)
+    energy = tl.zeros([UNITS, U, V], tl.float32)
     mean_square = tl.zeros([UNITS], tl.float32)
     for start in range(first_image, last_image, IMAGES):
         image = start + unit // CHANNELS
@@ -279,18 +324,25 @@ def store_power(
         read = mean == mean
         mean = tl.where(read, mean, 0.0)
         mean_square += mean * mean
-        maps = x + channel.to(tl.int64) * stride_c + image.to(tl.int64) * stride_n
+        # All maps are read and some excluded later: with a mask for each, values could not be read several at a time.
+        if IMAGES > 1:
+            image = tl.minimum(image, last_image - 1)
+        source = channel
+        if not EVEN_CHANNELS:
+            source = tl.minimum(channel, channels - 1)
+        maps = x + source.to(tl.int64) * stride_c + image.to(tl.int64) * stride_n
         if KIND == "vector":
             z = _vector_coefficients(
-                maps, read, mean, stride_h, stride_w, basis_w, first_v,
+                maps, mean, stride_h, stride_w, basis_w, first_v,
                 WIDTH, HEIGHT * WIDTH, PITCH_V, UNITS, V, DEPTH_W, PRECISION,
             )  # fmt: skip
-            energy += z * z
+            energy += tl.where(read[:, None], z * z, 0.0)[:, None, :]
         if KIND == "map":
-            energy = _map_energy(
-                energy, maps, read, mean, stride_h, stride_w, basis_h, basis_w, first_u, first_v,
+            found = _map_energy(
+                maps, mean, stride_h, stride_w, basis_h, basis_w, first_u, first_v,
                 HEIGHT, WIDTH, POINTS, FOLD, PITCH_U, PITCH_V, UNITS, U, V, DEPTH_H, DEPTH_W, PRECISION,
             )  # fmt: skip
+            energy += tl.where(read[:, None, None], found, 0.0)
     held = tl.zeros([UNITS, _SLOTS], tl.float32)
     if KIND != "mean":
         # DC comes from the mean, so its ring, which also marks padding, is overwritten below.
