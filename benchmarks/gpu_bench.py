@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,26 @@ CHOICES = {
     "spectrum": ("power",),
     "everything": ("moments", "argmax", "histogram", "power"),
 }
+KERNEL_CHOICES = {**CHOICES, "histogram": ("histogram",)}
+
+
+@dataclass(frozen=True)
+class Times:
+    """Median seconds of one run of some work.
+
+    Attributes:
+        wall: from an idle device until the device is done.
+        host: until Python has issued the run. If it is close to `wall`, the device waits for Python.
+        device: on the device, without gaps between kernels.
+    """
+
+    wall: float
+    host: float
+    device: float
+
+    def columns(self) -> dict[str, float]:
+        """Return the cells of a row."""
+        return {"ms": 1e3 * self.wall, "host ms": 1e3 * self.host, "device ms": 1e3 * self.device}
 
 
 class Bench:
@@ -43,26 +65,39 @@ class Bench:
         if self.device.type == "cuda":
             self.torch.cuda.synchronize()
 
-    def seconds_of(self, work: Callable[[], object], repeats: int = 15) -> float:
-        """Return the median seconds of single runs of `work`, after two runs to compile and warm up."""
-        for _ in range(1 if self.dry else 3):
+    def times(self, work: Callable[[], object], repeats: int = 7) -> Times:
+        """Return the times of `work`, after runs to compile and warm up; slow work is repeated less often."""
+        for _ in range(0 if self.dry else 2):
             work()
-        self.synchronize()
-        found = []
-        for _ in range(1 if self.dry else repeats):
-            begun = time.perf_counter()
-            work()
-            self.synchronize()
-            found.append(time.perf_counter() - begun)
-        return statistics.median(found)
-
-    def kernel_seconds(self, work: Callable[[], object], repeats: int = 20) -> float:
-        """Return the seconds of `work` on the device, by events around many runs, which hide the cost of launches."""
+        first, _ = self._single(work)
+        repeats = 1 if self.dry else max(3, min(repeats, int(1 / first)))
+        runs = [self._single(work) for _ in range(repeats)]
+        wall, host = (statistics.median(each) for each in zip(*runs, strict=True))
         if self.device.type != "cuda":
-            return self.seconds_of(work)
-        for _ in range(3):
+            return Times(wall, host, wall)
+        return Times(wall, host, self._on_device(work, min(repeats, 3), host))
+
+    def device_seconds(self, work: Callable[[], object], repeats: int = 20) -> float:
+        """Return the mean seconds of `work` on the device, after runs to compile and warm up."""
+        if self.device.type != "cuda":
+            return self.times(work).wall
+        for _ in range(2):
             work()
+        return self._on_device(work, repeats, self._single(work)[1])
+
+    def _single(self, work: Callable[[], object]) -> tuple[float, float]:
+        """Return the seconds until one run of `work` is done, and until it has been issued."""
+        self.synchronize()
+        begun = time.perf_counter()
+        work()
+        issued = time.perf_counter()
+        self.synchronize()
+        return time.perf_counter() - begun, issued - begun
+
+    def _on_device(self, work: Callable[[], object], repeats: int, host: float) -> float:
         start, stop = (self.torch.cuda.Event(enable_timing=True) for _ in range(2))
+        # The device sleeps, for clock cycles at 2 GHz, while Python issues the runs: so it never waits for launches.
+        self.torch.cuda._sleep(int(2e9 * min(1.5 * host * repeats + 1e-3, 0.5)))
         start.record()
         for _ in range(repeats):
             work()
@@ -74,27 +109,32 @@ class Bench:
         """Return the seconds since the start."""
         return time.perf_counter() - self.begun
 
-    def stage(self, name: str, work: Callable[[Bench], Iterable[dict[str, Any]]]) -> None:
-        """Run one stage while time is left, and write each row to the file as soon as it is measured.
+    def stage(
+        self, name: str, work: Callable[[Bench], Iterable[dict[str, Any]]], limit: float = math.inf
+    ) -> None:
+        """Run one stage for up to `limit` seconds while time is left, and write each row to the file immediately.
 
         A failure or a missing library is recorded as a row, and the next stage begins.
         """
         rows = self.report[name] = []
-        print(f"[{self.spent():5.0f} s] {name}", flush=True)
+        begun = self.spent()
+        print(f"[{begun:5.0f} s] {name}", flush=True)
         try:
-            for row in () if self.spent() > self.seconds else work(self):
+            for row in () if begun > self.seconds else work(self):
                 rows.append(row)
                 self.save()
-                if self.spent() > self.seconds:
+                if self.spent() > min(self.seconds, begun + limit):
                     break
-            if self.spent() > self.seconds:
-                rows.append({"skipped": f"the rest: {self.spent():.0f} s were spent"})
+            if self.spent() > min(self.seconds, begun + limit):
+                rows.append({"skipped": f"the rest: {self.spent() - begun:.0f} s were spent"})
         except ModuleNotFoundError as error:
             rows.append({"skipped": f"{error.name} is not installed"})
         except Exception as error:
             if self.dry:
                 raise
             rows.append({"failed": f"{type(error).__name__}: {error}"})
+        for row in self.report.get("machine", [])[:1]:
+            row.setdefault("seconds", {})[name] = self.spent() - begun
         self.save()
 
     def save(self) -> None:
@@ -106,6 +146,7 @@ class Bench:
 
 
 def buffers(b: Bench, images: int, channels: int, wanted: tuple[str, ...]) -> list[Any]:
+    """Return the buffers of `gpu.accumulate`, with None for the statistics that are not wanted."""
     torch, on = b.torch, b.device
     made = {
         "moments": lambda: torch.empty(5, images, channels, device=on),

@@ -3,6 +3,7 @@
     python benchmarks/gpu_report.py                  on a GPU: writes benchmarks/results/gpu.json and gpu.md
     python benchmarks/gpu_report.py --dry-run        on any machine: every stage, tiny, in Triton's interpreter
     python benchmarks/gpu_report.py --wheels FOLDER  missing packages are taken from wheels; installs nothing
+    python benchmarks/gpu_report.py --stages check kernels      only some of the stages
     python benchmarks/gpu_report.py --read gpu.json  the tables of an earlier report, and its unexpected results
 
 Needs torch and triton; torchvision for the networks; and zarr and the other dependencies of a sweep for the sweeps. A
@@ -17,6 +18,7 @@ import datetime
 import json
 import os
 import platform
+import subprocess
 import sys
 import tempfile
 import zipfile
@@ -24,21 +26,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gpu_bench import CHOICES, Bench, buffers, maps
-from gpu_sweeps import forwards, jpegs, other_forwards, sweeps
+from gpu_bench import CHOICES, KERNEL_CHOICES, Bench, buffers, maps
+from gpu_compile import CHECKED, CHECKED_DRY, compiling
+from gpu_sweeps import compiled, forwards, jpegs, other_forwards, sweeps
+from gpu_trace import trace
 
 HERE = Path(__file__).parent
-CHECKED = [
-    (4, 64, 56, 56),
-    (4, 64, 112, 112),
-    (4, 192, 28, 28),
-    (8, 480, 14, 14),
-    (8, 832, 7, 7),
-    (8, 2, 33, 17),
-    (3, 70, 1, 1),
-    (9, 64, 1, 197),
-    (2, 4, 224, 224),
-]
 MOST_ERROR = 1e-5
 
 
@@ -57,18 +50,28 @@ def machine(b: Bench) -> Iterator[dict[str, Any]]:
     if b.device.type == "cuda":
         properties = b.torch.cuda.get_device_properties(b.device)
         found |= {"device": properties.name, "memory": properties.total_memory, "cuda": b.torch.version.cuda}
-        found |= {"multiprocessors": properties.multi_processor_count}
+        found |= {"multiprocessors": properties.multi_processor_count, "driver": _driver()}
     source = b.torch.empty(2**16 if b.dry else 2**30, dtype=b.torch.uint8, device=b.device)
     target = b.torch.empty_like(source)
-    seconds = b.kernel_seconds(lambda: target.copy_(source))
+    seconds = b.device_seconds(lambda: target.copy_(source))
     yield {**found, "copy GB/s": 2 * source.numel() / seconds / 1e9}
+
+
+def _driver() -> str:
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.split()[
+            0
+        ]
+    except (OSError, subprocess.SubprocessError, IndexError):
+        return "unknown"
 
 
 def check(b: Bench) -> Iterator[dict[str, Any]]:
     """Check every statistic against the float64 reference; integers, and the bytes of a second run, must be equal."""
     from actstats_kernels import gpu, reference
 
-    for shape in [(2, 9, 7, 7), (1, 3, 20, 17)] if b.dry else CHECKED:
+    for shape in CHECKED_DRY if b.dry else CHECKED:
         for name, dtype in {**b.dtypes, "f16": b.torch.float16}.items():
             for contiguous in (False, True):
                 x = maps(b, shape, dtype)
@@ -128,13 +131,14 @@ def kernels(b: Bench) -> Iterator[dict[str, Any]]:
         for channels, height, width in b.shapes:
             x = maps(b, (b.batch, channels, height, width), dtype)
             size = channels, height, width, x.element_size()
-            for choice, wanted in CHOICES.items():
+            for choice, wanted in KERNEL_CHOICES.items():
                 into = buffers(b, b.batch, channels, wanted)
-                seconds = b.kernel_seconds(lambda x=x, into=into: gpu.accumulate(x, *into))
+                seconds = b.device_seconds(lambda x=x, into=into: gpu.accumulate(x, *into))
                 rate = x.numel() * x.element_size() / seconds / 1e9
                 row = {"maps": list(x.shape), "dtype": name, "what": choice, "ms": 1e3 * seconds}
                 row |= {"GB/s of one read": rate, "share of copy": rate / bandwidth}
-                row["over expected"] = seconds / (b.batch * expected(choice, *size))
+                if choice in CHOICES:
+                    row["over expected"] = seconds / (b.batch * expected(choice, *size))
                 if "power" in wanted:
                     row["TFLOP/s executed"] = b.batch * cost(*size).executed / seconds / 1e12
                 yield row
@@ -156,14 +160,14 @@ def plain(b: Bench) -> Iterator[dict[str, Any]]:
         for choice, way in ways.items():
             row = {"maps": list(x.shape), "dtype": "bf16", "what": f"plain torch, {choice}"}
             try:
-                row["ms"] = 1e3 * b.kernel_seconds(lambda x=x, way=way: way(x), repeats=3)
+                row["ms"] = 1e3 * b.device_seconds(lambda x=x, way=way: way(x), repeats=3)
             except b.torch.OutOfMemoryError:
                 row["ms"] = "out of memory"
             yield row
     rows, units = (20, 7) if b.dry else (1024, 7280)
     maximum = b.torch.randn(rows, units, device=b.device)
     position = b.torch.zeros(rows, units, dtype=b.torch.int32, device=b.device)
-    yield {"what": "top-k", "ms": 1e3 * b.kernel_seconds(lambda: gpu.top_k(maximum, position, 16))}
+    yield {"what": "top-k", "ms": 1e3 * b.device_seconds(lambda: gpu.top_k(maximum, position, 16))}
 
 
 def everything_else(b: Bench) -> Iterator[dict[str, Any]]:
@@ -172,13 +176,18 @@ def everything_else(b: Bench) -> Iterator[dict[str, Any]]:
     yield from plain(b)
 
 
+# Each stage with the most seconds that it may take.
 STAGES = {
-    "check": check,
-    "forward": forwards,
-    "kernels": kernels,
-    "sweeps": sweeps,
-    "JPEGs": jpegs,
-    "everything else": everything_else,
+    "machine": (machine, 30),
+    "compile": (compiling, 120),
+    "check": (check, 60),
+    "forward": (forwards, 60),
+    "kernels": (kernels, 30),
+    "trace": (trace, 30),
+    "compiled": (compiled, 90),
+    "sweeps": (sweeps, 60),
+    "JPEGs": (jpegs, 60),
+    "everything else": (everything_else, 120),
 }
 
 
@@ -214,7 +223,11 @@ def markdown(report: dict[str, list[dict[str, Any]]]) -> str:
 
 
 def _cell(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_cell(each)}" for key, each in value.items())
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return str(value)
 
 
 def unpack(wheels: Path, into: Path) -> None:
@@ -235,6 +248,10 @@ def main() -> None:
     parser.add_argument(
         "--seconds", type=float, default=400, help="stop after this many seconds (default 400)"
     )
+    parser.add_argument(
+        "--stages", nargs="+", choices=list(STAGES), default=list(STAGES), metavar="NAME",
+        help=f"run only some of the stages: {', '.join(STAGES)}; the first one always runs",
+    )  # fmt: skip
     parser.add_argument("--wheels", type=Path, help="a folder of wheels")
     parser.add_argument("--read", type=Path, help="print the tables of a report's JSON and run nothing")
     parser.add_argument(
@@ -250,16 +267,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         if options.wheels:
             unpack(options.wheels, Path(folder))
-        report = run(options.dry_run, options.seconds, options.out)
+        report = run(options.dry_run, options.seconds, options.out, options.stages)
     print(markdown(report))
-    rows = report["check"]
-    if not all(row.get("right") for row in rows):
-        wrong = [row for row in rows if not row.get("right")]
+    if wrong := [row for row in report.get("check", []) if not row.get("right")]:
         raise SystemExit(f"{len(wrong)} checks failed, first: {wrong[0]}")
 
 
-def run(dry: bool, seconds: float, out: Path) -> dict[str, list[dict[str, Any]]]:
-    """Run every stage, and return the content of `out` and of the tables beside it."""
+def run(dry: bool, seconds: float, out: Path, stages: list[str]) -> dict[str, list[dict[str, Any]]]:
+    """Run some of the stages, and return the content of `out` and of the tables beside it."""
     if dry:
         # Triton reads the variable when a kernel is defined.
         os.environ["TRITON_INTERPRET"] = "1"
@@ -268,11 +283,10 @@ def run(dry: bool, seconds: float, out: Path) -> dict[str, list[dict[str, Any]]]
     if not dry and not torch.cuda.is_available():
         raise SystemExit("torch sees no CUDA device here; --dry-run shows that the script runs")
     b = Bench(dry, seconds, out)
-    for name, work in {"machine": machine, **STAGES}.items():
-        b.stage(name, work)
-        out.with_suffix(".md").write_text(markdown(b.report))
-    b.report["machine"][0]["seconds"] = b.spent()
-    b.save()
+    for name, (work, limit) in STAGES.items():
+        if name == "machine" or name in stages:
+            b.stage(name, work, limit)
+            out.with_suffix(".md").write_text(markdown(b.report))
     return b.report
 
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpu_bench import CHOICES, Bench, buffers
+from gpu_bench import CHOICES, Bench, Times, buffers
+from gpu_networks import FEWER, PRECISIONS, Subject, hooked_maps, inference, subjects, tf32
 
 if TYPE_CHECKING:
     from PIL import Image
 
-NETWORKS = ("googlenet", "resnet50")
 IMAGES = 2048
 
 
@@ -38,96 +39,158 @@ class Held:
         return self.pictures[index % len(self.pictures)]
 
 
-def networks(b: Bench) -> Iterator[tuple[str, Any, Any, list[Any]]]:
-    """Yield each network with its input and its layers."""
-    from actstats.layers import select_layers
-
-    for name in ("tiny",) if b.dry else NETWORKS:
-        if b.dry:
-            nn = b.torch.nn
-            model, side = (
-                nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3)),
-                12,
-            )
-        else:
-            from actstats.models import load_model
-
-            model, side = load_model(name, "none").model, 224
-        model = model.eval().to(b.device).to(memory_format=b.torch.channels_last)
-        x = b.torch.randn(b.batch, 3, side, side, device=b.device).to(memory_format=b.torch.channels_last)
-        yield name, model, x, select_layers(model, x[:2])
-
-
 def forwards(b: Bench) -> Iterator[dict[str, Any]]:
-    """Time forward passes with all statistics, relative to bare ones, with the time expected of an H100."""
-    yield from _forwards(b, ("everything",))
+    """Time forward passes with statistics, relative to bare ones, with the time expected of an H100.
+
+    Each row gives `over forward` and `added µs an image` by the wall clock, and what Python and the device take for
+    themselves, with hooks and bare. `floor µs` is the time of one read of all hooked maps at the bandwidth of a copy
+    on the same device. That bandwidth counts both what a copy reads and what it writes, so the floor is what reading
+    alone takes at that rate. `floors` is the added time over the floor, and `device floors` the same without gaps
+    between kernels.
+    """
+    for precision in PRECISIONS:
+        for subject in subjects(b):
+            yield from _forwards(b, subject, precision, ("everything", "moments, histogram"))
 
 
 def other_forwards(b: Bench) -> Iterator[dict[str, Any]]:
-    """Time forward passes with fewer statistics, and with plain torch operations in the hooks."""
-    yield from _forwards(b, ("moments", "moments, histogram"))
-    yield from _forwards(b, ("moments", "everything"), plain=True)
+    """Time forward passes with the moments alone, and with plain torch operations in the hooks."""
+    for precision in ("bf16", "f32"):
+        for subject in subjects(b, FEWER):
+            yield from _forwards(b, subject, precision, ("moments",))
+            yield from _forwards(b, subject, precision, ("moments", "everything"), plain=True)
 
 
-def _forwards(b: Bench, choices: tuple[str, ...], *, plain: bool = False) -> Iterator[dict[str, Any]]:
+def _forwards(
+    b: Bench, subject: Subject, precision: str, choices: tuple[str, ...], *, plain: bool = False
+) -> Iterator[dict[str, Any]]:
     from gpu_costs import expected
-    from plain_torch import plain_moments, plain_statistics
 
     from actstats.layers import watch
+
+    sizes = [x.size for x in hooked_maps(b, subject, precision)]
+    with inference(b, precision):
+        bare = b.times(lambda: subject.model(subject.images))
+    for choice in choices:
+        row = {"network": subject.name, "dtype": precision}
+        row["what"] = f"plain torch, {choice}" if plain else choice
+        receive = _plain(choice) if plain else receiver(b, subject, choice)
+        try:
+            with inference(b, precision), watch(subject.model, subject.layers, receive):
+                times = b.times(lambda: subject.model(subject.images))
+        except b.torch.OutOfMemoryError:
+            yield {**row, "ms": "out of memory"}
+            continue
+        row |= {"images/s": b.batch / times.wall, "bare images/s": b.batch / bare.wall}
+        row |= {"over forward": times.wall / bare.wall, **added(b, subject, precision, times, bare)}
+        if not plain:
+            seconds = sum(expected(choice, *size) for size in sizes)
+            row["expected µs"] = 1e6 * seconds
+            row["over expected"] = (times.device - bare.device) / b.batch / seconds
+        yield row | times.columns() | {f"bare {name}": value for name, value in bare.columns().items()}
+
+
+def added(b: Bench, subject: Subject, precision: str, times: Times, bare: Times) -> dict[str, float]:
+    """Return the cells for the time that statistics add to one image, and the least that it could be."""
+    wall, device = (
+        (one - other) / b.batch for one, other in ((times.wall, bare.wall), (times.device, bare.device))
+    )
+    number = sum(x.bytes_an_image for x in hooked_maps(b, subject, precision))
+    floor = number / b.report["machine"][0]["copy GB/s"] / 1e9
+    return {
+        "added µs an image": 1e6 * wall,
+        "floor µs": 1e6 * floor,
+        "floors": wall / floor,
+        "device floors": device / floor,
+    }
+
+
+def receiver(b: Bench, subject: Subject, choice: str) -> Callable[[int, Any], None]:
+    """Return a function that computes a `choice` of the statistics of a layer's maps."""
     from actstats_kernels import gpu
 
-    for name, model, x, layers in networks(b):
-        for precision, dtype in b.dtypes.items():
-            amp = b.torch.autocast(b.device.type, dtype=dtype, enabled=precision != "f32")
-            with b.torch.inference_mode(), amp:
-                bare = b.seconds_of(lambda model=model, x=x: model(x))
-                for choice in choices:
-                    into = [buffers(b, b.batch, layer.units, CHOICES[choice]) for layer in layers]
+    into = [buffers(b, b.batch, layer.units, CHOICES[choice]) for layer in subject.layers]
+    return lambda layer, maps: gpu.accumulate(maps, *into[layer])
 
-                    def take(i: int, m: Any, choice: str = choice, into: Any = into) -> None:
-                        if not plain:
-                            gpu.accumulate(m, *into[i])
-                        elif choice == "moments":
-                            plain_moments(m)
-                        else:
-                            plain_statistics(m, True)
 
-                    with watch(model, layers, take):
-                        seconds = b.seconds_of(lambda model=model, x=x: model(x), repeats=3 if plain else 15)
-                    row = {
-                        "network": name,
-                        "dtype": precision,
-                        "what": f"plain torch, {choice}" if plain else choice,
-                    }
-                    row |= {"images/s": b.batch / seconds, "bare images/s": b.batch / bare}
-                    row |= {
-                        "over forward": seconds / bare,
-                        "added µs an image": 1e6 * (seconds - bare) / b.batch,
-                    }
-                    if not plain:
-                        item = 4 if precision == "f32" else 2
-                        sizes = [(layer.units, layer.height, layer.width, item) for layer in layers]
-                        wanted = sum(expected(choice, *size) for size in sizes)
-                        row |= {
-                            "expected µs": 1e6 * wanted,
-                            "over expected": (seconds - bare) / b.batch / wanted,
-                        }
-                    yield row
+def _plain(choice: str) -> Callable[[int, Any], None]:
+    from plain_torch import plain_moments, plain_statistics
+
+    def receive(_: int, maps: Any) -> None:
+        if choice == "moments":
+            plain_moments(maps)
+        else:
+            plain_statistics(maps, True)
+
+    return receive
+
+
+def compiled(b: Bench) -> Iterator[dict[str, Any]]:
+    """Time compiled forward passes with all statistics, then bare ones compiled with the same options.
+
+    The row of the bare one gives the time with statistics relative to it.
+    """
+    from actstats.sweeping.forward import Network
+
+    for precision in ("bf16",) if b.dry else ("bf16", "f32"):
+        for subject in subjects(b, FEWER):
+            model, images, receive = subject.model, subject.images, receiver(b, subject, "everything")
+            row = {"network": subject.name, "dtype": precision}
+            with inference(b, precision):
+                eager = b.times(lambda model=model, images=images: model(images))
+
+            network = Network(model, subject.layers, b.device, "bf16" if precision == "bf16" else "off")
+            with tf32(b, precision != "f32"):
+                begun = time.perf_counter()
+                network.compile(images)
+                seconds = time.perf_counter() - begun
+                all_ = b.times(
+                    lambda network=network, images=images, receive=receive: network(images, receive)
+                )
+            yield {**row, "what": "compiled, everything", **_of_compiled(b, seconds, all_, eager)}
+
+            alone = b.torch.compile(
+                model, fullgraph=True, dynamic=False, options={"freezing": b.device.type == "cpu"}
+            )
+            with inference(b, precision):
+                begun = time.perf_counter()
+                alone(images)
+                b.synchronize()
+                seconds = time.perf_counter() - begun
+                bare = b.times(lambda alone=alone, images=images: alone(images))
+            row |= {"what": "compiled, bare", **_of_compiled(b, seconds, bare, eager)}
+            yield row | {
+                "everything over this": all_.wall / bare.wall,
+                **added(b, subject, precision, all_, bare),
+            }
+
+
+def _of_compiled(b: Bench, seconds: float, times: Times, eager: Times) -> dict[str, float]:
+    return {
+        "compile s": seconds,
+        "images/s": b.batch / times.wall,
+        "over eager bare": times.wall / eager.wall,
+        **times.columns(),
+    }
 
 
 def sweeps(b: Bench) -> Iterator[dict[str, Any]]:
-    """Time whole sweeps over decoded images in memory."""
+    """Time whole sweeps over decoded images in memory, the last with a compiled network."""
     number, pictures = _pictures(b)
-    for amp in ("bf16", "off"):
-        yield _sweep(b, "images in memory", Held(pictures, number), number, "pillow", amp)
+    for amp, compiles in (("bf16", False), ("off", False), ("bf16", True)):
+        data = "images in memory, compiled" if compiles else "images in memory"
+        yield _sweep(b, data, Held(pictures, number), number, "pillow", amp, compiles)
 
 
 def jpegs(b: Bench) -> Iterator[dict[str, Any]]:
     """Time whole sweeps over JPEG files, decoded by the CPU and by the device."""
     number, pictures = _pictures(b)
     with tempfile.TemporaryDirectory() as folder:
+        encoded = [io.BytesIO() for _ in pictures]
+        for picture, into in zip(pictures, encoded, strict=True):
+            picture.save(into, "JPEG", quality=90)
         for i in range(number):
-            pictures[i % len(pictures)].save(Path(folder) / f"{i:05}.jpg", quality=90)
+            (Path(folder) / f"{i:05}.jpg").write_bytes(encoded[i % len(encoded)].getvalue())
         for decode in ("pillow", "device"):
             yield _sweep(b, f"JPEG files, decoded by {decode}", folder, number, decode, "bf16")
 
@@ -144,24 +207,33 @@ def _pictures(b: Bench) -> tuple[int, list[Image.Image]]:
     return number, [image.resize((side, side * 3 // 4), Image.Resampling.BICUBIC) for image in coarse]
 
 
-def _sweep(b: Bench, data: str, source: Any, number: int, decode: str, amp: str) -> dict[str, Any]:
+def _sweep(
+    b: Bench, data: str, source: Any, number: int, decode: str, amp: str, compiles: bool = False
+) -> dict[str, Any]:
+    """Run a sweep; `images/s` leaves out the first batch, which warms up, and the compilation of the network.
+
+    A network that cannot be compiled is an error, since it would be measured eagerly.
+    """
     import actstats
 
     preprocessing = actstats.Preprocessing.imagenet(size=12, resize=14) if b.dry else None
-    model: Any = next(networks(b))[1] if b.dry else "googlenet"
+    model: Any = next(subjects(b)).model if b.dry else "googlenet"
+    seen: list[Any] = []
     with tempfile.TemporaryDirectory() as folder:
         begun = time.perf_counter()
         done = actstats.sweep(
             model, source, Path(folder) / "store.zarr", weights="none", preprocessing=preprocessing,
             batch_size=b.batch, partition_size=4 if b.dry else 1024, device=b.device.type, amp=amp,
-            workers=os.cpu_count(), decode=decode,
+            compile=compiles, strict=compiles, workers=os.cpu_count(), decode=decode, on_progress=seen.append,
         )  # fmt: skip
         seconds = time.perf_counter() - begun
+    first, last = seen[0], done.progress
     return {
         "what": data,
         "amp": amp,
         "images": number,
-        "images/s": number / done.progress.seconds,
+        "images/s": (last.done - first.done) / (last.seconds - first.seconds),
+        "with the first batch": last.rate,
         "with start-up": number / seconds,
-        "share of time waiting for data": done.progress.waiting / done.progress.seconds,
+        "share of time waiting for data": last.waiting_share,
     }

@@ -5,6 +5,7 @@
     python benchmarks/peers.py --json benchmarks/results/peers.json
     python benchmarks/commands.py photographs/ --json benchmarks/results/commands.json
     python benchmarks/decoding.py photographs/ --json benchmarks/results/decoding.json
+    python benchmarks/gpu_report.py
     python benchmarks/precision.py --json benchmarks/results/precision.json
     python benchmarks/tables.py
 
@@ -19,6 +20,8 @@ import statistics
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
+
+from gpu_tables import gpu_tables
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -307,6 +310,9 @@ def main() -> None:
         (MEASURED / f"{file.stem}.md").write_text(made)
         if file.stem == "peers":
             into_readme(made)
+    if (file := RESULTS / "gpu.json").exists():
+        for name, made in gpu_tables(json.loads(file.read_text())).items():
+            (MEASURED / f"{name}.md").write_text(made)
     for name, make in (("commands", commands), ("decoding", decoding), ("precision", precision)):
         if (file := RESULTS / f"{name}.json").exists():
             (MEASURED / f"{name}.md").write_text(make(json.loads(file.read_text())))
