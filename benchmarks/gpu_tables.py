@@ -42,7 +42,7 @@ def forward(rows: Rows) -> str:
             f"{row['host ms']:.0f}",
             f"{row['device ms']:.0f}",
             f"{row['floor µs']:.1f}",
-            f"{max(row['device floors'], 0):.1f}",
+            f"{row['device floors']:.1f}" if row["device floors"] > 0 else "in the noise",
         ]
         for row in rows
         if "network" in row

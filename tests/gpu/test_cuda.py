@@ -82,7 +82,7 @@ def test_maps_of_more_than_2_to_the_31_values(layout):
     if torch.cuda.mem_get_info()[0] < 40e9:
         pytest.skip("takes 40 GB of the device's memory")
     images, shape = 700, (64, 224, 224)
-    x = draw_values("relu", (4, *shape), 0).bfloat16().repeat(images // 4, 1, 1, 1).cuda()
+    x = draw_values("relu", (4, *shape), 0).bfloat16().cuda().repeat(images // 4, 1, 1, 1)
     x[-1].mul_(2)  # differs from the images whose offsets would be equal modulo 2**32
     x = lay_out(x, layout)
     assert x.numel() > 2**31
