@@ -38,8 +38,10 @@ MOST_ERROR = 1e-5
 def machine(b: Bench) -> Iterator[dict[str, Any]]:
     import triton
 
+    # Of absolute paths only the names, since the report is published.
+    options = [Path(given).name if Path(given).is_absolute() else given for given in sys.argv[1:]]
     found = {
-        "command": " ".join(["python", "benchmarks/gpu_report.py", *sys.argv[1:]]),
+        "command": " ".join(["python", "benchmarks/gpu_report.py", *options]),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "device": "none: dry run in Triton's interpreter",
         "torch": b.torch.__version__,
@@ -60,9 +62,8 @@ def machine(b: Bench) -> Iterator[dict[str, Any]]:
 def _driver() -> str:
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.split()[
-            0
-        ]
+        ran = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+        return ran.stdout.split()[0]
     except (OSError, subprocess.SubprocessError, IndexError):
         return "unknown"
 

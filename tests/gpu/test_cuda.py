@@ -45,9 +45,8 @@ def assert_right(x: torch.Tensor) -> dict[str, torch.Tensor]:
     return found
 
 
-@pytest.mark.parametrize(
-    "part", range(6)
-)  # Nearly every example compiles kernels: processes share the parts.
+# Nearly every example compiles kernels, so that processes share the parts.
+@pytest.mark.parametrize("part", range(6))
 @settings(max_examples=10, deadline=None)
 @given(activations())
 def test_any_maps_equal_the_reference(part, x):

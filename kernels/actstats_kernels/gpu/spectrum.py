@@ -56,15 +56,11 @@ def _waves(basis, row, column, PITCH: tl.constexpr):
 
 
 @triton.jit
-def _product(
-    value, basis, row, column, out, PITCH: tl.constexpr, PART: tl.constexpr, PRECISION: tl.constexpr
-):
-    """Return `out` + `value` [M, K] x `basis` (K rows, N columns), whose second part starts `PART` elements later."""
-    waves = _waves(basis, row, column, PITCH)
+def _product(value, waves, rest, out, PRECISION: tl.constexpr):
+    """Return `out` + `value` [..., M, K] x (`waves` + `rest`) [..., K, N]; "ieee" does not use `rest`."""
     if PRECISION == "ieee":
         out = tl.dot(value, waves, out, input_precision="ieee")
     else:
-        rest = _waves(basis + PART, row, column, PITCH)
         high = value
         if value.dtype == tl.float32:
             high, low = _parts(value)
@@ -109,7 +105,9 @@ def _vector_coefficients(
         read = tl.minimum(position, SIZE - 1)
         offset = (read // WIDTH).to(tl.int64) * stride_h + (read % WIDTH).to(tl.int64) * stride_w
         value = _centred(tl.load(maps[None, :] + offset[:, None]), mean[None, :], PRECISION)
-        out = _product(tl.trans(value), basis, position, column, out, PITCH, PART, PRECISION)
+        waves = _waves(basis, position, column, PITCH)
+        rest = _waves(basis + PART, position, column, PITCH)
+        out = _product(tl.trans(value), waves, rest, out, PRECISION)
     return out
 
 
@@ -179,13 +177,8 @@ def _along(
 ):
     """Return `out` [UNITS, U, V] + `half` [UNITS, U, W] x `basis`."""
     waves = _matrix(basis, w, v, PITCH, UNITS)
-    if PRECISION == "ieee":
-        return tl.dot(half, waves, out, input_precision="ieee")
     rest = _matrix(basis + PART, w, v, PITCH, UNITS)
-    high, low = _parts(half)
-    out = tl.dot(low, waves, out, input_precision="ieee")
-    out = tl.dot(high, rest, out, input_precision="ieee")
-    return tl.dot(high, waves, out, input_precision="ieee")
+    return _product(half, waves, rest, out, PRECISION)
 
 
 @triton.jit
