@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import errno
 import gc
 import sys
@@ -51,10 +50,9 @@ class Main(LazyGroup):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run the command; messages that cannot be written do not stop it."""
-        # Torch consists of a million objects. To look for garbage among them takes half a second while they are
-        # imported, and one second at exit.
+        # Torch consists of a million objects: looking for garbage among them while they are imported takes half a
+        # second. At exit they must be collected, since Triton's bindings list on stderr every object that is left.
         gc.set_threshold(50_000)
-        atexit.register(gc.freeze)
         open_closed_streams()
         with unfailing_stderr():
             return super().main(*args, **kwargs)
