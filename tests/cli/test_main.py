@@ -17,7 +17,7 @@ from actstats.errors import ActstatsError
 from actstats_cli.main import COMMANDS, Main, main
 from tests.cli.conftest import actstats, output_of
 
-COMMAND = [sys.executable, "-c", "from actstats_cli.main import main; main(prog_name='actstats')"]
+COMMAND = [sys.executable, "-c", "from actstats_cli.main import run; run()"]
 
 
 def test_help_lists_every_command_with_a_line():

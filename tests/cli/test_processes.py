@@ -124,3 +124,17 @@ def test_away_from_a_terminal_progress_is_plain_lines_and_json_is_all_of_stdout(
     assert lines[-1].startswith("9 of 9 images (100%), ")
     assert lines[-1].endswith(" waiting for data")
     assert "\r" not in done.stderr
+
+
+def test_what_a_command_registered_for_the_exit_runs_and_is_written(images, slow):
+    (slow / "slow.py").write_text(METRIC + "\nimport atexit\natexit.register(print, 'the end', end='')\n")
+    command = f"{SWEEP} --data {images} --out s.zarr --metric slow:Slow"
+    done = subprocess.run([*COMMAND, *command.split()], capture_output=True, text=True, check=True, cwd=slow)
+    assert done.stdout.endswith("the end")
+
+
+def test_an_error_that_is_a_bug_has_a_traceback_and_an_exit_status():
+    program = "from actstats_cli import main as module; module.main = lambda **_: 1 / 0; module.run()"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "ZeroDivisionError: division by zero"
