@@ -7,6 +7,8 @@ import errno
 import gc
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import IO, Any, Final
 
 import click
@@ -47,6 +49,32 @@ class Stopped(Failure):
     exit_code = 130
 
 
+@contextmanager
+def errors_in_one_line() -> Iterator[None]:
+    """Turn errors that a user can act on into one line; others are bugs and keep a traceback."""
+    try:
+        yield
+    except ActstatsError as error:
+        raise Failure(f"error: {with_flags(str(error))}") from error
+    except KeyboardInterrupt as stop:
+        raise Stopped("; ".join(["stopped", *map(str, stop.args)])) from stop
+    except MemoryError as error:
+        raise Failure("error: out of memory; close other programs, or compute less at once") from error
+    except OSError as error:
+        if error.errno == errno.EPIPE:  # click exits quietly: the reader, such as `head`, closed the pipe
+            raise
+        place = "" if error.filename is None else f"{error.filename}: "
+        raise Failure(f"error: {place}{error.strerror or error}") from error
+    except (ValueError, RuntimeError, KeyError) as error:
+        if "zarr" not in sys.modules:
+            raise
+        from actstats.store import damage_in
+
+        if (damage := damage_in(error)) is None:
+            raise
+        raise Failure(f"error: {damage}") from error
+
+
 class Main(LazyGroup):
     """The root command, which reports errors in one line."""
 
@@ -58,29 +86,15 @@ class Main(LazyGroup):
         with unfailing_stderr():
             return super().main(*args, **kwargs)
 
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the command. Errors that a user can act on become one line; others are bugs and keep a traceback."""
-        try:
-            return super().invoke(ctx)
-        except ActstatsError as error:
-            raise Failure(f"error: {with_flags(str(error))}") from error
-        except KeyboardInterrupt as stop:
-            raise Stopped("; ".join(["stopped", *map(str, stop.args)])) from stop
-        except MemoryError as error:
-            raise Failure("error: out of memory; close other programs, or compute less at once") from error
-        except OSError as error:
-            if error.errno == errno.EPIPE:  # click exits quietly: the reader, such as `head`, closed the pipe
-                raise
-            place = "" if error.filename is None else f"{error.filename}: "
-            raise Failure(f"error: {place}{error.strerror or error}") from error
-        except (ValueError, RuntimeError, KeyError) as error:
-            if "zarr" not in sys.modules:
-                raise
-            from actstats.store import damage_in
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        """Parse the options of the root command; `--help` and `--version` already print here."""
+        with errors_in_one_line():
+            return super().make_context(*args, **kwargs)
 
-            if (damage := damage_in(error)) is None:
-                raise
-            raise Failure(f"error: {damage}") from error
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        with errors_in_one_line():
+            return super().invoke(ctx)
 
 
 @click.group(

@@ -99,6 +99,15 @@ def test_an_error_that_cannot_be_written_is_still_an_exit_status(stream):
     assert in_shell(f"info nowhere.zarr {stream}").returncode == 1
 
 
+@pytest.mark.parametrize("options", ["--help", "--version", "sweep --help"])
+def test_help_that_cannot_be_written_is_one_line(options):
+    done = subprocess.run(
+        ["bash", "-c", f"{shlex.join(COMMAND)} {options} >/dev/full"], stderr=subprocess.PIPE, text=True
+    )
+    assert done.returncode == 1
+    assert done.stderr == "actstats: error: No space left on device\n"
+
+
 @pytest.mark.parametrize("stream", STREAMS[:2])
 def test_messages_that_cannot_be_written_do_not_stop_a_sweep(stream, images, store, tmp_path):
     options = f"--data {images} --out {tmp_path / 's.zarr'} --partition-size 4 --batch-size 2 --top-k 5"
