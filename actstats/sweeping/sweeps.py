@@ -60,7 +60,7 @@ def sweep(
         from actstats.sweeping.cluster import device_of
 
         device = device_of(how, device)
-    if finished := _complete_already(model, images, store, device, options):
+    if finished := _complete_already(model, images, store, device, how.max_failed, options):
         return finished
     if how.client is None:
         from actstats.sweeping.device import find_device
@@ -73,7 +73,12 @@ _PLANNING: Final = ("weights", "robust", "seed", "offline", "preprocessing", "li
 
 
 def _complete_already(
-    model: Any, images: Any, store: str | Path, device: str, options: Mapping[str, Any]
+    model: Any,
+    images: Any,
+    store: str | Path,
+    device: str,
+    max_failed: float,
+    options: Mapping[str, Any],
 ) -> Summary | None:
     """Return the summary of a complete sweep without loading the network, or None if the network has to be loaded.
 
@@ -123,4 +128,5 @@ def _complete_already(
         progress=Progress(0, 0, 0, 0.0, 0.0),
         partitions=0,
         complete=True,
+        failed=bool((found.statuses() > 0).mean() > max_failed),
     )
