@@ -12,6 +12,7 @@ from typing import Any, Final, Literal, overload
 
 from actstats.data.loader import split
 from actstats.errors import ActstatsError
+from actstats.support import URL
 from actstats.sweeping.batches import JointFeed, Wanted
 from actstats.sweeping.device import in_eval_mode, memory_reused, out_of_memory_explained
 from actstats.sweeping.planning import Run, SweepPlan
@@ -94,9 +95,10 @@ def _require_shared(plans: Sequence[SweepPlan]) -> None:
                 )
         if plan.images().fingerprint != first.images().fingerprint:
             raise ActstatsError("sweeps in one pass need the same images")
-    stores = [plan.store for plan in plans]
-    if twice := next((store for store in stores if stores.count(store) > 1), None):
-        raise ActstatsError(f"two sweeps in one pass have the same store {twice}; give each its own")
+    stores = [plan.store if isinstance(plan.store, URL) else plan.store.resolve() for plan in plans]
+    for plan, store in zip(plans, stores, strict=True):
+        if stores.count(store) > 1:
+            raise ActstatsError(f"two sweeps in one pass have the same store {plan.store}; give each its own")
 
 
 def _run(

@@ -266,16 +266,12 @@ def _another(words: str, first: Mapping[str, Any]) -> dict[str, Any]:
         raise click.UsageError(f"--also {words!r}: {error}") from None
     except click.UsageError as error:
         raise click.UsageError(f"--also {words!r}: {error.format_message()}", outer) from None
-    given = {
-        name: value
-        for name, value in inner.params.items()
-        if inner.get_parameter_source(name) is ParameterSource.COMMANDLINE
-    }
-    for name in given:
-        if name not in _OF_A_NETWORK:
-            raise click.UsageError(
-                f"--also {words!r}: --{name.replace('_', '-')} applies to all networks", outer
-            )
+    given = {}
+    for option in sweep.params:
+        if (name := option.name) and inner.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            if name not in _OF_A_NETWORK:
+                raise click.UsageError(f"--also {words!r}: {option.opts[0]} applies to all networks", outer)
+            given[name] = inner.params[name]
     if "compile" in given:
         given["compile"] = COMPILE[given["compile"]]
     return {**first, **{name: inner.params[name] for name in _NOT_INHERITED}, **given}

@@ -164,6 +164,10 @@ def test_plans_that_do_not_go_together_are_refused(photographs, tmp_path):
             sweep_together([first, plan(SmallNet(), photographs, tmp_path / "x.zarr", **options)])
     with pytest.raises(ActstatsError, match=r"have the same store .*small.zarr"):
         sweep_together([first, first])
+    (tmp_path / "link").symlink_to(tmp_path)
+    same = plan(SmallNet(), photographs, tmp_path / "link" / "small.zarr", **common)
+    with pytest.raises(ActstatsError, match=r"have the same store .*small.zarr"):
+        sweep_together([first, same])
     assert not first.store.exists()
     with pytest.raises(ActstatsError, match="no plan"):
         sweep_together([])
@@ -218,6 +222,7 @@ def test_the_command_sweeps_several_networks(photographs, tmp_path):
     ("words", "message"),
     [
         ("--batch-size 3", "--batch-size applies to all networks"),
+        ("--json", "--json applies to all networks"),
         ("--wieghts x", "No such option"),
         ("'", "quotation"),
     ],
