@@ -104,8 +104,11 @@ def _local_cluster(distributed: Any, cores: int, device: str) -> Any:
     """Return a cluster on this machine with one process per GPU, or per `cores` CPU cores."""
     import dask
 
-    common: dict[str, Any] = {"host": "127.0.0.1", "dashboard_address": None, "memory_limit": None}
-    common["silence_logs"] = logging.CRITICAL
+    # With None as address, dask's HTTP servers would listen on all interfaces, and the scheduler's on a fixed port.
+    served: dict[str, Any] = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}
+    common = {**served, "memory_limit": None, "silence_logs": logging.CRITICAL}
+    # A terminal sends Ctrl-C to workers, too. The client ends them; interrupted, they would print tracebacks.
+    common["preload"] = ["import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"]
     workers = [
         {**common, "resources": {"GPU": 1}, "nthreads": IN_FLIGHT, "env": env} for env in _gpus(device)
     ]
@@ -122,7 +125,7 @@ def _local_cluster(distributed: Any, cores: int, device: str) -> Any:
             workers={i: {"cls": distributed.Nanny, "options": options} for i, options in enumerate(workers)},
             scheduler={
                 "cls": distributed.Scheduler,
-                "options": {"host": "127.0.0.1", "port": 0, "dashboard": False, "dashboard_address": None},
+                "options": {**served, "port": 0, "dashboard": False},
             },
             silence_logs=logging.CRITICAL,
         )

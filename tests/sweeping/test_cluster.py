@@ -6,6 +6,7 @@ import json
 import os
 import random
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -17,6 +18,8 @@ import actstats
 from actstats.errors import ActstatsError
 from actstats.store import Store
 from actstats.store.description import describe
+from actstats.sweeping.cluster import connect
+from tests.cli.test_main import COMMAND
 from tests.cluster import FACTORY, SWEEP, command, live_cluster, make_images, start_command, trial
 from tests.conftest import SmallNet, files_of
 from tests.s3 import BUCKET, network
@@ -174,6 +177,40 @@ def test_a_cluster_of_this_machine_ends_with_the_command(folder, tmp_path):
     assert command(line, tmp_path) == 0
     assert "8 images in " in (tmp_path / "out").read_text()
     assert Store.open(tmp_path / "s.zarr").completed.all()
+
+
+def test_ctrl_c_in_a_terminal_ends_a_cluster_of_this_machine_with_one_line(folder, tmp_path):
+    line = f"{SWEEP} --data {folder / 'photographs'} --out s.zarr --scheduler local:1"
+    process = subprocess.Popen(
+        [*COMMAND, *line.split()],
+        cwd=tmp_path,
+        env={**os.environ, "SLOWLY": "0.3", "PYTHONPATH": os.pathsep.join(sys.path)},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # also a new process group, which a terminal would send the signal to
+    )
+    while not list((tmp_path / "s.zarr" / "completed").glob("c.*")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate()
+    assert process.returncode == 130
+    assert "Traceback" not in said
+    assert said.splitlines()[-1].startswith("actstats: stopped; ")
+
+
+def test_a_cluster_of_this_machine_is_not_reachable_from_others():
+    psutil = pytest.importorskip("psutil")
+    with connect("local:1", "cpu"):
+        here = psutil.Process()
+        sockets = [
+            connection
+            for process in (here, *here.children(recursive=True))
+            for connection in process.net_connections()
+        ]
+    listening = [found.laddr for found in sockets if found.status == psutil.CONN_LISTEN]
+    assert listening
+    assert {address.ip for address in listening} == {"127.0.0.1"}
 
 
 def refused(tmp_path: Path, line: str) -> str:
