@@ -25,6 +25,8 @@ _FEWEST: Final = 8
 _SHUFFLED: Final = 4096
 """Most images of which the correlation by chance is taken: with fewer images, chance gives more."""
 _KEYS: Final = ("network", "other_network", "image_set")
+_NUMBERS: Final = ("channel", "counterpart", "best", "held_out")
+"""Columns of numbers that a table of matches needs: whole ones from -1 on, except for the correlation `held_out`."""
 _DESCRIBED: Final = {
     "counterpart": "unit of the other network that corresponds, as its index there; -1: none",
     "counterpart_layer": "layer of the counterpart; empty: none",
@@ -78,8 +80,9 @@ def match(
         By unit of `first` (without `across`, of the layers that both stores have): `counterpart` i64 (index along
         `second`'s `unit`; -1: none), `counterpart_layer`, `counterpart_channel` i64, `best` i64, `correlation`,
         `margin`, `held_out`, `chance`, `same_channel` f64, `stable` bool, and `partner` i64, `partner_channel` i64,
-        `partner_correlation` f64. Constant units have NaN correlations and no counterpart. Images that either store
-        could not read, or with a value that is not finite, are left out, and counted in the attributes.
+        `partner_correlation` f64. Constant units have NaN correlations and no counterpart; `held_out` is
+        also NaN if a unit is constant in one half. Images that either store could not read, or with a value that is
+        not finite, are left out, and counted in the attributes.
 
     Raises:
         ActstatsError: the stores hold other images, have no layer in common, lack `variable`, or share fewer than 8
@@ -106,7 +109,7 @@ def read_matches(paths: Iterable[str | Path]) -> pd.DataFrame:
     """Read tables that `match_table` made, one or several, from CSV, Parquet or JSON files.
 
     Raises:
-        ActstatsError: a file that cannot be read, or holds no matches by unit.
+        ActstatsError: a file that cannot be read, holds no matches by unit, or has a text where a number belongs.
     """
     tables = []
     for path in map(Path, paths):
@@ -122,13 +125,23 @@ def read_matches(paths: Iterable[str | Path]) -> pd.DataFrame:
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or "it is no table"
             raise ActstatsError(f"cannot read the matches in {path}: {reason}") from error
-        needed = {*_KEYS, "layer", "channel", "counterpart", "best", "held_out"}
+        needed = {*_KEYS, "layer", *_NUMBERS}
         if missing := needed - set(map(str, table.columns)):
             raise ActstatsError(
                 f"{path} holds no matches by unit: it lacks {', '.join(sorted(missing))}; `actstats analyze match "
                 "FIRST SECOND --by unit --out FILE` writes them"
             )
-        tables.append(table)
+        for name in _NUMBERS:
+            numbers = pd.to_numeric(table[name], errors="coerce")
+            if name == "held_out":
+                wrong, kind = numbers.isna() & table[name].notna(), "a number"
+            else:
+                wrong, kind = ~(numbers >= -1) | (numbers % 1 != 0), "an integer of -1 or more"
+            if wrong.any():
+                value = table[name].tolist()[int(wrong.argmax())]
+                raise ActstatsError(f"{path} holds no matches by unit: {name} is {value!r}, not {kind}")
+            table[name] = numbers
+        tables.append(table.astype(dict.fromkeys((*_KEYS, "layer"), str)))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -139,7 +152,7 @@ def select_matches(table: pd.DataFrame, first: xr.Dataset, second: xr.Dataset) -
         `counterpart` and `best` i64 and `held_out` f64, along all units of `first`.
 
     Raises:
-        ActstatsError: the matches were made of other units.
+        ActstatsError: the matches were made of other units, or do not have all of them.
     """
     keys = _identity(first, second)
     rows = table[np.all([table[name] == value for name, value in keys.items()], axis=0)]
@@ -150,9 +163,13 @@ def select_matches(table: pd.DataFrame, first: xr.Dataset, second: xr.Dataset) -
     strange = not named.index.isin(units).all() or named.index.has_duplicates
     if strange or not rows[["counterpart", "best"]].lt(second.sizes["unit"]).all(axis=None):
         raise ActstatsError("the matches are of other units than the stores': match these stores again")
+    if len(named) < len(units):
+        raise ActstatsError(
+            f"the matches have {len(named):,} of the {len(units):,} units of the store: match these stores again"
+        )
     named = named.reindex(units)
-    numbers = {name: named[name].fillna(-1).astype(np.int64).to_numpy() for name in ("counterpart", "best")}
-    held = pd.to_numeric(named["held_out"]).to_numpy(dtype=np.float64)
+    numbers = {name: named[name].astype(np.int64).to_numpy() for name in ("counterpart", "best")}
+    held = named["held_out"].to_numpy(dtype=np.float64)
     return xr.Dataset({name: ("unit", values) for name, values in {**numbers, "held_out": held}.items()})
 
 
@@ -263,9 +280,12 @@ class _Sums:
     def correlations(self) -> Floats:
         """Return the correlation of each unit with each other one, f64; -2, below all of them, for a constant one."""
         n = self.images
+        spreads = [squares - sums**2 / n for sums, squares in zip(self.sums, self.squares, strict=True)]
+        # A unit that is constant in these images but not in all lies off its centre, where rounding leaves a spread.
+        rounding = 4 * n * np.finfo(np.float64).eps
         x, y = (
-            np.sqrt(np.maximum(squares - sums**2 / n, 0))
-            for sums, squares in zip(self.sums, self.squares, strict=True)
+            np.sqrt(np.where(spread > rounding * squares, spread, 0))
+            for spread, squares in zip(spreads, self.squares, strict=True)
         )
         found = self.products - np.outer(self.sums[0] / n, self.sums[1])
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -329,8 +349,10 @@ def _of_layer(
         if whole.shape[1] > 1
         else np.pad(whole, ((0, 0), (1, 0)), constant_values=-2)
     )
-    greatest, second, held_out = ranked[:, 1], ranked[:, 0], by_two[units, chosen]
-    has = (held_out >= least) & (held_out > chance.max()) & (chosen == best)
+    greatest, second = ranked[:, 1], ranked[:, 0]
+    chose = by_one[units, chosen] > -2  # not for a unit that is constant in that half
+    held_out, stable = np.where(chose, by_two[units, chosen], -2), chose & (chosen == best)
+    has = (held_out >= least) & (held_out > chance.max()) & stable
     same, partner, agrees = np.full(len(units), np.nan), np.full(len(units), -1), np.full(len(units), np.nan)
     if own is not None:
         block = whole[:, within(own, candidates)]
@@ -346,7 +368,7 @@ def _of_layer(
         "correlation": _known(greatest),
         "margin": np.where(second > -2, greatest - second, np.nan),
         "held_out": _known(held_out),
-        "stable": (chosen == best) & (greatest > -2),
+        "stable": stable,
         "chance": _known(chance),
         "same_channel": same,
         "partner": partner,

@@ -128,6 +128,48 @@ def test_a_table_of_matches_is_read_as_it_was_written(tmp_path, features, ending
         read_matches([bad])
 
 
+@pytest.mark.parametrize(
+    ("column", "value", "text"),
+    [
+        ("counterpart", "none", "counterpart is 'none', not an integer"),
+        ("counterpart", "", "counterpart is '', not an integer"),
+        ("counterpart", "-7", "counterpart is -7, not an integer"),
+        ("best", "0.5", "best is 0.5, not an integer"),
+        ("channel", "x", "channel is 'x', not an integer"),
+        ("held_out", "0,9", "held_out is '0,9', not a number"),
+    ],
+)
+def test_a_table_of_matches_edited_in_a_spreadsheet_is_refused(tmp_path, features, column, value, text):
+    a = stored(tmp_path / "a.zarr", *features)
+    write_table(match_table(match(a, a)), tmp_path / "matches.csv")
+    table = pd.read_csv(tmp_path / "matches.csv", dtype=str, keep_default_na=False)
+    table.iloc[:-1].to_csv(tmp_path / "short.csv", index=False)
+    with pytest.raises(ActstatsError, match="the matches have 71 of the 72 units of the store"):
+        select_matches(read_matches([tmp_path / "short.csv"]), a, a)
+    table.loc[5, column] = value
+    table.to_csv(tmp_path / "edited.csv", index=False)
+    with pytest.raises(ActstatsError, match=text):
+        read_matches([tmp_path / "edited.csv"])
+
+
+def test_units_that_are_constant_in_one_half_have_no_choice_and_no_chance(tmp_path):
+    """Sparse units: off their mean over all images, the sums of a constant half are constant but for rounding."""
+    chosen = np.random.default_rng(0).permutation(IMAGES)[: IMAGES // 2]
+    other = np.setdiff1d(np.arange(IMAGES), chosen)
+    rng = np.random.default_rng(3)
+    features = rng.normal(size=(IMAGES, 8)) + 3
+    sparse = np.zeros((IMAGES, 16))
+    sparse[other[:5]] = rng.random((5, 16))
+    first = stored(tmp_path / "a.zarr", np.concatenate([features, sparse], 1))
+    second = stored(tmp_path / "b.zarr", np.concatenate([sparse[:, :1], features], 1))
+    found = match(first, second)
+    np.testing.assert_array_equal(found["counterpart"], [*range(1, 9), *[-1] * 16])
+    assert np.isfinite(found["correlation"]).all()
+    assert not found["stable"][8:].any()
+    for name in ("held_out", "chance"):
+        np.testing.assert_array_equal(np.isnan(found[name]), np.arange(24) >= 8)
+
+
 @pytest.mark.parametrize("kind", ["rotated", "noise"])
 def test_rotated_features_and_noise_have_no_counterparts(tmp_path, kind):
     rng = np.random.default_rng(1)
@@ -274,3 +316,7 @@ def test_the_commands_write_tables_and_a_heat_map(tmp_path, features):
         assert result.exit_code == 0, result.output
         assert len(pd.read_csv(command.split("--out ")[1].split()[0])) == rows
     assert (tmp_path / "alike.svg").stat().st_size > 1000
+    for command in (f"match {pair} --seed -1", f"similarity {pair} --seed -1"):
+        result = CliRunner().invoke(main, shlex.split(f"analyze {command}"))
+        assert result.exit_code == 2
+        assert "-1 is not in the range x>=0" in result.output

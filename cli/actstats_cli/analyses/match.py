@@ -36,7 +36,11 @@ VARIABLE = click.option(
     help="Search the units of all layers, not only of the layer with the same name.",
 )
 @click.option(
-    "--seed", type=int, default=0, show_default=True, help="Seed for the halves and for shuffling the images."
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Seed for the halves and for shuffling the images.",
 )
 @output.by
 @output.out

@@ -24,7 +24,9 @@ from actstats_cli.analyses.match import VARIABLE
     show_default=True,
     help="Images in the dissimilarity matrices of RSA.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed for drawing those images.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed for drawing those images."
+)
 @output.out
 @output.plot
 @output.style
