@@ -53,14 +53,17 @@ def pair_units(
         matches: files of `analyze match --by unit`; without them, counterparts are sought within layers.
 
     Raises:
-        ActstatsError: `way` is unknown, or `matches` has no counterparts of the first network in another one. Stores
-            that cannot be matched, such as sweeps over different images, get a note instead.
+        ActstatsError: `way` is unknown, or `matches` is given for one store or has no counterparts of the first
+            network in another one. Stores that cannot be matched, such as sweeps over different images, get a note
+            instead.
     """
     if way not in WAYS:
         raise ActstatsError(f"`pair=` must be one of {', '.join(WAYS)}, not {way!r}")
     if way == "index" and matches:
         raise ActstatsError("`matches=` pairs units by match: omit it, or omit `pair='index'`")
     numbers = range(len(datasets))
+    if len(datasets) == 1 and matches:
+        raise ActstatsError("`matches=` pairs the units of two stores or more: omit it for one store")
     if len(datasets) == 1:
         return Pairing("", {}, [])
     if way == "index":

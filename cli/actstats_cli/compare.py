@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from actstats.errors import ActstatsError
 from actstats.support import located
@@ -119,8 +120,10 @@ def compare(
     import actstats.report
 
     written = {}
-    if maps and page is None:
-        raise ActstatsError("--maps draws on the page: give --report too")
+    context = click.get_current_context()
+    for name in ("data", "top", "maps", "largest_page"):
+        if page is None and context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            raise ActstatsError(f"--{name.replace('_', '-')} is for the page: give --report too")
     with computing(scheduler), Bar() as bar:
         if page is None:
             compared = actstats.report.compare(

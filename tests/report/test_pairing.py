@@ -110,6 +110,9 @@ def test_a_file_of_matches_gives_what_matching_now_gives(stores, tmp_path):
     result = actstats(f"compare {given} --matches {files[0]}")
     assert result.exit_code == 1
     assert "--matches has no matches of s's units in n over the stores' images" in result.stderr
+    result = actstats(f"compare {shlex.quote(str(stores[0]))} --matches {files[0]}")
+    assert result.exit_code == 1
+    assert "--matches pairs the units of two stores or more: omit it for one store" in result.stderr
 
 
 def test_stores_of_other_images_are_compared_without_pairs(stores, tmp_path):
