@@ -104,7 +104,7 @@ def _local_cluster(distributed: Any, cores: int, device: str) -> Any:
     """Return a cluster on this machine with one process per GPU, or per `cores` CPU cores."""
     import dask
 
-    # With None as address, dask's HTTP servers would listen on all interfaces, and the scheduler's on a fixed port.
+    # Without an address, the scheduler's HTTP server would use port 8787, and warn if another cluster has it.
     served: dict[str, Any] = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}
     common = {**served, "memory_limit": None, "silence_logs": logging.CRITICAL}
     # A terminal sends Ctrl-C to workers, too. The client ends them; interrupted, they would print tracebacks.
