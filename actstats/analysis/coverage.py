@@ -16,9 +16,12 @@ _METRICS = {output.name: metric for metric, builtin in BUILTINS.items() for outp
 _OF_UNITS: Final = ("layer", "channel", "height", "width")
 _SMALL: Final = (*_OF_UNITS, "label", "status", "completed", "frequency", "bin_left", "bin_right")
 _COUNTS: Final = {
-    "images_pending": "have not been swept yet and are excluded",
-    "images_unreadable": "could not be read and are excluded",
-    "images_not_finite": "have a value that is not finite and are excluded",
+    "images_pending": ("has not been swept yet and is excluded", "have not been swept yet and are excluded"),
+    "images_unreadable": ("could not be read and is excluded", "could not be read and are excluded"),
+    "images_not_finite": (
+        "has a value that is not finite and is excluded",
+        "have a value that is not finite and are excluded",
+    ),
 }
 
 
@@ -96,10 +99,10 @@ def notes(found: xr.Dataset) -> list[str]:
     """Return a line for each kind of image excluded from a result; empty if all images were used.
 
     >>> notes(xr.Dataset(attrs={"images": 9, "images_read": 6, "images_unreadable": 1, "images_pending": 2}))
-    ['2 of 9 images have not been swept yet and are excluded', '1 of 9 images could not be read and are excluded']
+    ['2 of 9 images have not been swept yet and are excluded', '1 of 9 images could not be read and is excluded']
     """
     return [
-        f"{found.attrs[name]:,} of {found.attrs['images']:,} images {text}"
-        for name, text in _COUNTS.items()
+        f"{found.attrs[name]:,} of {found.attrs['images']:,} images {one if found.attrs[name] == 1 else several}"
+        for name, (one, several) in _COUNTS.items()
         if found.attrs.get(name)
     ]

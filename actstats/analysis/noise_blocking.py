@@ -8,6 +8,7 @@ import xarray as xr
 
 from actstats.analysis.comparing import require_same_images, require_same_network, require_same_units
 from actstats.analysis.coverage import result, usable
+from actstats.errors import ActstatsError
 
 _DESCRIBED = {
     "clean": ("activation", "total variation on the clean images, mean over the images"),
@@ -42,9 +43,11 @@ def noise(
         The variables above, f32 [unit], and `outlier`, bool [unit].
 
     Raises:
-        ActstatsError: the sweeps differ in images, layers or weights, a variable is missing, or no partition is
-            complete.
+        ActstatsError: the sweeps differ in images, layers or weights, a variable is missing, no partition is
+            complete, or `share` is not above 0.
     """
+    if not share > 0:
+        raise ActstatsError(f"`share=` must be above 0, not {share}")
     require_same_network(clean, noisy)
     require_same_units(clean, noisy)
     require_same_images(clean, noisy)

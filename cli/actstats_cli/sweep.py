@@ -444,7 +444,8 @@ def _lines(summary: Summary) -> list[str]:
     if not summary.complete and not summary.aside:
         lines.append("not all partitions are complete: the other parts (--part) have to compute the rest")
     if failures := summary.failures:
-        lines.append(f"{count(len(failures), 'image')} could not be read and are excluded:")
+        are = "is" if len(failures) == 1 else "are"
+        lines.append(f"{count(len(failures), 'image')} could not be read and {are} excluded:")
         lines += [f"  {path}: {reason}" for path, reason in list(failures.items())[:SHOWN]]
         if len(failures) > SHOWN:
             lines.append(f"  and {len(failures) - SHOWN:,} more: actstats info {summary.store}")

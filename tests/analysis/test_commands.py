@@ -197,6 +197,7 @@ def test_kernels_of_a_network_that_was_swept(photographs, tmp_path):
         ("quantiles {0}/clean.zarr --q 2", 2, "0<=x<=1"),
         ("noise {0}/clean.zarr {0}/smooth.zarr", 1, "different networks: weights.sha256"),
         ("noise {0}/clean.zarr {0}/noisy.zarr --of-input --data {0}", 1, "no images in"),
+        ("noise {0}/clean.zarr {0}/noisy.zarr --data {0}", 1, "for --of-input: give that too"),
         ("kernels {0}/clean.zarr", 1, "object, which cannot be rebuilt by name"),
         ("smoothness {0}/clean.zarr --scheduler nowhere", 1, "no dask scheduler"),
     ],

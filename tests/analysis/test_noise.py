@@ -75,7 +75,7 @@ def test_only_images_that_both_sweeps_have_are_paired(tmp_path, clean):
         np.testing.assert_allclose(found["clean"][0], (1 + 3) / 2)
         assert notes(found) == [
             "3 of 6 images have not been swept yet and are excluded",
-            "1 of 6 images could not be read and are excluded",
+            "1 of 6 images could not be read and is excluded",
         ]
 
 
@@ -109,3 +109,9 @@ def test_sweeps_that_are_no_pair_are_refused_by_name(tmp_path, clean, maps, mani
     with pytest.raises(ActstatsError, match=message) as caught:
         noise(clean, other)
     assert "\n" not in str(caught.value)
+
+
+def test_a_share_that_is_not_above_0_is_refused(tmp_path, clean):
+    for share in (0, float("nan")):
+        with pytest.raises(ActstatsError, match="`share=` must be above 0"):
+            noise(clean, clean, share=share)

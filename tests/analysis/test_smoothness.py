@@ -50,7 +50,7 @@ def test_unreadable_images_and_incomplete_partitions_are_left_out_and_named(tmp_
         np.testing.assert_allclose(found[name], expected[name], rtol=1e-6)
     assert notes(found) == [
         "2 of 10 images have not been swept yet and are excluded",
-        "1 of 10 images could not be read and are excluded",
+        "1 of 10 images could not be read and is excluded",
     ]
     assert notes(expected) == []
 

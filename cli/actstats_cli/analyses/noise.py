@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from actstats.errors import ActstatsError
 from actstats.support import located
 from actstats_cli import options
 from actstats_cli.analyses import output
@@ -75,6 +76,8 @@ def noise(
     from actstats.probing.inputs import input_increase
     from actstats.store import open_dataset
 
+    if data is not None and not of_input:
+        raise ActstatsError("--data is the location of the images for --of-input: give that too")
     sweeps = [open_dataset(store) for store in (clean, noisy)]
     standard = None if reference is None else open_dataset(reference)
     with output.computing(scheduler):
