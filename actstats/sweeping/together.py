@@ -95,7 +95,9 @@ def _require_shared(plans: Sequence[SweepPlan]) -> None:
                 )
         if plan.images().fingerprint != first.images().fingerprint:
             raise ActstatsError("sweeps in one pass need the same images")
-    stores = [plan.store if isinstance(plan.store, URL) else plan.store.resolve() for plan in plans]
+    stores = [
+        plan.store.rstrip("/") if isinstance(plan.store, URL) else plan.store.resolve() for plan in plans
+    ]
     for plan, store in zip(plans, stores, strict=True):
         if stores.count(store) > 1:
             raise ActstatsError(f"two sweeps in one pass have the same store {plan.store}; give each its own")

@@ -168,6 +168,9 @@ def test_plans_that_do_not_go_together_are_refused(photographs, tmp_path):
     same = plan(SmallNet(), photographs, tmp_path / "link" / "small.zarr", **common)
     with pytest.raises(ActstatsError, match=r"have the same store .*small.zarr"):
         sweep_together([first, same])
+    remote = [plan(SmallNet(), photographs, url, **common) for url in ("memory://x.zarr", "memory://x.zarr/")]
+    with pytest.raises(ActstatsError, match="have the same store"):
+        sweep_together(remote)
     assert not first.store.exists()
     with pytest.raises(ActstatsError, match="no plan"):
         sweep_together([])
