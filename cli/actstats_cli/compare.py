@@ -31,7 +31,7 @@ def _size(ctx: click.Context, param: click.Parameter, value: float) -> float:
 @click.option(
     "--report",
     "page",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=options.LocalPath(dir_okay=False),
     metavar="PAGE",
     help="Also write an HTML page to browse, such as report.html.",
 )

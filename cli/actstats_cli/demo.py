@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=options.LocalPath(file_okay=False),
     default=Path("actstats-demo"),
     show_default=True,
     help="Folder for the stores, the pictures and the report, created if missing.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -20,6 +21,19 @@ def split(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -
     if values and not parts:
         raise click.BadParameter("it contains no names", ctx, param)
     return parts
+
+
+class LocalPath(click.Path):
+    """A file or folder to write on this machine; a URL is refused, as it would become a folder named `s3:`."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(path_type=Path, **kwargs)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the `Path`."""
+        if "://" in str(value):
+            self.fail(f"{value} is a URL; only stores can be written there", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 class Grouped(click.Command):

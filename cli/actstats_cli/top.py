@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @click.argument("unit", metavar="LAYER/CHANNEL")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=options.LocalPath(dir_okay=False),
     help="Draw the images into this file, such as sheet.png.",
 )
 @click.option("--data", metavar="IMAGES", help="Location of the images, if they were moved since the sweep.")

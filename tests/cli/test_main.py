@@ -27,6 +27,21 @@ def test_help_lists_every_command_with_a_line():
     assert all(len(line.split()) > 3 for line in listed)
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "compare a.zarr b.zarr --report", "top a.zarr conv/0 --out", "analyze smoothness a.zarr --out",
+        "analyze smoothness a.zarr --plot", "analyze shape-bias a.zarr --save-decisions", "demo --out",
+    ],
+)  # fmt: skip
+def test_a_file_or_folder_to_write_is_no_url(line, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = actstats(f"{line} s3://bucket/x.csv")
+    assert result.exit_code == 2
+    assert "s3://bucket/x.csv is a URL; only stores can be written there" in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def commands(group: click.Group, above: str = "") -> Iterator[tuple[str, click.Command]]:
     """Every command under a group, and the line that calls it."""
     context = click.Context(group)

@@ -57,14 +57,14 @@ show = click.option(
 out = click.option(
     "--out",
     metavar="FILE",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=options.LocalPath(dir_okay=False),
     callback=_path_of("table"),
     help="Write the whole table: .csv, .parquet or .json.",
 )
 plot = click.option(
     "--plot",
     metavar="FILE",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=options.LocalPath(dir_okay=False),
     callback=_path_of("plot"),
     help="Draw a plot: .png, .svg or .pdf.",
 )

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 @click.option(
     "--save-decisions",
     metavar="FILE",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=options.LocalPath(dir_okay=False),
     help="Write the networks' decisions, as .csv in the same format.",
 )
 @click.option(
