@@ -193,7 +193,7 @@ def test_kernels_of_a_network_that_was_swept(photographs, tmp_path):
         ("smoothness {0}/clean.zarr --show stepp", 1, "no variable 'stepp'; did you mean step?"),
         ("smoothness {0}/clean.zarr --out t.xlsx", 2, "t.xlsx should end in .csv, .parquet, .json"),
         ("smoothness {0}/clean.zarr --plot p.txt", 2, "p.txt should end in .png, .svg, .pdf"),
-        ("smoothness {0}/clean.zarr --out {0}/nowhere/t.csv", 1, "cannot write"),
+        ("smoothness {0}/clean.zarr --out {0}/nowhere/t.csv", 2, "nowhere to write t.csv to"),
         ("quantiles {0}/clean.zarr --q 2", 2, "0<=x<=1"),
         ("noise {0}/clean.zarr {0}/smooth.zarr", 1, "different networks: weights.sha256"),
         ("noise {0}/clean.zarr {0}/noisy.zarr --of-input --data {0}", 1, "no images in"),

@@ -25,7 +25,7 @@ _COMPARED: Final = ("mean_s", "mean_r", "difference", "cliffs_delta", "delta_low
 
 
 def _path_of(kind: str) -> Callable[[click.Context, click.Parameter, Path | None], Path | None]:
-    """Return a callback that checks a file's suffix before anything is computed."""
+    """Return a callback that checks a file's folder and suffix before anything is computed."""
 
     def check(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
         if value is not None:
@@ -34,6 +34,8 @@ def _path_of(kind: str) -> Callable[[click.Context, click.Parameter, Path | None
             known = tables.FORMATS if kind == "table" else plotting.FORMATS
             if value.suffix not in known:
                 raise click.BadParameter(f"{value.name} should end in {', '.join(known)}")
+            if not value.parent.is_dir():
+                raise click.BadParameter(f"there is no folder {value.parent} to write {value.name} to")
         return value
 
     return check
