@@ -8,10 +8,11 @@ before the maps are passed on.
 
 from __future__ import annotations
 
+import io
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stderr
 from typing import Any, Final
 
 import torch
@@ -73,7 +74,8 @@ class Network:
         """
         example = example.to(memory_format=torch.channels_last)
         try:
-            with _quiet(), torch.no_grad():
+            # `export` prints the graph of a network that it cannot export on stderr.
+            with _quiet(), redirect_stderr(io.StringIO()), torch.no_grad():
                 exported = torch.export.export(_Tapped(self._model, self._layers), (example,), strict=False)
                 graph = torch.compile(
                     exported.module(),

@@ -157,12 +157,13 @@ class Undecided(SmallNet):
         return super().forward(x * 2 if float(x.sum()) > 0 else x)
 
 
-def test_a_network_that_cannot_be_compiled_runs_eagerly(photographs, tmp_path):
+def test_a_network_that_cannot_be_compiled_runs_eagerly(photographs, tmp_path, capfd):
     notes: list[str] = []
     summary = sweep(
         Undecided(), photographs, tmp_path / "x.zarr", compile=True, on_note=notes.append, **SMALL
     )
     assert summary.complete
+    assert capfd.readouterr().err == ""
     [note] = notes
     assert note.startswith("the network cannot be compiled: ")
     assert note.endswith("; running it eagerly")
