@@ -123,7 +123,11 @@ def run() -> None:
         # Freezing the objects instead (`gc.freeze`) makes Triton's bindings list them on stderr.
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:
-                stream.flush()
+                try:
+                    stream.flush()
+                except OSError:
+                    if not status:  # Python then reports the error, with an exit status of its own
+                        raise
         os._exit(status)
 
     atexit.register(leave)  # before the command registers others, which therefore run first
