@@ -18,6 +18,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from actstats.errors import ActstatsError
+from actstats.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from actstats.data import open_source

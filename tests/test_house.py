@@ -19,7 +19,7 @@ FLOORS = {
 GROUND = {"torch", "triton", "numba", "llvmlite", "numpy"}
 """What the ground floor may import beside Python's own library and itself."""
 ROOMS = (
-    "errors", "support", "remote", "layers", "metrics", "data", "distort", "models", "store", "sweeping", "analysis",
+    "version", "errors", "support", "remote", "layers", "metrics", "data", "distort", "models", "store", "sweeping", "analysis",
     "probing", "report", "demo",
 )  # fmt: skip
 """The rooms of `actstats`, from the bottom up: a room may import itself and those before it."""

@@ -16,6 +16,8 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
+from actstats.version import __version__
+
 FORMAT: Final = 2
 """Store format that this version of actstats writes."""
 READABLE: Final = (1, 2)
@@ -35,13 +37,13 @@ _RECORDED: Final = frozenset(
         "selectors",
     }
 )
-_PACKAGES: Final = ("actstats", "torch", "torchvision", "triton", "numba", "pillow", "zarr")
+_PACKAGES: Final = ("torch", "torchvision", "triton", "numba", "pillow", "zarr")
 
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the installed packages that are used in a sweep."""
-    found = {name: _version(name) for name in _PACKAGES}
-    return {"python": platform.python_version(), **{name: text for name, text in found.items() if text}}
+    packages = {name: text for name in _PACKAGES if (text := _version(name))}
+    return {"python": platform.python_version(), "actstats": __version__, **packages}
 
 
 @functools.cache  # looking it up takes longer than writing a small partition
