@@ -19,8 +19,8 @@ FLOORS = {
 GROUND = {"torch", "triton", "numba", "llvmlite", "numpy"}
 """What the ground floor may import beside Python's own library and itself."""
 ROOMS = (
-    "version", "errors", "support", "remote", "layers", "metrics", "data", "distort", "models", "store", "sweeping", "analysis",
-    "probing", "report", "demo",
+    "version", "errors", "support", "remote", "layers", "metrics", "data", "distort", "models", "store", "sweeping",
+    "analysis", "probing", "report", "demo",
 )  # fmt: skip
 """The rooms of `actstats`, from the bottom up: a room may import itself and those before it."""
 FILES = {
