@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final
 
 from actstats.errors import ActstatsError
-from actstats.support import URL, require_extra
+from actstats.support import URL, require_package
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
@@ -40,7 +40,7 @@ def opened(url: URL, *, patience: float | None = None) -> ObjectStore:
     Raises:
         ActstatsError: the URL cannot be opened, or obstore is not installed.
     """
-    require_extra("obstore", "cloud", f"reading or writing {url}")
+    require_package("obstore", f"reading or writing {url}")
     from obstore.store import from_url
 
     scheme, _, place = url.partition("://")

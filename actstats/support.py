@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from html import escape
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from actstats.errors import ActstatsError
 
@@ -61,23 +61,47 @@ def one_or_more(given: str | Iterable[str]) -> list[str]:
 
 
 @contextmanager
-def needs(package: str, what: str, extra: str) -> Iterator[None]:
+def needs(package: str, what: str) -> Iterator[None]:
     """Turn the `ImportError` for a missing `package` into a line that says how to install it.
 
     Raises:
-        ActstatsError: `package` is not installed; the message names the extra that installs it.
+        ActstatsError: `package` is not installed; the message names it.
     """
     try:
         yield
     except ImportError as error:
         if (error.name or "").partition(".")[0] != package:
             raise
-        raise ActstatsError(f"{what} needs {package}; pip install 'actstats[{extra}]'") from None
+        raise ActstatsError(f"{what} needs {installable(package)}; {install([package])}") from None
 
 
-def require_extra(module: str, extra: str, purpose: str) -> Any:
+def installable(module: str) -> str:
+    """Return the name by which pip installs a module.
+
+    >>> installable("skimage"), installable("scipy")
+    ('scikit-image', 'scipy')
+    """
+    return _DISTRIBUTIONS.get(module, module)
+
+
+def install(modules: Iterable[str]) -> str:
+    """Return the command that installs the packages of some modules.
+
+    It names the packages themselves, not an extra of actstats: on PyPI `actstats` is another project.
+
+    >>> install(["flox", "skimage"])
+    'pip install flox scikit-image'
+    """
+    return " ".join(["pip install", *map(installable, modules)])
+
+
+_DISTRIBUTIONS: Final = {"skimage": "scikit-image", "google_crc32c": "google-crc32c"}
+"""Modules that pip installs by another name."""
+
+
+def require_package(module: str, purpose: str) -> Any:
     """Import and return an optional module; see `needs` for errors."""
-    with needs(module.partition(".")[0], purpose, extra):
+    with needs(module.partition(".")[0], purpose):
         return import_module(module)
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 import actstats
-from docs import module_table, run_page
+import module_table
+import run_page
 
 
 @contextmanager
@@ -67,7 +68,7 @@ def test_the_reference_has_every_public_name():
 
 
 def test_the_table_of_modules_is_up_to_date():
-    assert module_table.FILE.read_text() == module_table.table(), "run python docs/module_table.py"
+    assert module_table.FILE.read_text() == module_table.table(), "run python docs/_tools/module_table.py"
 
 
 def test_the_citation_has_the_version_of_the_package():

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from actstats.analysis.coverage import result, usable
 from actstats.errors import ActstatsError
 from actstats.store.merging import merge
-from actstats.support import require_extra
+from actstats.support import require_package
 
 _RANKED = ("top_value", "top_image", "top_position")
 _DESCRIBED = {
@@ -32,7 +32,7 @@ def class_means(dataset: xr.Dataset, variable: str = "mean") -> xr.DataArray:
     Raises:
         ActstatsError: no image has a label, the variable is missing, or flox is not installed.
     """
-    require_extra("flox", "analysis", "grouping by class")
+    require_package("flox", "grouping by class")
     swept = usable(dataset, "selectivity", variable)
     return _class_means(swept, variable)
 
@@ -71,7 +71,7 @@ def selectivity(dataset: xr.Dataset, variable: str = "mean") -> xr.Dataset:
     Raises:
         ActstatsError: a variable is missing, there are fewer than two classes, or no partition is complete.
     """
-    require_extra("flox", "analysis", "selectivity")
+    require_package("flox", "selectivity")
     swept = usable(dataset, "selectivity", variable, *_RANKED)
     means = _class_means(swept, variable)
     if means.sizes["label"] < 2:

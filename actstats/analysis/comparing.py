@@ -11,7 +11,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from actstats.errors import ActstatsError, nearest
-from actstats.support import require_extra
+from actstats.support import require_package
 
 
 def require_same_units(first: xr.Dataset, second: xr.Dataset) -> None:
@@ -127,7 +127,7 @@ def compare_units(
         ActstatsError: the layers or their numbers of units differ, a variable does not exist, or scipy is not
             installed.
     """
-    require_extra("scipy", "analysis", "a bootstrap interval")
+    require_package("scipy", "a bootstrap interval")
     require_same_units(standard, robust)
     known = [str(n) for n, v in standard.data_vars.items() if v.dims == ("unit",) and v.dtype.kind in "fb"]
     for name in variables or ():

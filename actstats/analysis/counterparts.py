@@ -17,7 +17,7 @@ from actstats.analysis.aligned import Aligned, Floats, align, cover, spread, wit
 from actstats.analysis.coverage import result, usable
 from actstats.analysis.tables import unit_table
 from actstats.errors import ActstatsError
-from actstats.support import require_extra
+from actstats.support import require_package
 
 LEAST: Final = 0.5
 """The correlation on held-out images from which on two units count as counterparts."""
@@ -116,7 +116,7 @@ def read_matches(paths: Iterable[str | Path]) -> pd.DataFrame:
         names = dict.fromkeys((*_KEYS, "layer", "counterpart_layer"), str)
         try:
             if path.suffix == ".parquet":
-                require_extra("pyarrow", "analysis", "a Parquet file")
+                require_package("pyarrow", "a Parquet file")
                 table = pd.read_parquet(path)
             elif path.suffix == ".json":
                 table = pd.DataFrame(json.loads(path.read_text(encoding="utf-8")))
@@ -198,7 +198,7 @@ def _match(
 ) -> list[xr.Dataset]:
     if not 0 <= least <= 1:
         raise ActstatsError(f"`least=` is a correlation from 0 to 1, not {least}")
-    require_extra("scipy", "analysis", "matching units")
+    require_package("scipy", "matching units")
     aligned = align([first, second], "match", variable, _FEWEST)
     layers, others = aligned.layers
     if not across and not (layers.keys() & others.keys()):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from actstats.analysis.spectra import per_coefficient
 from actstats.analysis.tables import by_layer, columns_of
 from actstats.errors import ActstatsError
-from actstats.support import require_extra
+from actstats.support import require_package
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -68,7 +68,7 @@ def styled(name: str) -> Iterator[None]:
     Raises:
         ActstatsError: matplotlib is not installed.
     """
-    matplotlib = require_extra("matplotlib", "analysis", "a plot")
+    matplotlib = require_package("matplotlib", "a plot")
     style = STYLES[name]
     before = _style.set(style)
     sizes = {"font.size": style.text, "savefig.dpi": style.dpi, "pdf.fonttype": 42}
@@ -265,7 +265,7 @@ def draw_noise(found: xr.Dataset, path: str | Path) -> None:
 
 def _panels(count: int, height: float, *, columns: int = 1, **options: Any) -> tuple[Figure, list[Axes]]:
     """Return a figure with `count` axes, created without pyplot and therefore without a display."""
-    figure_class = require_extra("matplotlib.figure", "analysis", "a plot").Figure
+    figure_class = require_package("matplotlib.figure", "a plot").Figure
     rows, style = -(-count // columns), _style.get()
     width = style.column if columns == 1 else style.page * max(columns, 2) / 5
     figure = figure_class(figsize=(width, height * style.height * rows), layout="constrained")

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from actstats.analysis.aligned import Aligned, Floats, align, cover, spread, within
 from actstats.errors import ActstatsError
-from actstats.support import require_extra
+from actstats.support import require_package
 
 SAMPLE: Final = 1000
 """Images in the dissimilarity matrices of RSA, unless asked for otherwise."""
@@ -59,7 +59,7 @@ def similarity(
         raise ActstatsError("similarity needs a store")
     if sample < 3:
         raise ActstatsError(f"`sample=` is 3 images or more, not {sample}")
-    require_extra("scipy", "analysis", "RSA")
+    require_package("scipy", "RSA")
     aligned = align(list(stores.values()), "similarity", variable, 4)
     keys = [(name, layer) for name, of in zip(stores, aligned.layers, strict=True) for layer in of]
     sample = min(sample, len(aligned.rows))

@@ -12,7 +12,7 @@ import pandas as pd
 import xarray as xr
 
 from actstats.errors import ActstatsError
-from actstats.support import require_extra
+from actstats.support import require_package
 
 FORMATS: Final = (".csv", ".parquet", ".json")
 _KEYS: Final = ("layer", "channel")
@@ -69,7 +69,7 @@ def write_table(table: pd.DataFrame, path: str | Path) -> None:
     if path.suffix not in FORMATS:
         raise ActstatsError(f"tables can be written as {', '.join(FORMATS)}, not as {path.name}")
     if path.suffix == ".parquet":
-        require_extra("pyarrow", "analysis", "a Parquet file")
+        require_package("pyarrow", "a Parquet file")
     try:
         if path.suffix == ".csv":
             table.to_csv(path, index=False)

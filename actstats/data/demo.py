@@ -12,6 +12,7 @@ from PIL import Image
 from actstats.data.image import decode
 from actstats.data.source import fingerprint
 from actstats.errors import ActstatsError
+from actstats.support import install
 
 _PHOTOGRAPHS: Final = {
     # Each is included in the wheel, and CC0 or in the public domain according to skimage.data.
@@ -51,7 +52,7 @@ class DemoSource:
         missing = [file.name for file in files if not file.is_file()]
         if missing:
             raise ActstatsError(
-                f"this version of scikit-image does not include {missing[0]}; pip install -U 'actstats[demo]'"
+                f"this version of scikit-image does not include {missing[0]}; pip install -U scikit-image"
             )
         self._photographs = [decode(file.read_bytes()) for file in files]
         crops = [(label, crop) for crop in range(_CROPS) for label in range(len(files))][:limit]
@@ -77,7 +78,7 @@ def _folder() -> Path:
     # Locate scikit-image without importing it, which takes longer than reading the photographs.
     spec = importlib.util.find_spec("skimage")
     if spec is None or spec.origin is None:
-        raise ActstatsError("the demo photographs require scikit-image; pip install 'actstats[demo]'")
+        raise ActstatsError(f"the demo photographs need scikit-image; {install(['skimage'])}")
     return Path(spec.origin).parent / "data"
 
 

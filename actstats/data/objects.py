@@ -165,7 +165,7 @@ def _explained(url: URL, advice: str = "") -> Iterator[None]:
 @cache
 def hub() -> Any:
     """Return the fsspec file system of the Hugging Face Hub."""
-    with needs("huggingface_hub", "reading images from the Hugging Face hub", "hub"):
+    with needs("huggingface_hub", "reading images from the Hugging Face hub"):
         from huggingface_hub import HfFileSystem
     return HfFileSystem()
 

@@ -46,7 +46,7 @@ class DeviceDecoder:
             reason = str(error).partition("\n")[0]
             raise ActstatsError(
                 f"torchcodec cannot decode JPEGs on {device} ({reason}); "
-                "install actstats[device] with torch 2.11 or newer, or use `decode=pillow`"
+                "install torchcodec for torch 2.11 or newer, or use `decode=pillow`"
             ) from None
 
     def take(self, index: int) -> Tensor | Image.Image:

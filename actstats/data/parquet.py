@@ -20,7 +20,7 @@ from actstats.data.image import UNREADABLE, ImageError
 from actstats.data.objects import RemoteFile, Shared
 from actstats.data.source import NO_LABEL, EncodedSource, fingerprint
 from actstats.errors import ActstatsError, one_line
-from actstats.support import cache_folder, keep_cached, require_extra
+from actstats.support import cache_folder, keep_cached, require_package
 
 IMAGE: Final = "image"
 """Column of images: their encoded bytes, or a structure with a field `bytes`."""
@@ -96,7 +96,7 @@ class ParquetSource(EncodedSource):
 @contextmanager
 def _opened(file: Path | RemoteFile, footer: Any = None) -> Iterator[Any]:
     """Open a Parquet file; errors are reported in one line."""
-    parquet = require_extra("pyarrow.parquet", "analysis", "reading images from Parquet files")
+    parquet = require_package("pyarrow.parquet", "reading images from Parquet files")
     import pyarrow
 
     place = file.url if isinstance(file, RemoteFile) else file

@@ -7,7 +7,8 @@
 from importlib.util import find_spec
 
 from actstats.errors import ActstatsError
+from actstats.support import install, installable
 
-for _package in ("flox", "matplotlib", "pandas", "scipy", "skimage"):
-    if find_spec(_package) is None:
-        raise ActstatsError(f"the demo needs {_package}: pip install 'actstats[demo]'")
+_missing = [name for name in ("flox", "matplotlib", "pandas", "scipy", "skimage") if find_spec(name) is None]
+if _missing:
+    raise ActstatsError(f"the demo needs {', '.join(map(installable, _missing))}: {install(_missing)}")

@@ -150,7 +150,7 @@ def smooth(image: Image, cycles: float) -> Image:
 
     The amplitude is halved at a frequency of `cycles` cycles per side, and reduced to 1/16 at twice that frequency.
     """
-    with needs("scipy", "lowpass and highpass", "distort"):
+    with needs("scipy", "lowpass and highpass"):
         from scipy.ndimage import gaussian_filter
 
     sigma = _HALF * image.shape[0] / cycles
@@ -220,7 +220,7 @@ class Contour:
 
     def __call__(self, image: Image, place: Place) -> Image:
         """Return the edges, with values 0 and 1."""
-        with needs("skimage", "contour", "distort"):
+        with needs("skimage", "contour"):
             from skimage.feature import canny
 
         edges = canny(grey(image), sigma=_SIGMA, low_threshold=_LOW, high_threshold=_HIGH)

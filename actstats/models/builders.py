@@ -19,7 +19,7 @@ from actstats.models import torchvision_zoo as zoo
 from actstats.models.checkpoints import Checkpoint, fit
 from actstats.models.downloads import fetch
 from actstats.models.hub import hub_file
-from actstats.support import named_object, require_extra
+from actstats.support import named_object, require_package
 
 
 class Published(NamedTuple):
@@ -280,5 +280,5 @@ class Timm(Builder):
 
 
 def _timm() -> ModuleType:
-    module: ModuleType = require_extra("timm", "timm", "timm/...")
+    module: ModuleType = require_package("timm", "timm/...")
     return module

@@ -40,7 +40,7 @@ def hub_file(repository: str, file: str, revision: str | None = None, *, offline
 
     Raises `ActstatsError` if there is no such file or no network, or `offline` forbids the download.
     """
-    with needs("huggingface_hub", "a file of the Hugging Face hub", "hub"):
+    with needs("huggingface_hub", "a file of the Hugging Face hub"):
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import LocalEntryNotFoundError
     folder = cache_folder() / "hub" if os.environ.get("ACTSTATS_CACHE") else None

@@ -21,7 +21,7 @@ from zarr.storage import LocalStore
 
 from actstats.errors import ActstatsError
 from actstats.store.files import DurableStore, InUse, beside, remove_abandoned, remove_partial, sync
-from actstats.support import URL, located, require_extra
+from actstats.support import URL, located, require_package
 
 
 class Use(Protocol):
@@ -101,7 +101,7 @@ def place_of(path: str | Path) -> StorePlace:
     location = located(path)
     if isinstance(location, Path):
         return Folder(location)
-    require_extra("obstore", "cloud", f"a store at {location}")
+    require_package("obstore", f"a store at {location}")
     from actstats.store.bucket import Bucket
 
     return Bucket(location)

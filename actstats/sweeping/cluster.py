@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from actstats.errors import ActstatsError, StrictError
 from actstats.store import Store
 from actstats.store import manifest as manifests
-from actstats.support import URL, require_extra
+from actstats.support import URL, require_package
 from actstats.sweeping.progress import Progress
 from actstats.sweeping.settings import Execution
 
@@ -80,7 +80,7 @@ def connect(scheduler: str, device: str = "cpu") -> Iterator[Client]:
     Raises:
         ActstatsError: no scheduler answers, the address is invalid, or `distributed` is not installed.
     """
-    distributed = require_extra("distributed", "distributed", "a cluster")
+    distributed = require_package("distributed", "a cluster")
     name, _, cores = scheduler.partition(":")
     if name != LOCAL:
         try:
@@ -238,7 +238,7 @@ class Cluster:
         Raises:
             ActstatsError: another process cannot open the network, the images or a metric.
         """
-        require_extra("distributed", "distributed", "a cluster")
+        require_package("distributed", "a cluster")
         elsewhere = copy.copy(plan)
         if isinstance(elsewhere.store, Path):
             elsewhere.store = elsewhere.store.absolute()

@@ -14,6 +14,7 @@ from typing import IO, Any, Final
 import click
 
 from actstats.errors import ActstatsError
+from actstats.version import __version__
 from actstats_cli.analyze import ANALYSES
 from actstats_cli.lazy import LazyGroup
 from actstats_cli.printing import with_flags
@@ -103,7 +104,7 @@ class Main(LazyGroup):
     nested={"analyze": ANALYSES},
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-@click.version_option(package_name="actstats", message="%(prog)s %(version)s")
+@click.version_option(__version__, message="%(prog)s %(version)s")
 def main() -> None:
     """Statistics of every unit of a vision network over a whole dataset, in one streaming pass.
 

@@ -437,4 +437,4 @@ def test_demo() -> None:
 
 def test_demo_without_scikit_image(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert "pip install 'actstats[demo]'" in _error("demo")
+    assert "pip install scikit-image" in _error("demo")

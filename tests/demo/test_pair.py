@@ -168,5 +168,5 @@ def test_a_missing_extra_is_named(monkeypatch, tmp_path):
         return real(name, *arguments, **options)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ActstatsError, match=r"contour needs skimage; pip install 'actstats\[distort\]'"):
+    with pytest.raises(ActstatsError, match=r"contour needs scikit-image; pip install scikit-image"):
         parse(["contour"]).image(np.zeros((8, 8, 3), np.uint8), Place(0, "a.png", Preprocessing(None, 8)))

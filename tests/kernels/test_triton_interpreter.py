@@ -12,8 +12,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 
+import run_page
 from actstats_kernels import reference
-from docs import run_page
 from tests.kernels.strategies import draw_values
 
 pytest.importorskip("triton", reason="Triton has no build for this system")

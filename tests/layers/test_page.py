@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from docs import layer_table
+import layer_table
 
 
 @pytest.mark.parametrize("name", ["AlexNet", "GoogLeNet", "ResNet-50", "ConvNeXt-T"])

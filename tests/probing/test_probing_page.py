@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from docs import run_page
+import run_page
 
 
 def test_the_code_of_the_page_runs(tmp_path, monkeypatch):

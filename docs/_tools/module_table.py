@@ -1,6 +1,6 @@
 """Write the table of modules in docs/architecture.md: each with the first line of its docstring.
 
-python docs/module_table.py
+python docs/_tools/module_table.py
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import ast
 from pathlib import Path
 from typing import Final
 
-ROOT: Final = Path(__file__).parents[1]
+ROOT: Final = Path(__file__).parents[2]
 FILE: Final = ROOT / "docs" / "measured" / "modules.md"
 FLOORS: Final = ("actstats", "kernels/actstats_kernels", "cli/actstats_cli")
 

@@ -1,6 +1,6 @@
 """Write the table of docs/layers.md: layers and units of each preset in some networks of torchvision.
 
-python docs/layer_table.py
+python docs/_tools/layer_table.py
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import actstats
 from actstats.errors import ActstatsError
 from actstats.layers import probe, select
 
-FILE: Final = Path(__file__).parent / "measured" / "layers.md"
+FILE: Final = Path(__file__).parents[1] / "measured" / "layers.md"
 NETWORKS: Final = {
     "AlexNet": "alexnet",
     "GoogLeNet": "googlenet",

@@ -1,7 +1,7 @@
 """Take the screenshots of the report that the documentation shows, of the embedded pair over the demo photographs.
 
     actstats demo --out actstats-demo
-    python docs/shoot_report.py actstats-demo/report.html
+    python docs/_tools/shoot_report.py actstats-demo/report.html
 
 Needs Chromium and playwright (extra `browser`). Writes into `docs/assets`.
 """
@@ -17,7 +17,7 @@ from typing import NamedTuple
 from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
 
-ASSETS = Path(__file__).parent / "assets"
+ASSETS = Path(__file__).parents[1] / "assets"
 
 
 class Shot(NamedTuple):

@@ -1,7 +1,7 @@
 """Run the code of a documentation page from top to bottom, as a reader would.
 
 `python` blocks share one namespace, one with a title is also written to a file of that name, and of `sh` blocks
-the lines that begin with `actstats` are run as commands. As a program, `python docs/run_page.py` draws the
+the lines that begin with `actstats` are run as commands. As a program, `python docs/_tools/run_page.py` draws the
 tutorial's figures anew, for a light and a dark page.
 """
 
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-DOCS = Path(__file__).parent
+DOCS = Path(__file__).parents[1]
 _FENCE = re.compile(r'^```(?P<language>\w+)(?: title="(?P<title>[^"]+)")?\n(?P<code>.*?)^```$', re.M | re.S)
 
 
