@@ -60,6 +60,15 @@ def one_or_more(given: str | Iterable[str]) -> list[str]:
     return [given] if isinstance(given, str) else list(given)
 
 
+def exact(value: float) -> str:
+    """Return the shortest decimal that reads back as `value`, without a `+`, which joins distortions.
+
+    >>> exact(0.1), exact(8.0), exact(1e6), exact(8 / 255), exact(1e23)
+    ('0.1', '8', '1000000', '0.03137254901960784', '1e23')
+    """
+    return repr(float(value)).removesuffix(".0").replace("e+", "e")
+
+
 @contextmanager
 def needs(package: str, what: str) -> Iterator[None]:
     """Turn the `ImportError` for a missing `package` into a line that says how to install it.

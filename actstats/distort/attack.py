@@ -1,7 +1,8 @@
 """Adversarial examples of the swept network, by projected gradient ascent on the cross-entropy within an l2 ball.
 
 Madry et al. 2018, "Towards deep learning models resistant to adversarial attacks" (arXiv 1706.06083); each step
-follows the normalised gradient, as in the l2 attack there.
+follows the normalised gradient, as in the l2 attack there. The direction is that of the cross-entropy, but the
+gradient is that of a margin, which does not vanish when the network is confident (`pgd_l2`).
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from actstats.data.preprocessing import Preprocessing
 from actstats.errors import ActstatsError
+from actstats.support import exact
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Adversarial:
             raise ActstatsError(f"{self} needs at least 1 step, such as pgd:l2:0.5:20")
 
     def __str__(self) -> str:
-        return f"pgd:l2:{self.epsilon:g}:{self.steps}"
+        return f"pgd:l2:{exact(self.epsilon)}:{self.steps}"
 
     def attack(self, model: nn.Module, preprocessing: Preprocessing, pixels: Tensor) -> Tensor:
         """Return adversarial examples of `model`, f32 [N, H, W, 3] like `pixels`.
@@ -46,8 +47,10 @@ class Adversarial:
 
         def predict(images: Tensor) -> Tensor:
             logits = model(preprocessing.normalize(images.permute(0, 2, 3, 1)))
-            if not isinstance(logits, Tensor) or logits.ndim != 2:
-                raise ActstatsError(f"{self} needs a network that returns logits, [N, classes]")
+            if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] < 2:
+                raise ActstatsError(
+                    f"{self} needs a network that returns logits of 2 or more classes, [N, classes]"
+                )
             return logits
 
         images = pixels.permute(0, 3, 1, 2)
@@ -66,11 +69,15 @@ def pgd_l2(
     step: float | None = None,
     start: Tensor | None = None,
 ) -> Tensor:
-    """Return images within l2 distance `epsilon` of `images` and within [0, 1] that raise the loss.
+    """Return images within l2 distance `epsilon` of `images` and within [0, 1] that raise the cross-entropy.
+
+    Each step follows the gradient of log(sum of exp(z_j) over j != y) - z_y, with logits z and class y. That of the
+    cross-entropy is (1 - p_y) times it, so both have the same direction, but 1 - p_y underflows at a gap of some 20
+    between logits in f32, and an attack that does not move would pass for robustness.
 
     Args:
-        predict: differentiable function from images in [0, 1], [N, 3, H, W], to logits, [N, classes]. The logits of
-            an image must depend on that image only, so a network must be in eval mode.
+        predict: differentiable function from images in [0, 1], [N, 3, H, W], to logits of 2 or more classes,
+            [N, classes]. The logits of an image must depend on that image only, so a network must be in eval mode.
         images: f32 [N, 3, H, W] in [0, 1].
         labels: int64 [N], the classes to move away from.
         epsilon: radius of the ball over all pixels and colours of an image, in the units of `images`.
@@ -79,7 +86,7 @@ def pgd_l2(
         start: initial offset, shaped like `images` and projected into the ball; None for no offset.
 
     Returns:
-        Images, f32 [N, 3, H, W], detached.
+        Images, f32 [N, 3, H, W], detached. An image whose gradient is zero or not finite does not move in that step.
     """
     length = 2.5 * epsilon / max(steps, 1) if step is None else step
     offset = torch.zeros_like(images) if start is None else start
@@ -87,8 +94,10 @@ def pgd_l2(
     with torch.inference_mode(False), torch.enable_grad():
         for _ in range(steps):
             point = moved.clone().requires_grad_()
-            loss = cross_entropy(predict(point).float(), labels, reduction="sum")
-            (gradient,) = torch.autograd.grad(loss, point)
+            logits = predict(point).float()
+            own = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, labels[:, None], True)
+            margin = logits.masked_fill(own, -torch.inf).logsumexp(1) - logits[own]
+            (gradient,) = torch.autograd.grad(margin.sum(), point)
             moved = _within(images, moved - images + length * _unit(gradient), epsilon)
     return moved
 
@@ -105,7 +114,11 @@ def _within(images: Tensor, offset: Tensor, epsilon: float) -> Tensor:
 
 
 def _unit(x: Tensor) -> Tensor:
-    return x / _norm(x).clamp_min(1e-12)
+    """Return `x` with the length of each image 1, however small it is; 0 where it is 0 or not finite."""
+    greatest = x.abs().amax(dim=(1, 2, 3), keepdim=True)
+    moves = (greatest > 0) & greatest.isfinite()
+    scaled = torch.where(moves, x / torch.where(moves, greatest, 1), 0)  # squares of tiny gradients underflow
+    return scaled / _norm(scaled).clamp_min(1)
 
 
 def _norm(x: Tensor) -> Tensor:

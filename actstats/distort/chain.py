@@ -8,6 +8,7 @@ it run on whole batches.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -67,10 +68,8 @@ class Chain:
     def check(self, preprocessing: Preprocessing) -> None:
         """Raise `ActstatsError` if a step cannot be applied to images of this size."""
         for step in self.steps:
-            if isinstance(step, Scramble) and step.grid > preprocessing.crop:
-                raise ActstatsError(
-                    f"{step} needs images of at least {step.grid} pixels per side, got {preprocessing.crop}"
-                )
+            if isinstance(step, Scramble | LowPass | HighPass):
+                step.check(preprocessing.crop)
 
     def image(self, pixels: NDArray[np.uint8], place: Place) -> Image:
         """Apply the steps before the first attack to a cropped image, u8 [H, W, 3]; return f32 [H, W, 3] in [0, 1].
@@ -167,7 +166,8 @@ def parse(specs: str | Iterable[str]) -> Chain:
     >>> parse(["greyscale", "scramble:4+noise:0.10"]).specs
     ['greyscale', 'scramble:4', 'noise:0.1']
     """
-    return Chain(tuple(_step(part) for spec in one_or_more(specs) for part in spec.split("+")))
+    # Before a digit, a `+` is part of a number, as in 1e+3: no distortion begins with a digit.
+    return Chain(tuple(_step(part) for spec in one_or_more(specs) for part in re.split(r"\+(?!\d)", spec)))
 
 
 def _step(spec: str) -> Step | Adversarial:

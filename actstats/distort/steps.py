@@ -10,9 +10,9 @@ import hashlib
 import math
 import zlib
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ from PIL import Image as Pictures
 from actstats.data.image import MISSING, UNREADABLE, ImageError, is_image_name
 from actstats.data.preprocessing import Preprocessing
 from actstats.errors import ActstatsError
-from actstats.support import needs
+from actstats.support import exact, needs
 
 Image = NDArray[np.float32]
 """An image in [0, 1], f32 [H, W, 3], resized and cropped but not normalised."""
@@ -93,12 +93,11 @@ class Noise:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.sigma) and self.sigma > 0):
             raise ActstatsError(
-                f"noise:{self.sigma:g} needs a positive standard deviation, such as noise:0.1 "
-                "(images are in [0, 1])"
+                f"{self} needs a positive standard deviation, such as noise:0.1 (images are in [0, 1])"
             )
 
     def __str__(self) -> str:
-        return f"noise:{self.sigma:g}"
+        return f"noise:{exact(self.sigma)}"
 
     def __call__(self, image: Image, place: Place) -> Image:
         """Return the image with noise."""
@@ -119,10 +118,15 @@ class Scramble:
 
     def __post_init__(self) -> None:
         if self.grid < 2:
-            raise ActstatsError(f"scramble:{self.grid} has no effect; use 2 or more patches per side")
+            raise ActstatsError(f"{self} has no effect; use 2 or more patches per side")
 
     def __str__(self) -> str:
         return f"scramble:{self.grid}"
+
+    def check(self, side: int) -> None:
+        """Raise `ActstatsError` if images of `side` pixels per side cannot be cut into that many patches."""
+        if self.grid > side:
+            raise ActstatsError(f"{self} needs images of at least {self.grid} pixels per side, got {side}")
 
     def __call__(self, image: Image, place: Place) -> Image:
         """Return the scrambled image, in which at least two patches have moved."""
@@ -145,16 +149,41 @@ _HALF: Final = math.sqrt(math.log(2) / 2) / math.pi
 """sigma * f where exp(-2 pi^2 sigma^2 f^2), the transfer function of a Gaussian, is 1/2."""
 
 
+@cache
+def halving_sigma(side: int, cycles: float) -> float:
+    """Return the standard deviation, in pixels, of the Gaussian that halves `cycles` cycles per `side` pixels.
+
+    Sampled at pixels, a narrow Gaussian passes more than its transfer function says. Where that matters, the standard
+    deviation is solved for, with the sum over pixels.
+
+    >>> round(halving_sigma(224, 8), 4), round(halving_sigma(224, 112), 4)
+    (5.2468, 0.5283)
+    """
+    from scipy.optimize import brentq
+
+    continuous = _HALF * side / cycles
+    pixels = np.arange(-8, 9)
+
+    def excess(sigma: float) -> float:
+        weights = np.exp(-0.5 * (pixels / sigma) ** 2)
+        return float(np.cos(2 * math.pi * cycles / side * pixels) @ weights / weights.sum() - 0.5)
+
+    # From a standard deviation of 2 pixels on, both agree to rounding.
+    return continuous if continuous >= 2 else float(brentq(excess, 0.2, 2 * continuous))
+
+
 def smooth(image: Image, cycles: float) -> Image:
     """Return the low frequencies of an image, f32 [H, W, 3], with reflected edges.
 
-    The amplitude is halved at a frequency of `cycles` cycles per side, and reduced to 1/16 at twice that frequency.
+    The amplitude is halved at a frequency of `cycles` cycles per side, at most half the side, and reduced to 1/16 at
+    twice that frequency where that is well below half the side.
     """
     with needs("scipy", "lowpass and highpass"):
         from scipy.ndimage import gaussian_filter
 
-    sigma = _HALF * image.shape[0] / cycles
-    low: Image = gaussian_filter(image, (sigma, sigma, 0), mode="reflect")
+        sigma = halving_sigma(image.shape[0], cycles)
+    # The kernel reaches to 4 standard deviations, and further where that is only a pixel or two.
+    low: Image = gaussian_filter(image, (sigma, sigma, 0), mode="reflect", truncate=max(4.0, 3 / sigma))
     return low
 
 
@@ -172,10 +201,15 @@ class LowPass:
         _check(str(self), self.cycles)
 
     def __str__(self) -> str:
-        return f"lowpass:{self.cycles:g}"
+        return f"lowpass:{exact(self.cycles)}"
+
+    def check(self, side: int) -> None:
+        """Raise `ActstatsError` if images of `side` pixels per side have no such frequency."""
+        _check_frequency(str(self), self.cycles, side)
 
     def __call__(self, image: Image, place: Place) -> Image:
         """Return the blurred image."""
+        self.check(image.shape[0])
         return np.clip(smooth(image, self.cycles), 0, 1)
 
 
@@ -192,12 +226,25 @@ class HighPass:
         _check(str(self), self.cycles)
 
     def __str__(self) -> str:
-        return f"highpass:{self.cycles:g}"
+        return f"highpass:{exact(self.cycles)}"
+
+    def check(self, side: int) -> None:
+        """Raise `ActstatsError` if images of `side` pixels per side have no such frequency."""
+        _check_frequency(str(self), self.cycles, side)
 
     def __call__(self, image: Image, place: Place) -> Image:
         """Return the image without its low frequencies, except its mean."""
-        high: Image = image - smooth(image, self.cycles) + image.mean((0, 1))
+        self.check(image.shape[0])
+        mean = image.mean((0, 1), dtype=np.float64).astype(np.float32)
+        high: Image = image - smooth(image, self.cycles) + mean
         return np.clip(high, 0, 1)
+
+
+def _check_frequency(spec: str, cycles: float, side: int) -> None:
+    if 2 * cycles > side:
+        raise ActstatsError(
+            f"{spec} needs images that have such a frequency; {side} pixels per side have at most {side / 2:g} cycles"
+        )
 
 
 def _check(spec: str, cycles: float) -> None:
@@ -272,13 +319,23 @@ class Silhouette:
         except (OSError, Pictures.DecompressionBombError) as error:
             raise ImageError(UNREADABLE, f"its mask {path.name} cannot be read: {error}") from None
         if mask.ndim == 3:
-            mask = mask.max(2)
+            mask = _marked(mask)
         if mask.shape[::-1] != place.size:
             raise ImageError(
                 UNREADABLE, f"its mask {path.name} has {mask.shape[::-1]} pixels, not {place.size}"
             )
         marked = Pictures.fromarray(np.where(mask != 0, 255, 0).astype(np.uint8))
         return _black_on_white(place.preprocessing.pixels(marked)[..., 0] > 127)
+
+
+def _marked(mask: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return where a mask [H, W, channels] is nonzero in a colour and, if it has 2 or 4 channels, not transparent."""
+    marked = mask != 0
+    if mask.shape[2] in (1, 3):
+        return np.logical_or.reduce(marked, 2)
+    colours, opaque = np.logical_or.reduce(marked[..., :-1], 2), marked[..., -1]
+    # A mask that is drawn in its alpha channel alone may be black throughout.
+    return colours & opaque if colours.any() else opaque
 
 
 def _key(path: str) -> str:

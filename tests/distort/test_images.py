@@ -101,7 +101,7 @@ def test_scrambling_always_moves_something():
 
 
 @settings(deadline=None)
-@given(images(st.integers(4, 32)), st.floats(0.5, 20))
+@given(images(st.integers(4, 32)), st.floats(0.5, 2))
 def test_low_and_high_frequencies_add_up_to_the_image(pixels, cycles):
     image = pixels.astype(np.float32) / 255
     low = distorted(f"lowpass:{cycles!r}", pixels)
@@ -117,6 +117,49 @@ def test_the_given_frequency_passes_at_half_its_amplitude(cycles, kept):
     pixels = np.broadcast_to((127.5 + 120 * wave)[None, :, None], (128, 128, 3)).round().astype(np.uint8)
     low = distorted("lowpass:4", pixels).mean((0, 2)) - 0.5
     assert 2 * (low * wave).mean() * 255 / 120 == pytest.approx(kept, abs=0.01)
+
+
+@pytest.mark.parametrize("side", [63, 64, 97])
+@pytest.mark.parametrize("share", [0.03, 0.1, 0.25, 0.36, 0.45, 0.5])
+def test_any_frequency_passes_at_half_its_amplitude_up_to_the_limit_of_sampling(side, share):
+    cycles = min(round(2 * share * side), side - 1) / 2  # mirrored, half cycles continue as a cosine
+    wave = np.cos(2 * np.pi * cycles * (np.arange(side) + 0.5) / side)
+    pixels = np.broadcast_to((127.5 + 120 * wave)[None, :, None], (side, side, 3)).round().astype(np.uint8)
+
+    def amplitude(row: np.ndarray) -> float:
+        return float(((row - row.mean()) * (wave - wave.mean())).mean())
+
+    low = distorted(f"lowpass:{cycles!r}", pixels)[0, :, 0]
+    assert amplitude(low) / amplitude(pixels[0, :, 0] / 255) == pytest.approx(0.5, abs=2e-3)
+
+
+@pytest.mark.parametrize("spec", ["lowpass:17", "highpass:16.5"])
+def test_a_frequency_beyond_the_limit_of_sampling_is_refused(spec):
+    with pytest.raises(ActstatsError, match="32 pixels per side have at most 16 cycles"):
+        parse([spec]).check(Preprocessing(None, 32))
+    with pytest.raises(ActstatsError, match="at most 16 cycles"):
+        distorted(spec, scene())
+
+
+@pytest.mark.parametrize("side", [7, 64, 385])
+@pytest.mark.parametrize("value", [1, 100, 240, 255])
+def test_the_high_frequencies_of_a_constant_image_are_its_colour(side, value):
+    np.testing.assert_allclose(distorted("highpass:3", level(value, side)), value / 255, atol=1e-6)
+
+
+@pytest.mark.parametrize("side", [33, 50])
+def test_blurring_equals_a_sum_over_pixels_in_float64(side):
+    pixels, cycles = scene(side), 5
+    sigma = np.sqrt(np.log(2) / 2) / np.pi * side / cycles
+    taps = np.arange(-int(4 * sigma + 0.5), int(4 * sigma + 0.5) + 1)
+    weights = np.exp(-0.5 * (taps / sigma) ** 2)
+    weights /= weights.sum()
+    # Mirrored at the outer edges of the border pixels: d c b a | a b c d | d c b a.
+    at = (np.arange(side)[:, None] + taps) % (2 * side)
+    matrix = np.zeros((side, side))
+    np.add.at(matrix, (np.arange(side)[:, None], np.where(at < side, at, 2 * side - 1 - at)), weights)
+    expected = np.einsum("ij,jkc,lk->ilc", matrix, pixels / 255, matrix)
+    np.testing.assert_allclose(distorted(f"lowpass:{cycles}", pixels), expected, atol=2e-6)
 
 
 def test_greyscale_is_pil_s():
@@ -160,6 +203,30 @@ def test_silhouettes_are_the_masks_cropped_with_their_image(tmp_path):
     with pytest.raises(ImageError, match="cannot be read") as damaged:
         chain.image(level(7, 32), at)
     assert damaged.value.status == UNREADABLE
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "RGB", "RGBA", "P", "I;16"])
+def test_a_mask_may_have_any_mode(tmp_path, mode):
+    mask = np.zeros((32, 32), np.uint8)
+    mask[8:24, 8:24] = 255
+    drawn = Image.fromarray(mask)
+    drawn.convert("RGB").convert(mode).save(tmp_path / "0.png") if mode != "I;16" else Image.fromarray(
+        mask.astype(np.uint16)
+    ).save(tmp_path / "0.png")
+    at = Place(0, "0.jpg", Preprocessing(None, 32), (32, 32))
+    outline = parse([f"silhouette:{tmp_path}"]).image(level(9, 32), at)
+    np.testing.assert_array_equal(outline[..., 0] == 0, mask > 0)
+
+
+@pytest.mark.parametrize("colour", [0, 255])
+def test_a_mask_may_be_drawn_in_transparency(tmp_path, colour):
+    mask = np.zeros((32, 32, 4), np.uint8)
+    mask[..., :3] = colour
+    mask[8:24, 8:24, 3] = 255
+    Image.fromarray(mask).save(tmp_path / "0.png")
+    at = Place(0, "0.jpg", Preprocessing(None, 32), (32, 32))
+    outline = parse([f"silhouette:{tmp_path}"]).image(level(9, 32), at)
+    np.testing.assert_array_equal(outline[..., 0] == 0, mask[..., 3] > 0)
 
 
 def test_a_chain_applies_its_steps_in_order():
@@ -219,8 +286,19 @@ def test_what_cannot_be_combined_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     "specs",
-    [["greyscale", "scramble:4+noise:0.1"], ["pgd:l2:0.5:20", "contour"], ["lowpass:2.5", "highpass:3"]],
+    [
+        ["greyscale", "scramble:4+noise:0.1"],
+        ["pgd:l2:0.5:20", "contour"],
+        ["lowpass:2.5", "highpass:3"],
+        [f"noise:{8 / 255!r}", "noise:1e+3+noise:0.5"],
+    ],
 )
 def test_the_specs_of_a_chain_make_an_equal_chain(specs):
     chain = parse(specs)
     assert parse(chain.specs) == chain
+
+
+@given(st.floats(min_value=0, exclude_min=True, allow_infinity=False), st.integers(1, 10**9))
+def test_specs_keep_every_digit(value, steps):
+    for chain in (parse([f"noise:{value!r}+noise:0.5"]), parse([f"pgd:l2:{value!r}:{steps}"])):
+        assert parse("+".join(chain.specs)) == chain

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -136,6 +138,48 @@ def test_pgd_stays_in_the_ball_and_in_range_and_raises_the_loss(epsilon, steps, 
     before, after = (cross_entropy(model(x), labels, reduction="none") for x in (images, moved))
     assert after.mean() > before.mean()
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("gap", [1, 20, 60, 200])
+def test_pgd_moves_away_from_confident_predictions_as_in_float64(gap):
+    torch.manual_seed(1)
+    model = SmallNet().eval()
+    images = torch.rand(4, 3, 16, 16)
+    with torch.no_grad():
+        first, second = model(images).topk(2).values.T
+        scale = gap / (first - second).mean()
+    labels = model(images).argmax(1)
+    epsilon, steps = 0.5, 5
+    moved = pgd_l2(lambda x: scale * model(x), images, labels, epsilon, steps)
+
+    double, clean, rows = copy.deepcopy(model).double(), images.double(), torch.arange(4)
+    expected = clean
+    for _ in range(steps):
+        point = expected.clone().requires_grad_()
+        logits = scale * double(point)
+        # The gradient of the cross-entropy, over 1 - p: each other class by its share of the rest.
+        others = logits.detach().clone()
+        others[rows, labels] = -torch.inf
+        ((others.softmax(1) * logits).sum() - logits[rows, labels].sum()).backward()
+        direction = point.grad / point.grad.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+        offset = expected - clean + 2.5 * epsilon / steps * direction
+        offset = offset * (epsilon / offset.flatten(1).norm(dim=1).view(-1, 1, 1, 1)).clamp(max=1)
+        expected = (clean + offset).clamp(0, 1)
+    torch.testing.assert_close(moved.double(), expected, rtol=0, atol=1e-4)
+    assert ((moved - images).flatten(1).norm(dim=1) > 0.9 * epsilon).all()
+
+
+def test_pgd_leaves_images_in_place_that_have_no_gradient():
+    images = torch.rand(2, 3, 8, 8)
+    for weight in (0.0, float("nan")):
+        moved = pgd_l2(lambda x, w=weight: w * x.mean((2, 3)), images, torch.tensor([0, 1]), 0.5, 3)
+        assert torch.equal(moved, images)
+
+
+def test_pgd_moves_along_gradients_whose_squares_underflow():
+    images = torch.full((2, 3, 8, 8), 0.5)
+    moved = pgd_l2(lambda x: 1e-30 * x.mean((2, 3)), images, torch.tensor([0, 1]), 0.25, 4)
+    torch.testing.assert_close((moved - images).flatten(1).norm(dim=1), torch.full((2,), 0.25))
 
 
 def test_normalising_can_be_differentiated_and_gives_the_same_bits():
