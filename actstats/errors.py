@@ -16,6 +16,10 @@ class StrictError(ActstatsError):
     """An image cannot be read, and `strict` is set."""
 
 
+class NotCachedError(ActstatsError):
+    """A file would have to be downloaded, and `offline` forbids it."""
+
+
 class ManifestMismatchError(ActstatsError):
     """A store holds a different sweep than the requested one."""
 

@@ -1,5 +1,6 @@
 """Sources of images, and decoding of images into batches.
 
+>>> from actstats.data import open_source
 >>> source = open_source("demo", limit=8)
 >>> len(source), source.classes[source.labels[4]]
 (8, 'coffee')

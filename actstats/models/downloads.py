@@ -23,7 +23,7 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import unquote, urlsplit
 from urllib.request import Request, urlopen
 
-from actstats.errors import ActstatsError
+from actstats.errors import ActstatsError, NotCachedError
 from actstats.support import cache_folder, replace_file
 
 _TIMEOUT: Final = 30.0
@@ -78,7 +78,7 @@ def fetch(url: str, *, sha256: str | None = None, offline: bool = False, advice:
     file = cached_file(url)
     if not file.is_file():
         if offline:
-            raise ActstatsError(
+            raise NotCachedError(
                 f"{url} is not in the cache and `offline=True` forbids the download; run once without it, "
                 f"or put the file at {file}"
             )

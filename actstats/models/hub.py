@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from actstats.errors import ActstatsError, one_line
+from actstats.errors import ActstatsError, NotCachedError, one_line
 from actstats.support import cache_folder, needs
 
 _ADDRESS: Final = re.compile(
@@ -56,7 +56,7 @@ def hub_file(repository: str, file: str, revision: str | None = None, *, offline
         )
     except LocalEntryNotFoundError as error:
         if offline:
-            raise ActstatsError(
+            raise NotCachedError(
                 f"{address} is not in the cache and `offline=True` forbids the download; run once without it"
             ) from None
         raise ActstatsError(f"download of {address} failed: {_reason(error)}") from None

@@ -59,7 +59,8 @@ def load_model(
     or, in safetensors metadata, an entry `preprocessing`. Otherwise it is that of the torchvision weight set that the
     file belongs to, or of `default`. Code in a file is never executed.
 
-    Raises `ActstatsError` for an unknown name, a failed download, or a file that does not fit.
+    Raises `ActstatsError` for an unknown name, a failed download, or a file that does not fit;
+    `NotCachedError` if `offline` forbids a download.
     """
     builder = builder_of(arch)
     asked = None if robust is None or robust is False else "default" if robust is True else robust

@@ -60,7 +60,7 @@ def sweep(
         from actstats.sweeping.cluster import device_of
 
         device = device_of(how, device)
-    if finished := _complete_already(model, images, store, device, how.max_failed, options):
+    if finished := _complete_already(model, images, store, device, how, options):
         return finished
     if how.client is None:
         from actstats.sweeping.device import find_device
@@ -77,15 +77,17 @@ def _complete_already(
     images: Any,
     store: str | Path,
     device: str,
-    max_failed: float,
+    how: Execution,
     options: Mapping[str, Any],
 ) -> Summary | None:
     """Return the summary of a complete sweep without loading the network, or None if the network has to be loaded.
 
     This works for named architectures and weights files only: user code has to be run to tell whether it is the same.
+    A repair reads every object first, so it is never complete already.
     """
     if (
-        not isinstance(model, str)
+        how.repair
+        or not isinstance(model, str)
         or ":" in model
         or not isinstance(images, str | Path)
         or not place_of(store).exists()
@@ -128,5 +130,5 @@ def _complete_already(
         progress=Progress(0, 0, 0, 0.0, 0.0),
         partitions=0,
         complete=True,
-        failed=bool((found.statuses() > 0).mean() > max_failed),
+        failed=bool((found.statuses() > 0).mean() > how.max_failed),
     )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from actstats_cli import options
-from actstats_cli.printing import note, print_json, table
+from actstats_cli.printing import message, note, print_json, table
 from actstats_cli.progress import Reporter
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def demo(
 
         def stage(words: str) -> None:
             reporter.close()
-            click.echo(words, err=True)
+            message(words)
 
         made = run(
             out,

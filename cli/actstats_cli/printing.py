@@ -29,9 +29,14 @@ def with_flags(message: str) -> str:
     return re.sub(r"`(?P<name>[a-z_]+)=(?P<value>[^`]*)`", flag, message)
 
 
+def message(text: str) -> None:
+    """Print a line on stderr; arguments that it names become options."""
+    click.echo(with_flags(text), err=True)
+
+
 def note(text: str) -> None:
     """Print a note about the result on stderr."""
-    click.echo(f"note: {with_flags(text)}", err=True)
+    message(f"note: {text}")
 
 
 def size(count: float) -> str:

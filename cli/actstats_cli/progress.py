@@ -11,10 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-import click
-
 from actstats.support import URL
-from actstats_cli.printing import count, duration, note, with_flags
+from actstats_cli.printing import count, duration, message, note, with_flags
 
 if TYPE_CHECKING:
     from actstats.sweeping.progress import Progress, Started
@@ -44,10 +42,9 @@ class Bar:
             self._bar.update(progress.done - self._bar.n)
         elif time.monotonic() - self._last >= EVERY or progress.done == progress.total:
             self._last = time.monotonic()
-            click.echo(
+            message(
                 f"{progress.done:,} of {progress.total:,} images ({progress.done / progress.total:.0%}), "
-                f"{progress.rate:.1f} images/s, {duration(progress.remaining)} to go, {waiting}",
-                err=True,
+                f"{progress.rate:.1f} images/s, {duration(progress.remaining)} to go, {waiting}"
             )
 
     def begin(self, total: int) -> None:
@@ -66,6 +63,13 @@ class Bar:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+    def _above(self, text: str) -> None:
+        """Print a line on stderr, above the bar if there is one."""
+        if self._bar is None:
+            message(text)
+        else:
+            self._bar.write(with_flags(text), file=sys.stderr)
 
     def __enter__(self) -> Self:
         return self
@@ -88,18 +92,14 @@ class Reporter(Bar):
         """Print what will be computed; called once for each sweep of a pass."""
         total = start.todo
         self.stores.append(start.store)
-        click.echo(
+        message(
             f"{start.arch}: {count(start.layers, 'layer')}, {count(start.units, 'unit')}, "
-            f"{count(start.images, 'image')} in {count(start.partitions, 'partition')}, to {start.store}",
-            err=True,
+            f"{count(start.images, 'image')} in {count(start.partitions, 'partition')}, to {start.store}"
         )
         for text in start.notes:
             note(text)
         if start.complete and total:
-            click.echo(
-                f"resuming: {start.complete} of {count(start.partitions, 'partition')} are complete",
-                err=True,
-            )
+            message(f"resuming: {start.complete} of {count(start.partitions, 'partition')} are complete")
         if total:
             self.begin(total)
             self._timer.cancel()  # the previous sweep's, in a pass of several
@@ -109,8 +109,7 @@ class Reporter(Bar):
 
     def _explain(self) -> None:
         """Explain why there is no progress yet; called by the timer's thread."""
-        say = click.echo if self._bar is None else self._bar.write
-        say("the first batch takes longer if kernels must be compiled, once per machine", file=sys.stderr)
+        self._above("the first batch takes longer if kernels must be compiled, once per machine")
 
     def advance(self, progress: Progress) -> None:
         """Show the progress after a batch."""
@@ -119,10 +118,7 @@ class Reporter(Bar):
 
     def note(self, text: str) -> None:
         """Print a note above the bar."""
-        if self._bar is None:
-            note(text)
-        else:
-            self._bar.write(f"note: {with_flags(text)}", file=sys.stderr)
+        self._above(f"note: {text}")
 
     def close(self) -> None:
         """Stop reporting."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,11 +14,11 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 from click.core import ParameterSource
 
-from actstats.errors import ActstatsError
+from actstats.errors import ActstatsError, NotCachedError
 from actstats.support import URL, located
 from actstats.sweeping.settings import AMP, Execution, Settings
 from actstats_cli import options
-from actstats_cli.printing import count, duration, note, print_json, size, table
+from actstats_cli.printing import count, duration, message, note, print_json, size, table
 from actstats_cli.progress import Reporter
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 SHOWN: Final = 5
 """Number of unreadable images that the summary lists."""
+_LONGEST_NAME: Final = 150
+"""Longest default name of a store; file systems allow 255 bytes."""
 DEMO: Final = "demo"
 GROUPS: Final = {
     "Network": ("--arch", "--weights", "--robust", "--seed", "--offline", "--also"),
@@ -94,8 +97,8 @@ def _part(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, 
     "--out",
     type=located,
     metavar="PATH",
-    help="Store to write: a folder, or a URL such as s3://bucket/x.zarr. Default: a folder named after what is "
-    "swept, such as googlenet-robust-demo.zarr.",
+    help="Store to write: a folder, or a URL such as s3://bucket/x.zarr. Default: a folder named after the network, "
+    "its weights, the images, their distortion, the layers and the metrics, such as googlenet-robust-demo.zarr.",
 )
 @options.distort
 @options.layers
@@ -160,7 +163,9 @@ def _part(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, 
     help="Exit with status 1 if a larger share of the images could not be read.",
 )
 @click.option(
-    "--dry-run", is_flag=True, help="Print what would be computed and how large it is; create nothing."
+    "--dry-run",
+    is_flag=True,
+    help="Print what would be computed and how large it is; download no weights and create nothing.",
 )
 @click.option("--measure", is_flag=True, help="With --dry-run: run a few batches to estimate the time.")
 @options.as_json
@@ -194,7 +199,7 @@ def sweep(
             --layers block,conv1 --metrics mean,total_variation --limit 5000
         actstats sweep --arch alexnet --data photographs/ --metric my_metrics:Kurtosis
         actstats sweep --arch alexnet --data photographs/ --distort scramble:4+noise:0.1
-        actstats sweep --arch googlenet --data photographs/ --out s.zarr --also "--robust --out r.zarr"
+        actstats sweep --arch resnet50 --data photographs/ --out s.zarr --also "--robust --out r.zarr"
         actstats sweep --arch resnet50 --data /shared/val.tar --out /shared/val.zarr --scheduler tcp://host:8786
     """
     if metrics:
@@ -206,10 +211,8 @@ def sweep(
         raise click.UsageError(f"{'--dry-run' if dry_run else '--also'} cannot be combined with --scheduler")
     wanted = [planning, *(_another(words, planning) for words in also)]
     for options_of in wanted:
-        options_of["out"] = options_of["out"] or Path(
-            default_name(options_of["arch"], options_of["robust"], data or DEMO)
-        )
-        if data is None and _embedded_instead(options_of["arch"], options_of["out"], options_of):
+        options_of["out"] = options_of["out"] or Path(default_name(data or DEMO, **options_of))
+        if data is None and _embedded_instead(options_of, download=not dry_run):
             options_of["weights"] = DEMO
     if dry_run:
         _print_plans(data or DEMO, wanted, measure=measure, as_json=as_json)
@@ -277,16 +280,19 @@ def _another(words: str, first: Mapping[str, Any]) -> dict[str, Any]:
     return {**first, **{name: inner.params[name] for name in _NOT_INHERITED}, **given}
 
 
-def _plans(data: str, wanted: Sequence[dict[str, Any]]) -> list[SweepPlan]:
+def _plans(data: str, wanted: Sequence[Mapping[str, Any]]) -> list[SweepPlan]:
     """Return the plans of all networks over the images, which are listed once."""
     import actstats
 
     source = actstats.open_source(data, limit=wanted[0]["limit"])
-    plans = []
-    for options_of in wanted:
-        named = {**options_of, "limit": None}
-        plans.append(actstats.plan(named.pop("arch"), source, named.pop("out"), **named))
-    return plans
+    return [_plan(source, options_of) for options_of in wanted]
+
+
+def _plan(source: Any, options_of: Mapping[str, Any]) -> SweepPlan:
+    import actstats
+
+    named = {**options_of, "limit": None}
+    return actstats.plan(named.pop("arch"), source, named.pop("out"), **named)
 
 
 def _raise_what_failed(results: Sequence[Summary | ActstatsError], max_failed: float) -> None:
@@ -311,71 +317,133 @@ def _raise_what_failed(results: Sequence[Summary | ActstatsError], max_failed: f
         raise errors[0]
 
 
-def default_name(arch: str, robust: str | None, data: str) -> str:
-    """Return the default name of a sweep's store.
+def default_name(
+    data: str,
+    *,
+    arch: str,
+    weights: str = "default",
+    robust: str | None = None,
+    seed: int = 0,
+    limit: int | None = None,
+    distort: Sequence[str] = (),
+    layers: Sequence[str] = Settings.layers,
+    metrics: Sequence[str] = (),
+    custom: Sequence[str] = (),
+    **others: Any,
+) -> str:
+    """Return the default name of a sweep's store, which says what was swept: every choice that is not the default.
 
-    >>> (
-    ...     default_name("googlenet", "default", "demo"),
-    ...     default_name("timm/resnet18.a1_in1k", None, "/data/val.tar"),
-    ... )
-    ('googlenet-robust-demo.zarr', 'timm-resnet18.a1_in1k-val.zarr')
+    `others` are options of how it is computed and stored, which the name leaves out.
+
+    >>> default_name("demo", arch="googlenet", robust="default")
+    'googlenet-robust-demo.zarr'
+    >>> default_name("/data/val.tar", arch="timm/resnet18.a1_in1k", distort=["scramble:4+noise:0.1"])
+    'timm-resnet18.a1_in1k-val-scramble-4-noise-0.1.zarr'
+    >>> default_name("val", arch="alexnet", weights="none", seed=3, limit=64, layers=["block", "conv1"])
+    'alexnet-random-3-val-64-block-conv1.zarr'
     """
-    training = [] if robust is None else ["robust"] if robust == "default" else ["robust", robust]
-    images = Path(data).name.removesuffix(".tar").removesuffix(".parquet") or "images"
-    words = (re.sub(r"[^\w.]+", "-", word).strip("-") for word in (arch, *training, images))
-    return "-".join(filter(None, words)) + ".zarr"
+    chosen = {"default": "", "none": "random"}.get(weights, re.sub(r"\.\w+(?=$|#)", "", URL(weights).name))
+    words = [
+        *(arch, chosen, str(seed or "")),
+        *([] if robust is None else ["robust"] if robust == "default" else ["robust", robust]),
+        URL(data).name.removesuffix(".tar").removesuffix(".parquet") or "images",
+        str(limit or ""),
+        *distort,
+        *(layers if tuple(layers) != Settings.layers else ()),
+        *metrics,
+        *(name.rpartition(":")[2] for name in custom),
+    ]
+    name = "-".join(filter(None, (re.sub(r"[^\w.]+", "-", word).strip("-") for word in words)))
+    if len(name) > _LONGEST_NAME:
+        name = f"{name[:_LONGEST_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return f"{name}.zarr"
 
 
-def _embedded_instead(arch: str, store: Path | URL, planning: dict[str, Any]) -> bool:
+def _embedded_instead(planning: Mapping[str, Any], *, download: bool) -> bool:
     """Whether to sweep the embedded network because the published weights are not available; reports it on stderr.
 
-    This is done only for the demo photographs, and only if no weights were given.
+    This is done only for the demo photographs, and only if no weights were given. Without `download`, weights that
+    would have to be downloaded count as available.
     """
-    if arch != "googlenet" or planning["weights"] != "default" or planning["robust"] not in (None, "default"):
+    if (
+        planning["arch"] != "googlenet"
+        or planning["weights"] != "default"
+        or planning["robust"] not in (None, "default")
+    ):
         return False
     from actstats.store import Store, place_of
 
     name = "robust googlenet" if planning["robust"] else "googlenet"
-    instead = f"sweeping the small {name} that comes with actstats (--weights demo)"
+    instead = f"sweeping the small {name} that comes with actstats (`weights=demo`)"
+    store = planning["out"]
     if place_of(store).exists() and Store.open(store).manifest["weights"]["source"].startswith("demo:"):
-        click.echo(f"{instead}, as before", err=True)
+        message(f"{instead}, as before")
         return True
     from actstats.models import load_model
 
+    offline = planning["offline"]
     try:
-        load_model(arch, robust=planning["robust"], offline=planning["offline"])
+        load_model("googlenet", robust=planning["robust"], offline=offline or not download)
+    except NotCachedError as error:
+        if not offline:
+            return False
+        message(f"{instead}, because the published weights are not on this machine: {error}")
     except ActstatsError as error:
-        click.echo(f"{instead}, because the published weights are not available: {error}", err=True)
-        return True
-    return False
+        message(f"{instead}, because the published weights are not available: {error}")
+    else:
+        return False
+    return True
+
+
+def _plan_without_download(source: Any, options_of: Mapping[str, Any]) -> tuple[SweepPlan, bool]:
+    """Return the plan of a network, and whether it has its weights.
+
+    Weights that would have to be downloaded are left out: the layers, and thus the size of the store, are the
+    architecture's.
+    """
+    try:
+        return _plan(source, {**options_of, "offline": True}), True
+    except NotCachedError:
+        if options_of["offline"]:
+            raise
+        return _plan(source, {**options_of, "weights": "none", "robust": None}), False
 
 
 def _print_plans(data: str, wanted: Sequence[dict[str, Any]], *, measure: bool, as_json: bool) -> None:
-    found = [(plan, plan.estimate(measure=measure)) for plan in _plans(data, wanted)]
+    import actstats
+
+    source = actstats.open_source(data, limit=wanted[0]["limit"])
+    planned = [_plan_without_download(source, options_of) for options_of in wanted]
+    found = [(plan, plan.estimate(measure=measure), known) for plan, known in planned]
     if as_json:
         records = [
-            {"store": str(plan.store), "estimate": dataclasses.asdict(estimate), "manifest": plan.manifest}
-            for plan, estimate in found
+            {
+                "store": str(plan.store),
+                "estimate": dataclasses.asdict(estimate),
+                "manifest": plan.manifest if known else {**plan.manifest, "weights": None, "request": None},
+            }
+            for plan, estimate, known in found
         ]
         print_json(records[0] if len(records) == 1 else {"sweeps": records})
         return
-    for number, (plan, estimate) in enumerate(found):
+    for number, (plan, estimate, known) in enumerate(found):
         if number:
             click.echo()
-        for line in table(list(_facts(plan, estimate)), "<<"):
+        for line in table(list(_facts(plan, estimate, known)), "<<"):
             click.echo(line)
 
 
-def _facts(plan: SweepPlan, estimate: Estimate) -> list[tuple[str, str]]:
+def _facts(plan: SweepPlan, estimate: Estimate, weights_known: bool) -> list[tuple[str, str]]:
     from actstats.store import place_of
 
     manifest = plan.manifest
-    weights, record = manifest["weights"], manifest["data"]
+    record = manifest["data"]
+    weights = manifest["weights"]["source"] if weights_known else "not downloaded yet"
     exists = place_of(plan.store).exists()
     state = "exists: a sweep would resume or refuse it" if exists else "would be created"
     compiled = ", compiled" if manifest.get("compile") else ""
     facts = [
-        ("network", f"{manifest['arch']}, weights {weights['source']}"),
+        ("network", f"{manifest['arch']}, weights {weights}"),
         ("images", f"{record['images']:,} of {record['spec']} ({record['kind']})"),
         ("layers", f"{len(manifest['layers']):,} ({', '.join(manifest['selectors'])}), {plan.units:,} units"),
         ("metrics", ", ".join(manifest["metrics"])),

@@ -13,7 +13,7 @@ import click
 from actstats.errors import ActstatsError, nearest
 from actstats.support import located
 from actstats_cli import options
-from actstats_cli.printing import note
+from actstats_cli.printing import message, note
 from actstats_cli.printing import table as text_table
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def put(
     for text in notes:
         note(text)
     for path in filter(None, (out, plot)):
-        click.echo(f"wrote {path}", err=True)
+        message(f"wrote {path}")
 
 
 @contextmanager
