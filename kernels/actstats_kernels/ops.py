@@ -7,10 +7,51 @@ allocates no memory per batch.
 
 from __future__ import annotations
 
+from typing import Final
+
 import torch
 from torch import Tensor
 
 from actstats_kernels.bins import FREQUENCY_BINS, HISTOGRAM_BINS, MOMENTS
+
+_COUNTS: Final = (torch.int32, torch.int64)
+
+
+def _check(
+    x: Tensor,
+    moments: Tensor | None,
+    argmax: Tensor | None,
+    histogram: Tensor | None,
+    power: Tensor | None,
+) -> None:
+    """Raise `ValueError` unless `x` are maps and every buffer has room for their statistics.
+
+    The kernels write to addresses that follow from the shape of `x`, so a buffer of another shape would be memory
+    that belongs to something else.
+    """
+    if x.ndim != 4:
+        raise ValueError(f"`x` is {_described(x)}; it must be maps [N, C, H, W]")
+    images, units = x.shape[:2]
+    for name, buffer, shape, dtypes in (
+        ("moments", moments, (len(MOMENTS), images, units), (torch.float32,)),
+        ("argmax", argmax, (images, units), (torch.int32,)),
+        ("histogram", histogram, (units, HISTOGRAM_BINS), _COUNTS),
+        ("power", power, (units, FREQUENCY_BINS), (torch.float64,)),
+    ):
+        if buffer is None:
+            continue
+        if buffer.shape != shape or buffer.dtype not in dtypes or buffer.device != x.device:
+            raise ValueError(
+                f"`{name}` is {_described(buffer)}; for maps {_described(x)} it must be {list(shape)} of "
+                f"{' or '.join(str(dtype).removeprefix('torch.') for dtype in dtypes)} on {x.device}"
+            )
+    for name, buffer in (("histogram", histogram), ("power", power)):
+        if buffer is not None and not buffer.is_contiguous():
+            raise ValueError(f"`{name}` is not contiguous; its strides are {buffer.stride()}")
+
+
+def _described(x: Tensor) -> str:
+    return f"{list(x.shape)} of {str(x.dtype).removeprefix('torch.')} on {x.device}"
 
 
 @torch.library.custom_op(
@@ -38,9 +79,13 @@ def accumulate(
     A map that contains a non-finite value has NaN moments and argmax -1, and is not added to `power` (see
     `actstats_kernels.reference`, which defines all statistics). The result does not depend on the number of
     threads, nor on a CPU on the memory format. On a GPU, sums over maps in another format differ in the last bits.
+
+    Raises:
+        ValueError: a buffer does not fit the maps. Nothing has been written.
     """
     from actstats_kernels import cpu
 
+    _check(x, moments, argmax, histogram, power)
     cpu.accumulate(x, moments, argmax, histogram, power)
 
 
@@ -65,6 +110,7 @@ def _(
 ) -> None:
     from actstats_kernels import gpu
 
+    _check(x, moments, argmax, histogram, power)
     gpu.accumulate(x, moments, argmax, histogram, power)
 
 
@@ -73,9 +119,13 @@ def top_k(maximum: Tensor, position: Tensor, k: int) -> tuple[Tensor, Tensor, Te
     """Rank the rows of `maximum` f32 [P, U] for each unit, as defined by `reference.top_k`.
 
     `position` is i32 [P, U]. Returns value f32 [U, k], row i64 [U, k], position i32 [U, k].
+
+    Raises:
+        ValueError: the two differ in shape.
     """
     from actstats_kernels import cpu
 
+    _check_ranked(maximum, position)
     return cpu.top_k(maximum, position, k)
 
 
@@ -93,7 +143,15 @@ def _(maximum: Tensor, position: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor
 def _(maximum: Tensor, position: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
     from actstats_kernels import gpu
 
+    _check_ranked(maximum, position)
     return gpu.top_k(maximum, position, k)
+
+
+def _check_ranked(maximum: Tensor, position: Tensor) -> None:
+    if maximum.ndim != 2 or maximum.shape != position.shape:
+        raise ValueError(
+            f"`maximum` and `position` must be [P, U], got {_described(maximum)} and {_described(position)}"
+        )
 
 
 def statistics(x: Tensor) -> dict[str, Tensor]:

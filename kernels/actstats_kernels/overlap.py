@@ -33,7 +33,28 @@ def add_overlap(maps: Tensor, threshold: Tensor, labels: Tensor, both: Tensor) -
 
     Returns:
         The number of active positions of each unit, i64 [C].
+
+    Raises:
+        ValueError: the tensors do not fit each other. Nothing has been written.
     """
+    units, known = len(maps), both.shape[-1]
+    if maps.ndim != 3 or labels.ndim != 3 or threshold.shape != (units,) or both.shape != (units, known):
+        raise ValueError(
+            f"`maps` {list(maps.shape)}, `threshold` {list(threshold.shape)}, `labels` {list(labels.shape)} and "
+            f"`both` {list(both.shape)} must be [C, H, W], [C], [D, R, S] and [C, L]"
+        )
+    if both.dtype != torch.int64 or not both.is_contiguous() or both.device != maps.device:
+        raise ValueError(
+            f"`both` must be int64 and contiguous on {maps.device}, got {both.dtype} on {both.device}"
+        )
+    if (
+        labels.device.type == "cpu"
+        and labels.numel()
+        and not 0 <= int(labels.min()) <= int(labels.max()) < known
+    ):
+        raise ValueError(
+            f"`labels` are {int(labels.min())} to {int(labels.max())}; they must be 0 to {known - 1}"
+        )
     if maps.device.type == "cpu":
         from actstats_kernels.cpu.overlap import add_overlap as add
 
