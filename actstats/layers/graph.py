@@ -140,14 +140,15 @@ class Graph(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def enter(self, module: str, kind: str, inputs: object) -> None:
         """Record that a module is called."""
-        number = self._counts.get(module, 0)
-        self._counts[module] = number + 1
         seen = tuple(self._value(t) for t in _tensors(inputs))
-        self._open.append(Call(module, number, kind, len(self.operations), seen))
+        self._open.append(Call(module, -1, kind, len(self.operations), seen))
 
     def leave(self, output: object) -> None:
         """Record that the innermost call that is still open returns `output`."""
         call = self._open.pop()
+        # Calls are numbered as they return, as hooks count them: a module that calls itself returns last.
+        call.number = self._counts.get(call.module, 0)
+        self._counts[call.module] = call.number + 1
         call.end = len(self.operations)
         self.calls.append(call)
         tensor = returned_tensor(output)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,7 @@ class Layer:
         axes: one letter per axis of the output, batch axis included: `n` images, `c` units, `h` rows, `w` columns,
             `t` tokens that form a grid in row-major order.
         prefix: number of tokens before the grid, such as a class token; they are not part of the maps.
+        calls: how many times the module is called in a forward pass.
 
     >>> import torch
     >>> tokens = Layer("encoder", "encoder", 0, "Block", 8, 2, 3, shape=(7, 8), axes="ntc", prefix=1)
@@ -49,6 +50,7 @@ class Layer:
     shape: tuple[int, ...]
     axes: str
     prefix: int = 0
+    calls: int = 1
 
     def maps(self, output: Tensor) -> Tensor:
         """Return the module's `output` as maps [N, C, H, W], a strided view rather than a copy.
@@ -88,6 +90,41 @@ def returned_tensor(output: object) -> Tensor | None:
 
 
 @contextmanager
+def whole_passes(model: nn.Module, begin: Callable[[int], None], end: Callable[[], None]) -> Iterator[None]:
+    """Call `begin(images)` before each forward pass of `model`, and `end()` after each that succeeds.
+
+    A network may call itself, for instance on the mirrored image. Only the outermost call is a forward pass.
+    """
+    depth = 0
+
+    def enter(_module: nn.Module, args: Any, kwargs: Any) -> None:
+        nonlocal depth
+        if not depth:
+            given = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
+            begin(0 if given is None or not given.ndim else given.shape[0])
+        depth += 1
+
+    def succeed(_module: nn.Module, _args: Any, _output: Any) -> None:
+        if depth == 1:
+            end()
+
+    def leave(_module: nn.Module, _args: Any, _output: Any) -> None:
+        nonlocal depth
+        depth -= 1
+
+    handles = [
+        model.register_forward_pre_hook(enter, with_kwargs=True),
+        model.register_forward_hook(succeed),
+        model.register_forward_hook(leave, always_call=True),
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
 def watch(
     model: nn.Module, layers: Sequence[Layer], callback: Callable[[int, Tensor], None]
 ) -> Iterator[None]:
@@ -97,9 +134,12 @@ def watch(
     it returns: a later in-place operation may overwrite it, so the callback must read it immediately. The hooks are
     removed when the `with` block exits, even after an exception. The outputs of the modules are never changed.
 
+    Every pass must be like the one that was probed: each layer returns maps of every image of the pass, of the probed
+    size, and its module is called as often. These checks read shapes only, so they never wait for a GPU.
+
     Raises:
         ActstatsError: on entry, if the model has no such module or a layer is given twice; during a forward pass, if
-            the shape of a layer's output is not the one that was probed, or a layer did not run.
+            the pass differs from the one that was probed.
     """
     modules = {name or ROOT: module for name, module in model.named_modules()}
     by_module: dict[str, dict[int, int]] = {}
@@ -110,43 +150,51 @@ def watch(
             raise ActstatsError(f"layer {layer.name} is given twice")
         by_module[layer.module][layer.call] = index
     calls = dict.fromkeys(by_module, 0)
-    seen = 0
+    batch = 0
 
-    def begin(_module: nn.Module, _args: Any) -> None:
-        nonlocal seen
-        seen = 0
+    def begin(images: int) -> None:
+        nonlocal batch
+        batch = images
         calls.update(dict.fromkeys(calls, 0))
 
     def hook_for(name: str, indices: dict[int, int]) -> Callable[[nn.Module, Any, Any], None]:
         def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-            nonlocal seen
             number = calls[name]
             calls[name] = number + 1
             index = indices.get(number)
             if index is None:
                 return
-            tensor = returned_tensor(output)
+            layer, tensor = layers[index], returned_tensor(output)
             if tensor is None:
+                raise ActstatsError(f"layer {layer.name} did not return a tensor in this forward pass")
+            maps = layer.maps(tensor)
+            if maps.shape[0] != batch:
                 raise ActstatsError(
-                    f"layer {layers[index].name} did not return a tensor in this forward pass"
+                    f"layer {layer.name} returned maps of {maps.shape[0]} images in a forward pass of {batch}, but "
+                    "of all images when probed: a layer that splits, repeats or skips images cannot be swept"
                 )
-            seen += 1
-            callback(index, layers[index].maps(tensor))
+            callback(index, maps)
 
         return hook
 
-    def end(_module: nn.Module, _args: Any, _output: Any) -> None:
-        if seen != len(layers):
-            missing = next(layer.name for layer in layers if calls[layer.module] <= layer.call)
-            raise ActstatsError(f"layer {missing} did not run in this forward pass, but did when probed")
-
-    handles = []
-    try:
-        handles.append(model.register_forward_pre_hook(begin))
+    def end() -> None:
         for name, indices in by_module.items():
-            handles.append(modules[name].register_forward_hook(hook_for(name, indices)))
-        handles.append(model.register_forward_hook(end))
+            first = layers[min(indices.values())]
+            if calls[name] != first.calls:
+                raise ActstatsError(_called(first, calls[name]))
+
+    with ExitStack() as stack:
+        for name, indices in by_module.items():
+            stack.callback(modules[name].register_forward_hook(hook_for(name, indices)).remove)
+        stack.enter_context(whole_passes(model, begin, end))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
+
+
+def _called(layer: Layer, calls: int) -> str:
+    """Return the message for a layer whose module was called another number of times than when probed."""
+    if not calls:
+        return f"layer {layer.name} did not run in this forward pass, but did when probed"
+    return (
+        f"layer {layer.name}: {layer.module} was called {calls} times in this forward pass, but {layer.calls} times "
+        "when probed, so its calls cannot be told apart"
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Final
 
@@ -194,7 +194,7 @@ def _digest(model: nn.Module, graph: Graph) -> Probe:
         name = f"{call.module}:{call.number}" if counts[call.module] > 1 else call.module
         made = call.problem or _layer(name, call, graph.values[call.output or 0])
         if isinstance(made, Layer):
-            layers[call.module, call.number] = made
+            layers[call.module, call.number] = replace(made, calls=counts[call.module])
         else:
             call.problem = made
             refused[name] = made

@@ -9,14 +9,14 @@ as a whole for each ablation, with hooks.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, fx, nn
 
 from actstats.layers import Layer
-from actstats.layers.layer import ROOT, returned_tensor
+from actstats.layers.layer import ROOT, returned_tensor, whole_passes
 
 Masks = Mapping[str, Tensor]
 """Which units are zero: for each layer's name, bool [ablations, units]."""
@@ -187,9 +187,6 @@ def _zeroing(model: nn.Module, layers: Sequence[Layer], masks: Masks) -> Iterato
     for layer in layers:
         by_module.setdefault(layer.module, {})[layer.call] = layer
 
-    def begin(_module: nn.Module, _args: Any) -> None:
-        calls.clear()
-
     def hook_for(name: str) -> Any:
         def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
             number = calls.get(name, 0)
@@ -199,13 +196,11 @@ def _zeroing(model: nn.Module, layers: Sequence[Layer], masks: Masks) -> Iterato
 
         return hook
 
-    handles = [model.register_forward_pre_hook(begin)]
-    try:
-        handles += [modules[name].register_forward_hook(hook_for(name)) for name in by_module]
+    with ExitStack() as stack:
+        for name in by_module:
+            stack.callback(modules[name].register_forward_hook(hook_for(name)).remove)
+        stack.enter_context(whole_passes(model, lambda _: calls.clear(), lambda: None))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _node_of(layer: Layer, nodes: Sequence[fx.Node]) -> fx.Node:

@@ -707,14 +707,15 @@ def _count(number: int, noun: str) -> str:
 
 def _layer_record(layer: Layer) -> dict[str, Any]:
     record = {name: getattr(layer, name) for name in _LAYER}
-    return {**record, "shape": list(layer.shape)}
+    repeated = {"calls": layer.calls} if layer.calls > 1 else {}
+    return {**record, "shape": list(layer.shape), **repeated}
 
 
 def _layer_from(record: Mapping[str, Any]) -> Layer:
     from actstats.layers import Layer
 
     fields: dict[str, Any] = {name: record[name] for name in _LAYER}
-    return Layer(**{**fields, "shape": tuple(record["shape"])})
+    return Layer(**{**fields, "shape": tuple(record["shape"]), "calls": record.get("calls", 1)})
 
 
 def _device_of(model: nn.Module) -> torch.device:
