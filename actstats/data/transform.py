@@ -27,6 +27,11 @@ from actstats.data.image import ImageError
 from actstats.data.preprocessing import INTERPOLATIONS, LARGEST, Preprocessing
 from actstats.errors import ActstatsError, reason_of
 
+NEEDED: Final = (
+    "a network of your own needs `preprocessing=` for images: an actstats.Preprocessing, a function such as a "
+    "torchvision Compose, or the text 'imagenet' or 'resize=36 crop=32 mean=0.5 std=0.25'"
+)
+"""Error for a network whose preprocessing is not known."""
 _ADDRESS: Final = re.compile(r" at 0x[0-9a-fA-F]+")
 _FIELDS: Final = {"function", "shape", "dtype", "first"}
 _MOST_CHANNELS: Final = 4096
@@ -164,10 +169,7 @@ def choose_preprocessing(
     if not isinstance(item, Image.Image) and (own is None or not is_image(item)):
         return Transform.of(None, item)
     if own is None:
-        raise ActstatsError(
-            "a module of your own needs `preprocessing=` for images: an actstats.Preprocessing, or a function "
-            "such as a torchvision Compose"
-        )
+        raise ActstatsError(NEEDED)
     return own
 
 

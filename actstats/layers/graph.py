@@ -229,7 +229,7 @@ def trace(model: nn.Module, example: Tensor) -> Graph:
     Exceptions raised by the model propagate.
     """
     graph = Graph(example)
-    training = [module for module in model.modules() if module.training]
+    training = [module for module in model.modules() if getattr(module, "training", False)]
     handles = []
     try:
         for module in training:
@@ -245,8 +245,9 @@ def trace(model: nn.Module, example: Tensor) -> Graph:
             def leave(_module: nn.Module, _args: Any, output: Any) -> None:
                 graph.leave(output)
 
-            handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
-            handles.append(module.register_forward_hook(leave))
+            # Of `Module`: a ScriptModule refuses its own, although it calls these hooks.
+            handles.append(nn.Module.register_forward_pre_hook(module, enter, with_kwargs=True))
+            handles.append(nn.Module.register_forward_hook(module, leave))
         with torch.inference_mode(), graph:
             model(example)
     finally:

@@ -113,9 +113,10 @@ def whole_passes(model: nn.Module, begin: Callable[[int], None], end: Callable[[
         depth -= 1
 
     handles = [
-        model.register_forward_pre_hook(enter, with_kwargs=True),
-        model.register_forward_hook(succeed),
-        model.register_forward_hook(leave, always_call=True),
+        # Of `Module`: a ScriptModule refuses its own, although it calls these hooks.
+        nn.Module.register_forward_pre_hook(model, enter, with_kwargs=True),
+        nn.Module.register_forward_hook(model, succeed),
+        nn.Module.register_forward_hook(model, leave, always_call=True),
     ]
     try:
         yield
@@ -185,7 +186,8 @@ def watch(
 
     with ExitStack() as stack:
         for name, indices in by_module.items():
-            stack.callback(modules[name].register_forward_hook(hook_for(name, indices)).remove)
+            handle = nn.Module.register_forward_hook(modules[name], hook_for(name, indices))
+            stack.callback(handle.remove)
         stack.enter_context(whole_passes(model, begin, end))
         yield
 

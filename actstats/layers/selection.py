@@ -15,7 +15,7 @@ from actstats.errors import ActstatsError, nearest
 from actstats.layers.axes import Grid, Labels
 from actstats.layers.chains import convolution_calls
 from actstats.layers.graph import IMAGE_VALUE, Call, Graph, Value, trace
-from actstats.layers.layer import Layer
+from actstats.layers.layer import ROOT, Layer
 from actstats.support import one_or_more
 
 # fmt: off
@@ -111,7 +111,8 @@ def _is_container(module: nn.Module) -> bool:
     """Return whether the module only groups others: a list or dict, or a sequence that is not a block of leaves."""
     if isinstance(module, nn.ModuleList | nn.ModuleDict):
         return type(module).forward in (nn.ModuleList.forward, nn.ModuleDict.forward)
-    if type(module).forward is not nn.Sequential.forward:
+    # A ScriptModule's class has no `forward`.
+    if getattr(type(module), "forward", None) is not nn.Sequential.forward:
         return False
     return type(module) is nn.Sequential or any(_is_composite(child) for child in module.children())
 
@@ -271,7 +272,9 @@ def _never_ran(model: nn.Module, counts: Mapping[str, int]) -> dict[str, str]:
             continue
         parent = name.rpartition(".")[0]
         holder = modules.get(parent)
-        if isinstance(module, nn.ModuleList | nn.ModuleDict):
+        if isinstance(holder, torch.jit.ScriptModule):
+            reason = f"{parent or 'the model'} is TorchScript, which calls no hooks inside; select {parent or ROOT!r}"
+        elif isinstance(module, nn.ModuleList | nn.ModuleDict):
             reason = f"it only holds other modules; select those with '{name}.*'"
         elif isinstance(holder, nn.MultiheadAttention):
             reason = f"{parent}, a MultiheadAttention, uses its weights without calling it"

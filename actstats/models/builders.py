@@ -73,9 +73,10 @@ class Builder(ABC):
         """Return the names of the network's weights."""
         return frozenset(self.skeleton.state_dict())
 
-    def class_layer(self) -> str:
-        """Return the name of the weight tensor whose rows are the classes."""
-        return zoo.class_layer(self.skeleton)
+    def class_weight(self) -> str | None:
+        """Return the name of the weight tensor whose rows are the classes, if there is one."""
+        layer = zoo.class_layer(self.skeleton)
+        return None if layer is None else f"{layer[0]}.weight"
 
 
 def builder_of(arch: str) -> Builder:

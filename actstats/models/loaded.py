@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Self
 
+import torch
 from torch import nn
 
 from actstats.data.preprocessing import Preprocessing
-from actstats.data.transform import Transform
+from actstats.data.transform import NEEDED, Transform
+from actstats.errors import ActstatsError
 from actstats.models.checkpoints import state_sha256
 
 
@@ -16,16 +18,39 @@ from actstats.models.checkpoints import state_sha256
 class Loaded:
     """A network that is ready to be swept. `load_model` returns it in eval mode.
 
-    `identity` is a JSON-serialisable dict of `arch`, `num_classes` and `weights`, which is all that
-    `load_from_manifest` needs.
+    Attributes:
+        model: the network.
+        own_preprocessing: the preprocessing of its weights; None if it is not known.
+        identity: JSON-serialisable dict of `arch`, `weights` and, if known, `num_classes`, which is all that
+            `load_from_manifest` needs.
     """
 
     model: nn.Module
-    preprocessing: Preprocessing | Transform
+    own_preprocessing: Preprocessing | Transform | None
     identity: dict[str, Any]
 
     @classmethod
-    def of(cls, model: nn.Module, preprocessing: Preprocessing | Transform) -> Self:
-        """Wrap a module of the caller, which stays in its current mode. It cannot be rebuilt by name."""
+    def of(cls, model: object, preprocessing: Preprocessing | Transform | None = None) -> Self:
+        """Wrap a module of the caller, which stays in its current mode. It cannot be rebuilt by name.
+
+        Raises:
+            ActstatsError: it is not a module.
+        """
+        if not isinstance(model, nn.Module):
+            exported = "; pass its `module()`" if isinstance(model, torch.export.ExportedProgram) else ""
+            raise ActstatsError(
+                f"the network is of type {type(model).__name__}, not a torch module or the name of one{exported}"
+            )
         weights = {"source": "module", "sha256": state_sha256(model)}
         return cls(model, preprocessing, {"arch": type(model).__name__, "weights": weights})
+
+    @property
+    def preprocessing(self) -> Preprocessing | Transform:
+        """The preprocessing that turns an image into the network's input.
+
+        Raises:
+            ActstatsError: it is not known.
+        """
+        if self.own_preprocessing is None:
+            raise ActstatsError(NEEDED)
+        return self.own_preprocessing

@@ -192,7 +192,7 @@ def _own_preprocessing(checkpoint: Checkpoint) -> Preprocessing | None:
 
 def _classes(builder: Builder, checkpoint: Checkpoint) -> int | None:
     """Return the number of classes of a file, or None if it cannot be inferred."""
-    weight = checkpoint.state.get(builder.class_layer())
+    weight = checkpoint.state.get(builder.class_weight() or "")
     noted = checkpoint.note("num_classes")
     if noted is not None and type(noted) is not int:
         raise ActstatsError(
@@ -217,5 +217,7 @@ def _identified(
     record: Mapping[str, Any],
 ) -> Loaded:
     weights = {**record, "builder": dict(arguments), "sha256": state_sha256(model)}
-    classes = arguments.get("num_classes") or len(model.state_dict()[zoo.class_layer(model)])
-    return Loaded(model, preprocessing, {"arch": builder.arch, "num_classes": classes, "weights": weights})
+    layer = zoo.class_layer(model)
+    classes = arguments.get("num_classes") or (layer and layer[1])
+    counted = {"num_classes": classes} if classes else {}
+    return Loaded(model, preprocessing, {"arch": builder.arch, **counted, "weights": weights})

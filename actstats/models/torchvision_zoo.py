@@ -105,17 +105,15 @@ def build(arch: str, arguments: Mapping[str, Any], seed: int | None = None) -> n
     return model.eval().requires_grad_(False)
 
 
-def class_layer(model: nn.Module) -> str:
-    """Return the name of the weight tensor whose rows are the classes, of the last linear layer or convolution.
-
-    Raises `ActstatsError` if there is neither.
-    """
-    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
-    if not names:
-        raise ActstatsError(
-            f"{type(model).__name__} has no linear layer or convolution to infer its classes from"
-        )
-    return f"{names[-1]}.weight"
+def class_layer(model: nn.Module) -> tuple[str, int] | None:
+    """Return the name and the number of outputs of the last linear layer or convolution, None if there is neither."""
+    # By attribute: quantised layers have these too, but are of other classes.
+    outputs = {
+        name: getattr(module, "out_features", None) or getattr(module, "out_channels", None)
+        for name, module in model.named_modules()
+    }
+    found = [(name, count) for name, count in outputs.items() if isinstance(count, int)]
+    return found[-1] if found else None
 
 
 @contextmanager

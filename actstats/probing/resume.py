@@ -198,7 +198,7 @@ def _zeroing(model: nn.Module, layers: Sequence[Layer], masks: Masks) -> Iterato
 
     with ExitStack() as stack:
         for name in by_module:
-            stack.callback(modules[name].register_forward_hook(hook_for(name)).remove)
+            stack.callback(nn.Module.register_forward_hook(modules[name], hook_for(name)).remove)
         stack.enter_context(whole_passes(model, lambda _: calls.clear(), lambda: None))
         yield
 

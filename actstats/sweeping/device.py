@@ -6,7 +6,7 @@ import ctypes
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any, Final
 
@@ -53,7 +53,9 @@ def planned_device(name: str) -> tuple[str, torch.device]:
 
 def refuse_meta(model: nn.Module) -> None:
     """Raise `ActstatsError` for a network on the meta device, which holds no weights."""
-    if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
+    if isinstance(model, nn.Module) and any(
+        tensor.is_meta for tensor in (*model.parameters(), *model.buffers())
+    ):
         raise ActstatsError("the network is on the meta device, so it has no weights; load them first")
 
 
@@ -108,8 +110,10 @@ def forward_passes(
 @contextmanager
 def in_eval_mode(model: nn.Module) -> Iterator[None]:
     """Put the model into eval mode, and restore the mode of each module on exit."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
+    # A frozen script has no mode, and that of an exported program was fixed when it was exported.
+    training = [module for module in model.modules() if getattr(module, "training", False)]
+    with suppress(NotImplementedError):
+        model.eval()
     try:
         yield
     finally:

@@ -675,9 +675,9 @@ def _with_preprocessing(model: nn.Module | Loaded, given: object, item: object) 
     from actstats.sweeping.device import refuse_meta
 
     refuse_meta(model.model if isinstance(model, Loaded) else model)
-    own = model.preprocessing if isinstance(model, Loaded) else None
-    found = choose_preprocessing(given, own, item)
-    return replace(model, preprocessing=found) if isinstance(model, Loaded) else Loaded.of(model, found)
+    loaded = model if isinstance(model, Loaded) else Loaded.of(model)
+    found = choose_preprocessing(given, loaded.own_preprocessing, item)
+    return replace(loaded, own_preprocessing=found)
 
 
 def _discard_damaged(store: Store) -> list[str]:

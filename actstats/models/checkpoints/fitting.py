@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import OrderedDict
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,10 +45,38 @@ def fit(model: nn.Module, checkpoint: Checkpoint, arch: str) -> None:
 def state_sha256(model: nn.Module) -> str:
     """Return the SHA-256, in hex, of all names, types, shapes and bytes of the model's state dict."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name}\0{tensor.dtype}\0{list(tensor.shape)}\0".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(f"{name}\0".encode())
+        _update(digest, value)
     return digest.hexdigest()
+
+
+def _update(digest: hashlib._Hash, value: Any) -> None:
+    """Add an entry of a state dict: a tensor, or plain values, which for instance quantised modules have."""
+    match value:
+        case Tensor() if value.is_quantized:
+            axes = (torch.per_channel_affine, torch.per_channel_affine_float_qparams)
+            scale = (
+                (value.q_per_channel_scales(), value.q_per_channel_zero_points(), value.q_per_channel_axis())
+                if value.qscheme() in axes
+                else (value.q_scale(), value.q_zero_point())
+            )
+            _update(digest, ("quantized", str(value.dtype), value.int_repr(), scale))
+        case Tensor() if value.layout is not torch.strided:
+            _update(digest, (str(value.layout), list(value.shape), value.to_dense()))
+        case Tensor():
+            digest.update(f"{value.dtype}\0{list(value.shape)}\0".encode())
+            plain = value.detach().cpu().resolve_conj().resolve_neg().contiguous()
+            digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
+        case Mapping():
+            _update(digest, [part for item in value.items() for part in item])
+        case list() | tuple():
+            digest.update(f"{len(value)} values\0".encode())
+            for part in value:
+                _update(digest, part)
+        case _:
+            # Python's address of an object differs from run to run.
+            digest.update(re.sub(r" at 0x[0-9a-f]+", "", f"{value!r}\0").encode(errors="replace"))
 
 
 def _misfits(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
