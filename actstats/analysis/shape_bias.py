@@ -219,10 +219,11 @@ def shape_bias(decisions: pd.DataFrame, *, confidence: float = 0.95) -> pd.DataF
         fraction of trials decided by either cue.
 
     Raises:
-        ActstatsError: no trial has a conflict, or `confidence` is out of range.
+        ActstatsError: no trial has a conflict, an observer decides one trial twice, or `confidence` is out of range.
     """
     if not 0 < confidence < 1:
         raise ActstatsError(f"`confidence=` must be between 0 and 1, not {confidence}")
+    _refuse_repeated_trials(decisions)
     trials = conflicting(decisions)
     if trials.empty:
         raise ActstatsError(
@@ -236,6 +237,28 @@ def shape_bias(decisions: pd.DataFrame, *, confidence: float = 0.95) -> pd.DataF
     for observer in counts.index.unique("observer"):
         rows += list(_rows(observer, counts.loc[[observer]], confidence))
     return pd.DataFrame(rows)
+
+
+def _refuse_repeated_trials(decisions: pd.DataFrame) -> None:
+    """Raise `ActstatsError` if two tables of one observer were joined, which would count its trials twice."""
+    keys = ["observer", "imagename"]
+    if "imagename" not in decisions:
+        return
+    # Recorded trials have a session and a number, decisions of a network have neither.
+    numbered = [name for name in ("session", "trial") if name in decisions]
+    trials = decisions[[*keys, *numbered]].astype(object).where(decisions[[*keys, *numbered]].notna(), "")
+    mixed = (
+        trials.groupby("observer")[numbered].agg(lambda column: (column == "").nunique())
+        if numbered
+        else None
+    )
+    twice = trials[trials.duplicated()]["observer"].tolist()
+    if mixed is not None:
+        twice += mixed.index[(mixed > 1).any(axis=1)].tolist()
+    if twice:
+        raise ActstatsError(
+            f"decisions of the observer {twice[0]!r} were given twice, or two observers have this name: rename one"
+        )
 
 
 def _counts(trials: pd.DataFrame) -> pd.DataFrame:

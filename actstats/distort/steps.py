@@ -330,10 +330,12 @@ class Silhouette:
 
 def _marked(mask: NDArray[Any]) -> NDArray[np.bool_]:
     """Return where a mask [H, W, channels] is nonzero in a colour and, if it has 2 or 4 channels, not transparent."""
-    marked = mask != 0
-    if mask.shape[2] in (1, 3):
-        return np.logical_or.reduce(marked, 2)
-    colours, opaque = np.logical_or.reduce(marked[..., :-1], 2), marked[..., -1]
+    marked: NDArray[np.bool_] = mask != 0
+    transparent = mask.shape[2] in (2, 4)
+    colours: NDArray[np.bool_] = np.any(marked[..., :-1] if transparent else marked, axis=2)
+    if not transparent:
+        return colours
+    opaque = marked[..., -1]
     # A mask that is drawn in its alpha channel alone may be black throughout.
     return colours & opaque if colours.any() else opaque
 

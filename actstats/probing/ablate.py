@@ -21,9 +21,9 @@ from actstats.data.source import Subset
 from actstats.errors import ActstatsError
 from actstats.layers import Layer
 from actstats.models import Loaded
-from actstats.probing.cue_conflict import stimuli, stimuli_readout
+from actstats.probing.cue_conflict import known_stimuli, stimuli, stimuli_readout
 from actstats.probing.forward import Passes, inputs, prepared, running
-from actstats.probing.readout import NearestMean, Readout, labelled_readout, nearest_mean
+from actstats.probing.readout import UNREAD, NearestMean, Readout, exclusions, labelled_readout, nearest_mean
 from actstats.probing.resume import Ablated, ablated
 from actstats.probing.unit_sets import UnitSet, check_units
 
@@ -60,7 +60,7 @@ def ablate_accuracy(
     Returns:
         A row for the network `intact` and one for each set: `ablation`, `layers`, `units` (at zero), `images`,
         `correct`, `accuracy`, `change` (of the accuracy), `lost` (images no longer right), `gained`, and `p` of the
-        exact McNemar test that as many are lost as gained.
+        exact McNemar test that as many are lost as gained. `attrs["notes"]` says how many images are excluded.
 
     Raises:
         ActstatsError: units that the layers lack, images without classes, or classes that the network cannot say.
@@ -71,14 +71,16 @@ def ablate_accuracy(
     readout, truth = labelled_readout(loaded, source, target, classes=classes, learned=learned)
     shown = np.flatnonzero(truth != NO_LABEL)
     counts = np.zeros((len(sets) + 1, 4), dtype=np.int64)
+    unchanged = np.full(len(truth), UNREAD)
     for at, rows, intact, decided in _decisions(
         loaded, Subset(source, shown.tolist()), layers, sets, readout, target, at_once, passes
     ):
+        unchanged[shown[rows]] = intact
         right, before = decided == truth[shown[rows]], intact == truth[shown[rows]]
         counts[at] += len(rows), right.sum(), (before & ~right).sum(), (right & ~before).sum()
     images, correct, lost, gained = counts.T
     accuracy = correct / images
-    return pd.DataFrame(
+    table = pd.DataFrame(
         {
             **_described(sets),
             "images": images,
@@ -90,6 +92,8 @@ def ablate_accuracy(
             "p": list(map(mcnemar, lost.tolist(), gained.tolist())),
         }
     )
+    table.attrs["notes"] = exclusions(INTACT, truth != NO_LABEL, unchanged)
+    return table
 
 
 def ablate_decisions(
@@ -113,7 +117,7 @@ def ablate_decisions(
         for `shape`, `texture`, `other`, `shape_bias` with its interval `low`, `high`; the changes against the intact
         network of the share of trials decided by shape, by texture, and of the bias: `shape_change`,
         `texture_change`, `bias_change`; and `p`, of McNemar's exact test that the shape loses as many trials as it
-        gains.
+        gains. `attrs["notes"]` says how many stimuli are excluded.
 
     Raises:
         ActstatsError: units that the layers lack, no stimuli, or a network that knows fewer than two categories.
@@ -122,21 +126,21 @@ def ablate_decisions(
     target = _checked(loaded, layers, sets, at_once, passes)
     shown = stimuli(source)
     readout = stimuli_readout(loaded, target, shown, classes=classes, learn_from=learn_from, passes=passes)
-    known = shown["shape"].isin(readout.names) & shown["texture"].isin(readout.names)
-    shown = shown[known & (shown["shape"] != shown["texture"])].reset_index(drop=True)
-    if shown.empty:
-        raise ActstatsError(
-            f"no stimulus of {source.spec} has a conflict between categories that the network knows"
-        )
+    conflicts = shown[shown["shape"] != shown["texture"]]
+    known = known_stimuli(conflicts, readout, source)
+    shown = conflicts[known].reset_index(drop=True)
     cues = {
         cue: shown[cue].map({n: i for i, n in enumerate(readout.names)}).to_numpy()
         for cue in ("shape", "texture")
     }
     counts = np.zeros((len(sets) + 1, 5), dtype=np.int64)
     chosen = Subset(source, shown["image"].tolist())
+    unchanged = np.full(len(conflicts), UNREAD)
+    places = np.flatnonzero(known)
     for at, rows, intact, decided in _decisions(
         loaded, chosen, layers, sets, readout, target, at_once, passes
     ):
+        unchanged[places[rows]] = intact
         shape, texture = (decided == cues[cue][rows] for cue in ("shape", "texture"))
         before = intact == cues["shape"][rows]
         counts[at] += len(rows), shape.sum(), texture.sum(), (before & ~shape).sum(), (shape & ~before).sum()
@@ -144,7 +148,7 @@ def ablate_decisions(
     with np.errstate(invalid="ignore"):
         bias = shape / (shape + texture)
     intervals = [bias_interval(counts[i : i + 1, 1], counts[i : i + 1, 2]) for i in range(len(counts))]
-    return pd.DataFrame(
+    table = pd.DataFrame(
         {
             **_described(sets),
             "trials": trials,
@@ -160,6 +164,8 @@ def ablate_decisions(
             "p": list(map(mcnemar, lost.tolist(), gained.tolist())),
         }
     )
+    table.attrs["notes"] = exclusions(INTACT, known, unchanged, "stimuli")
+    return table
 
 
 def _checked(

@@ -101,7 +101,12 @@ class Broden:
         row, found = self._rows[index], Labels()
         for category in self._categories:
             for item in filter(None, row[category].split(";")):
-                found.append(int(item) if item.isdecimal() else _mask(self._root / item))
+                if item.isdecimal():
+                    found.append(int(item))
+                    continue
+                mask = _mask(self._root / item)
+                _refuse_other_shape(mask, self.size(index), self._root / item)
+                found.append(mask)
         for label in found:
             _refuse_unknown(label, len(self.concepts.names) - 1, self._root / row["image"])
         return found
@@ -117,16 +122,19 @@ class MaskFolder:
         self._folders = [path for path in folders if _category(path) in chosen]
         self._images = root / "images"
         self.source: Source = open_source(root, limit=limit)
-        # Masks that none of the images leads to would else be an image without concepts, all through.
-        if self.source.paths and not any(
-            (folder / Path(path).with_suffix(".png")).is_file()
-            for folder in self._folders
-            for path in self.source.paths
-        ):
-            raise ActstatsError(
-                f"none of the {len(self.source.paths):,} images in {root / 'images'} has a mask: the mask of "
-                f"images/NAME.jpg is masks/CATEGORY/NAME.png, with the same folders in NAME"
-            )
+        # A category that no image has a mask of would pass for one that no unit detects.
+        everything = self.source.paths if limit is None else open_source(root).paths
+        for category in chosen:
+            folders = [path for path in self._folders if _category(path) == category]
+            if everything and not any(
+                (folder / Path(path).with_suffix(".png")).is_file()
+                for folder in folders
+                for path in everything
+            ):
+                raise ActstatsError(
+                    f"none of the {len(everything):,} images in {root / 'images'} has a mask in masks/{category}: "
+                    f"the mask of images/NAME.jpg is masks/{category}/NAME.png, with the same folders in NAME"
+                )
         named = _named(root / "labels.csv", chosen)
         names, belongs = [""], [-1]
         self._numbers: dict[str, tuple[int, int]] = {}
@@ -152,6 +160,7 @@ class MaskFolder:
                 offset, most = self._numbers[_category(folder)]
                 mask = _mask(file)
                 _refuse_unknown(mask, most, file)
+                _refuse_other_shape(mask, self.size(index), file)
                 found.append(np.where(mask > 0, mask + offset, 0).astype(np.int32))
         return found
 
@@ -201,6 +210,18 @@ def _refuse_unknown(label: int | NDArray[np.int32], last: int, where: Path) -> N
     if most > last:
         raise ActstatsError(
             f"{where} is labelled with the number {most}, but the last that has a name is {last}"
+        )
+
+
+def _refuse_other_shape(mask: NDArray[np.int32], size: tuple[int, int], where: Path) -> None:
+    """Raise `ActstatsError` if a mask is not `size` (width, height), scaled: its sides may be exchanged."""
+    height, width = mask.shape
+    # A scaled side may be rounded either way.
+    least = max((width - 1) / size[0], (height - 1) / size[1])
+    most = min((width + 1) / size[0], (height + 1) / size[1])
+    if least > most:
+        raise ActstatsError(
+            f"{where} has {width} x {height} pixels, not those of its image, scaled: {size[0]} x {size[1]}"
         )
 
 

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 
 from actstats.analysis.shape_bias import cues
 from actstats.data import Source, open_source
 from actstats.data.source import Subset
-from actstats.errors import ActstatsError
+from actstats.errors import ActstatsError, first
 from actstats.models import Loaded
 from actstats.probing.demo_stimuli import DemoStimuli
 from actstats.probing.forward import Passes, logits, prepared
 from actstats.probing.readout import (
+    UNREAD,
     NearestMean,
     Readout,
     class_names,
+    exclusions,
     forced_choice,
     nearest_mean,
     output_count,
@@ -63,13 +68,15 @@ def stimuli_readout(
     """Return the forced choice among the stimuli's categories, for a network on `device`.
 
     `classes` names its outputs in order; None: as its weights file does, or ImageNet's. With `learn_from` it is a
-    `nearest_mean` of those images instead.
+    `nearest_mean` of those images instead. Names are in lower case, as those that `cues` reads from the stimuli.
     """
     if learn_from is not None:
-        return nearest_mean(loaded, learn_from, device, passes)
+        learned = nearest_mean(loaded, learn_from, device, passes)
+        return replace(learned, names=tuple(map(str.lower, learned.names)))
     wanted = sorted({*shown["shape"], *shown["texture"]})
     outputs = output_count(loaded, device)
-    return forced_choice(outputs, wanted, class_names(loaded) if classes is None else classes)
+    names = class_names(loaded) if classes is None else classes
+    return forced_choice(outputs, wanted, None if names is None else [name.lower() for name in names])
 
 
 def decide(
@@ -98,8 +105,7 @@ def decide(
 
     Returns:
         A row for each stimulus that could be read: `observer`, `response`, `shape`, `texture`, `imagename`, fit for
-        `shape_bias` and `write_decisions`. Its `attrs` count the `stimuli`, those of `unknown` categories, which were
-        left out, and those `unreadable`.
+        `shape_bias` and `write_decisions`. `attrs["notes"]` says how many stimuli are excluded.
 
     Raises:
         ActstatsError: no stimuli, or a network that knows fewer than two of their categories.
@@ -108,13 +114,30 @@ def decide(
     passes = passes or Passes()
     target = prepared(loaded, passes.device)
     readout = stimuli_readout(loaded, target, shown, classes=classes, learn_from=learn_from, passes=passes)
-    known = shown["shape"].isin(readout.names) & shown["texture"].isin(readout.names)
-    counts = {"stimuli": len(shown), "unknown": int((~known).sum())}
-    shown = shown[known].reset_index(drop=True)
-    chosen = Subset(source, shown["image"].tolist())
-    read, outputs = logits(loaded, chosen, target, passes)
-    said = pd.Series([readout.names[i] for i in readout.decide(outputs)], index=read, name="response")
-    table = shown.join(said, how="inner").assign(observer=name or str(loaded.identity["arch"]))
+    known = known_stimuli(shown, readout, source)
+    rows, outputs = logits(loaded, Subset(source, shown["image"][known].tolist()), target, passes)
+    decisions = np.full(len(shown), UNREAD)
+    decisions[np.flatnonzero(known)[rows]] = readout.decide(outputs)
+    # An undecided stimulus has an empty response, as a person who does not answer.
+    responses = np.append(np.array(readout.names, dtype=object), "")[decisions]
+    observer = name or str(loaded.identity["arch"])
+    table = shown.assign(observer=observer, response=responses)[decisions != UNREAD]
     table = table[["observer", "response", "shape", "texture", "imagename"]].reset_index(drop=True)
-    table.attrs = {**counts, "unreadable": len(shown) - len(read)}
+    table.attrs["notes"] = exclusions(observer, known, decisions, "stimuli")
     return table
+
+
+def known_stimuli(shown: pd.DataFrame, readout: Readout | NearestMean, source: Source) -> NDArray[np.bool_]:
+    """Return which stimuli have a shape and a texture that the readout can name, bool [stimuli].
+
+    Raises `ActstatsError` if none has, or if there is no stimulus.
+    """
+    known: NDArray[np.bool_] = (
+        shown["shape"].isin(readout.names) & shown["texture"].isin(readout.names)
+    ).to_numpy()
+    if not known.any():
+        raise ActstatsError(
+            f"no stimulus of {source.spec} shows categories that the network knows: it knows "
+            f"{first(readout.names)}, and the stimuli show {first(sorted({*shown['shape'], *shown['texture']}))}"
+        )
+    return known

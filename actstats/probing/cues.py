@@ -6,6 +6,7 @@ such versions of the images that both classify correctly.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,12 +16,13 @@ from numpy.typing import NDArray
 
 from actstats.analysis.shape_bias import mcnemar, proportion_interval
 from actstats.data import NO_LABEL, Source
+from actstats.data.image import is_image_name
 from actstats.data.preprocessing import of_images
 from actstats.distort import Chain
 from actstats.errors import ActstatsError
 from actstats.models import Loaded
 from actstats.probing.forward import Passes, logits, prepared
-from actstats.probing.readout import labelled_readout, nearest_mean
+from actstats.probing.readout import UNREAD, exclusions, labelled_readout, nearest_mean
 
 CLEAN = "clean"
 """The name of the version that nothing was done to."""
@@ -62,7 +64,8 @@ def cue_accuracy(
         A row for each version, `clean` first, and network: `version`, `network`, `images`, `correct`, `accuracy`,
         with Wilson's 95 % interval `low`, `high`; `change`, against the clean images; and against the first network
         on the same images, `difference` of the accuracies and `p` of McNemar's exact test (NaN for itself). Images
-        that could not be read for any of the networks are excluded.
+        that could not be read, or whose class one of the networks does not know, are excluded; `attrs["notes"]` says
+        how many.
 
     Raises:
         ActstatsError: no network, two versions of one name, images without classes, classes that a network cannot
@@ -75,6 +78,7 @@ def cue_accuracy(
     if again:
         raise ActstatsError(f"two versions of the images have the name {again[0]!r}")
     right: dict[str, dict[str, NDArray[np.int8]]] = {version.name: {} for version in named}
+    notes: list[str] = []
     passes = passes or Passes()
     for network, loaded in networks.items():
         target = prepared(loaded, passes.device)
@@ -84,11 +88,13 @@ def cue_accuracy(
                 version.chain.check(of_images(loaded.preprocessing, "distorting images"))
             images = version.source or source
             readout, truth = labelled_readout(loaded, images, target, classes=classes, learned=learned)
-            rows, found = logits(loaded, images, target, passes, version.chain)
-            said = np.full(len(images), -1, dtype=np.int8)
-            said[rows] = readout.decide(found) == truth[rows]
-            said[truth == NO_LABEL] = -1
-            right[version.name][network] = said
+            rows, outputs = logits(loaded, images, target, passes, version.chain)
+            decisions = np.full(len(images), UNREAD)
+            decisions[rows] = readout.decide(outputs)
+            known = truth != NO_LABEL
+            counted = known & (decisions != UNREAD)
+            right[version.name][network] = np.where(counted, decisions == truth, -1).astype(np.int8)
+            notes += exclusions(f"{network}, {version.name}", known, decisions)
     clean = right[CLEAN]
     kept = np.all([said == 1 if correct_only else said >= 0 for said in clean.values()], axis=0)
     table = []
@@ -101,7 +107,9 @@ def cue_accuracy(
                 else np.ones(len(version.source), bool)
             )
         table += _rows(version.name, right[version.name], chosen)
-    return _with_change(pd.DataFrame(table))
+    result = _with_change(pd.DataFrame(table))
+    result.attrs["notes"] = notes
+    return result
 
 
 def _rows(
@@ -136,11 +144,20 @@ def _with_change(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _of_paths(source: Source, clean: Source, kept: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Return which images of a source are versions of the clean ones kept, by their paths without endings."""
-    wanted = {_stem(path) for path, keep in zip(clean.paths, kept, strict=True) if keep}
-    return np.array([_stem(path) in wanted for path in source.paths])
+    """Return which images of a source are versions of the clean ones kept: by path, or by path without suffix.
+
+    Raises `ActstatsError` if two clean images differ in their suffix only, so that it is not clear which is meant.
+    """
+    same = set(source.paths) <= set(clean.paths)
+    key = str if same else _without_suffix
+    counted = Counter(map(key, clean.paths))
+    if (again := max(counted, key=counted.__getitem__)) and counted[again] > 1:
+        raise ActstatsError(
+            f"{counted[again]} clean images are named {again}, with different suffixes: rename them"
+        )
+    chosen = {key(path) for path, keep in zip(clean.paths, kept, strict=True) if keep}
+    return np.array([key(path) in chosen for path in source.paths])
 
 
-def _stem(path: str) -> str:
-    folder, slash, name = path.rpartition("/")
-    return f"{folder}{slash}{name.partition('.')[0]}"
+def _without_suffix(path: str) -> str:
+    return path.rpartition(".")[0] if is_image_name(path) else path

@@ -294,7 +294,8 @@ def detectors(found: xr.Dataset) -> pd.DataFrame:
         here = layers == layer
         for kind in ("all", *categories):
             chosen = here & detects if kind == "all" else here & detects & (category == kind)
-            concepts = len(set(found["concept_name"].values[chosen]))
+            # Two categories may have a concept of one name, such as a number without a name.
+            concepts = len(set(zip(category[chosen], found["concept_name"].values[chosen], strict=True)))
             count, units = int(chosen.sum()), int(here.sum())
             rows.append((layer, kind, units, count, count / units, concepts))
     return pd.DataFrame(rows, columns=["layer", "category", "units", "detectors", "share", "concepts"])

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import torch
@@ -32,7 +33,7 @@ class Readout:
     groups: tuple[tuple[int, ...], ...]
 
     def decide(self, logits: Tensor) -> NDArray[np.int64]:
-        """Return the decision for each image, i64 [N], as an index into `names`; the lowest on ties.
+        """Return the decision for each image, i64 [N], as an index into `names`; the lowest on ties, -1 on NaN.
 
         `logits` is [N, outputs]. Where a name has several outputs it is the name whose outputs have the greatest mean
         probability (softmax over all outputs, f64), as Geirhos et al. 2019 decide; else simply the greatest output.
@@ -44,8 +45,7 @@ class Readout:
             probabilities = values.softmax(1)
             values = torch.stack([probabilities[:, list(group)].mean(1) for group in self.groups], 1)
         # NumPy's argmax is the first of equal values; torch's may be any.
-        chosen: NDArray[np.int64] = values.cpu().numpy().argmax(1)
-        return chosen
+        return _or_undecided(values.cpu().numpy().argmax(1), logits)
 
     def restricted(self, names: Sequence[str]) -> Readout:
         """Return the forced choice among those of `names` that can be said, in this readout's order."""
@@ -61,9 +61,22 @@ class NearestMean:
     means: Tensor
 
     def decide(self, logits: Tensor) -> NDArray[np.int64]:
-        """Return for each image, i64 [N], the name whose mean outputs are nearest (Euclidean); the lowest on ties."""
-        chosen: NDArray[np.int64] = torch.cdist(logits.double().cpu(), self.means).numpy().argmin(1)
-        return chosen
+        """Return for each image, i64 [N], the name whose mean outputs are nearest (Euclidean).
+
+        The lowest on ties, -1 on NaN.
+        """
+        return _or_undecided(torch.cdist(logits.double().cpu(), self.means).numpy().argmin(1), logits)
+
+
+UNDECIDED: Final = -1
+"""The decision for an image for which an output is NaN: it is neither right nor for any class."""
+UNREAD: Final = -2
+"""In place of a decision, for an image that could not be read."""
+
+
+def _or_undecided(decisions: NDArray[np.int64], logits: Tensor) -> NDArray[np.int64]:
+    undefined = logits.isnan().any(1).cpu().numpy()
+    return np.where(undefined, UNDECIDED, decisions)
 
 
 def nearest_mean(loaded: Loaded, source: Source, device: torch.device, passes: Passes) -> NearestMean:
@@ -81,6 +94,30 @@ def nearest_mean(loaded: Loaded, source: Source, device: torch.device, passes: P
     return NearestMean(
         tuple(source.classes[label] if source.classes else str(label) for label in seen), means
     )
+
+
+def exclusions(
+    name: str, known: NDArray[np.bool_], decisions: NDArray[np.int64], what: str = "images"
+) -> list[str]:
+    """Return a line for each reason why images are excluded, or cannot be right.
+
+    Args:
+        name: what the network and the images are called.
+        known: whether the network knows the class of an image, bool [images].
+        decisions: the decision for each image, i64 [images]: `UNREAD` if it could not be read, `UNDECIDED` if an
+            output is NaN.
+        what: what the images are called.
+    """
+    counts = {
+        "excluded, as the network does not know their class": ~known,
+        "excluded, as they could not be read": known & (decisions == UNREAD),
+        "counted as wrong, as an output of the network is NaN": known & (decisions == UNDECIDED),
+    }
+    return [
+        f"{name}: {chosen.sum():,} of {len(known):,} {what} {why}"
+        for why, chosen in counts.items()
+        if chosen.any()
+    ]
 
 
 def singly(names: Sequence[str]) -> Readout:

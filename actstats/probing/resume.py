@@ -105,21 +105,30 @@ class Resumed:
             before for node in self._after for before in node.all_input_nodes if before not in dependent
         } | {node for node in self._at if node not in dependent}
         self._before = _needed(nodes, self._kept)
+        self._repeats: dict[fx.Node, Any] = {}
         self._recorded: dict[fx.Node, Any] = {}
         self._images = 0
 
     def record(self, images: Tensor) -> None:
-        """Run what comes before the layers on a batch of images, and the layers, and keep what the rest reads."""
+        """Run what comes before the layers on a batch of images, and the layers, and keep what the rest reads.
+
+        Raises `ValueError` if the rest reads something that depends on the number of images but cannot be repeated.
+        """
+        if not self._repeats:
+            one, two = (self._record(images[:1].repeat(n, *[1] * (images.ndim - 1))) for n in (1, 2))
+            self._repeats = {node: _repeats(one[node], two[node]) for node in self._kept}
         self._images = len(images)
-        self._recorded = self._interpreter.execute(self._before, {}, self._kept, iter([images]))
+        self._recorded = self._record(images)
+
+    def _record(self, images: Tensor) -> dict[fx.Node, Any]:
+        return self._interpreter.execute(self._before, {}, self._kept, iter([images]))
 
     def outputs(self, masks: Masks) -> Tensor:
         """Return the outputs for the recorded images under each of K ablations, [K, N, outputs]."""
         count = _count(masks)
         env: dict[fx.Node, Any] = {}
         for node, value in self._recorded.items():
-            # A value with the images' axis is repeated; parameters and numbers serve all.
-            kept = value if node.op == "get_attr" else _with_copies(value, self._images, count)
+            kept = _with_copies(value, self._repeats[node], count)
             env[node] = zeroed(kept, self._at[node], masks) if node in self._at else kept
         masked = {node: (layer, masks) for node, layer in self._at.items() if node not in self._recorded}
         last = self._after[-1]
@@ -230,10 +239,27 @@ def _repeated(tensor: Tensor, count: int) -> Tensor:
     return copies.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else copies
 
 
-def _with_copies(value: Any, images: int, count: int) -> Any:
+def _repeats(one: Any, two: Any) -> Any:
+    """Return whether the first axis of a value is that of the images, given the value for one image and for two.
+
+    A tuple or list has an answer for each item. Whatever is the same for both numbers of images serves all. Raises
+    `ValueError` for anything else, such as the number of images itself.
+    """
+    if isinstance(one, tuple | list):
+        return [_repeats(*pair) for pair in zip(one, two, strict=True)]
+    if not isinstance(one, Tensor):
+        if one is not two and one != two:
+            raise ValueError("a value depends on the number of images")
+        return False
+    if one.shape == two.shape:
+        return False
+    if one.ndim and two.shape == (2 * len(one), *one.shape[1:]):
+        return True
+    raise ValueError("a tensor has the images in another axis than the first")
+
+
+def _with_copies(value: Any, repeats: Any, count: int) -> Any:
     if isinstance(value, tuple | list):
-        copies = [_with_copies(item, images, count) for item in value]
+        copies = [_with_copies(item, each, count) for item, each in zip(value, repeats, strict=True)]
         return type(value)(copies) if isinstance(value, list) else tuple(copies)
-    if isinstance(value, Tensor) and value.ndim and len(value) == images:
-        return _repeated(value, count)
-    return value
+    return _repeated(value, count) if repeats else value

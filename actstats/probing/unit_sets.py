@@ -6,7 +6,8 @@ UnitSet(name='conv1/3+conv1/7+fc/0', units={'conv1': (3, 7), 'fc': (0,)})
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -93,6 +94,8 @@ def by_rank(table: pd.DataFrame, column: str, shares: Sequence[float]) -> list[U
     for share in shares:
         if not 0 < share < 1:
             raise ActstatsError(f"a share of the units is in (0, 1), 0.25 say, not {share:g}")
+    if table[column].dtype.kind not in "biuf":
+        raise ActstatsError(f"units are ranked by numbers, which the column {column!r} does not hold")
     sets = []
     for layer, part in table.dropna(subset=[column]).groupby("layer", sort=False):
         ranked = part.sort_values(column, kind="stable")
@@ -135,18 +138,45 @@ def read_units(path: Path) -> pd.DataFrame:
     """
     import pandas as pd
 
-    readers = {".csv": pd.read_csv, ".parquet": pd.read_parquet, ".json": pd.read_json}
+    readers: dict[str, Callable[[Path], pd.DataFrame]] = {
+        # Names of layers and concepts may look like numbers, or like no value: "0.10", "null".
+        ".csv": lambda path: _typed(pd.read_csv(path, dtype=str, keep_default_na=False)),
+        ".parquet": pd.read_parquet,
+        ".json": lambda path: pd.DataFrame(json.loads(path.read_text(encoding="utf-8"))),
+    }
     if path.suffix not in readers:
         raise ActstatsError(f"a table of units is read from {', '.join(readers)}, not from {path.name}")
     try:
-        table: pd.DataFrame = readers[path.suffix](path)
+        table = readers[path.suffix](path)
     except FileNotFoundError:
         raise ActstatsError(f"no such table of units: {path}") from None
     except (OSError, ValueError, ImportError) as error:
         raise ActstatsError(f"cannot read {path}: {one_line(error)}") from None
     _require(table)
-    # Names of layers may look like numbers.
-    return table.assign(layer=table["layer"].astype(str))
+    channels = pd.to_numeric(table["channel"], errors="coerce")
+    if not (channels.ge(0) & channels.mod(1).eq(0)).all():
+        raise ActstatsError(
+            f"{path}: a channel is an integer from 0, not {table['channel'][channels.isna()].tolist()[:1]}"
+        )
+    return table.assign(layer=table["layer"].astype(str), channel=channels.astype(int))
+
+
+def _typed(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table of text with its numbers and flags as such; names of layers and concepts stay text."""
+    import pandas as pd
+
+    columns = {}
+    for name, texts in table.items():
+        if name == "layer" or str(name).endswith(("_name", "_category")):
+            columns[name] = texts
+        elif texts.isin(["True", "False"]).all():
+            columns[name] = texts == "True"
+        else:
+            numbers = pd.to_numeric(texts.where(texts != ""), errors="coerce")
+            columns[name] = (
+                texts if (numbers.isna() & ~texts.str.lower().isin(["", "nan"])).any() else numbers
+            )
+    return pd.DataFrame(columns)
 
 
 def _require(table: pd.DataFrame, *columns: str) -> None:

@@ -103,7 +103,7 @@ def contact_sheet(
 
     A yellow square marks the position of the maximum (`place_in_image`); parts that the network did not see are
     dimmed. An image that can no longer be read is replaced by the reason. `maps`, by image, are drawn over the images
-    in magenta, all on one scale from 0 to the largest activation shown.
+    in magenta, all on one scale from 0 to the largest activation shown; nothing if none exceeds 0.
     """
     rows = max(1, math.ceil(len(hits) / _COLUMNS))
     step = TILE + _GAP, TILE + 2 * _LINE + _GAP
@@ -112,7 +112,8 @@ def contact_sheet(
     draw = ImageDraw.Draw(sheet)
     large, small = ImageFont.load_default(16), ImageFont.load_default(12)
     draw.text((_GAP, _GAP), _fitted(title, large, sheet.width - 2 * _GAP), _INK, large)
-    greatest = max((float(values.max()) for values in (maps or {}).values()), default=0) or 1.0
+    positive = [values.max() for values in (maps or {}).values() if values.max() > 0]
+    greatest = float(max(positive, default=1))
     shares = {image: np.clip(values / greatest, 0, 1) for image, values in (maps or {}).items()}
     for place, hit in enumerate(hits):
         left, top = _GAP + place % _COLUMNS * step[0], head + place // _COLUMNS * step[1]

@@ -92,6 +92,19 @@ class Main(LazyGroup):
         with errors_in_one_line():
             return super().make_context(*args, **kwargs)
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Refuse empty arguments, which come from unset shell variables and would mean a default or a folder."""
+        for before, argument in zip(["", *args], args, strict=False):
+            name = (
+                argument.removesuffix("=") if argument.startswith("--") and argument.endswith("=") else before
+            )
+            if not argument or name != before:
+                where = (
+                    name if name.startswith("-") else f"the one after {before!r}" if before else "the first"
+                )
+                raise click.UsageError(f"an argument is empty: {where}", ctx)
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
         with errors_in_one_line():

@@ -189,6 +189,29 @@ def test_what_is_not_there_or_there_twice_is_said(files, tmp_path):
         read_decisions([whole])
 
 
+@pytest.mark.parametrize("numbered", [False, True])
+def test_an_observer_whose_decisions_are_given_twice_is_refused(numbered):
+    table = pd.DataFrame({
+        "observer": "net", "response": ["cat", "dog"], "shape": "cat", "texture": "dog",
+        "imagename": ["cat1-dog1.png", "cat2-dog1.png"],
+    })  # fmt: skip
+    recorded = table.assign(session="1", trial=["1", "2"]) if numbered else table
+    assert shape_bias(recorded)["trials"].tolist() == [2, 2]
+    with pytest.raises(
+        ActstatsError, match="decisions of the observer 'net' were given twice, or two observers"
+    ):
+        shape_bias(pd.concat([recorded, table]))
+    assert shape_bias(pd.concat([recorded, table.assign(observer="other")]))["trials"].tolist() == [2] * 4
+
+
+def test_one_image_may_be_shown_in_several_trials():
+    table = pd.DataFrame({
+        "observer": "subject-01", "response": ["cat", "dog"], "shape": "cat", "texture": "dog",
+        "imagename": "cat1-dog1.png", "session": "1", "trial": ["1", "2"],
+    })  # fmt: skip
+    assert shape_bias(table)["trials"].tolist() == [2, 2]
+
+
 def test_names_of_images_tell_their_cues():
     assert cues("cat/cat7-bear1.png") == ("cat", "bear")
     assert cues("0001_s5n_dnn_0_airplane_00_airplane1-bicycle2.png") == ("airplane", "bicycle")

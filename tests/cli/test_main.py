@@ -116,6 +116,22 @@ def test_what_is_no_command_is_an_error_of_usage(line, said):
     assert said in result.output
 
 
+@pytest.mark.parametrize(
+    ("arguments", "after"),
+    [
+        (["analyze", "ablate", "googlenet", "--stimuli", ""], "empty: --stimuli"),
+        (["analyze", "ablate", "googlenet", "--stimuli="], "empty: --stimuli"),
+        (["sweep", "--arch", "googlenet", "--data", "", "--out", "a.zarr"], "empty: --data"),
+        (["compare", "a.zarr", ""], "empty: the one after 'a.zarr'"),
+        ([""], "empty: the first"),
+    ],
+)
+def test_an_empty_argument_is_refused(arguments, after):
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 2
+    assert after in result.output
+
+
 def raised(error: BaseException, **options: bool) -> tuple[int, str, str]:
     """Exit status, stdout and stderr of a command in which `error` is raised."""
 

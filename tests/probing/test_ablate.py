@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +14,22 @@ from PIL import Image
 from torch import Tensor, nn
 
 from actstats import ActstatsError, Loaded, open_source, select_layers
+from actstats.analysis.tables import write_table
 from actstats.probing.ablate import ablate_accuracy, ablate_decisions
 from actstats.probing.forward import Passes
 from actstats.probing.resume import Resumed, Whole, ablated
-from actstats.probing.unit_sets import UnitSet, by_category, by_rank, complement, each_unit, units_named
+from actstats.probing.unit_sets import (
+    UnitSet,
+    by_category,
+    by_rank,
+    complement,
+    each_unit,
+    read_units,
+    units_named,
+)
 from tests.conftest import SmallNet
 from tests.layers.networks import Branches, Reused, Tokens
-from tests.probing.probed import COLOURS, PLAIN, ShapeUnit, write_stimuli
+from tests.probing.probed import COLOURS, PLAIN, ShapeUnit, stimulus, write_stimuli
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +172,46 @@ def test_resumed_passes_equal_whole_ones(model, names, kind):
     assert not torch.equal(found[0], found[1])
 
 
+class Biased(nn.Module):
+    """Adds a tensor of its own that has as many rows as some batch has images, and a number made from the images."""
+
+    def __init__(self, rows: int, *, counted: bool = False) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.stem, self.inner = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 1)
+            self.bias = nn.Parameter(torch.randn(rows, 4))
+        self.counted = counted
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = (self.bias * 2).mean(0)[:, None, None]
+        rows = self.bias + 1
+        y = self.inner(self.stem(x)) + bias
+        scale = x.new_ones(len(x), 1).sum() / len(x) if self.counted else 1.0
+        return y.mean((2, 3)) @ (rows.T @ rows) * scale
+
+
+@pytest.mark.parametrize("counted", [False, True])
+@pytest.mark.parametrize("rows", [1, 2, 4, 5])
+@torch.inference_mode()
+def test_tensors_with_as_many_rows_as_images_are_not_taken_for_images(rows, counted):
+    model = Biased(rows, counted=counted).eval()
+    images = torch.randn(5, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    layers = select_layers(model, images, ["inner"])
+    way = ablated(model, layers, images)
+    masks = {"inner": torch.eye(4, dtype=torch.bool)}
+    # The last batch of a pass may be of any size.
+    for batch in (images, images[:4], images[:2], images[:1]):
+        way.record(batch)
+        outputs = way.outputs(masks)
+        for unit in range(4):
+            y = model.inner(model.stem(batch))
+            y[:, unit] = 0
+            expected = (y + (model.bias * 2).mean(0)[:, None, None]).mean((2, 3))
+            matrix = (model.bias + 1).T @ (model.bias + 1)
+            torch.testing.assert_close(outputs[unit], expected @ matrix, rtol=1e-4, atol=1e-4)
+
+
 def test_what_comes_before_the_layer_runs_once_for_all_ablations(shape_net, stimuli):
     layers = layers_of(shape_net, "relu")
     seen = []
@@ -170,8 +220,9 @@ def test_what_comes_before_the_layer_runs_once_for_all_ablations(shape_net, stim
         shape_net, open_source(stimuli), layers, each_unit(layers) * 5, classes=list(COLOURS),
         at_once=2, passes=Passes(batch_size=6, device="cpu", workers=0),
     )  # fmt: skip
-    # The blank image that tells the outputs, the intact pass, two comparisons of both ways, and the one that counts.
-    assert seen == [1, 6, 12, 6, 12, 6, 6]
+    # The blank image that tells the outputs, the intact pass, comparisons of both ways, one and two images that tell
+    # what has an axis of images, and the pass that counts.
+    assert seen == [1, 6, 12, 1, 2, 6, 12, 6, 6]
 
 
 def test_sets_of_units_from_tables():
@@ -193,6 +244,61 @@ def test_sets_of_units_from_tables():
         by_rank(table, "roughness", [1.0])
     with pytest.raises(ActstatsError, match="no unit in the table detects"):
         by_category(table.assign(detects=False))
+
+
+def test_names_in_a_table_of_units_stay_text(tmp_path):
+    names = ["0.1", "0.10", "1e3", "null", "NA", "nan", "True"]
+    table = pd.DataFrame({
+        "layer": names, "channel": range(7), "roughness": [0.5, np.nan, 1, 2, 3, 4, 5],
+        "concept_name": names[::-1], "concept_category": names, "detects": [True] * 6 + [False],
+    })  # fmt: skip
+    for suffix in (".csv", ".json", ".parquet"):
+        write_table(table, tmp_path / f"units{suffix}")
+        read = read_units(tmp_path / f"units{suffix}")
+        pd.testing.assert_frame_equal(read, table, check_dtype=False)
+        assert [chosen.name for chosen in by_category(read)] == [f"{name}:{name}" for name in names[:6]]
+        assert {layer for chosen in by_rank(read, "roughness", [0.5]) for layer in chosen.units} == set(
+            names
+        ) - {"0.10"}
+
+
+@pytest.mark.parametrize("channel", ["1.5", "-1", "x", ""])
+def test_a_table_whose_channels_are_not_integers_is_refused(tmp_path, channel):
+    (tmp_path / "units.csv").write_text(f"layer,channel\na,0\na,{channel}\n")
+    with pytest.raises(ActstatsError, match="a channel is an integer from 0"):
+        read_units(tmp_path / "units.csv")
+
+
+def test_units_are_ranked_by_numbers(tmp_path):
+    (tmp_path / "units.csv").write_text("layer,channel,kind\na,0,soft\na,1,hard\n")
+    with pytest.raises(ActstatsError, match="ranked by numbers, which the column 'kind' does not hold"):
+        by_rank(read_units(tmp_path / "units.csv"), "kind", [0.5])
+
+
+def test_excluded_images_are_counted_in_a_note(shape_net, stimuli, tmp_path):
+    layers = layers_of(shape_net, "relu")
+    shutil.copytree(stimuli, tmp_path / "stimuli")
+    stimulus("bear", COLOURS["dog"]).save(tmp_path / "stimuli" / "bear" / "bear1-truck1.png")
+    (tmp_path / "stimuli" / "bear" / "bear1-dog2.png").write_bytes(b"no image")
+    source = open_source(tmp_path / "stimuli")
+    table = ablate_decisions(shape_net, source, layers, [units_named(["relu/3"])], classes=list(COLOURS))
+    assert table["trials"].tolist() == [5, 5]
+    assert table.attrs["notes"] == [
+        "intact: 1 of 7 stimuli excluded, as the network does not know their class",
+        "intact: 1 of 7 stimuli excluded, as they could not be read",
+    ]
+    # By their folders, the stimuli have three classes, of which two are learned.
+    for name in ("bear", "dog"):
+        (tmp_path / "two" / name).mkdir(parents=True)
+        stimulus(name, COLOURS[name]).save(tmp_path / "two" / name / "0.png")
+    table = ablate_accuracy(
+        shape_net, source, layers, [units_named(["relu/3"])], learn_from=open_source(tmp_path / "two")
+    )
+    assert table["images"].tolist() == [6, 6]
+    assert table.attrs["notes"] == [
+        "intact: 3 of 10 images excluded, as the network does not know their class",
+        "intact: 1 of 10 images excluded, as they could not be read",
+    ]
 
 
 def test_what_cannot_be_ablated_is_said_in_one_line(shape_net, stimuli, photographs, tmp_path):

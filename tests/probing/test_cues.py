@@ -38,6 +38,48 @@ def networks() -> dict[str, Loaded]:
     return {"colour": Loaded.of(ByColour(), PLAIN), "place": Loaded.of(ByPlace(), PLAIN)}
 
 
+def test_images_are_matched_by_their_path_without_the_suffix(tmp_path, networks):
+    for number, name in enumerate(COLOURS):
+        for stem in ("a.1", "a.2"):
+            wrong = list(COLOURS)[(number + (stem == "a.2")) % 3]
+            for folder, suffix in (("clean", "png"), ("styled", "jpg")):
+                (tmp_path / folder / name).mkdir(parents=True, exist_ok=True)
+                stimulus(wrong, COLOURS[wrong]).save(
+                    tmp_path / folder / name / f"{stem}.{suffix}", quality=95
+                )
+    styled = Version("styled", source=open_source(tmp_path / "styled"))
+    table = cue_accuracy(networks, open_source(tmp_path / "clean"), [styled], correct_only=True, passes=CPU)
+    # Of each class the first image is right and the second is not.
+    assert table["images"].tolist() == [3] * 4
+    assert table["accuracy"].tolist() == [1.0] * 4
+    stimulus("bear", COLOURS["bear"]).save(tmp_path / "clean" / "bear" / "a.1.bmp")
+    with pytest.raises(ActstatsError, match=r"2 clean images are named bear/a\.1, with different suffixes"):
+        cue_accuracy(networks, open_source(tmp_path / "clean"), [styled], correct_only=True, passes=CPU)
+
+
+class Undefined(ByColour):
+    """Returns NaN for the class of images in which the second colour is the brightest."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = super().forward(x)
+        return logits.masked_fill((logits.argmax(1) == 1)[:, None] & (torch.arange(3) == 2), torch.nan)
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_outputs_that_are_nan_are_no_decision(images, learned):
+    source = open_source(images / "clean")
+    networks = {"undefined": Loaded.of(Undefined(), PLAIN)}
+    taught = Subset(source, [i for i in range(len(source)) if source.labels[i] != 1]) if learned else None
+    table = cue_accuracy(networks, source, [], learn_from=taught, passes=CPU)
+    if learned:  # the class that is never defined was not taught
+        assert (table["images"].item(), table["correct"].item()) == (12, 12)
+        said = "excluded, as the network does not know their class"
+    else:
+        assert (table["images"].item(), table["correct"].item()) == (18, 12)
+        said = "counted as wrong, as an output of the network is NaN"
+    assert table.attrs["notes"] == [f"undefined, clean: 6 of 18 images {said}"]
+
+
 def test_each_network_fails_where_its_cue_is_gone(images, networks):
     versions = [
         Version("scramble:30", parse(["scramble:30"])),

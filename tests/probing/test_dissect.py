@@ -323,6 +323,51 @@ def test_what_does_not_fit_is_said_in_one_line(broden, tmp_path):
         open_segmented(tmp_path)
 
 
+def test_a_category_without_any_mask_is_refused(tmp_path):
+    for folder in ("images", "masks/colour", "masks/object"):
+        (tmp_path / folder).mkdir(parents=True)
+    for number in range(3):
+        Image.new("RGB", (32, 24)).save(tmp_path / "images" / f"{number}.png")
+        save_mask(tmp_path / "masks" / "colour" / f"{number}.png", np.ones((24, 32)))
+    save_mask(tmp_path / "masks" / "object" / "other.png", np.ones((24, 32)))
+    with pytest.raises(ActstatsError, match=r"none of the 3 images .* has a mask in masks/object"):
+        open_segmented(tmp_path)
+    assert open_segmented(tmp_path, ["colour"]).concepts.categories == ("colour",)
+    # A limit may leave images without any mask of a category.
+    save_mask(tmp_path / "masks" / "object" / "2.png", np.ones((24, 32)))
+    assert len(open_segmented(tmp_path, limit=1).labels(0)) == 1
+
+
+def test_a_mask_whose_sides_are_exchanged_is_refused(tmp_path):
+    for folder in ("images", "masks/object"):
+        (tmp_path / folder).mkdir(parents=True)
+    Image.new("RGB", (33, 24)).save(tmp_path / "images" / "0.png")
+    for shape in ((24, 33), (12, 16), (12, 17), (48, 66), (1, 1)):
+        save_mask(tmp_path / "masks" / "object" / "0.png", np.ones(shape))
+        assert len(open_segmented(tmp_path).labels(0)) == 1
+    for shape in ((33, 24), (24, 24), (12, 33)):
+        save_mask(tmp_path / "masks" / "object" / "0.png", np.ones(shape))
+        with pytest.raises(ActstatsError, match="not those of its image, scaled: 33 x 24"):
+            open_segmented(tmp_path).labels(0)
+
+
+def test_concepts_of_one_name_in_two_categories_are_two():
+    counts = xr.Dataset(
+        {
+            "intersection": (("unit", "concept"), np.array([[50, 0], [0, 50], [0, 50]])),
+            "active": (("unit", "category"), np.full((3, 2), 60)),
+            "area": ("concept", np.array([60, 60])),
+        },
+        coords={
+            "layer": ("unit", ["c"] * 3), "channel": ("unit", range(3)), "category": ["object", "part"],
+            "name": ("concept", np.array(["1", "1"], dtype=object)),
+            "concept_category": ("concept", np.array(["object", "part"], dtype=object)),
+        },
+    )  # fmt: skip
+    table = detectors(dissection(counts)).set_index("category")
+    assert table["concepts"].to_dict() == {"all": 2, "object": 1, "part": 1}
+
+
 def test_the_images_of_a_segmented_dataset_are_opened_without_its_masks(broden):
     assert open_source(broden).paths == [f"set/{index}.png" for index in range(9)]
     assert len(open_source(broden, limit=4)) == 4
@@ -334,5 +379,5 @@ def test_masks_that_belong_to_no_image_are_refused_with_the_layout(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "images" / "a" / "x.png")
     # One folder too high: images/a/x.png has its mask at masks/object/a/x.png.
     Image.fromarray(np.full((8, 8), 1, dtype=np.uint8)).save(tmp_path / "masks" / "object" / "x.png")
-    with pytest.raises(ActstatsError, match=r"none of the 1 images .* masks/CATEGORY/NAME.png"):
+    with pytest.raises(ActstatsError, match=r"none of the 1 images .* masks/object/NAME.png"):
         open_segmented(tmp_path)

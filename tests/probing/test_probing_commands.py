@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,27 @@ def test_networks_beside_recorded_decisions(stimuli, tmp_path):
     text = actstats(f"analyze shape-bias --decisions {saved} {copy} --by category")
     assert len(text.splitlines()) == 1 + 5 * 4
     assert text.splitlines()[1].split()[:6] == ["humans", "all", "2", "12", "6", "6"]
+
+
+def test_decisions_are_saved_only_where_a_file_can_be_written(stimuli, tmp_path):
+    command = f"analyze shape-bias --network {SHAPE} --stimuli {stimuli} --save-decisions"
+    assert "there is no folder" in actstats(f"{command} {tmp_path}/nowhere/d.csv", 2)
+    assert "should end in .csv" in actstats(f"{command} {tmp_path}/d.txt", 2)
+
+
+def test_categories_are_compared_in_lower_case(stimuli, tmp_path):
+    for name in COLOURS:
+        shutil.copytree(stimuli / name, tmp_path / "teach" / name.title())
+        for path in (tmp_path / "teach" / name.title()).iterdir():
+            if path.stem != f"{name}1-{name}2":
+                path.unlink()
+    command = f"analyze shape-bias --network {SHAPE} --stimuli {stimuli} --learn-from"
+    assert rows(f"{command} {tmp_path}/teach")[0]["trials"] == 6
+    shutil.move(tmp_path / "teach", tmp_path / "other")
+    for at, name in enumerate(COLOURS):
+        shutil.move(tmp_path / "other" / name.title(), tmp_path / "other" / f"Class{at}")
+    assert "no stimulus" in (said := actstats(f"{command} {tmp_path}/other", 1))
+    assert "it knows class0, class1, class2, and the stimuli show bear, bird, dog" in said
 
 
 def test_cues_of_two_networks(stimuli, tmp_path):

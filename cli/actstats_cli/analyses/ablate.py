@@ -119,7 +119,7 @@ def ablate(
         raise ActstatsError(
             "give --layers, whose units are ablated one by one, or sets: --unit, --concepts, --rank"
         )
-    if stimuli:
+    if stimuli is not None:
         source, taught = passing.stimuli(stimuli, learn_from, limit)
     else:
         source, taught = passing.labelled(data or "demo", learn_from, limit)
@@ -132,7 +132,7 @@ def ablate(
     if keep:
         sets = [complement(chosen, found_layers) for chosen in sets]
     with passing.passes(how) as passes:
-        measure = ablate_decisions if stimuli else ablate_accuracy
+        measure = ablate_decisions if stimuli is not None else ablate_accuracy
         table = measure(
             loaded,
             source,
@@ -143,10 +143,12 @@ def ablate(
             at_once=at_once,
             passes=passes,
         )
-    change = "shape_change" if stimuli else "change"
+    change = "shape_change" if stimuli is not None else "change"
     order = table[change].abs().fillna(0).iloc[1:].sort_values(ascending=False, kind="stable").index
     printed = table.loc[[0, *order[:SHOWN]]].drop(columns="layers")
-    notes = [] if len(order) <= SHOWN else [f"{SHOWN} of {len(order):,} ablations are shown; --out has all"]
+    notes = list(table.attrs["notes"])
+    if len(order) > SHOWN:
+        notes.append(f"{SHOWN} of {len(order):,} ablations are shown; --out has all")
     output.put(table, printed, notes, out=out, as_json=as_json)
 
 

@@ -97,4 +97,4 @@ def cues(
             learn_from=taught,
             passes=passes,
         )
-    output.put(found, found, [], out=out, as_json=as_json)
+    output.put(found, found, found.attrs["notes"], out=out, as_json=as_json)

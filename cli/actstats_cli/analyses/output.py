@@ -24,14 +24,14 @@ _NAMES: Final = ("layer", "variable")
 _COMPARED: Final = ("mean_s", "mean_r", "difference", "cliffs_delta", "delta_low", "delta_high")
 
 
-def _path_of(kind: str) -> Callable[[click.Context, click.Parameter, Path | None], Path | None]:
-    """Return a callback that checks a file's folder and suffix before anything is computed."""
+def path_of(kind: str) -> Callable[[click.Context, click.Parameter, Path | None], Path | None]:
+    """Return a callback that checks a file's folder and suffix before anything is computed, for a `kind` of file."""
 
     def check(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
         if value is not None:
             from actstats.analysis import plotting, tables
 
-            known = tables.FORMATS if kind == "table" else plotting.FORMATS
+            known = {"table": tables.FORMATS, "plot": plotting.FORMATS, "decisions": (".csv",)}[kind]
             if value.suffix not in known:
                 raise click.BadParameter(f"{value.name} should end in {', '.join(known)}")
             if not value.parent.is_dir():
@@ -60,14 +60,14 @@ out = click.option(
     "--out",
     metavar="FILE",
     type=options.LocalPath(dir_okay=False),
-    callback=_path_of("table"),
+    callback=path_of("table"),
     help="Write the whole table: .csv, .parquet or .json.",
 )
 plot = click.option(
     "--plot",
     metavar="FILE",
     type=options.LocalPath(dir_okay=False),
-    callback=_path_of("plot"),
+    callback=path_of("plot"),
     help="Draw a plot: .png, .svg or .pdf.",
 )
 style = click.option(

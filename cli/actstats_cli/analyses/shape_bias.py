@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     "--save-decisions",
     metavar="FILE",
     type=options.LocalPath(dir_okay=False),
+    callback=output.path_of("decisions"),
     help="Write the networks' decisions, as .csv in the same format.",
 )
 @click.option(
@@ -108,7 +109,7 @@ def shape_bias(
     from actstats.analysis.shape_bias import shape_bias as analysis
 
     recorded = [*decisions, *files]
-    if stimuli and not networks:
+    if stimuli is not None and not networks:
         raise ActstatsError("--stimuli requires at least one --network to show them to")
     if not recorded and not networks:
         raise ActstatsError("give --decisions FILE..., or --network NETWORK")
@@ -163,13 +164,6 @@ def _shown(
                 learn_from=learn_from,
                 passes=passes,
             )
-        left = table.attrs
-        if left["unknown"]:
-            notes.append(
-                f"{left['unknown']:,} of {left['stimuli']:,} stimuli show a category that "
-                f"{name} does not know, and are left out"
-            )
-        if left["unreadable"]:
-            notes.append(f"{left['unreadable']:,} stimuli could not be read and are left out")
+        notes += table.attrs["notes"]
         tables.append(table)
     return pd.concat(tables, ignore_index=True)
