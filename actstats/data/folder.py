@@ -35,7 +35,8 @@ class FolderSource(EncodedSource):
     def __init__(self, spec: str, root: Path, names: Sequence[str], more: Sequence[str] = ()) -> None:
         """Use the files `names` under `root`. The files `more` only contribute their classes."""
         paths = [printable(name) for name in names]
-        labels, classes = folder_classes([*paths, *(printable(name) for name in more)])
+        others = [printable(name) for name in more]
+        labels, classes = folder_classes([*paths, *others], _annotated(root, [*names, *more]))
         self._root = os.fspath(root)
         self._names = list(names)
         with ThreadPoolExecutor(_THREADS) as pool:
@@ -209,6 +210,27 @@ def _size(file: str) -> int:
         return os.stat(file).st_size  # noqa: PTH116
     except OSError:
         return -1
+
+
+_ANNOTATIONS: Final = "val_annotations.txt"
+"""File beside a folder `images` with the class of each of its images, as in the validation set of Tiny ImageNet."""
+
+
+def _annotated(root: Path, names: Sequence[str]) -> dict[str, str]:
+    """Return the class of each image that a file of annotations beside its folder lists, by its printable name."""
+    classes: dict[str, str] = {}
+    for folder in {name.rpartition("/")[0] for name in names}:
+        around, _, last = folder.rpartition("/")
+        file = root / around / _ANNOTATIONS
+        if last != "images" or not file.is_file():
+            continue
+        try:
+            rows = file.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+        except OSError as error:
+            raise ActstatsError(f"cannot read {file}: {error.strerror}") from None
+        fields = (row.split("\t") for row in rows)
+        classes |= {printable(f"{folder}/{row[0]}"): row[1].strip() for row in fields if len(row) > 1}
+    return classes
 
 
 def segmented_images(root: Path, limit: int | None = None) -> tuple[list[str], list[str]] | None:

@@ -197,7 +197,7 @@ def _first(members: Iterator[Member], images: int) -> list[Member]:
             break
         if is_image_name(member.name.rpartition("/")[2]):
             if member.name not in seen and len(seen) == images:
-                break
+                continue
             seen.add(member.name)
             last = _sample(member.name)
         found.append(member)
