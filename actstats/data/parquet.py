@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from actstats.data.image import UNREADABLE, ImageError
 from actstats.data.objects import RemoteFile, Shared
-from actstats.data.source import NO_LABEL, EncodedSource, fingerprint
+from actstats.data.source import NO_LABEL, EncodedSource, fingerprint, unnamed, within
 from actstats.errors import ActstatsError, one_line
 from actstats.support import cache_folder, keep_cached, require_package
 
@@ -48,11 +48,13 @@ class ParquetSource(EncodedSource):
         sizes: list[int] = []
         self._groups: list[tuple[int, int]] = []
         self._starts: list[int] = []
-        classes: list[str] = []
+        named: list[tuple[str, list[str]]] = []
         for number, file in enumerate(self._files):
             if limit is not None and len(paths) >= limit:
                 break
-            footer, found, classes = _described(file)
+            footer, found, names = _described(file)
+            if (found != NO_LABEL).any():
+                named.append((file.name, names))
             self._footers.append(footer)
             name = file.name.removesuffix(".parquet")
             start = len(paths)
@@ -69,7 +71,10 @@ class ParquetSource(EncodedSource):
         if not paths:
             raise ActstatsError(f"no images in {spec}: it has no rows")
         mark = fingerprint((*paths, *map(str, self._groups)), (*[0] * len(paths), *sizes))
-        super().__init__(spec, paths, np.concatenate(labels)[: len(paths)], classes, mark)
+        classes = _common_classes(named)
+        numbers = np.concatenate(labels)[: len(paths)]
+        super().__init__(spec, paths, within(numbers, classes), classes, mark)
+        self.notes = unnamed(numbers, classes)
         self._read = Shared(self._rows_of, len(self._groups))
 
     def read(self, index: int) -> bytes:
@@ -157,6 +162,23 @@ def _class_names(recorded: bytes) -> list[str]:
     except (ValueError, KeyError, TypeError):
         return []
     return [str(name) for name in names] if isinstance(names, list) else []
+
+
+def _common_classes(named: Sequence[tuple[str, list[str]]]) -> list[str]:
+    """Return the class names of files, each given with its name; none if a file has none.
+
+    Raises:
+        ActstatsError: the same number has different names in two files.
+    """
+    longest, most = max(named, key=lambda file: len(file[1]), default=("", []))
+    for file, classes in named:
+        for number, (name, other) in enumerate(zip(classes, most, strict=False)):
+            if name != other:
+                raise ActstatsError(
+                    f"class {number} is {name!r} in {file} and {other!r} in {longest}: write the files again with the "
+                    "same class names, or sweep them separately"
+                )
+    return most if all(classes for _, classes in named) else []
 
 
 def _kept_labels(file: Path | RemoteFile) -> Path | None:

@@ -224,6 +224,17 @@ def within(labels: NDArray[np.int64], classes: Sequence[str]) -> NDArray[np.int6
     return np.where(unknown, NO_LABEL, labels)
 
 
+def unnamed(labels: NDArray[np.int64], classes: Sequence[str]) -> list[str]:
+    """Return a line about the labels that `within` drops because no class has their number."""
+    count = int((labels >= (len(classes) or 2**31)).sum())
+    if not count:
+        return []
+    return [
+        f"{count:,} images are stored without a class: their labels, up to {labels.max()}, have no name among the "
+        f"{len(classes)} classes"
+    ]
+
+
 def printable(name: str) -> str:
     r"""Return a file name as text that can be encoded: bytes that are not UTF-8 appear as `\xff`."""
     if name.isascii():

@@ -431,6 +431,8 @@ class SweepPlan:
             todo = [p for p in range(index, schema.partitions, parts) if not complete[p] or p in retried]
             if (mark := self.manifest["data"]["fingerprint"]).startswith(UNNAMED):
                 how.note(f"the images have no fingerprint of their own; to resume, pass fingerprint={mark!r}")
+            for line in getattr(self._source, "notes", ()):
+                how.note(line)
             started = Started(
                 store=store.path,
                 arch=self.manifest["arch"],
