@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -175,8 +175,8 @@ def _common_classes(named: Sequence[tuple[str, list[str]]]) -> list[str]:
         for number, (name, other) in enumerate(zip(classes, most, strict=False)):
             if name != other:
                 raise ActstatsError(
-                    f"class {number} is {name!r} in {file} and {other!r} in {longest}: write the files again with the "
-                    "same class names, or sweep them separately"
+                    f"class {number} is {name!r} in {file} and {other!r} in {longest}: write the files again with "
+                    "the same class names, or sweep them separately"
                 )
     return most if all(classes for _, classes in named) else []
 

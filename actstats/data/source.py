@@ -77,7 +77,7 @@ class Sample:
         self.paths = [source.paths[index] for index in self._indices]
         self.labels = source.labels[self._indices]
         self.fingerprint = mark
-        self.notes = list(getattr(source, "notes", ()))
+        self.notes: Sequence[str] = list(getattr(source, "notes", ()))
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -159,9 +159,9 @@ def folder_classes(
     """Return the label of each image, int64 [n], and the class names in order: the names of the images' folders.
 
     A folder that all classes have (`cat/images/1.png`, `dog/images/2.png`) is not the class, but the one around it
-    is. Among folders named after WordNet synsets, these are the classes, however deep the images are. Names are sorted
-    as text, or as numbers if all of them are numbers. An image in no such folder has the label `NO_LABEL`. `listed`
-    has the names of the classes of some paths, which come from elsewhere.
+    is. Among folders named after WordNet synsets, these are the classes, however deep the images are. Names are
+    sorted as text, or as numbers if all of them are numbers. An image in no such folder has the label `NO_LABEL`.
+    `listed` has the names of the classes of some paths, which come from elsewhere.
 
     >>> folder_classes(["cat/1.png", "val/dog/2.png", "3.png"])
     (array([ 0,  1, -1]), ['cat', 'dog'])
