@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any, NamedTuple, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from actstats.data.preprocessing import Preprocessing
 from actstats.errors import ActstatsError, nearest, one_line
@@ -69,9 +69,12 @@ class Builder(ABC):
         fit(model, checkpoint, self.arch)
         return model
 
-    def names(self) -> frozenset[str]:
-        """Return the names of the network's weights."""
-        return frozenset(self.skeleton.state_dict())
+    def state(self) -> dict[str, Any]:
+        """Return the state dict of the network with arbitrary or no weights, for names and shapes."""
+        # Entries that are no tensors, such as those of quantised layers, are not in files either.
+        return {
+            name: value for name, value in self.skeleton.state_dict().items() if isinstance(value, Tensor)
+        }
 
     def class_weight(self) -> str | None:
         """Return the name of the weight tensor whose rows are the classes, if there is one."""

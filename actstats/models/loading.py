@@ -48,7 +48,8 @@ def load_model(
     - `default` (the best published weights) or the name of another torchvision weight set (`IMAGENET1K_V1`);
     - `none`: random weights drawn from `seed`;
     - `demo`: the small GoogLeNet that is included in actstats, trained on 11 categories;
-    - a file written by torch, safetensors or pickle; `FILE#KEY` selects a part of it;
+    - a file written by torch, safetensors or pickle; `FILE#KEY` selects a part of it, and `FILE#prefix=NAME` one
+      of several networks in it, by what precedes its names;
     - a URL (`https://...`), or `hf://owner/repository/file` on the Hugging Face Hub (extra `hub`).
 
     `robust` selects adversarially trained weights from the registry of published checkpoints: True or `default` (l2,
@@ -147,6 +148,8 @@ def _from_file(builder: Builder, located: Located) -> Loaded:
     record = {**located.record, "file_sha256": checkpoint.sha256}
     if checkpoint.part:
         record["part"] = checkpoint.part
+    if checkpoint.prefix or located.prefix is not None:
+        record["prefix"] = checkpoint.prefix
     if checkpoint.foreign:
         record["foreign"] = list(checkpoint.foreign)
     classes = checkpoint.note("classes")
@@ -162,7 +165,9 @@ def _read(builder: Builder, located: Located) -> Checkpoint:
     noted = checkpoint.notes.get("arch")
     if noted and noted != builder.arch:
         raise ActstatsError(f"{checkpoint.path.name} holds weights of {noted}, not of {builder.arch}")
-    checkpoint = unwrap(checkpoint, builder.names())
+    layer = zoo.class_layer(builder.skeleton)
+    free = (f"{layer[0]}.weight", f"{layer[0]}.bias") if layer else ()
+    checkpoint = unwrap(checkpoint, builder.state(), free, located.prefix)
     state = {name: tensor for name, tensor in checkpoint.state.items() if not name.startswith(builder.heads)}
     return dataclasses.replace(checkpoint, state=state)
 

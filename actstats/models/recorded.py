@@ -43,6 +43,7 @@ _WEIGHTS: Final[Mapping[str, Callable[[Any], bool]]] = {
     "file_sha256": _like(_SHA256),
     "seed": _up_to(2**63 - 1, 0),
     "part": _TEXT,
+    "prefix": _like(re.compile(r"[^\0]*")),
     "path": _TEXT,
     "resolved": _TEXT,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 from collections.abc import Mapping
@@ -27,16 +28,27 @@ DEMO_ARCH: Final = "googlenet"
 class Located:
     """A weights file, and the record of its origin.
 
-    `part` is the key to select in the file, `sha256` the expected beginning of its checksum. `published` is True if
-    the weights are the architecture's own, which come with their `preprocessing`.
+    `part` is the key to select in the file, `prefix` what precedes the names of the network there, `sha256` the
+    expected beginning of the file's checksum. `published` is True if the weights are the architecture's own, which
+    come with their `preprocessing`.
     """
 
     path: Path
     record: dict[str, Any]
     part: str | None = None
     sha256: str | None = None
+    prefix: str | None = None
     preprocessing: Preprocessing | None = None
     published: bool = False
+
+
+@dataclass(frozen=True)
+class Within:
+    """What follows the `#` of a weights file: the key in the file, the prefix of the names, and the checksum."""
+
+    part: str | None = None
+    prefix: str | None = None
+    sha256: str | None = None
 
 
 def locate(builder: Builder, weights: str, asked: str | None, *, offline: bool) -> Located:
@@ -45,7 +57,7 @@ def locate(builder: Builder, weights: str, asked: str | None, *, offline: bool) 
 
     Raises `ActstatsError` if there is no such file or the arguments contradict each other.
     """
-    spec, part, sha256 = _split(weights)
+    spec, place = _split(weights)
     if asked is not None:
         if spec not in ("default", "demo"):
             raise ActstatsError(f"`weights={weights}` already selects the weights; omit `robust=`")
@@ -58,9 +70,9 @@ def locate(builder: Builder, weights: str, asked: str | None, *, offline: bool) 
     if spec == "demo":
         return _demo(builder.arch, "r" if asked else "s")
     if "://" in spec:
-        return _remote(spec, part, sha256, offline=offline)
+        return _remote(spec, place, offline=offline)
     if _is_file(spec):
-        return _local(Path(spec), part, sha256)
+        return _local(Path(spec), place)
     return _published(builder, spec, offline=offline)
 
 
@@ -82,11 +94,13 @@ def relocate(
 
     Raises `ActstatsError` if it is no longer available.
     """
-    source, part = record["source"], record.get("part")
+    source = record["source"]
+    place = Within(record.get("part"), record.get("prefix"))
     kind, _, name = source.partition(":")
     if moved is not None:
-        spec, chosen, sha256 = _split(str(moved))
-        return _local(Path(spec), chosen or part, sha256)
+        spec, given = _split(str(moved))
+        same = given.part is None and given.prefix is None
+        return _local(Path(spec), dataclasses.replace(place, sha256=given.sha256) if same else given)
     if kind in ("torchvision", "timm"):
         return _published(builder, name if kind == "torchvision" else "default", offline=offline)
     if kind == "robust":
@@ -94,10 +108,10 @@ def relocate(
     if kind == "demo":
         return _demo(builder.arch, name)
     if kind == "url":
-        return _remote(name, part, record["file_sha256"], offline=offline)
+        return _remote(name, dataclasses.replace(place, sha256=record["file_sha256"]), offline=offline)
     if kind == "hf":
-        return _remote(source, part, None, offline=offline)
-    return _local(Path(record["resolved"]), part, None)
+        return _remote(source, place, offline=offline)
+    return _local(Path(record["resolved"]), place)
 
 
 def _robust(row: robust.RobustCheckpoint, *, offline: bool) -> Located:
@@ -122,26 +136,27 @@ def _demo(arch: str, which: str) -> Located:
     return Located(path, {"source": f"demo:{which}"})
 
 
-def _remote(address: str, part: str | None, sha256: str | None, *, offline: bool) -> Located:
+def _remote(address: str, place: Within, *, offline: bool) -> Located:
     if address.startswith("hf://"):
         path = hub_file(*parse_address(address), offline=offline)
-        return Located(path, {"source": address}, part, sha256)
-    fetched = fetch(address, sha256=sha256, offline=offline)
-    return Located(fetched.path, {"source": f"url:{address}"}, part, fetched.sha256)
+        return Located(path, {"source": address}, place.part, place.sha256, place.prefix)
+    fetched = fetch(address, sha256=place.sha256, offline=offline)
+    return Located(fetched.path, {"source": f"url:{address}"}, place.part, fetched.sha256, place.prefix)
 
 
-def _local(path: Path, part: str | None, sha256: str | None) -> Located:
+def _local(path: Path, place: Within) -> Located:
     path = path.expanduser()
     record = {"source": f"file:{path.name}", "path": str(path), "resolved": str(path.resolve())}
-    return Located(path, record, part, sha256)
+    return Located(path, record, place.part, place.sha256, place.prefix)
 
 
-def _split(weights: str) -> tuple[str, str | None, str | None]:
-    """Split `weights` into the part before `#`, and the key and checksum after it."""
+def _split(weights: str) -> tuple[str, Within]:
+    """Split `weights` at the `#`."""
     spec, mark, rest = weights.rpartition("#")
     if not mark or Path(weights).expanduser().exists():
-        return weights, None, None
+        return weights, Within()
     part: str | None = None
+    prefix: str | None = None
     sha256: str | None = None
     for piece in rest.split("&"):
         found = _SHA256.fullmatch(piece)
@@ -151,9 +166,11 @@ def _split(weights: str) -> tuple[str, str | None, str | None]:
             raise ActstatsError(
                 f"`weights=` has {piece!r} after its #; a SHA-256 is 8 to 64 hexadecimal digits"
             )
+        elif piece.startswith("prefix="):
+            prefix = piece.removeprefix("prefix=")
         elif piece:
             part = piece
-    return spec, part, sha256
+    return spec, Within(part, prefix, sha256)
 
 
 def _is_file(spec: str) -> bool:

@@ -141,7 +141,7 @@ def test_a_network_that_normalises_itself_keeps_its_normaliser(tmp_path: Path) -
             self.last_layer = nn.Linear(3, 2)  # as a layer of robustness's AlexNet is named, which is renamed
 
     torch.save(Net().state_dict(), tmp_path / "a.pt")
-    checkpoint = unwrap(read_checkpoint(tmp_path / "a.pt"), set(Net().state_dict()))
+    checkpoint = unwrap(read_checkpoint(tmp_path / "a.pt"), Net().state_dict())
     assert checkpoint.normaliser is None
     assert set(checkpoint.state) == {"mean", "std", "last_layer.weight", "last_layer.bias"}
 

@@ -36,9 +36,11 @@ def read_archive(file: IO[bytes]) -> tuple[Any, Machine]:
     file.seek(257)
     is_tar = file.read(5) == b"ustar"
     file.seek(0)
-    start = file.read(4)
+    start = file.read(64)
     file.seek(0)
-    if start == b"PK\x03\x04":
+    if (kind := kind_of(start)) and not is_tar:
+        raise Refused(f"it is {kind}")
+    if start[:4] == b"PK\x03\x04":
         return _read_zip(file, end)
     return _read_tar(file, end) if is_tar else _read_stream(file, end)
 
@@ -157,23 +159,64 @@ def _read_zip(file: IO[bytes], end: int) -> tuple[Any, Machine]:
     for info in members:
         if stat.S_ISLNK(info.external_attr >> 16):
             raise Refused(f"its member {info.filename!r} is a link")
+    roots = [name.removesuffix("data.pkl") for name in archive.namelist() if name.endswith("/data.pkl")]
+    if len(roots) != 1:
+        raise Refused(_kind_of_zip(archive.namelist()))
+    (root,) = roots
+    # The code of TorchScript is compressed. It is never read.
+    members = [info for info in members if not info.filename.startswith(f"{root}code/")]
+    for info in members:
         if info.compress_type != zipfile.ZIP_STORED:
             raise Refused(f"its member {info.filename!r} is compressed, which PyTorch's never are")
     if sum(info.file_size for info in members) > end:
         raise Refused("its members claim more bytes than the file has")
-    roots = [name.removesuffix("data.pkl") for name in archive.namelist() if name.endswith("/data.pkl")]
-    if len(roots) != 1:
-        raise Refused("it is a zip archive of something else")
-    (root,) = roots
     names = set(archive.namelist())
-    if f"{root}constants.pkl" in names:
-        raise Refused("it is a TorchScript program; save the state_dict() of the module instead")
     if f"{root}byteorder" in names and archive.read(f"{root}byteorder") != b"little":
         raise Refused("it was written on a big-endian machine")
     if archive.getinfo(f"{root}data.pkl").file_size > MOST_BYTES:
         raise Refused(f"its pickle is larger than {MOST_BYTES:,} bytes")
     machine = Machine(_Zip(archive, root), unpack=_read_nested, budget=Budget(end))
-    return machine.read(io.BytesIO(archive.read(f"{root}data.pkl"))), machine
+    content = machine.read(io.BytesIO(archive.read(f"{root}data.pkl")))
+    if f"{root}constants.pkl" in names and not machine.storages:
+        raise Refused(
+            "it is a TorchScript program without weights of its own, such as a frozen one; save the state_dict() of "
+            "the module instead"
+        )
+    return content, machine
+
+
+_OF_ZIPS: Final = {
+    ".data/extern_modules": "a torch.package archive; save the state_dict() of the module that it holds",
+    "archive_format": "an exported program; save torch.export.load(FILE).state_dict",
+    "serialized_exported_program.json": "an exported program; save torch.export.load(FILE).state_dict",
+    "model.weights.h5": "a Keras model; convert its weights to PyTorch's names and layouts",
+    ".npy": "an archive of NumPy arrays; save them with torch.save or safetensors",
+}
+"""What a zip archive with a member of this ending is."""
+_BEGINNINGS: Final = {
+    b"\x89HDF": "an HDF5 file, as Keras writes them; convert its weights to PyTorch's names and layouts",
+    b"\x93NUMPY": "a NumPy array",
+    b"GGUF": "a GGUF file, whose weights are quantised",
+    b"\x1f\x8b": "compressed with gzip; decompress it",
+    b"BZh": "compressed with bzip2; decompress it",
+    b"\xfd7zXZ": "compressed with xz; decompress it",
+    b"\x28\xb5\x2f\xfd": "compressed with zstd; decompress it",
+    b"version https://git-lfs": "only a pointer of Git LFS; download the file that it points to",
+    b"<": "a web page, not the file that was to be downloaded",
+}
+"""What a file that begins with these bytes is."""
+
+
+def kind_of(start: bytes) -> str | None:
+    """Return what a file of another kind than PyTorch's is, given its first bytes; None if that is unknown."""
+    if start[:1] == b"\x08" and start[2:3] == b"\x12":  # the version of its format, and the producer's name
+        return "an ONNX file; convert its weights to PyTorch's names"
+    return next((kind for first, kind in _BEGINNINGS.items() if start.lstrip().startswith(first)), None)
+
+
+def _kind_of_zip(names: Iterable[str]) -> str:
+    kinds = (kind for end, kind in _OF_ZIPS.items() if any(name.endswith(end) for name in names))
+    return f"it is {next(kinds, 'a zip archive of something else')}"
 
 
 def _directory_size(file: IO[bytes], end: int) -> int:

@@ -38,7 +38,9 @@ def fit(model: nn.Module, checkpoint: Checkpoint, arch: str) -> None:
     try:
         model.load_state_dict(state)
     except (RuntimeError, ValueError, TypeError, AttributeError) as error:
-        found = "; ".join(_misfits(model.state_dict(), state)) or one_line(error, 200)
+        wanted = model.state_dict()
+        found = "; ".join(_misfits(wanted, state)) or one_line(error, 200)
+        found += _computed(wanted, state)
         raise ActstatsError(f"{checkpoint.path.name} does not fit {arch}: {found}") from None
 
 
@@ -89,3 +91,18 @@ def _misfits(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[
     ]
     kinds = (("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped))
     return [f"{len(names)} {what} ({first(names)})" for what, names in kinds if names]
+
+
+def _computed(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
+    """Return advice if the file holds what weights are computed from, as pruning and norms of weights leave it."""
+    for name in wanted:
+        if name in given:
+            continue
+        module, dot, last = name.rpartition(".")
+        sources = (f"{name}_", f"{module}{dot}parametrizations.{last}.")
+        if found := [other for other in given if other.startswith(sources)]:
+            return (
+                f"; {name} is computed from {first(found)}: make it permanent before saving (prune.remove, "
+                "remove_parametrizations), or use a factory of the network with its parametrisation"
+            )
+    return ""

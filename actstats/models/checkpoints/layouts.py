@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Final, NamedTuple
@@ -29,10 +28,15 @@ _RENAMED: Final = (
 )
 
 
+_WHITE: Final = 255.0
+_LEAST_STD: Final = 16.0
+"""Least standard deviation that tells images from 0 to 255 by itself; in those from 0 to 1 it is at most 0.5."""
 _LONGEST_NAME: Final = 1000
 _MOST_DOTS: Final = 64
 """Bounds of a weight's name; every ending of it behind a dot is looked up."""
 _MOST_WEIGHTS: Final = 1_000_000
+_SCRIPTED: Final = "__torch__."
+"""Beginning of the names of classes in TorchScript."""
 
 
 class Part(NamedTuple):
@@ -63,9 +67,7 @@ def find_part(content: Any, key: str | None = None) -> Part:
     for name in (*PARTS, "") if key is None else (key,):
         state, layout = _state_of(choices.get(name))
         if state:
-            for weight in state:
-                if len(weight) > _LONGEST_NAME or weight.count(".") > _MOST_DOTS:
-                    raise Refused(f"it has a weight whose name is too long or too deep, {weight[:40]}...")
+            require_plain(state)
             return Part(name, state, layout)
     # For a message: one part may lie under many keys, so each is looked at once, and not all of them.
     few = dict(islice(choices.items(), 100))
@@ -77,8 +79,8 @@ def find_part(content: Any, key: str | None = None) -> Part:
     raise Refused(f"it holds no state dict, {asked}")
 
 
-def renamed(names: Iterable[str], wanted: Collection[str] = ()) -> dict[str, str]:
-    """Return the name that each has today; those that end in a `wanted` one have it already.
+def renamed(names: Iterable[str]) -> dict[str, str]:
+    """Return the name that each has today, by the name in the file.
 
     >>> renamed(["module.model.inception3a.branch4_conv.bn.bias"])
     {'module.model.inception3a.branch4_conv.bn.bias': 'module.model.inception3a.branch4.1.bn.bias'}
@@ -86,40 +88,17 @@ def renamed(names: Iterable[str], wanted: Collection[str] = ()) -> dict[str, str
     found = {}
     for old in names:
         new = old
-        if not any(rest in wanted for _, rest in _splits(old)):
-            for pattern, replacement in _RENAMED:
-                new = pattern.sub(replacement, new)
+        for pattern, replacement in _RENAMED:
+            new = pattern.sub(replacement, new)
         found[old] = new
     return found
 
 
-def find_prefix(names: Iterable[str], wanted: Collection[str]) -> str:
-    """Return what wrappers (DataParallel, an attacker, a normaliser in front) put before the network's own names.
-
-    It is the prefix under which most of the `wanted` names are there; of several that have as many, the shortest.
-
-    >>> find_prefix(["module.model.fc.bias", "module.attacker.model.fc.bias"], ["fc.bias", "fc.weight"])
-    'module.model.'
-    """
-    counts = Counter(prefix for name in names for prefix, rest in _splits(name) if rest in wanted)
-    if not counts:
-        return ""
-    return min(counts, key=lambda prefix: (-counts[prefix], len(prefix), prefix))
-
-
-def _splits(name: str) -> Iterator[tuple[str, str]]:
-    """Yield what is before each dot, with it, and what is after; the whole name first."""
-    start = 0
-    while True:
-        yield name[:start], name[start:]
-        start = name.find(".", start) + 1
-        if not start:
-            return
-
-
-def common_wrapper(names: Iterable[str]) -> str:
-    """Return the `module.` that data-parallel training leaves before all names, or nothing."""
-    return "module." if all(name.startswith("module.") for name in names) else ""
+def require_plain(names: Iterable[str]) -> None:
+    """Raise `Refused` if a weight's name is longer or deeper than any network's."""
+    for name in names:
+        if len(name) > _LONGEST_NAME or name.count(".") > _MOST_DOTS:
+            raise Refused(f"it has a weight whose name is too long or too deep, {name[:40]}...")
 
 
 def find_normaliser(state: Mapping[str, Tensor]) -> tuple[Normaliser | None, set[str]]:
@@ -141,12 +120,27 @@ def find_normaliser(state: Mapping[str, Tensor]) -> tuple[Normaliser | None, set
                     f"its normaliser {parent or name} has values that are not finite, or a standard deviation that "
                     "is not positive"
                 )
-            found[Normaliser(mean, std)] = name
+            found[_on_unit_scale(mean, std, parent or name)] = name
             names |= {name, twin}
     if len(found) > 1:
         told = " and ".join(f"{name} {list(each.mean)}" for each, name in list(found.items())[:2])
         raise Refused(f"it has two normalisers that differ, {told}")
     return next(iter(found), None), names
+
+
+def _on_unit_scale(mean: tuple[float, ...], std: tuple[float, ...], name: str) -> Normaliser:
+    """Return a normaliser for images in [0, 1], given its values for these or for images from 0 to 255."""
+    if max(mean) <= 1 and max(std) <= 1:
+        scale = 1.0
+    elif max(*mean, *std) <= _WHITE and (max(mean) > 1 or min(std) > _LEAST_STD):
+        scale = _WHITE
+    else:
+        raise Refused(
+            f"its normaliser {name} is for images neither from 0 to 1 nor from 0 to 255: mean {list(mean)}, "
+            f"standard deviation {list(std)}"
+        )
+    centre, spread = (tuple(value / scale for value in values) for values in (mean, std))
+    return Normaliser(centre, spread)  # type: ignore[arg-type]
 
 
 def _state_of(value: Any) -> tuple[dict[str, Tensor | TensorRecord], Mapping[str, Any]]:
@@ -169,6 +163,8 @@ def _state_of_module(module: Foreign, prefix: str, seen: set[int]) -> dict[str, 
     if len(prefix) > _LONGEST_NAME:
         raise Refused(f"it has a module whose name is too long, {prefix[:40]}...")
     seen.add(id(module))
+    if module.name.startswith(_SCRIPTED):  # whose parameters, buffers, modules and constants lie side by side
+        fields = dict.fromkeys(("_parameters", "_modules"), fields)
     kept = {name: fields.get(name) for name in ("_parameters", "_buffers", "_modules")}
     parameters, buffers, children = (value if isinstance(value, Mapping) else {} for value in kept.values())
     forgotten = fields.get("_non_persistent_buffers_set")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -17,12 +18,12 @@ from actstats.errors import ActstatsError, first, nearest
 from actstats.models.checkpoints.archives import read_archive
 from actstats.models.checkpoints.layouts import (
     Normaliser,
-    common_wrapper,
     find_normaliser,
     find_part,
-    find_prefix,
     renamed,
+    require_plain,
 )
+from actstats.models.checkpoints.places import Location, find_places
 from actstats.models.checkpoints.records import Refused
 
 _AVERAGED: Final = "n_averaged"
@@ -35,7 +36,8 @@ class Checkpoint:
 
     `state` maps names to tensors on the CPU; `layout` is what PyTorch noted of each module's version beside
     them; `notes` is the text metadata of a safetensors file; `sha256` is that of the file, in hex. `part` is the
-    key that the weights were under, `foreign` names what the file holds beside tensors and plain values, none of
+    key that the weights were under, `prefix` what precedes the network's names in the file, if `unwrap` removed it;
+    `foreign` names what the file holds beside tensors and plain values, none of
     which was made or called; `normaliser` is the normalisation of the input that it brings, if `unwrap` found one.
     """
 
@@ -47,6 +49,7 @@ class Checkpoint:
     part: str = ""
     foreign: tuple[str, ...] = ()
     normaliser: Normaliser | None = None
+    prefix: str = ""
 
     def note(self, name: str) -> Any:
         """Return the JSON under `name` in the notes of a safetensors file, None where there is none.
@@ -63,8 +66,9 @@ class Checkpoint:
 def read_checkpoint(path: Path, part: str | None = None, sha256: str | None = None) -> Checkpoint:
     """Read the weights in a `.safetensors` file, or in one that `torch.save` or a pickle wrote.
 
-    They may lie under a key such as `state_dict` or `model` (`layouts.PARTS`; or `part` says which); what
-    data-parallel training puts before the names is taken off. `sha256` is what the file's must begin with, in hex.
+    They may lie under a key such as `state_dict` or `model` (`layouts.PARTS`; or `part` says which). The
+    weights of a TorchScript program are read, too. `sha256` is what the file's must begin with, in hex.
+
     Nothing in the file is ever run, and little more memory is taken than the file has bytes: foreign objects become
     placeholders, and are named in `foreign`.
 
@@ -92,38 +96,144 @@ def read_checkpoint(path: Path, part: str | None = None, sha256: str | None = No
         raise ActstatsError(f"cannot read the weights file {path}: {error.strerror or error}") from None
 
 
-def unwrap(checkpoint: Checkpoint, wanted: Collection[str]) -> Checkpoint:
-    """Return `checkpoint` under the names that a network has today, which are `wanted`.
+def unwrap(
+    checkpoint: Checkpoint,
+    network: Mapping[str, Tensor],
+    free: Collection[str] = (),
+    prefix: str | None = None,
+) -> Checkpoint:
+    """Return `checkpoint` under the names of `network`, a state dict.
 
-    Names of old are renamed; what wrappers put before them is taken off, and what lies beside the network (the copy
-    within an attacker, counters) is left out. A normaliser is taken out of the state into `normaliser`.
+    The weights are taken from the prefix under which most names and shapes of the network are (`places`). If there
+    are several such prefixes, their weights have to be equal. Names of old are renamed; what lies beside the network
+    (the copy within an attacker, counters) is left out. A normaliser is taken out of the state into `normaliser`.
 
-    Raises `ActstatsError` where there are two normalisers that differ.
+    Args:
+        checkpoint: the content of a file.
+        network: the network's state dict, of which only names, shapes and dtypes are used.
+        free: names of weights whose shape depends on the number of classes.
+        prefix: the prefix to use, or what it begins with; None to choose it.
+
+    Raises:
+        ActstatsError: several prefixes have different weights, there are none under `prefix`, or there are two
+            normalisers that differ.
     """
-    new = renamed(checkpoint.state, wanted)
-    prefix = find_prefix(new.values(), wanted)
-    inner = {
-        name: tensor for old, tensor in checkpoint.state.items() if (name := new[old]).startswith(prefix)
-    }
-    state = {name.removeprefix(prefix): tensor for name, tensor in inner.items()}
-    beside = {
-        name: tensor
-        for old, tensor in checkpoint.state.items()
-        if (name := new[old]).removeprefix(prefix) not in wanted and name not in wanted
-    }
     try:
-        normaliser, names = find_normaliser(beside)
+        return _unwrapped(checkpoint, network, free, prefix)
     except Refused as reason:
         raise ActstatsError(f"{checkpoint.path} is refused: {reason}") from None
-    for name in (*names, _AVERAGED):
-        state.pop(name.removeprefix(prefix), None)
-    module = prefix.removesuffix(".")
+
+
+def _unwrapped(
+    checkpoint: Checkpoint, network: Mapping[str, Tensor], free: Collection[str], prefix: str | None
+) -> Checkpoint:
+    state = checkpoint.state
+    require_plain(state)
+    counts = {name: int(_is_weight(tensor)) for name, tensor in network.items()}
+    new = renamed(state)
+    old = {name: name for name in state}, {name: of for of, name in new.items()}
+    searched = [
+        find_places(names, counts) for names in old[: 1 + any(of != name for of, name in new.items())]
+    ]
+    best = max(range(len(searched)), key=lambda at: searched[at][0].hits if searched[at] else 0)
+    places, original = searched[best], old[best]
+    tensors = {name: state[of] for name, of in original.items()}
+    chosen = _chosen(checkpoint, tensors, network, places, free, prefix)
+    copies = [
+        place.prefix
+        for place in places
+        if place is not chosen and place.prefix.startswith(chosen.prefix) and 2 * place.hits >= chosen.hits
+    ]
+    kept: dict[str, Tensor] = {}
+    beside: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if name in chosen.names:
+            kept[chosen.names[name]] = tensor
+            continue
+        beside[name] = tensor
+        if name.startswith(chosen.prefix) and not name.startswith(tuple(copies)):
+            kept[_inside(name, chosen)] = tensor
+    normaliser, names = find_normaliser(beside)
+    for name in (*names, f"{chosen.prefix}{_AVERAGED}"):
+        kept.pop(_inside(name, chosen), None)
     layout = {
-        name.removeprefix(module).removeprefix("."): value
+        chosen.modules[name]: value
         for name, value in checkpoint.layout.items()
-        if isinstance(name, str) and (name == module or name.startswith(prefix))
+        if isinstance(name, str) and name in chosen.modules
     }
-    return dataclasses.replace(checkpoint, state=state, layout=layout, normaliser=normaliser)
+    return dataclasses.replace(
+        checkpoint, state=kept, layout=layout, normaliser=normaliser, prefix=chosen.prefix
+    )
+
+
+def _inside(name: str, place: Location) -> str:
+    """Return the name in the network for a name that the network lacks: its module's, and the rest."""
+    module = name
+    while module:
+        module = module.rpartition(".")[0]
+        if module in place.modules:
+            rest = name[len(module) :].removeprefix(".")
+            return f"{place.modules[module]}.{rest}".removeprefix(".")
+    return name.removeprefix(place.prefix)
+
+
+def _chosen(
+    checkpoint: Checkpoint,
+    state: Mapping[str, Tensor],
+    network: Mapping[str, Tensor],
+    places: Sequence[Location],
+    free: Collection[str],
+    prefix: str | None,
+) -> Location:
+    """Return the place under `prefix`, or the only one with most names and shapes of the network."""
+    if prefix is not None:
+        prefix = prefix if not prefix or prefix.endswith(".") else f"{prefix}."
+        if exact := [place for place in places if place.prefix == prefix]:
+            return exact[0]
+        under = [place for place in places if place.prefix.startswith(prefix)]
+        if not under:
+            there = _listed(place.prefix for place in places if 2 * place.hits >= places[0].hits)
+            raise Refused(
+                f"it has no weights of the network under the prefix {prefix!r}{there and f', but {there}'}"
+            )
+        places = under
+    if not places:
+        return Location("")
+
+    def score(place: Location) -> tuple[int, int]:
+        alike = (state[of].shape == network[name].shape or name in free for of, name in weights(place))
+        return place.hits, sum(alike)
+
+    def weights(place: Location) -> list[tuple[str, str]]:
+        return [pair for pair in place.names.items() if _is_weight(network[pair[1]])]
+
+    most = max(map(score, places))
+    best = [place for place in places if score(place) == most]
+    values = [{name: state[of] for of, name in weights(place)} for place in best]
+    if all(_equal(values[0], other) for other in values[1:]):
+        return best[0]
+    file = checkpoint.path.name
+    raise Refused(
+        f"the network is in it several times, with different weights, {_listed(place.prefix for place in best)}; "
+        f"choose with {file}#prefix={best[0].prefix} or {file}#prefix={best[1].prefix}"
+    )
+
+
+def _is_weight(tensor: Tensor) -> bool:
+    """Return whether an entry of a state dict is more than a counter of batches, which a copy may lack."""
+    return tensor.ndim > 0 or tensor.is_floating_point()
+
+
+def _equal(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(
+        tensor.dtype == second[name].dtype and torch.equal(tensor, second[name])
+        for name, tensor in first.items()
+    )
+
+
+def _listed(prefixes: Iterable[str]) -> str:
+    named = [f"under {prefix}" if prefix else "without a prefix" for prefix in prefixes]
+    return " and ".join([", ".join(named[:-1]), named[-1]] if len(named) > 1 else named)
 
 
 def _is_safetensors(path: Path, file: IO[bytes]) -> bool:
@@ -141,7 +251,7 @@ def _read_safetensors(path: Path, digest: str) -> Checkpoint:
             notes = dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise ActstatsError(f"{path} is no whole safetensors file: {error}") from None
-    return _unwrapped(Checkpoint(path, state, {}, notes, digest))
+    return Checkpoint(path, state, {}, notes, digest)
 
 
 def _read_torch(path: Path, file: IO[bytes], digest: str, key: str | None) -> Checkpoint:
@@ -161,11 +271,4 @@ def _read_torch(path: Path, file: IO[bytes], digest: str, key: str | None) -> Ch
     except Exception:  # Damaged files make the readers of zip, tar and pickle raise all kinds.
         advice = "a damaged one, such as a half download; copy or download it again"
         raise ActstatsError(f"{path} is no weights file of PyTorch, or {advice}") from None
-    return _unwrapped(Checkpoint(path, state, part.layout, {}, digest, part.key, foreign))
-
-
-def _unwrapped(checkpoint: Checkpoint) -> Checkpoint:
-    prefix = common_wrapper(checkpoint.state)
-    return (
-        unwrap(checkpoint, {name.removeprefix(prefix) for name in checkpoint.state}) if prefix else checkpoint
-    )
+    return Checkpoint(path, state, part.layout, {}, digest, part.key, foreign)
