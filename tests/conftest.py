@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from tests.s3 import s3, s3_port  # noqa: F401 - fixtures of all tests
+pytest_plugins = ["tests.machine", "tests.seeds", "tests.s3", "tests.browser"]
 
 
 def pytest_configure() -> None:
@@ -62,3 +63,14 @@ def files_of(store: Path) -> dict[str, int]:
         for path in sorted(store.rglob("*"))
         if path.is_file() and path != store / "zarr.json" and path.parent.name != "provenance"
     }
+
+
+def damages(path: Path) -> Iterator[tuple[str, bytes | None]]:
+    """Four ways to damage a file: the name of each, and the bytes that it leaves."""
+    data = path.read_bytes()
+    yield "deleted", None
+    yield "emptied", b""
+    yield "truncated", data[: len(data) // 2]
+    flipped = bytearray(data)
+    flipped[len(data) // 2] ^= 1
+    yield "flipped", bytes(flipped)

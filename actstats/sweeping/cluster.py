@@ -2,10 +2,10 @@
 
 The client keeps about two partitions per worker in flight. A worker opens network and images once, computes each
 partition with `run_partitions`, writes it to the store itself and returns a short summary. What is complete is
-recorded in the store only, so after any failure the same command resumes the sweep.
+recorded in the store only, so after any failure the same command resumes the sweep:
 
->>> with connect("tcp://host:8786") as client:  # doctest: +SKIP
-...     plan.run(client=client)
+    with connect("tcp://host:8786") as client:
+        plan.run(client=client)
 """
 
 from __future__ import annotations

@@ -11,14 +11,14 @@ from typing import Final
 
 ROOT: Final = Path(__file__).parents[2]
 FILE: Final = ROOT / "docs" / "measured" / "modules.md"
-FLOORS: Final = ("actstats", "kernels/actstats_kernels", "cli/actstats_cli")
+PACKAGES: Final = ("actstats", "kernels/actstats_kernels", "cli/actstats_cli")
 
 
 def table() -> str:
-    """Return the page's section: a heading per floor, a table of its modules."""
+    """Return the page's section: a heading per package, a table of its modules."""
     parts = []
-    for floor in FLOORS:
-        folder = ROOT / floor
+    for package in PACKAGES:
+        folder = ROOT / package
         rows = [f"### `{folder.name}`", "", "| module | subject |", "|---|---|"]
         for path in sorted(folder.rglob("*.py"), key=lambda path: (path.parent != folder, path.as_posix())):
             summary = (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n\n")[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from click.testing import CliRunner, Result
 from actstats_cli.main import main
 from tests.conftest import photograph
 
+COMMAND = [sys.executable, "-c", "from actstats_cli.main import run; run()"]
+"""The command in a process of its own."""
 SWEEP = "sweep --arch squeezenet1_1 --weights none --device cpu --layers features.1,features.3"
 
 

@@ -15,9 +15,7 @@ from click.testing import CliRunner
 
 from actstats.errors import ActstatsError
 from actstats_cli.main import COMMANDS, Main, main
-from tests.cli.conftest import actstats, output_of
-
-COMMAND = [sys.executable, "-c", "from actstats_cli.main import run; run()"]
+from tests.cli.conftest import COMMAND, actstats, output_of
 
 
 def test_help_lists_every_command_with_a_line():

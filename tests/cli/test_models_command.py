@@ -9,7 +9,6 @@ import xarray as xr
 
 from actstats.models import robust
 from actstats.models.downloads import cached_file
-from actstats.models.sources import demo_file
 from tests.cli.conftest import actstats, output_of
 
 
@@ -72,7 +71,6 @@ def test_robust_networks_that_are_not_here(tmp_path):
     assert not (tmp_path / "s.zarr").exists()
 
 
-@pytest.mark.skipif(not demo_file("r").is_file(), reason="the embedded weights are not here")
 def test_a_sweep_of_the_embedded_robust_network(images, tmp_path):
     store = tmp_path / "s.zarr"
     output_of(

@@ -16,8 +16,7 @@ from pathlib import Path
 import pytest
 import zarr
 
-from tests.cli.conftest import SWEEP, output_of
-from tests.cli.test_main import COMMAND
+from tests.cli.conftest import COMMAND, SWEEP, output_of
 from tests.conftest import files_of
 
 METRIC = '''

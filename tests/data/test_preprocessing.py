@@ -90,7 +90,6 @@ def test_normalizing_in_inference_mode_leaves_ordinary_tensors_usable() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_normalizing_on_a_gpu_gives_the_same_bits() -> None:
     pixels = torch.from_numpy(np.asarray(picture(224, 224)).copy())[None]
     assert torch.equal(IMAGENET.normalize(pixels.cuda()).cpu(), IMAGENET.normalize(pixels))

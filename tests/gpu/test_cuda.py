@@ -22,10 +22,7 @@ from tests.conftest import SmallNet, files_of, photograph
 from tests.data.images import encoded, write_folder
 from tests.kernels.strategies import DTYPES, activations, draw_values, lay_out
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device here"),
-]
+pytestmark = pytest.mark.gpu
 
 SMALL = {"preprocessing": Preprocessing.imagenet(size=32, resize=36), "batch_size": 3, "workers": 2}
 
@@ -76,10 +73,9 @@ def test_layers_of_networks_equal_the_reference_whatever_their_layout(side, dtyp
         assert ((found[name].double() - others[name]).abs() <= tolerance).all(), name
 
 
+@pytest.mark.large_gpu
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_maps_of_more_than_2_to_the_31_values(layout):
-    if torch.cuda.mem_get_info()[0] < 40e9:
-        pytest.skip("takes 40 GB of the device's memory")
     images, shape = 700, (64, 224, 224)
     x = draw_values("relu", (4, *shape), 0).bfloat16().cuda().repeat(images // 4, 1, 1, 1)
     x[-1].mul_(2)  # differs from the images whose offsets would be equal modulo 2**32
@@ -229,14 +225,12 @@ def test_out_of_memory_in_the_middle_keeps_what_is_complete(photographs, tmp_pat
     assert files_of(store) == files_of(run(tmp_path / "whole.zarr", photographs, Hungry()))
 
 
+@pytest.mark.gpu_decoder
 def test_jpegs_decoded_by_the_gpu_are_within_two_levels_of_pillow_on_average(tmp_path):
     files = {f"{n}.jpg": encoded(photograph(n).resize((500, 375)), "JPEG", quality=90) for n in range(8)}
     source = open_source(write_folder(tmp_path, files | {"8.png": encoded(photograph(8))}))
     preprocessing = Preprocessing.imagenet()
-    try:
-        decoder = DeviceDecoder(source, preprocessing, torch.device("cuda"))
-    except ActstatsError as error:
-        pytest.skip(str(error))
+    decoder = DeviceDecoder(source, preprocessing, torch.device("cuda"))
     [batch] = batches(source, preprocessing, [(0, 9)], workers=2, pin=True, decoder=decoder)
     assert batch.pixels.is_cuda
     for index, pixels in enumerate(batch.pixels.cpu().int()):

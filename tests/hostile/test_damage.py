@@ -16,8 +16,7 @@ from pathlib import Path
 from click.testing import CliRunner, Result
 
 from actstats_cli.main import main
-from tests.conftest import photograph
-from tests.store.test_durability import damages
+from tests.conftest import damages, photograph
 
 SWEEP = "sweep --arch tests.conftest:SmallNet --device cpu --layers first --partition-size 2 --top-k 2 --workers 0"
 COMMANDS = (

@@ -83,7 +83,6 @@ def test_a_block_in_a_corner_by_hand():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @settings(deadline=None, max_examples=30)
 @given(x=activations(), seed=st.integers(0, 2**31))
 def test_a_gpu_counts_the_same(x, seed):

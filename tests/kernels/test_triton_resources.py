@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-pytest.importorskip("triton", reason="Triton has no build for this system")
+from tests.machine import need
 
-from actstats_kernels.gpu import compat
-from tests.kernels import resources
+need("linux")  # Triton has no build for other systems
+
+from actstats_kernels.gpu import compat  # noqa: E402
+from tests.kernels import resources  # noqa: E402
 
 pytestmark = pytest.mark.skipif(
     compat.VERSION < (3, 3), reason="Triton 3.2 describes what it compiles otherwise"
@@ -33,11 +35,9 @@ def test_a_kernel_takes_no_more_than_the_table_says(build, tmp_path, monkeypatch
     check(build, tmp_path, monkeypatch)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("build", REST, ids=name)
-def test_any_other_kernel_takes_no_more_than_the_table_says(build, tmp_path, monkeypatch, request):
-    if "slow" not in request.config.option.markexpr:
-        pytest.skip("compiling them all takes minutes: pytest -m slow tests/kernels/test_triton_resources.py")
+def test_any_other_kernel_takes_no_more_than_the_table_says(build, tmp_path, monkeypatch):
     check(build, tmp_path, monkeypatch)
 
 

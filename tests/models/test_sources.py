@@ -17,7 +17,6 @@ from actstats.errors import ActstatsError
 from actstats.models import Loaded, load_from_manifest, load_model, robust
 from actstats.models.builders import Torchvision
 from actstats.models.downloads import cached_file
-from actstats.models.sources import demo_file
 from tests.models.layouts import attacked
 from tests.models.server import Server
 
@@ -138,7 +137,6 @@ def test_a_network_that_torchvision_has_no_name_for() -> None:
     assert "it has none, or give a file" in error("wide_resnet50_4", "IMAGENET1K_V1")
 
 
-@pytest.mark.skipif(not demo_file("r").is_file(), reason="the embedded weights are not here")
 def test_the_embedded_pair() -> None:
     standard, adversarial = (
         load_model("googlenet", "demo", robust=robust, offline=True) for robust in (False, True)

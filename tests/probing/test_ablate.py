@@ -119,6 +119,13 @@ class Skipping(nn.Module):
         return (self.relu(x) + y).mean((2, 3))
 
 
+def squeezenet() -> nn.Module:
+    """SqueezeNet with random weights, none of whose outputs its last ReLU silences."""
+    model = torchvision.models.squeezenet1_1(num_classes=7)
+    nn.init.constant_(model.classifier[1].bias, 5.0)
+    return model
+
+
 @pytest.mark.parametrize(
     ("model", "names", "kind"),
     [
@@ -133,7 +140,7 @@ class Skipping(nn.Module):
         (Untraceable(), ["inner"], Whole),
         (BatchOfImages(), ["inner"], Whole),
         (SmallNet(), ["first", "first.1"], Whole),
-        (torchvision.models.squeezenet1_1(num_classes=7), ["features.4"], Resumed),
+        (squeezenet(), ["features.4"], Resumed),
         (torchvision.models.resnet18(num_classes=7), ["layer2.0", "layer2.0.relu:0"], Whole),
         (torchvision.models.resnet18(num_classes=7), ["layer2.0.relu:1"], Resumed),
     ],
@@ -169,6 +176,7 @@ def test_resumed_passes_equal_whole_ones(model, names, kind):
         for handle in handles:
             handle.remove()
         torch.testing.assert_close(found[k], expected.flatten(1), rtol=1e-4, atol=1e-5)
+    assert (found != 0).any(-1).all()
     assert not torch.equal(found[0], found[1])
 
 

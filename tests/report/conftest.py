@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 import actstats
 from actstats.report import write_report
+from actstats.report.contents import unpack
 from tests.conftest import photograph
 
 HOSTILE = (
@@ -42,6 +44,14 @@ def swept(images: Path, store: Path, seed: int, **options: object) -> Path:
     usual |= {"preprocessing": actstats.Preprocessing.imagenet(size=40, resize=48)}
     actstats.sweep("squeezenet1_1", images, store, seed=seed, **usual | options)  # type: ignore[arg-type]
     return store
+
+
+def parts_of(page: Path) -> dict[str, tuple[dict, dict]]:
+    """Every part of a report in one file, unpacked."""
+    found = re.findall(
+        r'<script type="application/octet-stream" id="part-([\w-]+)">([^<]*)</script>', page.read_text()
+    )
+    return {name: unpack(text) for name, text in found}
 
 
 @pytest.fixture(scope="session")

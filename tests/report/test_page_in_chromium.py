@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import csv
-import io
 import re
 import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
@@ -19,73 +15,8 @@ from actstats.analysis import smoothness
 from actstats.analysis.plotting import COLOURS
 from actstats.data.preprocessing import Preprocessing
 from actstats.report import show, write_report
+from tests.browser import network_requests, saved, saved_lines
 from tests.report.conftest import HOSTILE, LAYERS, NAMES, swept
-
-playwright = pytest.importorskip(
-    "playwright.sync_api", reason="playwright is not installed (extra `browser`)"
-)
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
-# Without a sandbox, as in a container; and with nothing that a browser does on its own in a network.
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
-FLAGS += ["--disable-quic", "--disable-sync", "--no-first-run"]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[playwright.Browser]:
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
-
-
-@dataclass
-class Opened:
-    """A page, and everything that it said or asked for."""
-
-    page: playwright.Page
-    complaints: list[str] = field(default_factory=list)
-    requests: list[str] = field(default_factory=list)
-
-    def __getattr__(self, name: str):
-        return getattr(self.page, name)
-
-    def heading(self) -> str:
-        return self.page.locator("#view h1").inner_text()
-
-    def arrive(self, where: str) -> None:
-        """Wait until the page shows this address: a click changes the address first, and the view in a later turn."""
-        self.page.wait_for_function("where => document.documentElement.dataset.shown === where", arg=where)
-
-    def focused(self) -> str:
-        return self.page.evaluate("document.activeElement.dataset.unit ?? document.activeElement.id")
-
-
-@pytest.fixture
-def opened(browser: playwright.Browser):
-    contexts = []
-
-    def open_page(path: Path, where: str = "", **options: object) -> Opened:
-        context = browser.new_context(**{"viewport": {"width": 1200, "height": 900}} | options)
-        contexts.append(context)
-        found = Opened(context.new_page())
-        found.page.set_default_timeout(60_000)
-        found.page.on("console", lambda message: found.complaints.append(message.text))
-        found.page.on("pageerror", lambda error: found.complaints.append(str(error)))
-        found.page.on("dialog", lambda dialog: (found.complaints.append(dialog.message), dialog.dismiss()))
-        found.page.on("request", lambda request: found.requests.append(request.url))
-        found.page.goto(path.as_uri() + where)
-        found.page.wait_for_selector("html[data-ready=yes]")
-        return found
-
-    yield open_page
-    for context in contexts:
-        context.close()
-
-
-def network_requests(opened: Opened) -> list[str]:
-    return [url for url in opened.requests if not url.startswith(("file:", "blob:"))]
 
 
 def unit_address(layer: int, channel: int) -> str:
@@ -281,16 +212,6 @@ def test_the_search_finds_classes_and_bare_channels(opened, page):
     leading = report.locator(".bars tbody tr:first-child th").all_inner_texts()
     assert "<b>cat" in leading  # the class with the greatest mean, of the one network or the other
     assert report.complaints == []
-
-
-def saved(report: Opened, label: str) -> str:
-    with report.expect_download() as download:
-        report.get_by_label(label, exact=True).click()
-    return Path(download.value.path()).read_text()
-
-
-def saved_lines(report: Opened, label: str) -> io.StringIO:
-    return io.StringIO(saved(report, label), newline="")
 
 
 def test_tables_and_charts_are_saved_as_csv_and_svg(opened, page, stores):

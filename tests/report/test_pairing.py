@@ -16,9 +16,9 @@ from actstats.analysis import compare_matched, match, smoothness
 from actstats.errors import ActstatsError
 from actstats.report import compare, write_report
 from tests.analysis.made import make_store
+from tests.browser import saved_lines
 from tests.cli.conftest import actstats, output_of
-from tests.report.test_page_in_chromium import CHROMIUM, browser, opened, saved_lines  # noqa: F401
-from tests.report.test_report import parts_of
+from tests.report.conftest import parts_of
 
 IMAGES, UNITS = 200, 12
 ORDERS = [np.random.default_rng(7).permutation(UNITS), np.random.default_rng(8).permutation(UNITS)]
@@ -144,8 +144,7 @@ def test_paired_statistics_are_those_of_counterparts(stores):
     assert none[["difference", "delta", "delta_low"]].isna().all(axis=None)
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
-def test_a_unit_stands_beside_its_counterpart(stores, tmp_path, opened):  # noqa: F811
+def test_a_unit_stands_beside_its_counterpart(stores, tmp_path, opened):
     page = write_report(stores[:2], tmp_path / "report.html", names=["S", "R"]).page
     unit, there = 5, int(expected()[5])
     report = opened(page, f"#/unit/{unit}")
@@ -184,9 +183,8 @@ def test_a_unit_stands_beside_its_counterpart(stores, tmp_path, opened):  # noqa
     assert report.complaints == []
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 @pytest.mark.parametrize("where", ["", "#/layer/1", "#/unit/5"])
-def test_three_networks_have_a_column_each_and_fit_a_phone(stores, tmp_path, opened, where):  # noqa: F811
+def test_three_networks_have_a_column_each_and_fit_a_phone(stores, tmp_path, opened, where):
     page = write_report(stores, tmp_path / "report.html", names=["S", "R", "N"]).page
     report = opened(page, where, viewport={"width": 360, "height": 740})
     report.wait_for_selector(".plot svg")

@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -33,15 +32,7 @@ from actstats_cli.compare import compare as compare_command
 from actstats_kernels.bins import BIN_ZERO
 from tests.cli.conftest import actstats, output_of
 from tests.conftest import photograph
-from tests.report.conftest import HOSTILE, LAYERS, NAMES, swept
-
-
-def parts_of(page: Path) -> dict[str, tuple[dict, dict]]:
-    """Every part of a report in one file, unpacked."""
-    found = re.findall(
-        r'<script type="application/octet-stream" id="part-([\w-]+)">([^<]*)</script>', page.read_text()
-    )
-    return {name: unpack(text) for name, text in found}
+from tests.report.conftest import HOSTILE, LAYERS, NAMES, parts_of, swept
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ import actstats
 from actstats.data.preprocessing import Preprocessing
 from actstats.errors import ActstatsError
 from actstats.store import Store, open_dataset
-from tests.conftest import SmallNet, files_of
+from tests.conftest import SmallNet, damages, files_of
 
 SMALL = Preprocessing.imagenet(size=32, resize=36)
 
@@ -32,16 +31,6 @@ def whole(photographs, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("whole") / "s.zarr"
     sweep(photographs, path)
     return path
-
-
-def damages(path: Path) -> Iterator[tuple[str, bytes | None]]:
-    data = path.read_bytes()
-    yield "deleted", None
-    yield "emptied", b""
-    yield "truncated", data[: len(data) // 2]
-    flipped = bytearray(data)
-    flipped[len(data) // 2] ^= 1
-    yield "flipped", bytes(flipped)
 
 
 def noticed(path: Path) -> set[str]:

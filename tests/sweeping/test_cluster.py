@@ -21,15 +21,12 @@ from actstats.errors import ActstatsError
 from actstats.store import Store
 from actstats.store.description import describe
 from actstats.sweeping.cluster import connect
-from tests.cli.test_main import COMMAND
+from tests.cli.conftest import COMMAND
 from tests.cluster import FACTORY, SWEEP, command, live_cluster, make_images, start_command, trial
 from tests.conftest import SmallNet, files_of
 from tests.s3 import BUCKET, network
 
 distributed = pytest.importorskip("distributed")
-linux = pytest.mark.skipif(
-    sys.platform != "linux", reason="a path that is another in each process: /proc/self/cwd"
-)
 
 
 @pytest.fixture(scope="module")
@@ -235,7 +232,7 @@ def test_no_scheduler_and_no_gpu_are_one_line(folder, cluster, tmp_path):
     assert not (tmp_path / "s.zarr").exists()
 
 
-@linux
+@pytest.mark.linux  # /proc/self/cwd is another path in each process
 def test_workers_that_do_not_see_the_images_are_named_before_anything_is_computed(folder, tmp_path):
     there, here = tmp_path / "there", tmp_path / "here"
     there.mkdir()

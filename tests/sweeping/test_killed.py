@@ -79,7 +79,7 @@ def test_a_full_disk_is_named_and_the_sweep_goes_on_when_there_is_room(photograp
     assert files_of(tmp_path / "s.zarr") == files_of(tmp_path / "whole.zarr")
 
 
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the process's size from /proc")
+@pytest.mark.linux  # reads the size of the process from /proc
 def test_a_batch_too_large_for_memory_says_which_option_to_lower(photographs, tmp_path):
     said = tmp_path / "said"
     process = PROCESSES.Process(

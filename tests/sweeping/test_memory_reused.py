@@ -10,7 +10,7 @@ import pytest
 
 from actstats.sweeping import device
 
-pytestmark = pytest.mark.skipif(device._glibc() is None, reason="only glibc has mallopt")
+pytestmark = pytest.mark.glibc  # the only one with mallopt
 
 COUNT = """
 import resource

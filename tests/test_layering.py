@@ -1,8 +1,9 @@
-"""The house: imports run downwards only, between floors and between rooms, and no two modules need each other."""
+"""Layers: imports run downwards only, between packages and within them, and no two modules need each other."""
 
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,22 +11,22 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FLOORS = {
+PACKAGES = {
     "actstats_kernels": ROOT / "kernels" / "actstats_kernels",
     "actstats": ROOT / "actstats",
     "actstats_cli": ROOT / "cli" / "actstats_cli",
 }
-"""From the ground up: a floor may import itself and those before it."""
-GROUND = {"torch", "triton", "numba", "llvmlite", "numpy"}
-"""What the ground floor may import beside Python's own library and itself."""
-ROOMS = (
+"""From the lowest up: a package may import itself and those before it."""
+ALLOWED_IN_KERNELS = {"torch", "triton", "numba", "llvmlite", "numpy"}
+"""What the lowest package may import beside the standard library and itself."""
+LAYERS = (
     "version", "errors", "support", "remote", "layers", "metrics", "data", "distort", "models", "store", "sweeping",
     "analysis", "probing", "report", "demo",
 )  # fmt: skip
-"""The rooms of `actstats`, from the bottom up: a room may import itself and those before it."""
+"""The layers of `actstats`, from the lowest up: each may import itself and those before it."""
 FILES = {
-    ".".join([floor, *path.relative_to(folder).with_suffix("").parts]).removesuffix(".__init__"): path
-    for floor, folder in FLOORS.items()
+    ".".join([package, *path.relative_to(folder).with_suffix("").parts]).removesuffix(".__init__"): path
+    for package, folder in PACKAGES.items()
     for path in sorted(folder.rglob("*.py"))
 }
 """Every module by name."""
@@ -51,24 +52,24 @@ IMPORTS = {name: {other for other in imported(tree) if other in FILES} for name,
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_module_keeps_the_rules_of_the_house(name):
-    tree, floor = TREES[name], name.partition(".")[0]
-    packages = {module.partition(".")[0] for module in imported(tree)}
-    floors = list(FLOORS)
-    assert not packages & set(floors[floors.index(floor) + 1 :]), "imports from a floor above"
-    if floor == "actstats_kernels":
-        assert packages <= GROUND | {floor} | sys.stdlib_module_names
+def test_a_module_imports_no_higher_package_and_has_one_subject(name):
+    tree, package = TREES[name], name.partition(".")[0]
+    needed = {module.partition(".")[0] for module in imported(tree)}
+    packages = list(PACKAGES)
+    assert not needed & set(packages[packages.index(package) + 1 :]), "imports from a package above"
+    if package == "actstats_kernels":
+        assert needed <= ALLOWED_IN_KERNELS | {package} | sys.stdlib_module_names
     assert not tree.body or ast.get_docstring(tree), "no docstring says what the module is for"
     assert len(FILES[name].read_text().splitlines()) <= MOST_LINES, "too long for one subject"
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if name.startswith("actstats.")])
-def test_a_room_imports_from_those_below_it(name):
-    room = name.split(".")[1]
+def test_a_layer_imports_from_those_below_it(name):
+    layer = name.split(".")[1]
     for other in IMPORTS[name]:
         if other.startswith("actstats."):
-            there = other.split(".")[1]
-            assert ROOMS.index(there) <= ROOMS.index(room), f"{name} imports {other}, of a room above"
+            lower = other.split(".")[1]
+            assert LAYERS.index(lower) <= LAYERS.index(layer), f"{name} imports {other}, of a layer above"
 
 
 def test_no_two_modules_need_each_other():
@@ -105,3 +106,10 @@ def test_no_function_hides_a_module_of_its_name():
         }
         hidden += [f"{name}.{inner}" for inner in names if f"{name}.{inner}" in FILES]
     assert hidden == []
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tests").rglob("test_*.py")), ids=lambda path: path.stem)
+def test_a_test_module_imports_from_no_other(path):
+    # One that is skipped or fails to import would take the other with it.
+    names = re.findall(r"^\s*(?:from|import) .*\btest_\w+", path.read_text(), re.M)
+    assert not names
