@@ -55,9 +55,10 @@ def _gpu_decoder() -> str | None:
 
 def _compiler() -> str | None:
     """What torch's compiler needs on a CPU: a C++ compiler, and the headers of Python."""
-    compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))), None)
+    name = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    compiler = shutil.which(name)
     if compiler is None:
-        return "no C++ compiler"
+        return f"no C++ compiler (CXX, or {name})"
     include = sysconfig.get_paths()["include"]
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "one.cpp")

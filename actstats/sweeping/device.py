@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import ctypes
+import os
+import shutil
+import subprocess
 import sys
+import sysconfig
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
+from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -57,6 +63,36 @@ def refuse_meta(model: nn.Module) -> None:
         tensor.is_meta for tensor in (*model.parameters(), *model.buffers())
     ):
         raise ActstatsError("the network is on the meta device, so it has no weights; load them first")
+
+
+@cache
+def missing_for_compiling() -> str | None:
+    """Return what compiling for the CPU lacks on this machine and how to install it, in one line, or None.
+
+    It needs the C++ compiler that torch looks for, `CXX` or else g++ (clang++ on macOS), and the headers of Python.
+    """
+    mac = sys.platform == "darwin"
+    name = os.environ.get("CXX", "clang++" if mac else "g++")
+    compiler = shutil.which(name)
+    if compiler is None:
+        install = "xcode-select --install" if mac else "apt install g++"
+        return f"compiling needs a C++ compiler, and {name or 'CXX'} is not found; install g++ (`{install}`)"
+    python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    framework = Path(sysconfig.get_path("stdlib")).parents[1] / "Headers"  # of Python on macOS
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "header.cpp")
+        source.write_text("#include <Python.h>\n")
+        include = (f"-I{sysconfig.get_path('include')}", f"-I{framework}")
+        tried = subprocess.run([compiler, *include, "-fsyntax-only", str(source)], capture_output=True)
+    if tried.returncode == 0:
+        return None
+    return f"compiling needs the headers of Python {python}; install them (`apt install python{python}-dev`)"
+
+
+def refuse_uncompilable(device: str) -> None:
+    """Raise `ActstatsError` if this machine lacks what compiling for a device of this type needs."""
+    if device == "cpu" and (lacking := missing_for_compiling()):
+        raise ActstatsError(f"{lacking}, or omit `compile=`")
 
 
 def to_device(model: nn.Module, device: torch.device) -> nn.Module:

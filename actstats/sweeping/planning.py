@@ -126,6 +126,7 @@ class SweepPlan:
         self.store = located(store)
         self._trust = trust
         self._loaded, self._source, self._chosen = loaded, source, chosen
+        self._notes: list[str] = []
 
     @classmethod
     def from_store(cls, store: str | Path, *, trust: bool = False) -> Self:
@@ -411,6 +412,10 @@ class SweepPlan:
             ActstatsError: the store holds another sweep, is damaged, or cannot be written.
         """
         source, schema = self.images(), self.schema
+        if self.settings.compile and how.client is None:
+            from actstats.sweeping.device import refuse_uncompilable
+
+            refuse_uncompilable(self.manifest["device"])
         if not how.overwrite:
             self._refuse_unnamed()
         store = Store.open_or_create(
@@ -429,6 +434,8 @@ class SweepPlan:
             if retried:
                 notes.append(f"{_count(len(retried), 'partition')} had missing images; trying them again")
             todo = [p for p in range(index, schema.partitions, parts) if not complete[p] or p in retried]
+            for note in self._notes:
+                how.note(note)
             if (mark := self.manifest["data"]["fingerprint"]).startswith(UNNAMED):
                 how.note(f"the images have no fingerprint of their own; to resume, pass fingerprint={mark!r}")
             for line in getattr(self._source, "notes", ()):
@@ -657,6 +664,8 @@ def plan(
     )
     made = SweepPlan(manifest, store, loaded=loaded, source=source, chosen=chosen, trust=True)
     made.__dict__["schema"] = schema  # fill the cached property
+    if lacking := decided.why_eager(len(source), kind):
+        made._notes.append(f"running the network eagerly: {lacking}")
     return made
 
 

@@ -34,7 +34,7 @@ from actstats.store import Store
 from actstats.store.manifest import versions
 from actstats.sweeping.batches import Feed
 from actstats.sweeping.buffers import Buffers, Partition, PartitionLayout, PartitionResult
-from actstats.sweeping.device import forward_passes
+from actstats.sweeping.device import forward_passes, refuse_uncompilable
 from actstats.sweeping.forward import Network
 from actstats.sweeping.progress import Progress
 from actstats.sweeping.settings import Execution, Settings
@@ -65,10 +65,11 @@ class Job:
         """Compile the network once if the settings ask for it, report the outcome, and return the seconds it took.
 
         Raises:
-            ActstatsError: the network cannot be compiled, and the execution is strict.
+            ActstatsError: this machine has no compiler, or the execution is strict and the network cannot be compiled.
         """
         if not self.settings.compile or self.network.compiled:
             return 0.0
+        refuse_uncompilable(self.layout.device.type)
         begun = time.perf_counter()
         example = self.loaded.preprocessing.example(self.settings.batch_size, self.layout.device)
         try:

@@ -108,8 +108,16 @@ class Settings:
     def compiles(self, images: int, device: str) -> bool:
         """Return whether a sweep over `images` images on a device of this kind compiles the network."""
         if self.compile == "auto":
-            return device == "cpu" and images >= AUTO_COMPILE
+            return device == "cpu" and images >= AUTO_COMPILE and self.why_eager(images, device) is None
         return bool(self.compile)
+
+    def why_eager(self, images: int, device: str) -> str | None:
+        """Return what the machine lacks if only that keeps "auto" from compiling, in one line, or None."""
+        if self.compile != "auto" or device != "cpu" or images < AUTO_COMPILE:
+            return None
+        from actstats.sweeping.device import missing_for_compiling
+
+        return missing_for_compiling()
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ import torch
 import xarray
 
 from actstats import ActstatsError, Metric, Output, Preprocessing, Settings, sweep
+from actstats.sweeping import settings as settings_module
+from actstats.sweeping.device import missing_for_compiling
 from actstats.sweeping.settings import AUTO_COMPILE
 from actstats_kernels import ops
 from actstats_kernels.bins import FREQUENCY_BINS, HISTOGRAM_BINS
@@ -104,6 +107,7 @@ def eager_and_compiled(photographs, tmp_path_factory):
     return folder / "eager.zarr", folder / "compiled.zarr", notes
 
 
+@pytest.mark.compiler
 def test_compiled_statistics_are_those_of_the_eager_network(eager_and_compiled):
     """Also of the last batch of a partition and of one with a damaged image, which are padded."""
     expected, found = (xarray.open_zarr(path) for path in eager_and_compiled[:2])
@@ -127,6 +131,7 @@ def test_compiled_statistics_are_those_of_the_eager_network(eager_and_compiled):
         np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.compiler
 def test_a_compiled_sweep_says_so(eager_and_compiled):
     eager, compiled, notes = eager_and_compiled
     assert len(notes) == 1
@@ -137,6 +142,7 @@ def test_a_compiled_sweep_says_so(eager_and_compiled):
     assert [record["compiled"] for record in records] == [True, True]
 
 
+@pytest.mark.compiler
 def test_eager_and_compiled_numbers_do_not_share_a_store(eager_and_compiled, photographs):
     with pytest.raises(ActstatsError, match="compile is absent in the store and True in this sweep"):
         sweep(
@@ -157,6 +163,7 @@ class Undecided(SmallNet):
         return super().forward(x * 2 if float(x.sum()) > 0 else x)
 
 
+@pytest.mark.compiler
 def test_a_network_that_cannot_be_compiled_runs_eagerly(photographs, tmp_path, capfd):
     notes: list[str] = []
     summary = sweep(
@@ -174,6 +181,7 @@ def test_a_network_that_cannot_be_compiled_runs_eagerly(photographs, tmp_path, c
         sweep(Undecided(), photographs, tmp_path / "y.zarr", compile=True, strict=True, **SMALL)
 
 
+@pytest.mark.compiler
 def test_a_metric_that_fails_in_a_compiled_network_is_named(photographs, tmp_path):
     class Broken(Metric):
         outputs = (Output("broken"),)
@@ -189,6 +197,7 @@ def test_a_metric_that_fails_in_a_compiled_network_is_named(photographs, tmp_pat
         )
 
 
+@pytest.mark.compiler
 def test_auto_compiles_where_there_are_many_images():
     auto = Settings(compile="auto")
     assert auto.compiles(AUTO_COMPILE, "cpu")
@@ -197,3 +206,35 @@ def test_auto_compiles_where_there_are_many_images():
     assert not Settings().compiles(10**9, "cpu")
     with pytest.raises(ActstatsError, match="compile is 'yes'"):
         Settings(compile="yes")
+
+
+@pytest.fixture(params=["no compiler", "no headers"])
+def uncompilable(request, monkeypatch, tmp_path):
+    """A machine that cannot compile, and the package that it lacks."""
+    compiler = tmp_path / "c++"
+    if request.param == "no headers":  # a compiler that ends as one does that does not find an included file
+        compiler.write_text("#!/bin/sh\nexit 1\n")
+        compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    missing_for_compiling.cache_clear()
+    yield "g++" if request.param == "no compiler" else "python{}.{}-dev".format(*sys.version_info)
+    missing_for_compiling.cache_clear()
+
+
+@pytest.mark.linux  # the packages are Debian's
+def test_a_machine_that_cannot_compile_stays_eager_or_names_the_package(
+    uncompilable, photographs, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(settings_module, "AUTO_COMPILE", 10)
+    notes: list[str] = []
+    sweep(SmallNet(), photographs, tmp_path / "auto.zarr", compile="auto", on_note=notes.append, **SMALL)
+    [note] = notes
+    assert note.startswith("running the network eagerly: compiling needs ")
+    assert f"apt install {uncompilable}`" in note
+    assert "\n" not in note
+    assert "compile" not in xarray.open_zarr(tmp_path / "auto.zarr").attrs
+    with pytest.raises(
+        ActstatsError, match=rf"^compiling needs [^\n]*apt install {re.escape(uncompilable)}`"
+    ):
+        sweep(SmallNet(), photographs, tmp_path / "on.zarr", compile=True, **SMALL)
+    assert not (tmp_path / "on.zarr").exists()
