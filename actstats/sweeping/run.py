@@ -65,7 +65,7 @@ class Job:
         """Compile the network once if the settings ask for it, report the outcome, and return the seconds it took.
 
         Raises:
-            ActstatsError: this machine has no compiler, or the execution is strict and the network cannot be compiled.
+            ActstatsError: this machine has no compiler, or the network cannot be compiled and execution is strict.
         """
         if not self.settings.compile or self.network.compiled:
             return 0.0

@@ -185,6 +185,7 @@ def test_the_search_finds_classes_and_bare_channels(opened, page):
 
     def found(query: str) -> list[str]:
         report.keyboard.press("/")
+        report.wait_for_function("document.activeElement.id === 'query'")
         report.keyboard.type(query)
         report.wait_for_function("text => document.getElementById('query').value === text", arg=query)
         names = report.locator("#results [role=option]").all_inner_texts()
