@@ -12,6 +12,14 @@ class ActstatsError(Exception):
     """A problem that the user can fix. The message is a single line."""
 
 
+class UnavailableError(ActstatsError):
+    """A file or a server cannot be reached at the moment. `reason` is the message without the advice at its end."""
+
+    def __init__(self, reason: str, advice: str = "") -> None:
+        super().__init__(reason + advice)
+        self.reason = reason
+
+
 class StrictError(ActstatsError):
     """An image cannot be read, and `strict` is set."""
 

@@ -18,6 +18,7 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -37,7 +38,8 @@ from torch.utils.data import (
 )
 from torch.utils.data._utils.collate import default_collate, default_convert
 
-from actstats.data.image import MISSING, UNREADABLE, ImageError, rgb
+from actstats.data.image import UNREADABLE, ImageError, rgb
+from actstats.data.patience import Patience, image_error
 from actstats.data.source import NO_LABEL, UNNAMED, Source, unnamed, within
 from actstats.data.source import fingerprint as of_files
 from actstats.data.transform import is_image
@@ -225,8 +227,8 @@ class DatasetSource:
         Only one thread reads at a time, since a dataset may not be thread-safe.
 
         Raises:
-            ImageError: this image cannot be read.
-            ActstatsError: the dataset fails in another way, or the item contains no image.
+            ImageError: this image cannot be read: the dataset raises any exception, or the item contains no image.
+            ActstatsError: the dataset raises it.
         """
         with self._lock:
             return self._read(index)
@@ -247,14 +249,10 @@ class DatasetSource:
             picture = _picture(item, self.spec)
             if isinstance(picture, Image.Image):
                 picture.load()
-        except (ActstatsError, ImageError, MemoryError):
+        except (ActstatsError, MemoryError):
             raise
-        except FileNotFoundError as error:
-            raise ImageError(MISSING, f"the file does not exist: {error.filename}") from None
-        except OSError as error:  # PIL also raises it for damaged images
-            raise ImageError(UNREADABLE, " ".join(str(error).split())[:160] or "cannot be read") from None
-        except Exception as error:
-            raise ActstatsError(f"the {self.spec} fails at item {index}: {reason_of(error)}") from error
+        except Exception as error:  # a dataset may raise anything for a damaged image
+            raise image_error(error) from error
         return picture
 
     def image(self, index: int) -> Image.Image:
@@ -270,7 +268,8 @@ class DatasetSource:
         values = item.numpy() if isinstance(item, Tensor) else item
         if is_image(item):
             values = values if isinstance(item, np.ndarray) else values.transpose(1, 2, 0)
-            return Image.fromarray(np.ascontiguousarray(values.squeeze())).convert("RGB")
+            grey = values[..., 0] if values.shape[2:] == (1,) else values
+            return Image.fromarray(np.ascontiguousarray(grey)).convert("RGB")
         raise ActstatsError(
             f"an item of the {self.spec} is {values.dtype} of shape {list(values.shape)}, not an 8-bit image with "
             "one or three channels; give a function as `preprocessing=` that converts it to the network's input"
@@ -286,17 +285,30 @@ def first_readable(source: Source) -> Any:
     """Return the first image that can be read, as the source has it.
 
     Raises:
-        ActstatsError: no image can be read.
+        ActstatsError: no image can be read, or none of the first eight of a dataset, which then has a bug.
     """
-    first: ImageError | None = None
-    for index in range(len(source)):
+    patience, last = Patience(), _TRIED if isinstance(source, DatasetSource) else None
+    errors = []
+    for index in range(len(source))[:last]:
         try:
-            return item_of(source, index)
+            return patience(partial(item_of, source, index))
         except ImageError as error:
-            first = first or error
+            errors.append(error)
+            del errors[1:]
+    first = errors[0]
+    if isinstance(source, DatasetSource):
+        number = min(_TRIED, len(source))
+        which = "its only item" if number == len(source) == 1 else f"each of its first {number} items"
+        cause = first.__cause__
+        why = reason_of(cause) if isinstance(cause, Exception) else first.message
+        raise ActstatsError(f"the {source.spec} fails at {which}; item 0: {why}") from first
     raise ActstatsError(
         f"none of the {len(source)} images of {source.spec} can be read; {source.paths[0]}: {first}"
     )
+
+
+_TRIED: Final = 8
+"""Number of items of a dataset, at its beginning, of which one has to be readable."""
 
 
 def _picture(found: Any, spec: str) -> Any:
@@ -308,9 +320,10 @@ def _picture(found: Any, spec: str) -> Any:
         found = found[0]
     if isinstance(found, _PICTURES):
         return found
-    raise ActstatsError(
+    raise ImageError(
+        UNREADABLE,
         f"an item of the {spec} has no image: it is a {type(found).__name__}; an item must be a tensor or PIL image, "
-        "a tuple that begins with one, or a mapping with `image` or `pixel_values`"
+        "a tuple that begins with one, or a mapping with `image` or `pixel_values`",
     )
 
 

@@ -7,6 +7,7 @@ an image, and anything that is not a regular file are skipped.
 from __future__ import annotations
 
 import csv
+import errno
 import os
 import stat
 from collections.abc import Iterator, Sequence
@@ -16,8 +17,16 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
-from actstats.data.image import MISSING, UNREADABLE, ImageError, is_image_name
+from actstats.data.image import (
+    MISSING,
+    UNREADABLE,
+    ImageError,
+    is_hidden,
+    is_image_name,
+    refuse_large_file,
+)
 from actstats.data.objects import read_remote
+from actstats.data.patience import image_error
 from actstats.data.source import EncodedSource, fingerprint, folder_classes, printable
 from actstats.errors import ActstatsError
 from actstats.support import URL
@@ -48,15 +57,17 @@ class FolderSource(EncodedSource):
         """Return the encoded bytes of image `index`; thread-safe.
 
         Raises:
-            ImageError: the file is missing, is not a regular file, or cannot be read.
+            ImageError: the file is missing, is not a regular file, is too large, or cannot be read.
             ActstatsError: the whole folder no longer exists.
         """
         try:
             # Pipes and devices are not read: a pipe could block, and a device never end.
             descriptor = os.open(self._file(index), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             with open(descriptor, "rb", buffering=0) as file:  # noqa: PTH123
-                if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                state = os.fstat(descriptor)
+                if not stat.S_ISREG(state.st_mode):
                     raise ImageError(UNREADABLE, "not a regular file")
+                refuse_large_file(state.st_size)
                 return file.readall()
         except FileNotFoundError:
             if not os.path.isdir(self._root):  # noqa: PTH112
@@ -65,7 +76,7 @@ class FolderSource(EncodedSource):
                 ) from None
             raise ImageError(MISSING, "the file does not exist") from None
         except OSError as error:
-            raise ImageError(UNREADABLE, f"cannot be read: {error.strerror}") from None
+            raise image_error(error) from None
 
     def _file(self, index: int) -> str:
         return os.path.join(self._root, self._names[index])  # noqa: PTH118
@@ -177,7 +188,7 @@ def _entries(folder: str, *, first: bool = False) -> _Entries:
     found = []
     with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.name.startswith("."):
+            if is_hidden(entry.name):
                 continue
             if _is_folder(entry):
                 found.append((entry.name, True))
@@ -193,7 +204,9 @@ def _entries(folder: str, *, first: bool = False) -> _Entries:
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself
+    except OSError as error:
+        if error.errno not in _NO_TARGET:
+            raise
         return False
 
 
@@ -205,10 +218,17 @@ def _may_be_read(entry: os.DirEntry[str]) -> bool:
         return entry.is_symlink()
 
 
+_NO_TARGET: Final = (errno.ELOOP, errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
+"""Errors of a link that leads nowhere."""
+
+
 def _size(file: str) -> int:
+    """Return the size of a file; -1 if it is a link that leads nowhere."""
     try:
         return os.stat(file).st_size  # noqa: PTH116
-    except OSError:
+    except OSError as error:
+        if error.errno not in _NO_TARGET:
+            raise ActstatsError(f"cannot read {file}: {error.strerror}") from None
         return -1
 
 

@@ -1,7 +1,7 @@
 """Decode JPEGs with simplejpeg, if it is installed: the same pixels as Pillow's, as an array, in less time.
 
 Both use libjpeg-turbo. simplejpeg returns an array, whereas Pillow creates an image first and converts it to an
-array. Anything other than a common JPEG, or a file that causes a warning, is left to Pillow.
+array. Anything other than a common JPEG, or a file that causes a warning or error of any kind, is left to Pillow.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from actstats.data.image import decode, refuse_large
+from actstats.data.image import decode, memory_for, refuse_large, refuse_many_scans
 
 _BEGIN: Final = b"\xff\xd8\xff"
 _COLOURS: Final = ("YCbCr", "Gray")
+_SAMPLINGS: Final = ("444", "422", "420", "Gray")
+"""Samplings of the colours that `_is_pillows` compares, as simplejpeg calls them."""
 
 
 def decode_array(data: bytes) -> NDArray[np.uint8] | Image.Image:
@@ -43,12 +45,15 @@ def _by_simplejpeg(data: bytes) -> NDArray[np.uint8] | None:
     except Exception:  # The parser may raise anything; `decode` reports it.
         return None
     refuse_large(*header.size)
+    refuse_many_scans(data, *header.size)
     try:
-        height, width, colours, _ = codec.decode_jpeg_header(data)
-        if header.mode not in ("RGB", "L") or colours not in _COLOURS or (width, height) != header.size:
+        height, width, colours, sampling = codec.decode_jpeg_header(data)
+        common = header.mode in ("RGB", "L") and colours in _COLOURS and sampling in _SAMPLINGS
+        if not common or (width, height) != header.size:
             return None
-        pixels: NDArray[np.uint8] = codec.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False)
-    except ValueError:
+        with memory_for(width, height):
+            pixels: NDArray[np.uint8] = codec.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False)
+    except Exception:  # KeyError for rare samplings; Pillow decides.
         return None
     return pixels
 

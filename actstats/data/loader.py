@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any, Final
+from typing import Any, Final, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from actstats.data.dataset import DatasetSource, item_of
 from actstats.data.image import OK, ImageError, refuse_large_resized
 from actstats.data.jpeg import size_of
 from actstats.data.on_device import DeviceDecoder
+from actstats.data.patience import MachineError, Patience
 from actstats.data.preprocessing import Preprocessing
 from actstats.data.source import EncodedSource, Source
 from actstats.data.transform import Transform
@@ -30,6 +31,7 @@ from actstats.errors import ActstatsError
 _BATCHES_AHEAD: Final = 2
 
 _Image = NDArray[np.uint8] | Image.Image
+T = TypeVar("T")
 
 Distort = Callable[[NDArray[np.uint8], int, tuple[int, int]], NDArray[np.float32]]
 """Function of pixels (uint8 [H, W, 3]), image index and original (width, height) that returns f32 in [0, 1]."""
@@ -42,7 +44,8 @@ class Batch:
     `pixels` is uint8 [n_ok, H, W, 3], or f32 in [0, 1] if images are distorted, or [n_ok, C, H, W] as returned by a
     `Transform`, on the CPU or the decoder's device. `position`, int64 [n_ok], is the offset of each of them from
     `start`. `status`, int8 [stop - start], is OK, MISSING, UNREADABLE or REFUSED for each image. `messages` has one
-    line for each image that is not OK, by its index in the source.
+    line for each image that is not OK, by its index in the source. `unavailable` are the indices of those that the
+    machine or the network failed to read.
     """
 
     start: int
@@ -51,6 +54,7 @@ class Batch:
     position: NDArray[np.int64]
     status: NDArray[np.int8]
     messages: dict[int, str]
+    unavailable: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -97,19 +101,21 @@ def joint_batches(
 
     `workers` threads decode and distort up to two batches ahead, or more if threads would otherwise be idle. None
     uses `default_workers()` threads, or the worker processes of a DataLoader; 0 decodes in the caller's thread.
-    Closing the iterator stops the threads. Exceptions in a thread, other than `ImageError`, are raised here.
+    Closing the iterator stops the threads. Images that the machine fails to read are tried again, see `Patience`.
+    Exceptions in a thread, other than `ImageError`, are raised here.
     """
     if workers is not None and workers < 0:
         raise ActstatsError(f"`workers=` must be 0 or more, not {workers}")
     assert not any(view.distort and view.decoder for view in views)
     # Not a generator itself, so that the arguments are checked when it is called.
-    assemble = partial(_Assemblies, source, views)
+    patience = Patience()
+    assemble = partial(_Assemblies, source, views, patience)
     if workers is None and isinstance(source, DatasetSource) and source.loader is not None:
         return _decoded_by_processes(assemble, ranges, source, views, source.loader)
     workers = default_workers() if workers is None else workers
     if workers == 0:
         return _decoded_here(assemble, ranges)
-    return _decoded_ahead(assemble, ranges, workers)
+    return _decoded_ahead(assemble, ranges, workers, patience)
 
 
 def default_workers() -> int:
@@ -135,19 +141,21 @@ class _Reader:
     preprocessing: Preprocessing | Transform
     distort: Distort | None
 
-    def __call__(self, index: int, decoded: Callable[[], _Image] | None = None) -> NDArray[Any]:
+    def __call__(self, index: int, patience: Patience, decoded: Callable[[], _Image] | None = None) -> NDArray[Any]:
         """Return the pixels of image `index`, decoded by calling `decoded` if given; raises `ImageError`."""
         if isinstance(self.preprocessing, Transform):
-            return self.preprocessing.pixels(item_of(self.source, index))
-        return self.pixels(index, _decoded(self.source, index) if decoded is None else decoded())
+            return self.preprocessing.pixels(patience(partial(item_of, self.source, index)))
+        decoded = decoded or _Once(partial(patience, partial(_decoded, self.source, index)))
+        return self.pixels(index, patience, decoded())
 
-    def pixels(self, index: int, image: _Image) -> NDArray[Any]:
+    def pixels(self, index: int, patience: Patience, image: _Image) -> NDArray[Any]:
         """Return the pixels of `image`, whose index is `index`; raises `ImageError`."""
         assert isinstance(self.preprocessing, Preprocessing)
         size = size_of(image)
         refuse_large_resized(*self.preprocessing.resized(size))
         pixels = self.preprocessing.pixels(image)
-        return pixels if self.distort is None else self.distort(pixels, index, size)
+        # Distortions may read files too, such as masks.
+        return pixels if self.distort is None else patience(partial(self.distort, pixels, index, size))
 
 
 def _decoded(source: Source, index: int) -> _Image:
@@ -155,16 +163,38 @@ def _decoded(source: Source, index: int) -> _Image:
     return source.decoded(index) if isinstance(source, EncodedSource) else source.image(index)
 
 
+class _Once(Generic[T]):
+    """Calls a function at the first call, and returns its result, or raises its `ImageError`, at every call."""
+
+    def __init__(self, function: Callable[[], T]) -> None:
+        self._function = function
+        self._result: T | None = None
+        self._error: ImageError | None = None
+
+    def __call__(self) -> T:
+        if self._error is not None:
+            raise self._error
+        if self._result is None:
+            try:
+                self._result = self._function()
+            except ImageError as error:
+                self._error = error
+                raise
+        return self._result
+
+
 class _Assemblies:
     """Batches under construction, one for each view of the same images."""
 
-    def __init__(self, source: Source, views: Sequence[View], start: int, stop: int) -> None:
-        self._source = source
-        self.views = [_Assembly(source, view, start, stop) for view in views]
+    def __init__(
+        self, source: Source, views: Sequence[View], patience: Patience, start: int, stop: int
+    ) -> None:
+        self._source, self._patience = source, patience
+        self.views = [_Assembly(source, view, patience, start, stop) for view in views]
 
     def fill(self, index: int) -> None:
         """Store image `index` in each batch. Thread-safe for different images."""
-        decoded = cache(partial(_decoded, self._source, index))
+        decoded = _Once(partial(self._patience, partial(_decoded, self._source, index)))
         for view in self.views:
             view.fill(index, decoded)
 
@@ -176,39 +206,40 @@ class _Assemblies:
 class _Assembly:
     """A batch under construction, with a place and a status for each image."""
 
-    def __init__(self, source: Source, view: View, start: int, stop: int) -> None:
+    def __init__(self, source: Source, view: View, patience: Patience, start: int, stop: int) -> None:
         self._reader, self._decoder = _Reader(source, view.preprocessing, view.distort), view.decoder
+        self._patience = patience
         self.start, self.stop = start, stop
         self._pixels = view.preprocessing.empty(stop - start, pin=view.pin)
         if view.distort is not None:
             self._pixels = torch.empty(self._pixels.shape, dtype=torch.float32, pin_memory=view.pin)
         self._rows = self._pixels.numpy()
         self._status = np.full(stop - start, OK, dtype=np.int8)
-        self._messages: dict[int, str] = {}
+        self._errors: dict[int, ImageError] = {}
         self._encoded: dict[int, Tensor] = {}
 
     def fill(self, index: int, decoded: Callable[[], _Image]) -> None:
         """Store image `index`, which `decoded` returns, or read it for the decoder."""
         try:
             if self._decoder is None:
-                self.put(index, self._reader(index, decoded))
+                self.put(index, self._reader(index, self._patience, decoded))
                 return
-            found = self._decoder.take(index)
+            found = self._patience(partial(self._decoder.take, index))
             if isinstance(found, Tensor):
                 self._encoded[index - self.start] = found
             else:
-                self.put(index, self._reader.pixels(index, found))
+                self.put(index, self._reader.pixels(index, self._patience, found))
         except ImageError as error:
-            self.fail(index, error.status, error.message)
+            self.fail(index, error)
 
     def put(self, index: int, pixels: NDArray[Any]) -> None:
         """Store the pixels of image `index`."""
         self._rows[index - self.start] = pixels
 
-    def fail(self, index: int, status: int, message: str) -> None:
+    def fail(self, index: int, error: ImageError) -> None:
         """Record that image `index` cannot be read."""
-        self._status[index - self.start] = status
-        self._messages[index] = message
+        self._status[index - self.start] = error.status
+        self._errors[index] = error
 
     def finish(self) -> Batch:
         """Return the batch, with the readable images made contiguous."""
@@ -224,8 +255,9 @@ class _Assembly:
             pixels = torch.empty_like(self._pixels[: len(rows)], device=self._decoder.device)
             for place, row in enumerate(rows):
                 pixels[place].copy_(decoded.get(row, self._pixels[row]), non_blocking=True)
-        messages = dict(sorted(self._messages.items()))
-        return Batch(self.start, self.stop, pixels, position, self._status, messages)
+        messages = {index: error.message for index, error in sorted(self._errors.items())}
+        unavailable = frozenset(i for i, error in self._errors.items() if isinstance(error, MachineError))
+        return Batch(self.start, self.stop, pixels, position, self._status, messages, unavailable)
 
     def _decode_on_device(self) -> dict[int, Tensor]:
         """Return the pixels of the images left to the decoder. Images that it fails on are retried with Pillow."""
@@ -239,9 +271,9 @@ class _Assembly:
                 continue
             index = self.start + place
             try:
-                self.put(index, self._reader(index))
+                self.put(index, self._reader(index, self._patience))
             except ImageError as error:
-                self.fail(index, error.status, error.message)
+                self.fail(index, error)
         return decoded
 
 
@@ -257,26 +289,31 @@ def _decoded_here(
 
 @dataclass(frozen=True)
 class _Rows:
-    """Dataset of a DataLoader: the pixels of each image for each view, or errors as picklable text."""
+    """Dataset of a DataLoader: the pixels of each image for each view, or the error."""
 
     readers: Sequence[_Reader]
 
-    def __getitem__(self, index: int) -> list[NDArray[Any] | tuple[int | None, str]]:
-        decoded = cache(partial(_decoded, self.readers[0].source, index))
-        return [self._row(reader, index, decoded) for reader in self.readers]
+    def __getitem__(self, index: int) -> list[NDArray[Any] | ImageError | ActstatsError]:
+        patience = _patience_here()
+        decoded = _Once(partial(patience, partial(_decoded, self.readers[0].source, index)))
+        return [self._row(reader, index, patience, decoded) for reader in self.readers]
 
     def _row(
-        self, reader: _Reader, index: int, decoded: Callable[[], _Image]
-    ) -> NDArray[Any] | tuple[int | None, str]:
+        self, reader: _Reader, index: int, patience: Patience, decoded: Callable[[], _Image]
+    ) -> NDArray[Any] | ImageError | ActstatsError:
         try:
-            return reader(index, decoded)
-        except ImageError as error:
-            return error.status, error.message
-        except ActstatsError as error:
-            return None, str(error)
+            return reader(index, patience, decoded)
+        except (ImageError, ActstatsError) as error:
+            return error
 
 
-def _stacked(images: list[Any]) -> list[tuple[Tensor | None, dict[int, tuple[int | None, str]]]]:
+@cache
+def _patience_here() -> Patience:
+    """Return the backoff of this worker process."""
+    return Patience()
+
+
+def _stacked(images: list[Any]) -> list[tuple[Tensor | None, dict[int, ImageError | ActstatsError]]]:
     """Return for each view the stacked pixels of the readable images, and the errors of the others by position."""
     found = []
     for rows in zip(*images, strict=True):
@@ -314,15 +351,18 @@ def _decoded_by_processes(
                 if place not in errors:
                     assembly.put(start + place, next(rows))
                     continue
-                status, message = errors[place]
-                if status is None:
-                    raise ActstatsError(message)
-                assembly.fail(start + place, status, message)
+                error = errors[place]
+                if isinstance(error, ActstatsError):
+                    raise error
+                assembly.fail(start + place, error)
         yield made.finish()
 
 
 def _decoded_ahead(
-    assemble: Callable[[int, int], _Assemblies], ranges: Iterable[tuple[int, int]], workers: int
+    assemble: Callable[[int, int], _Assemblies],
+    ranges: Iterable[tuple[int, int]],
+    workers: int,
+    patience: Patience,
 ) -> Generator[list[Batch], None, None]:
     executor = ThreadPoolExecutor(workers, thread_name_prefix="actstats-decode")
     queue: deque[tuple[_Assemblies, list[Future[None]]]] = deque()
@@ -343,4 +383,5 @@ def _decoded_ahead(
             yield made.finish()
             del made, futures  # Only the consumer keeps the pixels alive.
     finally:
+        patience.stop()
         executor.shutdown(wait=True, cancel_futures=True)

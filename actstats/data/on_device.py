@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
-from actstats.data.image import decode, refuse_large, refuse_large_resized
+from actstats.data.image import decode, refuse_large, refuse_large_resized, refuse_many_scans
 from actstats.data.preprocessing import Preprocessing
 from actstats.data.source import EncodedSource, Source
 from actstats.errors import ActstatsError
@@ -65,6 +65,7 @@ class DeviceDecoder:
         if header.mode not in ("RGB", "L") or header.getexif().get(_ORIENTATION, 1) != 1:
             return decode(data)
         refuse_large(*header.size)
+        refuse_many_scans(data, *header.size)
         refuse_large_resized(*self.preprocessing.resized(header.size))
         return _tensor(data)
 
@@ -72,9 +73,9 @@ class DeviceDecoder:
         """Return uint8 [crop, crop, 3] on the device for each file, or None if it could not be decoded."""
         try:
             images = self._decoded(encoded)
-        except torch.OutOfMemoryError:
+        except (torch.OutOfMemoryError, MemoryError):
             raise
-        except RuntimeError:
+        except Exception:  # Pillow decides.
             # The error does not say which file is damaged.
             return [None] if len(encoded) == 1 else [self.decode([one])[0] for one in encoded]
         return [self._pixels(image) for image in images]

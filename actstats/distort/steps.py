@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image as Pictures
 
 from actstats.data.image import MISSING, UNREADABLE, ImageError, is_image_name
+from actstats.data.patience import image_error
 from actstats.data.preprocessing import Preprocessing
 from actstats.errors import ActstatsError
 from actstats.support import exact, needs
@@ -316,8 +317,9 @@ class Silhouette:
             raise ImageError(MISSING, f"has no mask in {self.masks}")
         try:
             mask = np.asarray(Pictures.open(path))
-        except (OSError, Pictures.DecompressionBombError) as error:
-            raise ImageError(UNREADABLE, f"its mask {path.name} cannot be read: {error}") from None
+        except Exception as error:  # Pillow's parsers may raise any exception on a damaged file
+            failure = image_error(error)
+            raise type(failure)(failure.status, f"its mask {path.name}: {failure.message}") from None
         if mask.ndim == 3:
             mask = _marked(mask)
         if mask.shape[::-1] != place.size:

@@ -95,6 +95,7 @@ class JointFeed:
             source, [views[keys.index(key)] for key in distinct], ranges, workers=workers
         )
         self.failures: list[dict[str, str]] = [{} for _ in wanted]
+        self._unavailable: set[int] = set()
         self.idle = 0.0
         self.progress = Progress(0, sum(stop - start for start, stop in ranges), 0, 0.0, 0.0)
 
@@ -118,6 +119,7 @@ class JointFeed:
                     failed=len(set().union(*self.failures)),
                     seconds=time.perf_counter() - begun - self.idle,
                     waiting=waited,
+                    unavailable=len(self._unavailable),
                 )
                 del batch, batches
                 if self._on_progress is not None:
@@ -155,6 +157,7 @@ class JointFeed:
             return self._wanted[number].loaded.preprocessing.normalize(pixels)
 
     def _note_failures(self, number: int, batch: Batch) -> None:
+        self._unavailable |= batch.unavailable
         for index, message in batch.messages.items():
             path = self._source.paths[index]
             if self._strict:

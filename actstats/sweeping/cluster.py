@@ -479,6 +479,7 @@ class Cluster:
             seconds=seconds,
             waiting=seconds * run.waited / busy if busy else 0.0,
             workers={name: images / took if took else 0.0 for name, (images, took) in rates.items()},
+            unavailable=run.unavailable,
         )
 
 
@@ -495,6 +496,7 @@ class _Run:
     """Partition and allowed workers of each task in flight."""
     done: int = 0
     failures: dict[str, str] = field(default_factory=dict)
+    unavailable: int = 0
     aside: dict[int, str] = field(default_factory=dict)
     errors: dict[int, int] = field(default_factory=lambda: defaultdict(int))
     deaths: dict[int, int] = field(default_factory=lambda: defaultdict(int))
@@ -523,6 +525,7 @@ class _Run:
         self.waited += outcome.waiting
         self.done += stop - start
         self.failures |= outcome.failures
+        self.unavailable += outcome.unavailable
         self.streaks[outcome.worker].clear()
         self.hopeless = 0
 
@@ -570,6 +573,7 @@ class _Outcome:
     failures: Mapping[str, str] = field(default_factory=dict)
     error: str | None = None
     strict: bool = False
+    unavailable: int = 0
 
 
 @dataclass(frozen=True)
@@ -689,4 +693,11 @@ def _compute(task: _Task, index: int, again: bool) -> _Outcome:
         return _Outcome(worker.address, error=str(error), strict=True)
     except Exception as error:
         return _Outcome(worker.address, error=_told(error))
-    return _Outcome(worker.address, progress.done, progress.seconds, progress.waiting, failures)
+    return _Outcome(
+        worker.address,
+        progress.done,
+        progress.seconds,
+        progress.waiting,
+        failures,
+        unavailable=progress.unavailable,
+    )

@@ -29,6 +29,8 @@ class Progress:
     workers: Mapping[str, float] = field(default_factory=dict)
     """On a cluster, images per second of each active worker, by address; 0 before its first partition is complete.
     `waiting` is then a mean over the workers."""
+    unavailable: int = 0
+    """Number of images that the machine or the network failed to read; a rerun tries them again."""
 
     @property
     def rate(self) -> float:
@@ -101,6 +103,8 @@ class Summary:
         ]
         if unread:
             facts.append(("not read", "; ".join(unread[:3]) + more))
+        if self.progress.unavailable:
+            facts.append(("to try again", f"{self.progress.unavailable:,} images: run it again"))
         return html_facts("Sweep", facts)
 
 

@@ -304,6 +304,11 @@ def _raise_what_failed(results: Sequence[Summary | ActstatsError], max_failed: f
         if not isinstance(result, ActstatsError) and result.aside
     ]
     errors += [
+        ActstatsError(_unavailable(result))
+        for result in results
+        if not isinstance(result, ActstatsError) and result.progress.unavailable
+    ]
+    errors += [
         ActstatsError(
             f"more than {max_failed:.0%} of the images could not be read (`max_failed={max_failed:g}`); "
             f"see them with: actstats info {result.store}"
@@ -479,6 +484,15 @@ def _set_aside(summary: Summary) -> str:
     more = f" and {len(summary.aside) - SHOWN} more" if len(summary.aside) > SHOWN else ""
     return (
         f"{count(len(summary.aside), 'partition')} failed repeatedly: {', '.join(named)}{more}; "
+        "rerun the same command to try again"
+    )
+
+
+def _unavailable(summary: Summary) -> str:
+    number = summary.progress.unavailable
+    named = "an image" if number == 1 else f"{number:,} images"
+    return (
+        f"the machine failed to read {named}, recorded as missing in {summary.store}; "
         "rerun the same command to try again"
     )
 
