@@ -145,7 +145,7 @@ def _scans(data: bytes, most: int) -> int:
     return found
 
 
-class Budget:
+class MemoryBudget:
     """Memory in bytes that several threads share. Requests are served in turn; a larger one than all of it, alone."""
 
     def __init__(self, total: int) -> None:
@@ -167,7 +167,7 @@ class Budget:
                 self._freed.notify_all()
 
 
-_MEMORY: Final = Budget(2 << 30)
+_MEMORY: Final = MemoryBudget(2 << 30)
 
 
 @contextmanager

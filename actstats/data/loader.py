@@ -141,7 +141,9 @@ class _Reader:
     preprocessing: Preprocessing | Transform
     distort: Distort | None
 
-    def __call__(self, index: int, patience: Patience, decoded: Callable[[], _Image] | None = None) -> NDArray[Any]:
+    def __call__(
+        self, index: int, patience: Patience, decoded: Callable[[], _Image] | None = None
+    ) -> NDArray[Any]:
         """Return the pixels of image `index`, decoded by calling `decoded` if given; raises `ImageError`."""
         if isinstance(self.preprocessing, Transform):
             return self.preprocessing.pixels(patience(partial(item_of, self.source, index)))

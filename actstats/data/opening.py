@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from actstats.data.demo import DemoSource
 from actstats.data.folder import FolderSource, RemoteFolderSource, list_folder, segmented_images
-from actstats.data.image import is_image_name
+from actstats.data.image import is_hidden, is_image_name
 from actstats.data.objects import RemoteFile, list_remote
 from actstats.data.parquet import ParquetSource
 from actstats.data.source import Source
@@ -66,7 +66,9 @@ def open_source(spec: Any, *, limit: int | None = None, fingerprint: str | None 
     if names:
         return FolderSource(spec, root, names, more)
     for ending in _PACKED:
-        if shards := sorted(file for file in path.glob(f"*{ending}") if file.is_file()):
+        if shards := sorted(
+            file for file in path.glob(f"*{ending}") if not is_hidden(file.name) and file.is_file()
+        ):
             return _files(spec, shards, limit)
     raise ActstatsError(f"no images in {path}: it has no image, .tar or .parquet files")
 
@@ -76,11 +78,11 @@ def _remote(url: URL, limit: int | None) -> Source:
     if _RANGE.search(url) or url.endswith(_PACKED):
         return _files(url, [RemoteFile(URL(name)) for name in expand_ranges(url)], limit)
     listed = list(list_remote(url))
-    images = sorted(entry for entry in listed if is_image_name(entry[0].rpartition("/")[2]))
+    images = sorted(entry for entry in listed if is_image_name(entry[0]))
     if images:
         return RemoteFolderSource(url, url, images, limit)
     for ending in _PACKED:
-        if shards := [name for name, _ in listed if name.endswith(ending)]:
+        if shards := [name for name, _ in listed if name.endswith(ending) and not is_hidden(name)]:
             return _files(url, [RemoteFile(URL(f"{url.rstrip('/')}/{name}")) for name in shards], limit)
     raise ActstatsError(f"no images below {url}: it has no image, .tar or .parquet files")
 

@@ -61,7 +61,9 @@ def image_error(error: Exception) -> ImageError:
     number = _number(error)
     if number in _GONE or isinstance(error, FileNotFoundError) or _answer(error) in (404, 410):
         named = getattr(error, "filename", None)
-        return ImageError(MISSING, "the file does not exist" + (f": {named}" if isinstance(named, str) else ""))
+        return ImageError(
+            MISSING, "the file does not exist" + (f": {named}" if isinstance(named, str) else "")
+        )
     if (number is not None and number not in _OF_THE_FILE) or _of_network(error):
         why = getattr(error, "strerror", None) or one_line(error, 160)
         return MachineError(MISSING, f"cannot be read: {why}")
@@ -167,6 +169,6 @@ class Patience:
             self._in_a_row += 1
             if self._in_a_row >= _IN_A_ROW:
                 raise ActstatsError(
-                    f"{_IN_A_ROW} images in a row could not be read ({failure.message}); completed partitions are kept: "
-                    "rerun the same command to resume"
+                    f"{_IN_A_ROW} images in a row could not be read ({failure.message}); completed partitions are "
+                    "kept: rerun the same command to resume"
                 )

@@ -4,8 +4,8 @@ Opening reads only the headers, and only once: the index of a complete tar file 
 whole to index it; afterwards, images stored next to each other are read with one request. Images are sorted by name
 within a shard, shard after shard, so that a tar of a folder is swept in the same order as the folder; a limit selects
 the first members of the file. The class of an image is the number in its `.cls` member (WebDataset), or else the
-folder in its name. Members are only treated as names and byte ranges: links are skipped, and a leading `/` or `..` in
-a name is ignored.
+folder in its name. Members are only treated as names and byte ranges: links are followed to members of the same tar
+(`tar_links`), and a leading `/` or `..` in a name is ignored.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import os
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import IO, Final
@@ -24,10 +24,12 @@ from typing import IO, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from actstats.data.image import UNREADABLE, ImageError, is_image_name
+from actstats.data.image import MAX_BYTES, MISSING, is_hidden, is_image_name, refuse_large_file
 from actstats.data.objects import RemoteFile, Shared, together
+from actstats.data.patience import MachineError, image_error
 from actstats.data.source import NO_LABEL, EncodedSource, fingerprint, folder_classes, printable
-from actstats.errors import ActstatsError
+from actstats.data.tar_links import Links, Member
+from actstats.errors import ActstatsError, one_line
 from actstats.support import URL, cache_folder, keep_cached
 
 _COMPRESSED: Final = {
@@ -42,18 +44,10 @@ _CLASS_BYTES: Final = 20
 """Largest size of a `.cls` member that may hold a class number."""
 _KEPT_FROM: Final = 1_000
 """Smallest number of members for which the index of a tar file is cached."""
-_INDEX: Final = 1
+_INDEX: Final = 2
 """Version of the cached indexes."""
-
-
-@dataclass(frozen=True, slots=True)
-class Member:
-    """A file in a tar: its relative name, separated by `/`, its byte range, and the content of a `.cls` file."""
-
-    name: str
-    offset: int
-    size: int
-    text: str | None = None
+_LARGEST_HEADER: Final = 1 << 24
+"""Largest number of bytes of a header, which may contain long names and maps of holes."""
 
 
 class TarSource(EncodedSource):
@@ -79,7 +73,7 @@ class TarSource(EncodedSource):
             zip(_prefixes(self._shards), _indexes(self._shards, limit), strict=False)
         ):
             for name, member in sorted(index.items()):
-                if is_image_name(name.rpartition("/")[2]):
+                if is_image_name(name):
                     names.append(name)
                     paths.append(prefix + name)
                     self._members.append((number, member))
@@ -91,7 +85,7 @@ class TarSource(EncodedSource):
         mark = fingerprint(paths, (member.size for _, member in self._members))
         super().__init__(spec, paths, labels, classes, mark)
         self._ranges, self._range_of = together(
-            (shard, member.offset, member.offset + member.size) for shard, member in self._members
+            (shard, member.offset, member.offset + member.stored) for shard, member in self._members
         )
         self._fetched = Shared(self._fetch, len(self._ranges))
 
@@ -103,40 +97,44 @@ class TarSource(EncodedSource):
             ActstatsError: its tar file no longer exists.
         """
         shard, member = self._members[index]
+        refuse_large_file(max(member.size, member.stored))
         file = self._shards[shard]
         if isinstance(file, RemoteFile):
             number = self._range_of[index]
             start = member.offset - self._ranges[number][1]
-            return self._whole(member, self._fetched.get(number)[start : start + member.size])
+            return member.content(self._fetched.get(number)[start : start + member.stored])
         try:
-            descriptor = self._descriptor(file)
-            data = os.pread(descriptor.number, member.size, member.offset)
+            data = self._descriptor(file).read(member.offset, member.stored)
         except FileNotFoundError:
             raise ActstatsError(
                 f"the tar file {file} no longer exists; restore it and rerun the same command to resume"
             ) from None
         except OSError as error:
-            raise ImageError(UNREADABLE, f"cannot be read: {error.strerror}") from None
-        return self._whole(member, data)
+            raise image_error(error) from None
+        if len(data) != member.stored:
+            raise MachineError(MISSING, "its tar file is shorter than when it was opened")
+        return member.content(data)
 
     def _fetch(self, number: int) -> bytes:
         shard, start, stop = self._ranges[number]
         file = self._shards[shard]
         assert isinstance(file, RemoteFile)
-        return file.read(start, stop)
-
-    @staticmethod
-    def _whole(member: Member, data: bytes) -> bytes:
-        if len(data) != member.size:
-            raise ImageError(UNREADABLE, "its tar file is truncated")
-        return data
+        # Ranges are fetched ahead, also those of a member that is too large to be read.
+        return file.read(start, stop) if stop - start <= MAX_BYTES else b""
 
 
 class _Descriptor:
-    """An open file for `os.pread`, closed when it is no longer referenced."""
+    """An open file for reading at any place, closed when it is no longer referenced."""
 
     def __init__(self, path: Path) -> None:
         self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Return `size` bytes, or fewer at the end of the file; thread-safe."""
+        data = os.pread(self.number, size, offset)
+        while 0 < len(data) < size and (more := os.pread(self.number, size - len(data), offset + len(data))):
+            data += more
+        return data
 
     def __del__(self) -> None:
         if hasattr(self, "number"):
@@ -162,7 +160,7 @@ def _indexes(shards: Sequence[Path | RemoteFile], limit: int | None) -> Iterator
     for shard in shards:
         found = members_of(shard, limit)
         yield found
-        limit -= sum(is_image_name(name.rpartition("/")[2]) for name in found)
+        limit -= sum(map(is_image_name, found))
         if limit <= 0:
             return
 
@@ -195,7 +193,7 @@ def _first(members: Iterator[Member], images: int) -> list[Member]:
     for member in members:
         if len(seen) == images and _sample(member.name) != last:
             break
-        if is_image_name(member.name.rpartition("/")[2]):
+        if is_image_name(member.name):
             if member.name not in seen and len(seen) == images:
                 continue
             seen.add(member.name)
@@ -205,39 +203,77 @@ def _first(members: Iterator[Member], images: int) -> list[Member]:
 
 
 def _scan(tar: Path | RemoteFile) -> Iterator[Member]:
-    """Yield the images and `.cls` files of a tar, in the order of the file."""
+    """Yield the images and `.cls` files of a tar in the order of the file, then those that symbolic links lead to."""
     path = tar.url if isinstance(tar, RemoteFile) else tar
     try:
         with tar.open() if isinstance(tar, RemoteFile) else tar.open("rb") as file:
             _refuse_compressed(path, file.read(6))
             file.seek(0)
-            with tarfile.open(fileobj=file, mode="r:") as archive:
-                kept: list[tarfile.TarInfo] = vars(archive)["members"]
-                while (entry := archive.next()) is not None:
-                    kept.clear()  # A million entries would fill the memory.
-                    if entry.isreg() and entry.sparse is None:
-                        parts = (p for p in printable(entry.name).split("/") if p not in ("", ".", ".."))
-                        name = "/".join(parts)
-                        if is_image_name(name.rpartition("/")[2]):
-                            yield Member(name, entry.offset_data, entry.size)
-                        elif name.endswith(".cls"):
-                            yield Member(name, entry.offset_data, entry.size, _text(file, entry))
-                # `tarfile` treats a damaged header as the end. The real end is zeros or the end of the file.
-                file.seek(archive.offset)
-                if any(file.read(tarfile.BLOCKSIZE)):
-                    raise tarfile.ReadError("damaged header")
-    except (tarfile.TarError, ValueError, OverflowError) as error:  # the last for sparse files
-        raise ActstatsError(
-            f"{path} is not a complete tar file ({error}); download or create it again"
-        ) from None
+            yield from (
+                replace(member, text=_text(file, member)) if member.name.endswith(".cls") else member
+                for member in _members(file)
+                if is_image_name(member.name) or (member.name.endswith(".cls") and not is_hidden(member.name))
+            )
+    except (ActstatsError, MemoryError):
+        raise
     except OSError as error:
         raise ActstatsError(f"cannot read {path}: {error.strerror}") from None
+    except Exception as error:  # `tarfile` raises many kinds for damaged headers
+        raise ActstatsError(
+            f"{path} is not a complete tar file ({one_line(error, 100)}); download or create it again"
+        ) from None
 
 
-def _text(file: IO[bytes], entry: tarfile.TarInfo) -> str:
+def _members(file: IO[bytes]) -> Iterator[Member]:
+    """Yield the regular files of a tar and hard links to them, then what symbolic links lead to."""
+    links = Links()
+    with tarfile.open(fileobj=_Headers(file), mode="r:") as archive:  # type: ignore[call-overload]
+        kept: list[tarfile.TarInfo] = vars(archive)["members"]
+        while (entry := archive.next()) is not None:
+            kept.clear()  # A million entries would fill the memory.
+            name = _relative(entry.name)
+            member = None
+            if entry.isreg():
+                pieces = (
+                    None if entry.sparse is None else tuple((start, size) for start, size in entry.sparse)
+                )
+                member = Member(name, entry.offset_data, entry.size, pieces=pieces)
+                links.add(member)
+            elif entry.islnk():
+                member = links.same(name, _relative(entry.linkname))
+            elif entry.issym():
+                links.link(name, printable(entry.linkname), rooted=entry.name.startswith("/"))
+            if member is not None:
+                yield member
+        # `tarfile` treats a damaged header as the end. The real end is zeros or the end of the file.
+        file.seek(archive.offset)
+        if any(file.read(tarfile.BLOCKSIZE)):
+            raise tarfile.ReadError("damaged header")
+    yield from links.members()
+
+
+class _Headers:
+    """A tar as `tarfile` sees it, which reads only headers: any larger read is refused."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= _LARGEST_HEADER:
+            raise tarfile.ReadError(f"header of {size:,} bytes")
+        return self._file.read(size)
+
+
+def _relative(name: str) -> str:
+    """Return the name of a member without a leading `/`, and without `.` and `..`."""
+    return "/".join(part for part in printable(name).split("/") if part not in ("", ".", ".."))
+
+
+def _text(file: IO[bytes], member: Member) -> str:
     """Return the text of a `.cls` member."""
-    file.seek(entry.offset_data)
-    return file.read(min(entry.size, _CLASS_BYTES + 1)).decode("latin-1")
+    file.seek(member.offset)
+    return file.read(min(member.size, _CLASS_BYTES + 1)).decode("latin-1")
 
 
 def _kept_index(path: Path | RemoteFile) -> Path | None:
@@ -258,22 +294,25 @@ def _kept_index(path: Path | RemoteFile) -> Path | None:
 def _from_cache(file: Path) -> list[Member] | None:
     try:
         with file.open("rb") as opened:
-            names, offsets, sizes, texts = json.load(opened)
-        members = [Member(*fields) for fields in zip(names, offsets, sizes, texts, strict=True)]
+            names, offsets, sizes, texts, holes = json.load(opened)
+        members = [Member(*fields) for fields in zip(names, offsets, sizes, texts, holes, strict=True)]
+        return members if all(map(_is_valid, members)) else None
     except (OSError, ValueError, TypeError):
         return None
-    valid = (
-        type(m.name) is str
-        and type(m.offset) is type(m.size) is int
-        and min(m.offset, m.size) >= 0
-        and (m.text is None or type(m.text) is str)
-        for m in members
+
+
+def _is_valid(member: Member) -> bool:
+    return (
+        type(member.name) is str
+        and type(member.offset) is type(member.size) is int
+        and min(member.offset, member.size) >= 0
+        and (member.text is None or type(member.text) is str)
+        and all(type(start) is type(size) is int for start, size in member.pieces or ())
     )
-    return members if all(valid) else None
 
 
 def _keep(file: Path, members: list[Member]) -> None:
-    columns = ([getattr(m, name) for m in members] for name in ("name", "offset", "size", "text"))
+    columns = ([getattr(m, name) for m in members] for name in ("name", "offset", "size", "text", "pieces"))
     keep_cached(file, json.dumps(list(columns)).encode())
 
 

@@ -296,11 +296,10 @@ class Silhouette:
 
     @cached_property
     def _files(self) -> dict[str, Path]:
-        named = (path for path in self.masks.rglob("*") if is_image_name(path.name))
-        files = sorted(
-            path for path in named if path.is_file()
-        )  # skips devices, and pipes, which would block
-        return {_key(path.relative_to(self.masks).as_posix()): path for path in files}
+        named = {path: path.relative_to(self.masks).as_posix() for path in self.masks.rglob("*")}
+        # Devices are skipped, and pipes, which would block.
+        files = sorted(path for path, name in named.items() if is_image_name(name) and path.is_file())
+        return {_key(named[path]): path for path in files}
 
     @cached_property
     def fingerprint(self) -> str:
@@ -319,7 +318,8 @@ class Silhouette:
             mask = np.asarray(Pictures.open(path))
         except Exception as error:  # Pillow's parsers may raise any exception on a damaged file
             failure = image_error(error)
-            raise type(failure)(failure.status, f"its mask {path.name}: {failure.message}") from None
+            why = failure.message.removeprefix("cannot be read: ")
+            raise type(failure)(failure.status, f"its mask {path.name} cannot be read: {why}") from None
         if mask.ndim == 3:
             mask = _marked(mask)
         if mask.shape[::-1] != place.size:

@@ -1,9 +1,13 @@
 """Decoding: the pixels are torchvision's, and whatever is no image is told in one line."""
 
 import io
+import os
+import re
 import struct
+import threading
 import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -11,7 +15,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from actstats.data.image import MAX_PIXELS, REFUSED, UNREADABLE, ImageError, decode, is_image_name
+from actstats.data.image import (
+    MAX_PIXELS,
+    MAX_SCANS,
+    REFUSED,
+    UNREADABLE,
+    MemoryBudget,
+    ImageError,
+    decode,
+    is_image_name,
+    refuse_many_scans,
+)
+from actstats.data.jpeg import decode_array
 from tests.data.images import encoded, picture
 
 
@@ -84,6 +99,101 @@ def test_16_bit_grey_is_scaled_not_clipped(kind: str) -> None:
 def test_grey_without_a_range_is_refused() -> None:
     assert _refusal(encoded(Image.fromarray(np.full((4, 4), 1e6, np.float32)), "TIFF")).status == UNREADABLE
     assert _refusal(encoded(Image.fromarray(np.full((4, 4), 10**6, np.int32)), "TIFF")).status == UNREADABLE
+    # Whatever their values: those of 0 to 255 became black.
+    values = np.tile(np.arange(256, dtype=np.int32), (4, 1))
+    for kind in (np.int32, np.float32):
+        assert _refusal(encoded(Image.fromarray(values.astype(kind)), "TIFF")).status == UNREADABLE
+    assert _refusal(_grey_tiff(values.astype("<u4"), 32, 1)).status == UNREADABLE
+    assert _refusal(_grey_tiff(values.astype("<i2"), 16, 2)).status == UNREADABLE
+
+
+def _grey_tiff(values: np.ndarray, bits: int, sample_format: int) -> bytes:
+    """An uncompressed grey TIFF, little-endian, of one strip; `values` are stored as they are."""
+    height, width = values.shape
+    data = values.tobytes()
+    tags = {256: width, 257: height, 258: bits, 259: 1, 262: 1, 273: 8, 277: 1, 278: height, 279: len(data)}
+    entries = [struct.pack("<HHII", tag, 4, 1, value) for tag, value in (tags | {339: sample_format}).items()]
+    return (
+        struct.pack("<2sHI", b"II", 42, 8 + len(data))
+        + data
+        + struct.pack("<H", len(entries))
+        + b"".join(entries)
+        + bytes(4)
+    )
+
+
+def test_grey_of_12_bits_is_scaled_by_its_own_range() -> None:
+    values = np.arange(4096, dtype=np.uint16).reshape(64, 64)
+    pairs = values.reshape(-1, 2).astype(np.uint32)
+    packed = np.stack(
+        [pairs[:, 0] >> 4, (pairs[:, 0] & 15) << 4 | pairs[:, 1] >> 8, pairs[:, 1] & 255], axis=1
+    )
+    data = _grey_tiff(packed.astype(np.uint8).reshape(64, -1), 12, 1)
+    data = data.replace(struct.pack("<HHII", 256, 4, 1, 96), struct.pack("<HHII", 256, 4, 1, 64))
+    np.testing.assert_array_equal(np.asarray(decode(data))[..., 0], values >> 4)
+
+
+@pytest.mark.parametrize("most", [255, 1023, 65535])
+def test_grey_of_a_portable_map_is_scaled_by_its_own_range(most: int) -> None:
+    values = np.linspace(0, most, 64).astype(">u2" if most > 255 else np.uint8).reshape(8, 8)
+    decoded = np.asarray(decode(b"P5 8 8 %d\n" % most + values.tobytes()))[..., 0]
+    assert np.abs(decoded - values.astype(float) * 255 / most).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("scans", "accepted"), [(10, True), (MAX_SCANS, True), (MAX_SCANS + 1, False), (5_000, False)]
+)
+def test_a_jpeg_of_many_scans_is_refused(scans: int, accepted: bool) -> None:
+    """Its last scan again and again, which refines nothing but takes the time of a scan."""
+    data = encoded(picture(64, 48), "JPEG", progressive=True)
+    places = [match.start() for match in re.finditer(rb"\xff\xda", data)]
+    many = data[: places[-1]] + data[places[-1] : -2] * (scans - len(places) + 1) + data[-2:]
+    for decoded in (decode, decode_array):
+        if accepted:
+            assert np.asarray(decoded(many)).shape == (48, 64, 3)
+        else:
+            with pytest.raises(ImageError, match="scans") as caught:
+                decoded(many)
+            assert caught.value.status == REFUSED
+    # Scans in what precedes the picture, such as a thumbnail, do not count.
+    thumbnail = b"\xff\xe5" + struct.pack(">H", 2 + 2 * 200) + b"\xff\xda" * 200
+    assert np.asarray(decode(data[:2] + thumbnail + data[2:])).shape == (48, 64, 3)
+
+
+def test_scans_of_a_large_jpeg_are_counted_by_its_pixels() -> None:
+    refuse_many_scans(b"\xff\xd8" + b"\xff\xda\0\2" * 16, 9_000, 9_000)
+    with pytest.raises(ImageError, match="more than 17 scans"):
+        refuse_many_scans(b"\xff\xd8" + b"\xff\xda\0\2" * 18, 9_000, 9_000)
+
+
+def test_decoders_share_a_budget_of_memory() -> None:
+    budget, used, most, lock = MemoryBudget(100), 0, 0, threading.Lock()
+
+    def decode_one(size: int) -> None:
+        nonlocal used, most
+        with budget.take(size):
+            with lock:
+                used += size
+                most = max(most, used)
+                assert used <= 100 or used == size, "more than the budget, and not alone"
+            for _ in range(50):
+                os.sched_yield()
+            with lock:
+                used -= size
+
+    sizes = [1, 30, 60, 99, 100, 250] * 40
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(decode_one, sizes))
+    assert used == 0
+    assert most == 250
+
+
+def test_an_image_larger_than_the_budget_is_decoded_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("actstats.data.image._MEMORY", MemoryBudget(1))
+    expected = np.asarray(picture())
+    with ThreadPoolExecutor(4) as pool:
+        for image in pool.map(decode, [encoded(picture()), encoded(picture(), "BMP")] * 8):
+            np.testing.assert_array_equal(np.asarray(image), expected)
 
 
 def test_what_is_no_image_is_unreadable() -> None:
@@ -140,6 +250,11 @@ def test_a_bomb_of_text_is_unreadable() -> None:
         ("a.txt", False),
         ("png", False),
         (".png", False),
+        ("a/b.png", True),
+        ("./a/../b.png", True),
+        ("a/._b.png", False),
+        (".a/b.png", False),
+        ("a/.b/c/d.png", False),
     ],
 )
 def test_image_names(name: str, taken: bool) -> None:

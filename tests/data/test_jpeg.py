@@ -38,6 +38,56 @@ def jpegs() -> Iterator[tuple[str, bytes]]:
     yield "two pictures", multi.getvalue()
 
 
+def sampled(*factors: tuple[int, int], width: int = 64, height: int = 48) -> bytes:
+    """A baseline JPEG whose components have these sampling factors: blocks of random brightness, without detail."""
+    rng = np.random.default_rng(len(factors))
+    across, down = (8 * max(pair[axis] for pair in factors) for axis in (0, 1))
+    last, bits = [0] * len(factors), ""
+    for _ in range(-(-width // across) * -(-height // down)):
+        for number, (h, v) in enumerate(factors):
+            for value in rng.integers(-90, 90, h * v).tolist():
+                step, last[number] = value - last[number], value
+                size = abs(step).bit_length()
+                low = step if step > 0 else step + (1 << size) - 1
+                bits += f"{size:04b}" + (f"{low:0{size}b}" if size else "") + "0"
+    bits += "1" * (-len(bits) % 8)
+    scan = int(bits, 2).to_bytes(len(bits) // 8, "big").replace(b"\xff", b"\xff\0")
+
+    def segment(marker: int, content: bytes) -> bytes:
+        return bytes([0xFF, marker]) + (len(content) + 2).to_bytes(2, "big") + content
+
+    numbered = list(enumerate(factors, 1))
+    frame = b"\x08" + height.to_bytes(2, "big") + width.to_bytes(2, "big") + bytes([len(factors)])
+    return b"".join(
+        [
+            b"\xff\xd8",
+            segment(0xE0, b"JFIF\0\1\1\0\0\1\0\1\0\0"),
+            segment(0xDB, b"\0" + b"\x06" * 64),
+            segment(0xC0, frame + b"".join(bytes([n, h << 4 | v, 0]) for n, (h, v) in numbered)),
+            segment(0xC4, b"\0" + bytes([0, 0, 0, 12] + [0] * 12) + bytes(range(12))),
+            segment(0xC4, b"\x10" + bytes([1] + [0] * 15) + b"\0"),
+            segment(0xDA, bytes([len(factors)]) + b"".join(bytes([n, 0]) for n, _ in numbered) + b"\0\x3f\0"),
+            scan,
+            b"\xff\xd9",
+        ]
+    )
+
+
+SAMPLINGS = [
+    ((h, v), (1, 1), (1, 1))
+    for h, v in ((1, 1), (2, 1), (1, 2), (2, 2), (4, 1), (1, 4), (4, 2), (2, 4), (3, 1))
+]
+SAMPLINGS += [((1, 1),), ((2, 2),), ((2, 1),) * 3, ((2, 2), (2, 1), (2, 1)), ((1, 1), (2, 1), (1, 1))]
+SAMPLINGS += [((1, 1),) * 4, ((1, 1),) * 2]
+
+
+def every_sampling() -> Iterator[tuple[str, bytes]]:
+    """JPEGs of every sampling of the colours, many of which Pillow does not write."""
+    for factors in SAMPLINGS:
+        for width, height in ((64, 48), (37, 51)):
+            yield f"{factors} {width}", sampled(*factors, width=width, height=height)
+
+
 def damaged() -> Iterator[tuple[str, bytes]]:
     """Files that are cut, overwritten, or followed by something."""
     rng = np.random.default_rng(0)
@@ -79,7 +129,27 @@ def test_simplejpeg_is_used_where_it_is_installed():
     assert "CMYK" not in taken
 
 
-@pytest.mark.parametrize("files", [jpegs, damaged])
+def test_a_picture_rotated_by_a_camera_is_read():
+    """In 4:4:1, for which simplejpeg raises a KeyError."""
+    with Image.open(io.BytesIO(sampled((1, 4), (1, 1), (1, 1)))) as image:
+        expected = np.asarray(image.convert("RGB"))
+    np.testing.assert_array_equal(np.asarray(jpeg.decode_array(sampled((1, 4), (1, 1), (1, 1)))), expected)
+
+
+@pytest.mark.parametrize("error", [KeyError(6), RuntimeError("no"), OSError(5, "no"), MemoryError()])
+def test_whatever_simplejpeg_raises_pillow_decides(error, monkeypatch):
+    simplejpeg = pytest.importorskip("simplejpeg")
+    data = encoded(picture(), "JPEG")
+    assert jpeg._is_pillows()
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", fail)
+    np.testing.assert_array_equal(quickly(data), by_pillow(data))
+
+
+@pytest.mark.parametrize("files", [jpegs, every_sampling, damaged])
 def test_the_pixels_and_the_errors_are_pillows(files):
     for name, data in files():
         expected, found = by_pillow(data), quickly(data)
