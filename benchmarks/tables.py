@@ -59,21 +59,6 @@ def ratio(found: dict[str, Any]) -> str:
     return f"{found['ratio']:.2f} ({found['lowest']:.2f} to {found['highest']:.2f})"
 
 
-def sweeps(results: dict[str, Any]) -> str:
-    """Return the table of whole sweeps relative to the bare forward pass."""
-    rows: dict[str, dict[str, str]] = defaultdict(dict)
-    networks: list[str] = []
-    for b in results["benchmarks"]:
-        info = b["extra_info"]
-        if "over_forward" in info:
-            rows[info["what"]][info["network"]] = f"{info['over_forward']:.2f}"
-            networks += [info["network"]] * (info["network"] not in networks)
-    return table(
-        ["what the hooks compute", *networks],
-        [[what, *(cells.get(n, "") for n in networks)] for what, cells in rows.items()],
-    )
-
-
 def kernels(results: dict[str, Any]) -> str:
     """Return the table of the fused kernel by shape: its time, and that of the others relative to it."""
     medians: dict[tuple[str, str], dict[str, float]] = defaultdict(dict)
@@ -295,7 +280,7 @@ def main() -> None:
     MEASURED.mkdir(exist_ok=True)
     if (file := RESULTS / "cpu.json").exists():
         results = json.loads(file.read_text())
-        for name, make in (("machine", machine), ("sweeps", sweeps), ("kernels", kernels)):
+        for name, make in (("machine", machine), ("kernels", kernels)):
             (MEASURED / f"{name}.md").write_text(make(results))
     by_line = {
         "memory": memory, "durability": durability, "cluster": cluster,

@@ -190,6 +190,21 @@ def test_the_reference_has_every_public_name():
     assert {f"actstats.{name}" for name in actstats.__all__} <= shown
 
 
+def test_what_the_first_page_says_of_speed_follows_from_its_table():
+    rows = (run_page.DOCS / "measured" / "peers.md").read_text().splitlines()
+    cells = {
+        row.split(" | ")[0].removeprefix("| "): row.split(" | ")[1] for row in rows if row.startswith("| ")
+    }
+    alone, plain = (
+        float(cells[way].split()[0])
+        for way in ("All statistics, with actstats", "No statistics, with memory reused")
+    )
+    share = f"{alone / plain - 1:.0%}".replace("%", " %")
+    for page in ("../README", "performance"):
+        assert share in (run_page.DOCS / f"{page}.md").read_text()
+    assert alone < 1, "a sweep takes less time than a plain loop"
+
+
 def test_the_table_of_modules_is_up_to_date():
     assert module_table.FILE.read_text() == module_table.table(), "run python docs/_tools/module_table.py"
 

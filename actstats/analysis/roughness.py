@@ -5,6 +5,7 @@ The same three quantities are defined for the kernels of a convolution (`kernel_
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,10 +17,15 @@ from actstats.errors import ActstatsError
 if TYPE_CHECKING:
     from torch import nn
 
-_NAMES = {
+_OF_MAPS = {
     "total_variation": ("activation", "total variation of the map, mean over images"),
     "step": ("activation", "mean difference of neighbours: total variation / pairs, mean over images"),
     "roughness": ("1", "total variation / pairs / standard deviation of the map, mean over images"),
+}
+_OF_KERNELS = {
+    "total_variation": ("weight", "total variation of the filter's kernels"),
+    "step": ("weight", "mean difference of neighbouring weights: total variation / pairs"),
+    "roughness": ("1", "total variation / pairs / standard deviation of the filter's weights"),
 }
 
 
@@ -54,7 +60,7 @@ def smoothness(dataset: xr.Dataset) -> xr.Dataset:
         "step": total / pairs,
         "roughness": (swept["total_variation"] / spread).mean("image") / pairs,
     }
-    return _described(found, swept)
+    return _described(found, swept, _OF_MAPS)
 
 
 def kernel_smoothness(model: nn.Module) -> xr.Dataset:
@@ -87,7 +93,7 @@ def kernel_smoothness(model: nn.Module) -> xr.Dataset:
         sizes = {"height": height, "width": width}
         parts.append(
             xr.Dataset(
-                {key: ("unit", value) for key, value in zip(_NAMES, values, strict=True)},
+                {key: ("unit", value) for key, value in zip(_OF_KERNELS, values, strict=True)},
                 coords={
                     "layer": ("unit", np.full(filters, name, dtype=object)),
                     "channel": ("unit", np.arange(filters, dtype=np.int32)),
@@ -96,11 +102,13 @@ def kernel_smoothness(model: nn.Module) -> xr.Dataset:
             )
         )
     whole = xr.concat(parts, "unit").assign_attrs(analysis="kernel_smoothness", arch=type(model).__name__)
-    return _described({name: whole[name] for name in _NAMES}, whole)
+    return _described({name: whole[name] for name in _OF_KERNELS}, whole, _OF_KERNELS)
 
 
-def _described(found: dict[str, xr.DataArray], source: xr.Dataset) -> xr.Dataset:
+def _described(
+    found: dict[str, xr.DataArray], source: xr.Dataset, names: Mapping[str, tuple[str, str]]
+) -> xr.Dataset:
     described = {
-        name: found[name].assign_attrs(units=units, long_name=text) for name, (units, text) in _NAMES.items()
+        name: found[name].assign_attrs(units=units, long_name=text) for name, (units, text) in names.items()
     }
     return result(described, source)

@@ -1,4 +1,4 @@
-"""Compare a standard and a robust network, S and R: four sweeps, a table of differences, and plots."""
+"""Compare a standard and a robust network, S and R: four sweeps, a table of differences by layer, and plots."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from actstats.analysis import compare_units, kernel_smoothness, noise, selectivi
 from actstats.analysis.plotting import COLOURS
 from actstats.data import Source, open_source
 from actstats.models import Loaded
-from actstats.report.findings import MEASURES, count_layers
+from actstats.report.findings import MEASURES
 from actstats.store import open_dataset
 from actstats.sweeping.planning import plan
 from actstats.sweeping.progress import Progress, Started, Summary
@@ -108,33 +108,6 @@ def sweep_pair(
     return stores, summaries
 
 
-@dataclass(frozen=True)
-class Row:
-    """Comparison of both networks by one measure.
-
-    Attributes:
-        measure: name of the measure.
-        standard: median over all units of S.
-        robust: median over all units of R.
-        delta: Cliff's delta of R against S, over all units.
-        low: lower end of the 95 % bootstrap interval of `delta` over units.
-        high: upper end of that interval.
-        lower: number of layers in which R is lower, as counted by `report.findings.count_layers`.
-        higher: number of layers in which R is higher.
-        layers: number of layers compared.
-    """
-
-    measure: str
-    standard: float
-    robust: float
-    delta: float
-    low: float
-    high: float
-    lower: int
-    higher: int
-    layers: int
-
-
 def units_of(stores: Stores) -> tuple[xr.Dataset, xr.Dataset]:
     """Return the measures of the units of S and of R, f64 [unit] each, loaded into memory."""
     found = []
@@ -165,27 +138,22 @@ def compare_layers(standard: xr.Dataset, robust: xr.Dataset) -> pd.DataFrame:
     return compare_units(standard, robust, resamples=_RESAMPLES)
 
 
-def compare_pair(stores: Stores, standard: nn.Module, robust: nn.Module) -> tuple[list[Row], pd.DataFrame]:
-    """Return the summary table of a pair, in the order of `COMPARED`, and the table by layer from `compare_layers`.
+def compare_pair(stores: Stores, standard: nn.Module, robust: nn.Module) -> pd.DataFrame:
+    """Return the table by layer of all measures in `COMPARED`, as from `compare_units`.
+
+    The kernels are those of the first convolution only.
 
     Raises:
         ActstatsError: the sweeps lack a metric that an analysis needs.
     """
-    kernels = tuple(kernels_of(model) for model in (standard, robust))
-    first = kernels[0]["layer"].values[0]
-    parts = [
-        tuple(found.isel(unit=found["layer"].values == first) for found in kernels),
-        units_of(stores),
-    ]
-    rows: list[Row] = []
-    tables = []
-    for part in parts:
-        layers, whole = compare_layers(*part), compare_layers(*(_as_one_layer(found) for found in part))
-        tables.append(layers)
-        rows += [
-            _row(str(name), part, whole, layers[layers["variable"] == name]) for name in part[0].data_vars
-        ]
-    return rows, pd.concat(tables, ignore_index=True)
+    first = tuple(first_kernels_of(model) for model in (standard, robust))
+    return pd.concat([compare_layers(*first), compare_layers(*units_of(stores))], ignore_index=True)
+
+
+def first_kernels_of(model: nn.Module) -> xr.Dataset:
+    """Return what `kernels_of` does, of the first convolution only."""
+    found = kernels_of(model)
+    return found.isel(unit=found["layer"].values == found["layer"].values[0])
 
 
 def kernel_sheet(standard: nn.Module, robust: nn.Module) -> Image.Image:
@@ -212,7 +180,7 @@ def kernel_sheet(standard: nn.Module, robust: nn.Module) -> Image.Image:
 def draw_layers(table: pd.DataFrame, file: Path) -> None:
     """Plot the mean of some measures over the units of each layer, for S and R, to `file`, .png or .svg.
 
-    `table` is the table by layer from `compare_pair`. The band is the 95 % interval of the difference, added to S.
+    `table` is from `compare_pair`. The band is the 95 % interval of the difference, added to S.
     """
     figure = Figure(figsize=(9, 5.6), layout="constrained")
     for axes, name in zip(figure.subplots(2, 2).flat, _SHOWN, strict=True):
@@ -237,27 +205,6 @@ def draw_layers(table: pd.DataFrame, file: Path) -> None:
         *figure.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False
     )
     figure.savefig(file, dpi=150)
-
-
-def _row(name: str, pair: tuple[xr.Dataset, ...], whole: pd.DataFrame, layers: pd.DataFrame) -> Row:
-    standard, robust = (float(np.nanmedian(found[name])) for found in pair)
-    of_all = whole[whole["variable"] == name].iloc[0]
-    lower, neither, higher = count_layers(layers)
-    return Row(
-        measure=COMPARED[name],
-        standard=standard,
-        robust=robust,
-        delta=float(of_all["cliffs_delta"]),
-        low=float(of_all["delta_low"]),
-        high=float(of_all["delta_high"]),
-        lower=lower,
-        higher=higher,
-        layers=lower + neither + higher,
-    )
-
-
-def _as_one_layer(found: xr.Dataset) -> xr.Dataset:
-    return found.assign_coords(layer=("unit", np.full(found.sizes["unit"], "all", dtype=object)))
 
 
 def _first_kernels(model: nn.Module) -> list[NDArray[np.uint8]]:

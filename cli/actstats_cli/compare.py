@@ -153,7 +153,7 @@ def compare(
         print_json({**found, "findings": [finding.as_dict() for finding in findings], **written})
         return
     columns = {1: "<>", 2: "<>><<"}.get(len(called), "<<>><<")
-    for line in table(list(_rows(called, findings)), columns):
+    for line in table(list(finding_rows(called, findings)), columns):
         click.echo(line)
     for text in notes:
         note(text)
@@ -162,7 +162,7 @@ def compare(
         click.echo(f"wrote {page}{beside}, {size(report.bytes)}")
 
 
-def _rows(names: Sequence[str], findings: Sequence[Finding]) -> Iterator[tuple[str, ...]]:
+def finding_rows(names: Sequence[str], findings: Sequence[Finding]) -> Iterator[tuple[str, ...]]:
     """Yield a row for each finding, or, with more than two networks, for each comparison with the first."""
     if len(names) == 1:
         yield ("median", *names)

@@ -1,21 +1,21 @@
-"""`actstats demo`: the embedded pair over the demo photographs, as a table, pictures and a report."""
+"""`actstats demo`: the embedded pair over the demo photographs, as tables, pictures and a report."""
 
 from __future__ import annotations
 
-import dataclasses
-import math
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from actstats_cli import options
+from actstats_cli.compare import finding_rows
 from actstats_cli.printing import message, note, print_json, table
 from actstats_cli.progress import Reporter
 
 if TYPE_CHECKING:
-    from actstats.demo.pair import Row
+    import pandas as pd
 
 
 @click.command()
@@ -36,8 +36,9 @@ def demo(
 ) -> None:
     """Compare a standard and a robust network on photographs, without a download.
 
-    Sweeps the two small GoogLeNets embedded in actstats, S (standard) and R (adversarially trained), over crops of
-    eight photographs, clean and with noise. Prints how they differ and writes pictures and a report to browse.
+    Classifies crops of eight photographs, clean and blurred, by the two small GoogLeNets embedded in actstats, S
+    (standard) and R (adversarially trained), and sweeps both over the crops, clean and with noise. Prints how they
+    differ and writes pictures and a report to browse.
 
     \b
         actstats demo
@@ -45,7 +46,6 @@ def demo(
         actstats compare actstats-demo/s.zarr actstats-demo/r.zarr
     """
     from actstats.demo.demonstration import demo as run
-    from actstats.report.findings import SMALLEST_EFFECT
 
     with Reporter() as reporter:
 
@@ -64,30 +64,32 @@ def demo(
             on_stage=stage,
         )
     if as_json:
-        files = [str(file) for file in made.files]
         stores = [str(store) for store in (*made.stores.clean, *made.stores.noisy)]
-        rows = [dataclasses.asdict(row) for row in made.rows]
-        print_json({"rows": rows, "stores": stores, "files": files, "notes": made.notes})
+        print_json({
+            "cues": json.loads(made.cues.to_json(orient="records")),
+            "findings": [finding.as_dict() for finding in made.findings],
+            "stores": stores,
+            "files": [str(file) for file in made.files],
+            "notes": made.notes,
+        })  # fmt: skip
         return
-    for line in table(_rows(made.rows), "<>>>>"):
+    for line in table(list(_cue_rows(made.cues)), "<>>>>"):
         click.echo(line)
-    click.echo(
-        "S, R: medians over all units. delta: Cliff's delta of R against S with its 95 % bootstrap interval,"
-    )
-    click.echo(
-        "-1 if all units of R are lower, 1 if all are higher. lower in: layers in which delta is at most"
-    )
-    click.echo(f"-{SMALLEST_EFFECT} (smaller effects are negligible) and its interval excludes 0.")
+    click.echo()
+    for line in table(list(finding_rows(["S", "R"], made.findings)), "<>><<"):
+        click.echo(line)
     for text in made.notes:
         note(text)
     for file in made.files:
         click.echo(f"wrote {file}")
 
 
-def _rows(rows: Sequence[Row]) -> list[tuple[str, ...]]:
-    lines: list[tuple[str, ...]] = [("", "S", "R", "delta", "R lower in")]
-    for row in rows:
-        delta = "" if math.isnan(row.delta) else f"{row.delta:+.2f} ({row.low:+.2f} to {row.high:+.2f})"
-        layers = f"{row.lower} of {row.layers}"
-        lines.append((row.measure, f"{row.standard:.3g}", f"{row.robust:.3g}", delta, layers))
-    return lines
+def _cue_rows(cues: pd.DataFrame) -> Iterator[tuple[str, ...]]:
+    """Yield the accuracies, a row for each version of the images."""
+    images = int(cues["images"].iloc[0])
+    yield (f"accuracy on {images:,} crops", "S", "R", "difference", "p (McNemar)")
+    for version, rows in cues.groupby("version", sort=False):
+        standard, robust = (row for _, row in rows.iterrows())
+        name = "clean" if version == "clean" else f"blurred ({version})"
+        numbers = (f"{standard['accuracy']:.2f}", f"{robust['accuracy']:.2f}", f"{robust['difference']:+.2f}")
+        yield (name, *numbers, f"{robust['p']:.1g}")

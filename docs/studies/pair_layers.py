@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +20,15 @@ from actstats.analysis import (
     spectrum,
 )
 from actstats.demo.pair import (
-    Row,
+    COMPARED,
     Stores,
     compare_layers,
     compare_pair,
     draw_layers,
+    first_kernels_of,
     kernel_sheet,
     kernels_of,
+    units_of,
 )
 from actstats.models import Loaded
 from actstats.probing.inputs import input_increase
@@ -52,13 +55,60 @@ MORE = {
 def write(stores: Stores, pair: Mapping[str, Loaded], into: Path) -> None:
     """Write `pair.tables`, `pair-layers.png` and `pair-kernels.png`."""
     models = [loaded.model.cpu() for loaded in pair.values()]
-    rows, layers = compare_pair(stores, *models)
+    layers = compare_pair(stores, *models)
+    rows = [
+        *_of_all_units(tuple(map(first_kernels_of, models)), layers),
+        *_of_all_units(units_of(stores), layers),
+    ]
     kernels = compare_layers(*(kernels_of(model) for model in models))
     images = stores.opened()[0].sizes["image"]
     lines = [*_lines(images, rows, layers, kernels), *_more(stores), *_noise(stores)]
     (into / "pair.tables").write_text("\n".join(lines) + "\n")
     draw_layers(layers, into / "pair-layers.png")
     kernel_sheet(*models).save(into / "pair-kernels.png")
+
+
+@dataclass(frozen=True)
+class Row:
+    """Comparison of both networks by one measure.
+
+    Attributes:
+        measure: name of the measure.
+        standard: median over all units of S.
+        robust: median over all units of R.
+        delta: Cliff's delta of R against S, over all units together. The report's is the median over layers.
+        low: lower end of the 95 % bootstrap interval of `delta` over units.
+        high: upper end of that interval.
+        lower: number of layers in which R is lower, as counted by `report.findings.count_layers`.
+        higher: number of layers in which R is higher.
+        layers: number of layers compared.
+    """
+
+    measure: str
+    standard: float
+    robust: float
+    delta: float
+    low: float
+    high: float
+    lower: int
+    higher: int
+    layers: int
+
+
+def _of_all_units(pair: tuple[xr.Dataset, ...], layers: pd.DataFrame) -> Iterator[Row]:
+    """Yield a row for each measure of the units; `layers` is the table by layer."""
+    whole = compare_layers(
+        *(units.assign_coords(layer=("unit", np.full(units.sizes["unit"], "all", object))) for units in pair)
+    ).set_index("variable")
+    for name in map(str, pair[0].data_vars):
+        of_all = whole.loc[name]
+        lower, neither, higher = count_layers(layers[layers["variable"] == name])
+        yield Row(
+            COMPARED[name],
+            *(float(np.nanmedian(units[name])) for units in pair),
+            *(float(of_all[column]) for column in ("cliffs_delta", "delta_low", "delta_high")),
+            *(lower, higher, lower + neither + higher),
+        )
 
 
 def _more(stores: Stores) -> Iterator[str]:
@@ -106,7 +156,8 @@ def _noise(stores: Stores) -> Iterator[str]:
 
 def _lines(images: int, rows: list[Row], layers: pd.DataFrame, kernels: pd.DataFrame) -> Iterator[str]:
     yield from table(
-        f"**All layers together**, {images} images: medians over units, Cliff's delta of R against S, and {COUNTED}.",
+        f"**All layers together**, {images} images: medians over units, Cliff's delta of R against S over all units, "
+        f"and {COUNTED}.",
         ("measure", "S", "R", "delta, 95 % interval", "R lower in", "R higher in"),
         (
             (

@@ -98,6 +98,17 @@ def test_kernels_are_maps_of_a_filter():
     np.testing.assert_allclose(kernel_smoothness(network)["roughness"], found["roughness"])
 
 
+def test_kernels_are_measured_in_weights_and_maps_in_activations(tmp_path, maps):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        kernels = kernel_smoothness(nn.Conv2d(3, 4, 3))
+    of_maps = smoothness(make_store(tmp_path / "s.zarr", maps))
+    for found, unit in ((kernels, "weight"), (of_maps, "activation")):
+        assert {name: found[name].attrs["units"] for name in ("total_variation", "step", "roughness")} == {
+            "total_variation": unit, "step": unit, "roughness": "1",
+        }  # fmt: skip
+
+
 def test_a_network_without_convolutions_has_no_kernels():
     with pytest.raises(ActstatsError, match=r"Linear has no torch\.nn\.Conv2d"):
         kernel_smoothness(nn.Linear(2, 2))

@@ -7,6 +7,7 @@ import json
 from importlib.resources import files
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import xarray as xr
@@ -16,12 +17,13 @@ from safetensors import safe_open
 from torch import nn
 
 from actstats.analysis import kernel_smoothness, smoothness
+from actstats.data import open_source
 from actstats.data.preprocessing import Preprocessing
-from actstats.demo.pair import COMPARED, Row, compare_pair, kernel_sheet, sweep_pair
+from actstats.demo.pair import COMPARED, compare_pair, kernel_sheet, sweep_pair
 from actstats.distort import Place, parse
 from actstats.errors import ActstatsError
 from actstats.models import Loaded, load_model
-from actstats_cli.demo import _rows
+from actstats_cli.demo import _cue_rows
 from actstats_cli.main import main
 from tests.conftest import SmallNet
 
@@ -61,20 +63,19 @@ def test_the_four_sweeps_are_clean_and_noisy_of_both(pair):
 
 def test_the_table_has_every_measure_from_the_analyses(pair):
     stores, models = pair
-    rows, layers = compare_pair(stores, *models)
-    assert [row.measure for row in rows] == list(COMPARED.values())
-    found = {row.measure: row for row in rows}
-    kernels = found[COMPARED["kernels"]]
+    layers = compare_pair(stores, *models)
+    assert list(dict.fromkeys(layers["variable"])) == list(COMPARED)
+    (kernels,) = layers[layers["variable"] == "kernels"].itertuples()
     expected = [kernel_smoothness(model)["roughness"].values[:5] for model in models]
-    assert (kernels.standard, kernels.robust) == pytest.approx([np.median(values) for values in expected])
-    assert kernels.robust < kernels.standard
-    assert kernels.delta == -1
-    assert (kernels.lower, kernels.layers) == (1, 1)
-    rough = found[COMPARED["noisy_roughness"]]
-    medians = [float(smoothness(xr.open_zarr(path))["roughness"].compute().median()) for path in stores.noisy]
-    assert (rough.standard, rough.robust) == pytest.approx(medians, rel=1e-5)
+    assert (kernels.mean_s, kernels.mean_r) == pytest.approx([np.mean(values) for values in expected])
+    assert kernels.mean_r < kernels.mean_s
+    assert kernels.cliffs_delta == -1
+    rough = layers[layers["variable"] == "noisy_roughness"].set_index("layer")
+    for column, path in zip(("mean_s", "mean_r"), stores.noisy, strict=True):
+        by_layer = smoothness(xr.open_zarr(path))["roughness"].compute().groupby("layer").mean()
+        for layer in ("first", "second"):
+            assert rough.loc[layer, column] == pytest.approx(float(by_layer.sel(layer=layer)), rel=1e-5)
     assert set(layers["layer"]) == {"first.0", "first", "second"}
-    assert set(layers["variable"]) == set(COMPARED)
     assert (layers["difference_low"] <= layers["difference_high"]).all()
 
 
@@ -105,18 +106,19 @@ def demonstrated(tmp_path_factory):
     ]
     result = CliRunner().invoke(main, ["demo", *options])
     assert result.exit_code == 0, result.output
-    assert result.stderr.splitlines()[-2:] == ["comparing the two networks", "writing the report"]
+    lines = result.stderr.splitlines()
+    assert lines[0] == "classifying crops, clean and blurred (lowpass:8)"
+    assert lines[-2:] == ["comparing the two networks", "writing the report"]
     return out, json.loads(result.stdout)
 
 
 def test_the_demonstration_makes_stores_table_pictures_and_report(demonstrated):
     out, printed = demonstrated
-    assert [row["measure"] for row in printed["rows"]] == list(COMPARED.values())
-    assert all(np.isfinite(row["standard"]) for row in printed["rows"])
+    assert any(finding["claim"] == "R's activation maps are smoother" for finding in printed["findings"])
     assert printed["notes"][0].startswith("These 16 images are crops of 8 photographs")
     assert {path.name for path in out.iterdir()} == {
         "s.zarr", "r.zarr", "s-noisy.zarr", "r-noisy.zarr",
-        "comparison.csv", "kernels.png", "layers.png", "report.html",
+        "cues.csv", "comparison.csv", "kernels.png", "layers.png", "report.html",
     }  # fmt: skip
     for name in ("kernels.png", "layers.png"):
         with Image.open(out / name) as picture:
@@ -127,14 +129,56 @@ def test_the_demonstration_makes_stores_table_pictures_and_report(demonstrated):
     assert xr.open_zarr(out / "r-noisy.zarr").attrs["weights"]["source"] == "demo:r"
 
 
-def test_the_table_is_printed_for_a_reader(demonstrated):
+def test_what_is_printed_is_what_the_report_and_the_table_say(demonstrated):
+    out, printed = demonstrated
+    page = (out / "report.html").read_text().replace("\N{MINUS SIGN}", "-")
+    for finding in printed["findings"]:
+        for comparison in finding["comparisons"]:
+            assert comparison["difference"] in page
+            assert comparison["words"] in page
+    found = next(each for each in printed["findings"] if each["claim"] == "R's activation maps are smoother")
+    table = pd.read_csv(out / "comparison.csv").query("variable == 'roughness'")
+    (comparison,) = found["comparisons"]
+    # The word has one meaning: the median over the layers.
+    assert comparison["delta"] == pytest.approx(table["cliffs_delta"].median(), abs=1e-6)
+
+
+def test_the_accuracies_are_those_of_the_nearest_mean(demonstrated):
+    out, printed = demonstrated
+    assert [(row["version"], row["network"]) for row in printed["cues"]] == [
+        ("clean", "S"), ("clean", "R"), ("lowpass:8", "S"), ("lowpass:8", "R"),
+    ]  # fmt: skip
+    assert pd.read_csv(out / "cues.csv")["accuracy"].tolist() == [row["accuracy"] for row in printed["cues"]]
+    # By hand: of two crops of each photograph the first defines its class, and the second is classified.
+    source = open_source("demo", limit=16)
+    for row in printed["cues"][:2]:
+        loaded = load_model("googlenet", "demo", robust=row["network"] == "R")
+        with torch.inference_mode():
+            outputs = torch.stack(
+                [loaded.model(loaded.preprocessing(source.image(i))[None])[0] for i in range(16)]
+            )
+        taught = [i for i in range(16) if i not in _tested(source)]
+        means = {source.labels[i]: outputs[i] for i in taught}
+        right = [
+            min(means, key=lambda label: float((outputs[i] - means[label]).norm())) == source.labels[i]
+            for i in _tested(source)
+        ]
+        assert row["images"] == len(right) == 8
+        assert row["correct"] == sum(right)
+
+
+def _tested(source):
+    """The later crop of each photograph."""
+    return [max(np.flatnonzero(source.labels == label)) for label in range(8)]
+
+
+def test_the_tables_are_printed_for_a_reader(demonstrated):
     _, printed = demonstrated
-    lines = _rows([Row(**row) for row in printed["rows"]])
-    assert lines[0] == ("", "S", "R", "delta", "R lower in")
-    assert [line[0] for line in lines[1:]] == list(COMPARED.values())
-    first = printed["rows"][0]
-    assert lines[1][3] == f"{first['delta']:+.2f} ({first['low']:+.2f} to {first['high']:+.2f})"
-    assert lines[1][4] == f"{first['lower']} of 1"
+    lines = list(_cue_rows(pd.DataFrame(printed["cues"])))
+    assert lines[0] == ("accuracy on 8 crops", "S", "R", "difference", "p (McNemar)")
+    assert [line[0] for line in lines[1:]] == ["clean", "blurred (lowpass:8)"]
+    standard, robust = (row["accuracy"] for row in printed["cues"][2:])
+    assert lines[2][1:4] == (f"{standard:.2f}", f"{robust:.2f}", f"{robust - standard:+.2f}")
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
