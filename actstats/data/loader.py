@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import pickle
+import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,7 +29,7 @@ from actstats.data.patience import MachineError, Patience
 from actstats.data.preprocessing import Preprocessing
 from actstats.data.source import EncodedSource, Source
 from actstats.data.transform import Transform
-from actstats.errors import ActstatsError
+from actstats.errors import ActstatsError, reason_of
 
 _BATCHES_AHEAD: Final = 2
 
@@ -332,7 +335,10 @@ def _decoded_by_processes(
     views: Sequence[View],
     loader: DataLoader[Any],
 ) -> Generator[list[Batch], None, None]:
-    """Yield batches read by worker processes, whose number and start method are those of `loader`."""
+    """Yield batches read by worker processes, whose number and start method are those of `loader`.
+
+    Processes that are not forked receive what they need by pickle. What cannot be pickled is read by threads instead.
+    """
     ranges = list(ranges)
     shared = source.for_processes()
     parallel: DataLoader[Any] = DataLoader(
@@ -345,7 +351,39 @@ def _decoded_by_processes(
         prefetch_factor=loader.prefetch_factor,
         timeout=loader.timeout,
     )
-    for (start, stop), found in zip(ranges, parallel, strict=True):
+    method = (loader.multiprocessing_context or multiprocessing).get_start_method()
+    importable = (
+        ""
+        if method == "fork"
+        else "define functions and classes at the top of a module, put the code of a script under "
+        "`if __name__ == '__main__':`, or "
+    )
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", message="Got pickle error"
+            )  # the one below says what happens then
+            results = iter(parallel)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        if method == "fork":
+            raise
+        warnings.warn(
+            f"reading without the DataLoader's worker processes, which start by {method}: {reason_of(error)}; "
+            f"{importable}use multiprocessing_context='fork'",
+            stacklevel=2,
+        )
+        yield from _decoded_ahead(assemble, ranges, default_workers())
+        return
+    for start, stop in ranges:
+        try:
+            found = next(results)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise ActstatsError(
+                f"the DataLoader's worker processes, which start by {method}, ended: {reason_of(error)}; "
+                f"{importable}use num_workers=0"
+            ) from error
         made = assemble(start, stop)
         for assembly, (pixels, errors) in zip(made.views, found, strict=True):
             rows = iter([] if pixels is None else pixels.numpy())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -153,6 +154,33 @@ def test_workers_of_a_loader_report_damaged_images_and_errors(tmp_path):
 
     said = error_of(network(), loader, tmp_path / "t", preprocessing=fails)
     assert "KeyError: 'seven' (test_datasets.py:" in said
+
+
+@pytest.mark.parametrize("method", ["forkserver", "spawn"])
+def test_what_cannot_be_sent_to_workers_is_read_without_them(tmp_path, method):
+    data = Photographs(lambda image: COMPOSE(image))
+    loader = DataLoader(data, num_workers=2, multiprocessing_context=method)
+    options = {"fingerprint": "photographs", "batch_size": 5}
+    with pytest.warns(UserWarning, match=f"start by {method}: .*lambda.* use multiprocessing_context='fork'"):
+        assert actstats.sweep(network(), loader, tmp_path / "s", **options).complete
+    hold(tmp_path / "s", network(), map(COMPOSE, PICTURES))
+
+
+def test_a_worker_that_dies_is_one_line(tmp_path):
+    parent = os.getpid()
+
+    class Fatal(Photographs):
+        def __getitem__(self, index):
+            return super().__getitem__(index) if os.getpid() == parent else os._exit(1)
+
+    said = error_of(
+        network(),
+        DataLoader(Fatal(COMPOSE), num_workers=1, multiprocessing_context="fork"),
+        tmp_path / "s",
+        fingerprint="fatal",
+    )
+    assert said.startswith("the DataLoader's worker processes, which start by fork, ended: ")
+    assert said.endswith("use num_workers=0")
 
 
 def test_the_order_and_the_collate_function_of_a_loader(tmp_path):
