@@ -112,8 +112,14 @@ def test_the_tutorial_leaves_its_store_and_plots(tutorial):
     assert {path.name for path in tutorial.iterdir()} >= {"demo.zarr", "roughness.svg", "spectrum.svg"}
 
 
-# The pages on probing and GPUs run in the tests of their own subjects.
-@pytest.mark.parametrize("page", sorted({*RUN} - {"tutorial", "probing", "gpu"}))
+# The pages on probing and GPUs run in the tests of their own subjects, and the first page with all versions.
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=pytest.mark.slow if page == "../README" else pytest.mark.once)
+        for page in sorted({*RUN} - {"tutorial", "probing", "gpu"})
+    ],
+)
 def test_the_code_of_a_page_runs(folder, page):
     names = run_page.run(page)
     if page == "index":  # the same store as the tutorial's: the command finds it complete

@@ -21,6 +21,7 @@ need("linux")  # Triton has no build for other systems
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
+@pytest.mark.once
 @pytest.mark.compiler
 def test_a_dry_run_fills_every_stage(tmp_path):
     require_torchcodec()
@@ -203,6 +204,7 @@ def test_without_a_gpu_it_says_so(tmp_path):
     assert ran.stderr.strip() == "torch sees no CUDA device here; --dry-run shows that the script runs"
 
 
+@pytest.mark.once
 def test_the_counts_and_errors_of_the_documentation(monkeypatch):
     monkeypatch.syspath_prepend(BENCHMARKS)
     import gpu_costs

@@ -30,6 +30,7 @@ def executed(name: str, folder: Path) -> Any:
     return notebook
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", SHOWN)
 def test_a_notebook_runs_and_shows_what_it_says(tmp_path, name):
     notebook = executed(name, tmp_path)

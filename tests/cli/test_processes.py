@@ -19,6 +19,8 @@ import zarr
 from tests.cli.conftest import COMMAND, SWEEP, output_of
 from tests.conftest import files_of
 
+pytestmark = pytest.mark.once
+
 METRIC = '''
 import os, time
 from actstats import Metric, Output

@@ -15,6 +15,8 @@ from PIL import Image
 import actstats
 from tests.data.images import encoded, write_folder, write_tar
 
+pytestmark = pytest.mark.once
+
 STUDIES = Path(__file__).parents[2] / "docs" / "studies"
 
 

@@ -174,6 +174,7 @@ def watched(commands: list[str], stores: dict[str, Path], honest: Path) -> dict[
     return told
 
 
+@pytest.mark.once
 def test_nothing_that_a_store_names_is_imported_called_or_opened(honest: Path, tmp_path: Path) -> None:
     assert COMMANDS.keys() == (main.table.keys() - NO_STORE) | ANALYSES.keys()
     (tmp_path / "stranger.py").write_text("open('ran', 'w').close()\nfactory = Metric = open\n")

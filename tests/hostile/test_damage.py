@@ -13,6 +13,7 @@ import shlex
 import shutil
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner, Result
 
 from actstats_cli.main import main
@@ -37,6 +38,7 @@ def run(command: str, folder: Path) -> Result:
     return CliRunner().invoke(main, shlex.split(command.format(**places)))
 
 
+@pytest.mark.once
 def test_no_damage_is_answered_with_a_traceback(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     for index in range(3):

@@ -22,6 +22,7 @@ need("linux")  # Triton has no build for other systems
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_the_kernels_equal_the_reference_in_the_interpreter(tmp_path):
     environment = {
         **os.environ,

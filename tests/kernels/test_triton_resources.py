@@ -30,6 +30,7 @@ def check(build: resources.Build, folder, monkeypatch) -> None:
     assert reason is None, reason
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", QUICK, ids=name)
 def test_a_kernel_takes_no_more_than_the_table_says(build, tmp_path, monkeypatch):
     check(build, tmp_path, monkeypatch)
@@ -59,6 +60,7 @@ def test_the_table_has_every_kernel_of_the_networks(target, dtype):
     assert [b for b in KEPT if (b.target, b.dtype) == (target, dtype)] == expected
 
 
+@pytest.mark.slow
 def test_the_layers_of_a_network_are_those_of_the_table(monkeypatch):
     monkeypatch.setattr(resources, "NETWORKS", ("alexnet",))
     assert resources.layers() == {"alexnet": TABLE["networks"]["alexnet"]}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import signal
 import socket
 import subprocess
@@ -25,6 +24,7 @@ from tests.cli.conftest import COMMAND
 from tests.cluster import FACTORY, SWEEP, command, live_cluster, make_images, start_command, trial
 from tests.conftest import SmallNet, files_of
 from tests.s3 import BUCKET, network
+from tests.seeds import SEED
 
 distributed = pytest.importorskip("distributed")
 
@@ -145,6 +145,7 @@ def test_a_partition_that_kills_its_workers_is_set_aside(folder, tmp_path):
     assert Store.open(tmp_path / "s.zarr").completed.sum() >= 5
 
 
+@pytest.mark.once
 def test_ctrl_c_keeps_what_is_complete(folder, tmp_path):
     with live_cluster(folder) as cluster:
         cluster.add(2, SLOWLY="0.2")
@@ -165,10 +166,9 @@ def test_ctrl_c_keeps_what_is_complete(folder, tmp_path):
     assert files_of(tmp_path / "s.zarr") == files_of(folder / "whole.zarr")
 
 
+@pytest.mark.once
 def test_killed_workers_and_a_killed_scheduler_change_no_byte(tmp_path):
-    seed = int(os.environ.get("ACTSTATS_SEED", random.SystemRandom().randrange(2**32)))
-    print(f"moments drawn from ACTSTATS_SEED={seed}")  # shown where the test fails
-    trial(tmp_path, seed, workers=2, partitions=12, every=(0.6, 1.5), say=print)
+    trial(tmp_path, SEED, workers=2, partitions=12, every=(0.6, 1.5), say=print)
 
 
 def test_a_cluster_of_this_machine_ends_with_the_command(folder, tmp_path):
@@ -178,6 +178,7 @@ def test_a_cluster_of_this_machine_ends_with_the_command(folder, tmp_path):
     assert Store.open(tmp_path / "s.zarr").completed.all()
 
 
+@pytest.mark.once
 def test_ctrl_c_in_a_terminal_ends_a_cluster_of_this_machine_with_one_line(folder, tmp_path):
     line = f"{SWEEP} --data {folder / 'photographs'} --out s.zarr --scheduler local:1"
     process = subprocess.Popen(

@@ -107,6 +107,7 @@ def eager_and_compiled(photographs, tmp_path_factory):
     return folder / "eager.zarr", folder / "compiled.zarr", notes
 
 
+@pytest.mark.slow
 @pytest.mark.compiler
 def test_compiled_statistics_are_those_of_the_eager_network(eager_and_compiled):
     """Also of the last batch of a partition and of one with a damaged image, which are padded."""
@@ -131,6 +132,7 @@ def test_compiled_statistics_are_those_of_the_eager_network(eager_and_compiled):
         np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.compiler
 def test_a_compiled_sweep_says_so(eager_and_compiled):
     eager, compiled, notes = eager_and_compiled
@@ -142,6 +144,7 @@ def test_a_compiled_sweep_says_so(eager_and_compiled):
     assert [record["compiled"] for record in records] == [True, True]
 
 
+@pytest.mark.slow
 @pytest.mark.compiler
 def test_eager_and_compiled_numbers_do_not_share_a_store(eager_and_compiled, photographs):
     with pytest.raises(ActstatsError, match="compile is absent in the store and True in this sweep"):
@@ -181,6 +184,7 @@ def test_a_network_that_cannot_be_compiled_runs_eagerly(photographs, tmp_path, c
         sweep(Undecided(), photographs, tmp_path / "y.zarr", compile=True, strict=True, **SMALL)
 
 
+@pytest.mark.slow
 @pytest.mark.compiler
 def test_a_metric_that_fails_in_a_compiled_network_is_named(photographs, tmp_path):
     class Broken(Metric):

@@ -176,6 +176,8 @@ def test_plans_that_do_not_go_together_are_refused(photographs, tmp_path):
         sweep_together([])
 
 
+@pytest.mark.compiler
+@pytest.mark.slow
 def test_compiled_and_eager_networks_share_a_pass(photographs, tmp_path):
     torch.compiler.reset()
     plans = [
