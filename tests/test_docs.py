@@ -52,9 +52,9 @@ def tutorial(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture
-def folder(tutorial: Path, tmp_path: Path) -> Iterator[Path]:
-    """A working directory with what the tutorial left, and nothing of other pages."""
-    with reading(shutil.copytree(tutorial, tmp_path / "reader")) as folder:
+def folder(tutorial: Path) -> Iterator[Path]:
+    """The working directory of a reader who follows the tutorial first, then other pages in some order."""
+    with reading(tutorial) as folder:
         yield folder
 
 
@@ -189,6 +189,48 @@ def test_the_examples_of_sweep_can_be_planned_and_do_not_collide(tmp_path, monke
     ]
     unnamed = [store for store in stores if store not in named]
     assert len(set(unnamed)) == len(unnamed) >= 3
+
+
+READING = (
+    "info",
+    "top",
+    "compare",
+    "smoothness",
+    "spectrum",
+    "selectivity",
+    "quantiles",
+    "noise",
+    "kernels",
+    "match",
+)
+"""Commands whose examples need stores alone."""
+ELSEWHERE = ("/moved/", "r1.zarr")
+"""In examples that name what this reader does not have."""
+
+
+def test_the_examples_of_commands_that_read_stores_run_one_after_the_other(tmp_path):
+    pytest.importorskip("matplotlib").use("agg")
+    names = {
+        ("", ""): ("googlenet", "standard", "s", "clean", "actstats-demo/s"),
+        ("--robust", ""): ("robust", "r", "actstats-demo/r"),
+        ("", "--distort noise:0.1"): ("noisy", "s-noisy"),
+        ("--robust", "--distort noise:0.1"): ("r-noisy",),
+    }
+    with reading(tmp_path) as folder:
+        for (robust, distort), (first, *others) in names.items():
+            options = f"{robust} {distort} --limit 16 --layers conv1,inception4c.branch1 --device cpu"
+            run_page.run_command(
+                f"actstats sweep --arch googlenet --weights demo {options} --out {first}.zarr"
+            )
+            for other in others:
+                shutil.copytree(folder / f"{first}.zarr", folder / f"{other}.zarr")
+        ran = 0
+        for command in every_command():
+            for example in examples_of(command) if command.name in READING else ():
+                if not any(word in example for word in ELSEWHERE):
+                    run_page.run_command(example)
+                    ran += 1
+        assert ran > 20
 
 
 def test_the_reference_has_every_public_name():

@@ -30,10 +30,15 @@ def executed(name: str, folder: Path) -> Any:
     return notebook
 
 
-@pytest.mark.once
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One working directory for all notebooks: a reader has them side by side."""
+    return tmp_path_factory.mktemp("notebooks")
+
+
 @pytest.mark.parametrize("name", SHOWN)
-def test_a_notebook_runs_and_shows_what_it_says(tmp_path, name):
-    notebook = executed(name, tmp_path)
+def test_a_notebook_runs_and_shows_what_it_says(folder, name):
+    notebook = executed(name, folder)
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
     assert not [output for output in outputs if output["output_type"] == "error"]
     html = "".join(output["data"].get("text/html", "") for output in outputs if "data" in output)

@@ -171,14 +171,14 @@ def compare_matched(
     the same counterpart.
 
     Args:
-        standard: what an analysis returned for the one network.
-        robust: and for the other.
+        standard: result of an analysis for the reference network.
+        robust: result of the same analysis for the other network.
         counterpart: for each unit of `standard` the index of its counterpart in `robust`, or -1, as from `match`.
-        variables: which numbers, by name.
-        within_layers: a row for each layer of `standard`, or one for all units.
-        resamples: how often to resample.
-        confidence: of the intervals.
-        seed: of the resampling.
+        variables: names of the variables to compare.
+        within_layers: whether to return a row for each layer of `standard`, or one for all units.
+        resamples: number of bootstrap samples.
+        confidence: confidence level of the intervals.
+        seed: seed of the bootstrap.
 
     Returns:
         A row for each variable (and layer): `variable`, (`layer`,) `units`, `pairs`, `median_s`, `median_r`,

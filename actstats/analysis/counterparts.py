@@ -70,11 +70,11 @@ def match(
 
     Args:
         first: the store whose units are matched, as `open_dataset` gives it.
-        second: the store in which counterparts are sought, of the same images in the same order.
+        second: the store in which to search for counterparts, of the same images in the same order.
         variable: the per-image statistic, `mean` or `maximum`.
-        across: seek among the units of all layers, not only of the layer of the same name.
+        across: search all layers, not only the layer of the same name.
         least: the least held-out correlation of a counterpart, in [0, 1].
-        seed: of the halves and of the shuffled images.
+        seed: random seed for splitting and shuffling the images.
 
     Returns:
         By unit of `first` (without `across`, of the layers that both stores have): `counterpart` i64 (index along

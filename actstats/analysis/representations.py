@@ -44,7 +44,7 @@ def similarity(
         stores: datasets by the names of their networks, all of the same images in the same order.
         variable: the per-image statistic, `mean` or `maximum`.
         sample: images in the dissimilarity matrices, drawn by `seed`.
-        seed: of that draw.
+        seed: random seed of the sample.
 
     Returns:
         `cka`, `cka_unbiased`, `rsa`, f64 [row, column], with `network` and `layer` of each row and `other_network`
@@ -52,8 +52,8 @@ def similarity(
         has one unit, or one of the sampled images the same value in all units.
 
     Raises:
-        ActstatsError: no store, other images, fewer than 4 images with values, a store without `variable`, or more
-            sampled images than have ranks of 2 GiB.
+        ActstatsError: no stores are given, their images differ, fewer than 4 images have values, a store lacks
+            `variable`, or the ranks of the sample would exceed 2 GiB.
     """
     if not stores:
         raise ActstatsError("similarity needs a store")

@@ -1,4 +1,4 @@
-"""How much rougher noise makes the images themselves, before any layer: what the layers' own increase is held to."""
+"""Measure how much noise increases the total variation of the input images, the baseline for `noise_by_layer`."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def parse_network(spec: str) -> tuple[str, str, str | None]:
     They are the arguments `arch`, `weights` and `robust` of `load_model`.
 
     Raises:
-        ActstatsError: another form.
+        ActstatsError: `spec` is malformed.
     """
     found = _SPEC.fullmatch(spec)
     if found is None:
@@ -44,7 +44,7 @@ def open_network(spec: str, *, offline: bool = False, trust: bool = False) -> Lo
     With `trust`, the factory, weights file or address that a store names is used.
 
     Raises:
-        ActstatsError: no such network, or weights that cannot be had.
+        ActstatsError: the network is unknown or its weights are unavailable.
     """
     from actstats.models import load_model
     from actstats.sweeping.planning import SweepPlan

@@ -19,10 +19,14 @@ def with_flags(message: str) -> str:
 
     >>> with_flags("use another `batch_size=`, or `weights=none`")
     'use another --batch-size, or --weights none'
+    >>> with_flags("pass `trust=True` and `per_image=False`")
+    'pass --trust and --no-per-image'
     """
 
     def flag(found: re.Match[str]) -> str:
         name = _FLAGS.get(found["name"], found["name"]).replace("_", "-")
+        if found["value"] == "False":
+            return f"--no-{name}"
         value = "" if found["value"] in ("", "True") else f" {found['value']}"
         return f"--{name}{value}"
 
