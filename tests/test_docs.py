@@ -170,6 +170,7 @@ def test_examples_of_help_are_well_formed(tmp_path):
             parse(example)
 
 
+@pytest.mark.once
 def test_the_examples_of_sweep_can_be_planned_and_do_not_collide(tmp_path, monkeypatch):
     monkeypatch.setenv("ACTSTATS_CACHE", str(tmp_path / "cache"))
     stores = []
@@ -208,6 +209,7 @@ ELSEWHERE = ("/moved/", "r1.zarr")
 """In examples that name what this reader does not have."""
 
 
+@pytest.mark.once
 def test_the_examples_of_commands_that_read_stores_run_one_after_the_other(tmp_path):
     pytest.importorskip("matplotlib").use("agg")
     names = {

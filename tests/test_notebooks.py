@@ -36,6 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("notebooks")
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", SHOWN)
 def test_a_notebook_runs_and_shows_what_it_says(folder, name):
     notebook = executed(name, folder)
