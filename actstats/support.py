@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from html import escape
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from actstats.errors import ActstatsError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class URL(str):
@@ -183,3 +186,23 @@ def html_facts(title: str, facts: Iterable[tuple[str, object]]) -> str:
         f"<tr><th{left}>{escape(name)}</th><td{left}>{escape(str(value))}</td></tr>" for name, value in facts
     )
     return f"<b>{escape(title)}</b><table>{''.join(rows)}</table>"
+
+
+def random_images(images: int, shape: Sequence[int]) -> Tensor:
+    """Return seeded random images with values in [0, 1], f32 [N, *shape], that differ in brightness and contrast.
+
+    The first three have increasing brightness in the order 0, 2, 1.
+
+    >>> random_images(2, (3, 8, 8)).shape
+    torch.Size([2, 3, 8, 8])
+    """
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.rand(images, *shape, generator=generator)
+    if len(shape) == 3:  # shapes and edges, as photographs have
+        coarse = torch.rand(images, shape[0], 4, 4, generator=generator)
+        noise = (2 * torch.nn.functional.interpolate(coarse, tuple(shape[1:]), mode="bilinear") + noise) / 3
+    turn = torch.arange(images).reshape(-1, *[1] * len(shape)) % 3
+    level, contrast = torch.tensor([0.3, 0.7, 0.5])[turn], torch.tensor([0.6, 0.4, 0.8])[turn]
+    return (level + contrast * (noise - 0.5)).clamp(0, 1)

@@ -37,11 +37,12 @@ from plain_torch import plain_moments, plain_statistics
 from torch import Tensor
 
 from actstats.layers import Layer, select_layers, watch
+from actstats.layers.passes import to_channels_last
 from actstats.metrics import DEFAULT, resolve_metrics
 from actstats.models import Loaded, load_model
 from actstats.store import Schema
 from actstats.sweeping.buffers import Buffers, Partition, PartitionLayout
-from actstats.sweeping.device import memory_reused, to_device
+from actstats.sweeping.device import memory_reused
 from actstats.sweeping.forward import Network
 
 PARTITION = 1024
@@ -53,7 +54,7 @@ class Bench:
     def __init__(self, arch: str, batch: int) -> None:
         self.loaded: Loaded = load_model(arch, "none")
         self.loaded.model.eval()
-        to_device(self.loaded.model, torch.device("cpu"))
+        to_channels_last(self.loaded.model)
         images = torch.rand(batch, *self.loaded.preprocessing.shape)
         self.images = images.contiguous(memory_format=torch.channels_last)
         self.layers: list[Layer] = select_layers(self.loaded.model, self.images[:2])

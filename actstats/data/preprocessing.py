@@ -27,6 +27,7 @@ from PIL import Image
 
 from actstats.data.jpeg import size_of
 from actstats.errors import ActstatsError, nearest
+from actstats.support import random_images
 
 if TYPE_CHECKING:
     import torch
@@ -164,10 +165,11 @@ class Preprocessing:
         return torch.empty(images, self.crop, self.crop, 3, dtype=torch.uint8, pin_memory=pin)
 
     def example(self, images: int, device: torch.device) -> Tensor:
-        """Return a blank batch of inputs, f32 [N, 3, crop, crop]."""
+        """Return a batch of inputs for seeded random images, f32 [N, 3, crop, crop] (`support.random_images`)."""
         import torch
 
-        return torch.zeros(images, *self.shape, device=device)
+        pixels = (255 * random_images(images, self.shape)).to(torch.uint8).permute(0, 2, 3, 1)
+        return self.normalize(pixels.to(device)).contiguous()
 
     def __call__(self, image: Image.Image) -> Tensor:
         """Return the network's input for `image`, f32 [3, H, W]."""

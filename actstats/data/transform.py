@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Self
 
 import numpy as np
@@ -26,6 +26,7 @@ from torch import Tensor
 from actstats.data.image import ImageError
 from actstats.data.preprocessing import INTERPOLATIONS, LARGEST, Preprocessing
 from actstats.errors import ActstatsError, reason_of
+from actstats.support import random_images
 
 NEEDED: Final = (
     "a network of your own needs `preprocessing=` for images: an actstats.Preprocessing, a function such as a "
@@ -49,6 +50,7 @@ class Transform:
         shape: shape of an input, [C, H, W].
         dtype: NumPy name of the dtype of an input.
         first: SHA-256 of the input for the first readable image.
+        span: lowest and highest value of that input, at least those of 0 to 1; not stored.
     """
 
     function: Callable[[Any], Any] | None
@@ -56,6 +58,7 @@ class Transform:
     shape: tuple[int, int, int]
     dtype: str
     first: str
+    span: tuple[float, float] = field(default=(0.0, 1.0), compare=False)
 
     @classmethod
     def of(cls, function: Callable[[Any], Any] | None, item: object) -> Self:
@@ -74,7 +77,9 @@ class Transform:
             )
         channels, height, width = made.shape
         first = hashlib.sha256(np.ascontiguousarray(made).data).hexdigest()
-        return cls(function, name, (channels, height, width), str(made.dtype), first)
+        finite = made[np.isfinite(made)].astype(np.float64)
+        span = float(finite.min(initial=0)), float(finite.max(initial=1))
+        return cls(function, name, (channels, height, width), str(made.dtype), first, span)
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> Self:
@@ -131,8 +136,9 @@ class Transform:
         )
 
     def example(self, images: int, device: torch.device) -> Tensor:
-        """Return a blank batch of inputs, [N, C, H, W]."""
-        return torch.zeros(images, *self.shape, dtype=_DTYPES[self.dtype], device=device)
+        """Return a batch of seeded random inputs of the range of the first image, [N, C, H, W]."""
+        low, high = self.span
+        return (low + (high - low) * random_images(images, self.shape)).to(device, _DTYPES[self.dtype])
 
 
 def preprocessing_from(record: Mapping[str, Any]) -> Preprocessing | Transform:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Final
 
@@ -16,7 +16,8 @@ from actstats.layers.axes import Grid, Labels
 from actstats.layers.chains import convolution_calls
 from actstats.layers.graph import IMAGE_VALUE, Call, Graph, Value, trace
 from actstats.layers.layer import ROOT, Layer
-from actstats.support import one_or_more
+from actstats.layers.passes import in_channels_last, ready, runs_in_channels_last, unsteady_calls
+from actstats.support import one_or_more, random_images
 
 # fmt: off
 PAPER: Final[Mapping[str, Mapping[str, int]]] = {
@@ -152,27 +153,39 @@ class Probe:
         refused: calls whose output cannot be hooked, as layer name to reason.
         never_ran: modules that were never called, as module name to likely reason.
         default: the preset that `conv` stands for: `block` in a network with at most one convolution, else `conv`.
+        unsteady: calls whose maps cannot belong to images, in order of execution, as layer name to reason.
+        channels_last: whether the network can run in channels_last memory format.
     """
 
     candidates: tuple[Candidate, ...]
     refused: Mapping[str, str]
     never_ran: Mapping[str, str]
     default: str
+    unsteady: Mapping[str, str] = field(default_factory=dict)
+    channels_last: bool = True
 
 
 def probe(model: nn.Module, example: Tensor) -> Probe:
-    """Run `model` once on two images of `example` [n, 3, H, W] and return the layers that can be hooked.
+    """Run `model` on two images of `example` [n, 3, H, W] and return the layers that can be hooked.
 
-    The model runs in eval and inference mode, with channels_last input on the example's device, and is left
-    unchanged.
+    If the images of the example are alike, seeded random images of its range are used: with images that differ,
+    layers show that they skip or reorder images. The model runs in eval mode several times, and is left unchanged.
+    Images are in channels_last memory format unless it can only run on contiguous ones.
 
     Raises:
         ActstatsError: the model cannot run on the example.
     """
-    images = example[:IMAGES] if len(example) >= IMAGES else example[:1].expand(IMAGES, *example.shape[1:])
-    memory_format = torch.channels_last if images.ndim == 4 else torch.contiguous_format
+    images = _three_images(example)
     try:
-        graph = trace(model, images.contiguous(memory_format=memory_format))
+        with torch.random.fork_rng([images.device] if images.is_cuda else []):
+            channels_last = runs_in_channels_last(model, images[:IMAGES])
+            images = in_channels_last(images) if channels_last else images
+            with ready(model, channels_last=channels_last):
+                # Before the trace, so that what the network caches is not made of tensors in inference mode.
+                unsteady = unsteady_calls(model, images)
+                graph = trace(model, images[:IMAGES])
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
     except Exception as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         kind = str(images.dtype).removeprefix("torch.")
@@ -182,17 +195,32 @@ def probe(model: nn.Module, example: Tensor) -> Probe:
             else f"; the images are {kind}: convert them with `preprocessing=`"
         )
         raise ActstatsError(
-            f"the model fails on an example of shape {list(images.shape)}: {reason}{hint}"
+            f"the model fails on an example of shape {list(images[:IMAGES].shape)}: {reason}{hint}"
         ) from error
-    return _digest(model, graph)
+    return replace(_digest(model, graph, unsteady), channels_last=channels_last)
 
 
-def _digest(model: nn.Module, graph: Graph) -> Probe:
+def _three_images(example: Tensor) -> Tensor:
+    """Return two different images like those of `example`, and a third, their mean."""
+    images = example[:IMAGES].detach()
+    if len(images) < IMAGES or torch.equal(images[0], images[1]):
+        low, high = (float(value) for value in images.double().aminmax())
+        low, high = (low, high) if low < high else (low - 2, high + 2)
+        made = low + (high - low) * random_images(3, tuple(images.shape[1:]))
+        return made.to(images.device, images.dtype)
+    return torch.cat([images, (images[:1] / 2 + images[1:] / 2).to(images.dtype)])
+
+
+def _digest(model: nn.Module, graph: Graph, unsteady: Mapping[tuple[str, int], str]) -> Probe:
     counts = Counter(call.module for call in graph.calls)
     layers: dict[tuple[str, int], Layer] = {}
     refused: dict[str, str] = {}
+    names = {
+        (call.module, call.number): f"{call.module}:{call.number}" if counts[call.module] > 1 else call.module
+        for call in graph.calls
+    }
     for call in graph.calls:
-        name = f"{call.module}:{call.number}" if counts[call.module] > 1 else call.module
+        name = names[call.module, call.number]
         made = call.problem or _layer(name, call, graph.values[call.output or 0])
         if isinstance(made, Layer):
             layers[call.module, call.number] = replace(made, calls=counts[call.module])
@@ -214,7 +242,8 @@ def _digest(model: nn.Module, graph: Graph) -> Probe:
         Candidate(layer, tuple(preset for preset, keys in members.items() if key in keys))
         for key, layer in layers.items()
     )
-    return Probe(candidates, refused, _never_ran(model, counts), default)
+    reasons = {names.get(key, key[0]): reason for key, reason in unsteady.items()}
+    return Probe(candidates, refused, _never_ran(model, counts), default, reasons)
 
 
 def _layer(name: str, call: Call, value: Value) -> Layer | str:
@@ -320,6 +349,11 @@ def select(probed: Probe, selectors: str | Sequence[str]) -> list[Layer]:
     if not selectors:
         raise ActstatsError("no layers were selected: give a preset, a module name or a pattern")
     chosen = {layer.name for selector in one_or_more(selectors) for layer in _matches(probed, selector)}
+    for at, (name, reason) in enumerate(probed.unsteady.items()):
+        if name in chosen:
+            first = next(iter(probed.unsteady))
+            before = f"; it is {first} that differs first: select layers before it" if at else ""
+            raise ActstatsError(f"layer '{name}' cannot be swept: {reason}{before}")
     return [c.layer for c in probed.candidates if c.layer.name in chosen]
 
 

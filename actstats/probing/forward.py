@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,9 +16,10 @@ from actstats.data.loader import split
 from actstats.data.source import Subset
 from actstats.distort import Chain
 from actstats.errors import ActstatsError
+from actstats.layers.passes import ready, runs_in_channels_last
 from actstats.models import Loaded
 from actstats.sweeping.batches import Feed, OnProgress
-from actstats.sweeping.device import find_device, forward_passes, to_device
+from actstats.sweeping.device import find_device, memory_for, to_device
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def halves(source: Source) -> tuple[Subset, Subset]:
 
 
 def prepared(loaded: Loaded, device: str) -> torch.device:
-    """Put the network on the device of that name, in channels_last memory format, and return the device."""
+    """Put the network on the device of that name, and return the device."""
     target = find_device(device)
     to_device(loaded.model, target)
     return target
@@ -55,7 +56,7 @@ def prepared(loaded: Loaded, device: str) -> torch.device:
 
 @contextmanager
 def running(loaded: Loaded, batch_size: int, also: str = "") -> Iterator[None]:
-    """Have the network in eval mode and torch in inference mode, and explain a lack of memory.
+    """Have the network in eval mode and torch without gradients, and explain a lack of memory.
 
     `also` names, after the batch size, what else could be smaller.
 
@@ -64,8 +65,15 @@ def running(loaded: Loaded, batch_size: int, also: str = "") -> Iterator[None]:
     """
     if batch_size < 1:
         raise ActstatsError(f"the batch size is {batch_size}; it must be at least 1")
-    with forward_passes(loaded.model, batch_size, also), torch.inference_mode():
+    with memory_for(batch_size, also), ready_for_images(loaded), torch.no_grad():
         yield
+
+
+def ready_for_images(loaded: Loaded) -> AbstractContextManager[None]:
+    """Have the network in eval mode, in the memory format in which it can run, and leave it as it was."""
+    device = next((p.device for p in loaded.model.parameters()), torch.device("cpu"))
+    example = loaded.preprocessing.example(2, device)
+    return ready(loaded.model, channels_last=runs_in_channels_last(loaded.model, example))
 
 
 def inputs(

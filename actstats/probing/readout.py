@@ -20,9 +20,8 @@ from torch import Tensor
 from actstats.data import NO_LABEL, Source
 from actstats.errors import ActstatsError
 from actstats.models import Loaded
-from actstats.probing.forward import Passes, logits
+from actstats.probing.forward import Passes, logits, ready_for_images
 from actstats.probing.imagenet import CATEGORIES, SYNSETS
-from actstats.sweeping.device import in_eval_mode
 
 
 @dataclass(frozen=True)
@@ -142,7 +141,7 @@ def output_count(loaded: Loaded, device: torch.device) -> int:
     Raises:
         ActstatsError: it returns something else than a row of outputs for each image.
     """
-    with in_eval_mode(loaded.model), torch.inference_mode():
+    with ready_for_images(loaded), torch.no_grad():
         found = loaded.model(loaded.preprocessing.example(1, device))
     if not isinstance(found, Tensor) or found.ndim != 2:
         what = list(found.shape) if isinstance(found, Tensor) else f"a {type(found).__name__}"

@@ -153,7 +153,8 @@ class JointFeed:
         if distorter is not None:
             with torch.inference_mode(False):  # an attack needs gradients
                 pixels = distorter.batch(pixels, (batch.position + batch.start).tolist())
-        with torch.inference_mode():
+        # Not in inference mode: a network may keep what it makes of these images.
+        with torch.no_grad():
             return self._wanted[number].loaded.preprocessing.normalize(pixels)
 
     def _note_failures(self, number: int, batch: Batch) -> None:

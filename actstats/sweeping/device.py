@@ -11,7 +11,7 @@ import sysconfig
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -96,18 +96,13 @@ def refuse_uncompilable(device: str) -> None:
 
 
 def to_device(model: nn.Module, device: torch.device) -> nn.Module:
-    """Move the network to `device`, with 4-D weights in channels_last memory format, and return it.
+    """Move the network to `device`, and return it.
 
     Raises:
         ActstatsError: the network is on the meta device, which holds no weights.
     """
     refuse_meta(model)
-    model = model.to(device)
-    # Not `model.to(memory_format=...)`, which fails on the 5-D weights of a Conv3d.
-    for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.ndim == 4:
-            tensor.data = tensor.data.to(memory_format=torch.channels_last)
-    return model
+    return model.to(device)
 
 
 def uploader(device: torch.device) -> Callable[[Tensor], Tensor]:
@@ -135,26 +130,10 @@ def uploader(device: torch.device) -> Callable[[Tensor], Tensor]:
 
 
 @contextmanager
-def forward_passes(
-    model: nn.Module, batch_size: int, also: str = "; completed partitions are kept"
-) -> Iterator[None]:
-    """Prepare for forward passes: eval mode, memory reused, and out-of-memory errors explained."""
-    with out_of_memory_explained(batch_size, also), in_eval_mode(model), memory_reused():
+def memory_for(batch_size: int, also: str = "; completed partitions are kept") -> Iterator[None]:
+    """Reuse memory in forward passes, and explain out-of-memory errors."""
+    with out_of_memory_explained(batch_size, also), memory_reused():
         yield
-
-
-@contextmanager
-def in_eval_mode(model: nn.Module) -> Iterator[None]:
-    """Put the model into eval mode, and restore the mode of each module on exit."""
-    # A frozen script has no mode, and that of an exported program was fixed when it was exported.
-    training = [module for module in model.modules() if getattr(module, "training", False)]
-    with suppress(NotImplementedError):
-        model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 @contextmanager

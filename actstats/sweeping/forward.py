@@ -3,7 +3,8 @@
 In eager mode, hooks pass on the maps. `Network.compile` exports the network with those hooks, which adds a custom op,
 `actstats::tap`, to the graph for each layer. Inductor then compiles the graph for one batch size, with the weights as
 constants, so that batch norms are folded into convolutions. Shorter batches are padded, and the padding is removed
-before the maps are passed on.
+before the maps are passed on. Where padding would change the maps of other images, as with statistics of the batch,
+shorter batches run eagerly.
 """
 
 from __future__ import annotations
@@ -20,8 +21,12 @@ from torch import Tensor, nn
 
 from actstats.errors import ActstatsError, reason_of
 from actstats.layers import Layer, watch
+from actstats.layers.passes import in_channels_last
 
 _AMP: Final = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+_ROUNDING: Final = 1e-4
+"""Relative difference that the order of a sum may make to the maps of an image in two passes of one graph."""
 
 Receive = Callable[[int, Tensor], None]
 """Takes the index of a layer and its maps [N, C, H, W], which are valid only during the call."""
@@ -54,12 +59,19 @@ class Network:
     """
 
     def __init__(
-        self, model: nn.Module, layers: Sequence[Layer], device: torch.device, amp: str = "off"
+        self,
+        model: nn.Module,
+        layers: Sequence[Layer],
+        device: torch.device,
+        amp: str = "off",
+        channels_last: bool = True,
     ) -> None:
         self._model, self._layers, self._device = model, layers, device
         self._amp = _AMP[amp]
         self._graph: Callable[[Tensor], object] | None = None
         self._example = torch.empty(0)
+        self._channels_last = channels_last
+        self._can_be_padded = True
 
     @property
     def compiled(self) -> bool:
@@ -72,7 +84,7 @@ class Network:
         Raises:
             ActstatsError: the network cannot be compiled. It can still be run eagerly.
         """
-        example = example.to(memory_format=torch.channels_last)
+        example = in_channels_last(example) if self._channels_last else example.contiguous()
         try:
             # `export` prints the graph of a network that it cannot export on stderr.
             with _quiet(), redirect_stderr(io.StringIO()), torch.no_grad():
@@ -84,12 +96,12 @@ class Network:
                     options={"freezing": self._device.type == "cpu"},
                 )
             with _quiet():
-                self._run(graph, example, lambda _, maps: None)
+                can_be_padded = self._same_when_padded(graph, example)
         except (MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # raised by Python, export, inductor or the C++ compiler
             raise ActstatsError(f"the network cannot be compiled: {reason_of(error)}") from error
-        self._graph, self._example = graph, example
+        self._graph, self._example, self._can_be_padded = graph, example, can_be_padded
 
     def __call__(self, images: Tensor, receive: Receive) -> None:
         """Run the network on `images` [N, C, H, W] and call `receive(index, maps)` for each layer.
@@ -98,8 +110,8 @@ class Network:
             ActstatsError: the network fails on this batch.
         """
         try:
-            if self._graph is None:
-                with watch(self._model, self._layers, receive), torch.inference_mode(), self._autocast():
+            if self._graph is None or not (self._can_be_padded or len(images) == len(self._example)):
+                with watch(self._model, self._layers, receive), torch.no_grad(), self._autocast():
                     self._model(images)
             else:
                 count = len(images)
@@ -116,12 +128,29 @@ class Network:
     def _run(self, graph: Callable[[Tensor], object], images: Tensor, receive: Receive) -> None:
         _current.receive, _current.error = receive, None
         try:
-            with torch.inference_mode(), self._autocast():
+            with torch.no_grad(), self._autocast():
                 graph(images)
             if _current.error is not None:
                 raise _current.error
         finally:
             _current.receive = _current.error = None
+
+    def _same_when_padded(self, graph: Callable[[Tensor], object], example: Tensor) -> bool:
+        """Return whether the maps of the first image of `example` stay the same if the other images are blank."""
+        whole: dict[int, Tensor] = {}
+        same = True
+
+        def compare(layer: int, maps: Tensor) -> None:
+            nonlocal same
+            before, after = whole[layer], maps[0].float()
+            scale = torch.linalg.vector_norm(before)
+            same &= not bool(torch.linalg.vector_norm(after - before) > _ROUNDING * scale)
+
+        self._run(graph, example, lambda layer, maps: whole.update({layer: maps[0].float()}))
+        padded = torch.zeros_like(example)
+        padded[:1] = example[:1]
+        self._run(graph, padded, compare)
+        return same
 
     def _padded(self, images: Tensor) -> Tensor:
         """Return `images` with the shape and strides for which the graph was compiled."""

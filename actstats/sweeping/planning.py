@@ -458,23 +458,23 @@ class SweepPlan:
             store.close()
 
     def job(self, device: str | torch.device | None = None) -> Job:
-        """Return what this process needs to compute partitions, with the network moved to `device`.
+        """Return what this process needs to compute partitions on `device`.
 
         Raises:
             ActstatsError: the network or the images are unavailable, or the plan is for another type of device.
         """
         from actstats.sweeping.buffers import PartitionLayout
-        from actstats.sweeping.device import out_of_memory_explained, to_device
+        from actstats.sweeping.device import refuse_meta
         from actstats.sweeping.run import Job
 
         target = self._target(device)
         loaded = self.network()
-        with out_of_memory_explained(self.settings.batch_size):
-            to_device(loaded.model, target)
+        refuse_meta(loaded.model)
         layout = PartitionLayout(
             self.schema, self._metrics(), target, self.settings.bitround, self.images().labels
         )
-        return Job(loaded, self.images(), layout, self.settings, self.chain)
+        channels_last = "memory_format" not in self.manifest
+        return Job(loaded, self.images(), layout, self.settings, self.chain, channels_last)
 
     def _target(self, device: str | torch.device | None) -> torch.device:
         from actstats.sweeping.device import find_device
@@ -591,7 +591,7 @@ def plan(
             partition_size, amp, compile, decode, bitround, compression.
 
     Returns:
-        The plan. The network is in eval mode and on `device`.
+        The plan. The network is left as it was.
 
     Raises:
         ActstatsError: any error that the user can fix, in one line.
@@ -605,10 +605,11 @@ def plan(
     from actstats.data.dataset import first_readable
     from actstats.data.preprocessing import of_images
     from actstats.distort import parse
-    from actstats.layers import select_layers
+    from actstats.layers import probe, select
+    from actstats.layers.passes import left_as_it_was
     from actstats.models import load_model
     from actstats.sweeping.batches import Feed
-    from actstats.sweeping.device import in_eval_mode, out_of_memory_explained, planned_device, to_device
+    from actstats.sweeping.device import out_of_memory_explained, planned_device, to_device
 
     kind, target = planned_device(device)
     chain = parse(decided.distort)
@@ -621,11 +622,12 @@ def plan(
     loaded = _with_preprocessing(model, preprocessing, first_readable(source))
     if chain:
         chain.check(of_images(loaded.preprocessing, "distorting images"))
-    with in_eval_mode(loaded.model), out_of_memory_explained(decided.batch_size):
+    with left_as_it_was(loaded.model), out_of_memory_explained(decided.batch_size):
         network = to_device(loaded.model, target)
         # Created only to check the decoder and the combination of options.
         Feed(loaded, source, target, (), chain=chain, decode=decided.decode, workers=0)
-        layers = select_layers(network, loaded.preprocessing.example(2, target), decided.layers)
+        probed = probe(network, loaded.preprocessing.example(2, target))
+        layers = select(probed, decided.layers)
     schema = Schema.of(
         chosen,
         layers,
@@ -657,6 +659,7 @@ def plan(
         device=kind,
         amp=decided.amp,
         **({"compile": True} if decided.compiles(len(source), kind) else {}),
+        **({} if probed.channels_last else {"memory_format": "contiguous"}),
         decode=decided.decode,
         bitround=decided.bitround,
         compression=decided.compression,

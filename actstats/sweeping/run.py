@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from itertools import chain
@@ -29,12 +29,13 @@ from actstats.data import Batch, Source
 from actstats.data.loader import split
 from actstats.distort import Chain
 from actstats.errors import ActstatsError
+from actstats.layers.passes import ready
 from actstats.models import Loaded
 from actstats.store import Store
 from actstats.store.manifest import versions
 from actstats.sweeping.batches import Feed
 from actstats.sweeping.buffers import Buffers, Partition, PartitionLayout, PartitionResult
-from actstats.sweeping.device import forward_passes, refuse_uncompilable
+from actstats.sweeping.device import memory_for, refuse_uncompilable
 from actstats.sweeping.forward import Network
 from actstats.sweeping.progress import Progress
 from actstats.sweeping.settings import Execution, Settings
@@ -53,13 +54,18 @@ class Job:
     layout: PartitionLayout
     settings: Settings
     chain: Chain | None = None
+    channels_last: bool = True
     turn: threading.Lock = field(default_factory=threading.Lock)
+
+    def ready(self) -> AbstractContextManager[None]:
+        """Have the network on its device in eval mode, in the memory format of the sweep, and leave it as it was."""
+        return ready(self.loaded.model, self.layout.device, channels_last=self.channels_last)
 
     @cached_property
     def network(self) -> Network:
         """The network that runs the forward passes, eagerly until `compile` is called."""
         layers, amp = self.layout.schema.layers, self.settings.amp
-        return Network(self.loaded.model, layers, self.layout.device, amp)
+        return Network(self.loaded.model, layers, self.layout.device, amp, self.channels_last)
 
     def compile(self, execution: Execution) -> float:
         """Compile the network once if the settings ask for it, report the outcome, and return the seconds it took.
@@ -110,18 +116,19 @@ def run_partitions(
         on_progress=execution.on_progress,
     )
     with (
-        forward_passes(job.loaded.model, settings.batch_size),
+        memory_for(settings.batch_size),
         Writer(store) as writer,
         closing(iter(feed)) as batches,
     ):
-        # The lock covers neither reading the first images nor writing the last partition.
-        batches_from_first = chain((next(batches),), batches)
+        # The lock covers neither reading the first images, unless they are distorted by the network itself, nor
+        # writing the last partition.
+        first = () if job.chain else (next(batches),)
         asked = time.perf_counter()
-        with job.turn:
+        with job.turn, job.ready():
             job.compile(execution)
             filling = Filling(job, writer, indices)
             feed.leave_out(time.perf_counter() - asked)
-            for batch, images in batches_from_first:
+            for batch, images in chain(first, batches):
                 filling.take(batch, images)
     return feed.progress, feed.failures
 
@@ -265,7 +272,7 @@ def measured_seconds(job: Job, images: int) -> float:
         decode=job.settings.decode,
     )
     partition = Partition(job.layout, Buffers(job.layout), 0)
-    with forward_passes(job.loaded.model, size):
+    with memory_for(size), job.ready():
         compiling = job.compile(Execution())
         with closing(iter(feed)) as passes:
             begun = time.perf_counter()

@@ -14,7 +14,7 @@ from actstats.data.loader import split
 from actstats.errors import ActstatsError
 from actstats.support import URL
 from actstats.sweeping.batches import JointFeed, Wanted
-from actstats.sweeping.device import in_eval_mode, memory_reused, out_of_memory_explained
+from actstats.sweeping.device import memory_reused, out_of_memory_explained
 from actstats.sweeping.planning import Run, SweepPlan
 from actstats.sweeping.progress import Summary
 from actstats.sweeping.run import Filling, Job, Writer
@@ -117,7 +117,7 @@ def _run(
             try:
                 with out_of_memory_explained(plans[number].settings.batch_size):
                     job = jobs[number] = plans[number].job(how.device)
-                    stack.enter_context(in_eval_mode(job.loaded.model))
+                    stack.enter_context(job.ready())
                     job.compile(how)
                     writer = writers[number] = stack.enter_context(Writer(run.store))
                     fillings[number] = Filling(job, writer, run.todo)
