@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
@@ -33,7 +33,8 @@ def left_as_it_was(model: nn.Module) -> Iterator[None]:
     weights; those of buffers always are.
     """
     modules = list(model.modules())
-    modes = [module.training for module in modules]
+    # A frozen script has no mode.
+    modes = [getattr(module, "training", None) for module in modules]
     attributes = [(module, type(module), dict(module.__dict__)) for module in modules]
     contents = [
         (value, value.copy())
@@ -51,7 +52,7 @@ def left_as_it_was(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for module, mode in zip(modules, modes, strict=True):
-            if module.training != mode:
+            if mode is not None and module.training != mode:
                 module.train(mode)
         for module, kind, saved in attributes:
             # A lazy module becomes another class once its sizes are known, and stays so.
@@ -108,15 +109,16 @@ def ready(
     Without it they keep their strides and images are made contiguous, for code that calls `view` after a convolution.
     """
     with left_as_it_was(model):
-        if any(module.training for module in model.modules()):
-            model.eval()
+        if any(getattr(module, "training", False) for module in model.modules()):
+            with suppress(NotImplementedError):  # The mode of an exported program is fixed.
+                model.eval()
         if device is not None:
             model.to(device)
         if channels_last:
             to_channels_last(model)
             yield
             return
-        handle = model.register_forward_pre_hook(lambda _, images: tuple(map(_contiguous, images)))
+        handle = nn.Module.register_forward_pre_hook(model, lambda _, images: tuple(map(_contiguous, images)))
         try:
             yield
         finally:
@@ -222,7 +224,11 @@ def _measures(model: nn.Module, images: Tensor) -> dict[Key, Tensor]:
 
         return hook
 
-    handles = [module.register_forward_hook(hook_for(name or ROOT)) for name, module in model.named_modules()]
+    # Of `Module`: a ScriptModule refuses its own, although it calls these hooks.
+    handles = [
+        nn.Module.register_forward_hook(module, hook_for(name or ROOT))
+        for name, module in model.named_modules()
+    ]
     try:
         model(images)
     finally:
