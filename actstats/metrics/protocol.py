@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
@@ -88,10 +88,14 @@ class State:
 
     `state["name"]` is the accumulator of that output: a tensor [units, ...] on the activation's device, which holds
     the neutral element of the merge rule at the start of each partition. Modify it in place, or assign a new tensor.
+    It is int64 for an integer output and at least float32 for a floating-point one, so that sums do not overflow.
+
+    `on_set` is called with the name and value of each assignment.
     """
 
     layer: Layer
     accumulators: dict[str, Tensor] = field(default_factory=dict)
+    on_set: Callable[[str, Tensor], None] | None = None
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self.accumulators:
@@ -112,6 +116,8 @@ class State:
                 f"a metric set the accumulator {name!r} in layer {self.layer.name} to shape {shape}; "
                 f"it has {tuple(target.shape)}"
             )
+        if self.on_set is not None:
+            self.on_set(name, value)
         target.copy_(value)
 
 

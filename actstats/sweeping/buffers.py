@@ -93,11 +93,17 @@ class Partition:
         self._images: tuple[Tensor, Tensor] | None = None
         self._asking = {name for name, metric in layout.chosen.custom.items() if takes_batch(metric)}
         self._slices = layout.schema.slices
+        self._outputs = {o.name: o for metric in layout.chosen.custom.values() for o in metric.outputs}
+        self._ranges: dict[str, Tensor] = {}
         buffers.begin()
         self._kernel, self._custom = buffers.kernel, buffers.custom
         self._states = [
             [
-                State(layer, {o.name: self._custom[o.name][place] for o in metric.outputs if not o.per_image})
+                State(
+                    layer,
+                    {o.name: self._custom[o.name][place] for o in metric.outputs if not o.per_image},
+                    self._note_range,
+                )
                 for metric in layout.chosen.custom.values()
             ]
             for layer, place in zip(layout.schema.layers, self._slices, strict=True)
@@ -136,15 +142,22 @@ class Partition:
             if name in stored:
                 found[name] = values[:filled] if stored[name].per_image else values
         found = {name: values for name, values in found.items() if name in stored}
-        event = None
+        event, ranges = None, self._ranges
         if self.layout.device.type == "cuda":
             found = {name: _to_pinned(values) for name, values in found.items()}
+            ranges = {name: _to_pinned(values) for name, values in ranges.items()}
             event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             # By default, `record` uses the current device, which may be another one.
             event.record(torch.cuda.current_stream(self.layout.device))
         readable = np.concatenate([np.empty(0, dtype=np.int64), *self._readable])
         return PartitionResult(
-            self.layout, self.index, self.status, Rows(schema.layers, readable, self.start), found, event
+            self.layout,
+            self.index,
+            self.status,
+            Rows(schema.layers, readable, self.start),
+            found,
+            ranges,
+            event,
         )
 
     def _part(self, name: str, layer: int) -> Tensor | None:
@@ -198,7 +211,23 @@ class Partition:
                     f"metric {name} returned {key!r} {what} for layer {layer}; "
                     f"it must be a tensor of shape {tuple(target.shape)}"
                 )
+            self._note_range(key, value)
             target.copy_(value)
+
+    def _note_range(self, name: str, value: Tensor) -> None:
+        """Keep the lowest and highest value of an output on the device if its dtype may not hold them."""
+        output = np.dtype(self._outputs[name].dtype)
+        if not _may_exceed(value.dtype, output) or not value.numel():
+            return
+        value = value.detach().double()
+        if output.kind == "f":
+            value = value.where(value.isfinite(), 0)  # NaN and infinities can be stored.
+        # `aminmax`, `minimum` and `maximum` return NaN if there is one.
+        low, high = (extreme.to(self.layout.device) for extreme in value.aminmax())
+        known = self._ranges.get(name)
+        if known is not None:
+            low, high = torch.minimum(known[0], low), torch.maximum(known[1], high)
+        self._ranges[name] = torch.stack([low, high])
 
 
 @dataclass(frozen=True)
@@ -210,12 +239,21 @@ class PartitionResult:
     status: NDArray[np.int8]
     rows: Rows
     tensors: Mapping[str, Tensor]
+    ranges: Mapping[str, Tensor]
+    """Lowest and highest value, f64 [2], of outputs whose dtype may not hold what a metric passed."""
     copied: torch.cuda.Event | None
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """Return the values of each variable as stored, including the rows of unreadable images."""
+        """Return the values of each variable as stored, including the rows of unreadable images.
+
+        Raises:
+            ActstatsError: a custom metric's output has a value beyond its dtype.
+        """
         if self.copied is not None:
             self.copied.synchronize()
+        metrics = {o.name: (name, o) for name, m in self.layout.chosen.custom.items() for o in m.outputs}
+        for name, extremes in self.ranges.items():
+            _require_held(*metrics[name], extremes.numpy())
         transforms = {
             name: transform
             for builtin in self.layout.chosen.builtin
@@ -223,7 +261,10 @@ class PartitionResult:
         }
         found: dict[str, NDArray[Any]] = {}
         for output in self.layout.schema.outputs:
-            values = self.tensors[output.name].numpy().astype(output.dtype, copy=False)
+            values = self.tensors[output.name].numpy()
+            if output.name in metrics:
+                _require_held(*metrics[output.name], values)
+            values = values.astype(output.dtype, copy=False)
             if output.name in transforms:
                 values = transforms[output.name](values, self.rows)
             if output.per_image:
@@ -260,11 +301,52 @@ def _dims_held(output: Output) -> tuple[str, ...]:
 
 
 def _computing_dtype(output: Output) -> torch.dtype:
-    """Return the dtype in which an output is computed: its own, or int64 if unsigned, as torch cannot add those."""
+    """Return the dtype in which an output is computed.
+
+    It is wider than that of the output for accumulators, whose sums would overflow unseen, and for unsigned integers,
+    which torch cannot add.
+    """
     dtype = np.dtype(output.dtype)
-    if dtype.kind == "u" and dtype.itemsize > 1:
+    if (dtype.kind == "u" and dtype.itemsize > 1) or (dtype.kind in "iu" and not output.per_image):
         return torch.int64
+    if dtype == np.float16 and not output.per_image:
+        return torch.float32
     return torch.from_numpy(np.empty(0, dtype)).dtype
+
+
+def _may_exceed(value: torch.dtype, output: np.dtype[Any]) -> bool:
+    """Return whether tensors of dtype `value` may hold numbers that an output of dtype `output` cannot."""
+    if output.kind == "b" or value == torch.bool or value.is_complex:
+        return False
+    if value.is_floating_point:
+        return output.kind != "f" or torch.finfo(value).max > float(np.finfo(output).max)
+    given = torch.iinfo(value)
+    if output.kind == "f":
+        return given.max > float(np.finfo(output).max)
+    held = np.iinfo(output)
+    return given.min < held.min or given.max > held.max
+
+
+def _require_held(metric: str, output: Output, values: NDArray[Any]) -> None:
+    """Raise `ActstatsError` unless an output can hold all values, apart from NaN and infinities in floats."""
+    held = np.dtype(output.dtype)
+    if held == values.dtype or held.kind == "b" or values.dtype.kind == "b":
+        return
+    if held.kind == "f":
+        with np.errstate(over="ignore"):
+            lost = np.isfinite(values) & ~np.isfinite(values.astype(held))
+        limits: Any = np.finfo(held)
+    else:
+        limits = np.iinfo(held)
+        # A NaN fails both comparisons.
+        lost = ~((values >= limits.min) & (values <= limits.max))
+    if lost.any():
+        beyond = values[lost]
+        worst = beyond[np.abs(beyond).argmax()]  # a NaN if there is one
+        raise ActstatsError(
+            f"metric {metric}: a value of output {output.name!r} is {worst:g}, which "
+            f"{output.dtype} cannot hold ({limits.min:g} to {limits.max:g}); declare another dtype"
+        )
 
 
 def _to_pinned(values: Tensor) -> Tensor:
