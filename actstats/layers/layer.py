@@ -137,6 +137,7 @@ def watch(
 
     Every pass must be like the one that was probed: each layer returns maps of every image of the pass, of the probed
     size, and its module is called as often. These checks read shapes only, so they never wait for a GPU.
+    What the caller compiled with `torch.compile` runs eagerly, because compiled code does not call later hooks.
 
     Raises:
         ActstatsError: on entry, if the model has no such module or a layer is given twice; during a forward pass, if
@@ -185,6 +186,7 @@ def watch(
                 raise ActstatsError(_called(first, calls[name]))
 
     with ExitStack() as stack:
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
         for name, indices in by_module.items():
             handle = nn.Module.register_forward_hook(modules[name], hook_for(name, indices))
             stack.callback(handle.remove)

@@ -177,7 +177,11 @@ def probe(model: nn.Module, example: Tensor) -> Probe:
     """
     images = _three_images(example)
     try:
-        with torch.random.fork_rng([images.device] if images.is_cuda else []):
+        # Compiled code does not call hooks that are registered later.
+        with (
+            torch.random.fork_rng([images.device] if images.is_cuda else []),
+            torch.compiler.set_stance("force_eager"),
+        ):
             channels_last = runs_in_channels_last(model, images[:IMAGES])
             images = in_channels_last(images) if channels_last else images
             with ready(model, channels_last=channels_last):

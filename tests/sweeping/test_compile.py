@@ -54,14 +54,20 @@ def test_the_op_is_part_of_one_graph():
         torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
-def test_a_compiled_network_is_swept_without_a_graph_break(photographs, tmp_path):
+@pytest.mark.parametrize("ran", [False, True])
+def test_a_network_that_the_caller_compiled_is_swept_and_stays_compiled(ran, photographs, tmp_path):
     counters = torch._dynamo.utils.counters
     torch.compiler.reset()
     counters.clear()
     plain, compiled = tmp_path / "plain.zarr", tmp_path / "compiled.zarr"
     sweep(SmallNet(), photographs, plain, **SMALL)
-    sweep(torch.compile(SmallNet(), backend="aot_eager"), photographs, compiled, **SMALL)
-    assert counters["stats"]["unique_graphs"] >= 1
+    network, images = torch.compile(SmallNet().eval(), backend="aot_eager"), torch.rand(3, 3, 32, 32)
+    with torch.no_grad():
+        before = network(images) if ran else None
+        sweep(network, photographs, compiled, **SMALL)
+        after = network(images)
+    assert before is None or torch.equal(before, after)
+    assert counters["stats"]["unique_graphs"] == 1
     assert not counters["graph_break"]
     expected, found = xarray.open_zarr(plain), xarray.open_zarr(compiled)
     assert found.layer.values.tolist() == [f"_orig_mod.{name}" for name in expected.layer.values]
