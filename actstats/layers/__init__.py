@@ -5,6 +5,26 @@ pattern, and `watch` passes their maps to a callback during later forward passes
 """
 
 from actstats.layers.layer import Layer, watch
-from actstats.layers.selection import PRESETS, Candidate, Probe, probe, select, select_layers
+from actstats.layers.selection import (
+    PRESETS,
+    Candidate,
+    Probe,
+    named_layers,
+    notes_on,
+    probe,
+    select,
+    select_layers,
+)
 
-__all__ = ["PRESETS", "Candidate", "Layer", "Probe", "probe", "select", "select_layers", "watch"]
+__all__ = [
+    "PRESETS",
+    "Candidate",
+    "Layer",
+    "Probe",
+    "named_layers",
+    "notes_on",
+    "probe",
+    "select",
+    "select_layers",
+    "watch",
+]

@@ -45,10 +45,7 @@ def convolution_calls(graph: Graph) -> list[Call]:
     that takes the convolution's input and contains no other convolution. Without such a block it is that of the
     innermost module.
     """
-    returned: dict[int, list[Call]] = {}
-    for call in graph.calls:
-        if call.output is not None and not call.problem:
-            returned.setdefault(call.output, []).append(call)
+    returned = _returned(graph)
     chosen = []
     for index, operation in enumerate(graph.operations):
         if is_convolution(graph, operation):
@@ -56,6 +53,35 @@ def convolution_calls(graph: Graph) -> list[Call]:
             if end is not None:
                 chosen.append(_block(graph, index, returned[end]))
     return chosen
+
+
+def functional_activations(graph: Graph) -> dict[int, str]:
+    """Return the values of convolutions that a function activates, and the name of that function.
+
+    They are the outputs of `convolution_calls` whose chain goes on to an activation that no module returns, such as
+    `F.relu`.
+    """
+    returned = _returned(graph)
+    made = {value: operation for operation in graph.operations for value in operation.outputs}
+    found: dict[int, str] = {}
+    for operation in graph.operations:
+        if is_convolution(graph, operation):
+            end = _end(graph, operation.outputs[0], returned.keys())
+            activated = (value for value, _, active in _chain(graph, operation.outputs[0]) if active)
+            first = next(activated, None)
+            if end is not None and first is not None and first not in returned:
+                name = made[first].name
+                found[end] = name if name in _ACTIVATIONS else "arithmetic"
+    return found
+
+
+def _returned(graph: Graph) -> dict[int, list[Call]]:
+    """Return the calls that return each value, for those that can be hooked."""
+    returned: dict[int, list[Call]] = {}
+    for call in graph.calls:
+        if call.output is not None and not call.problem:
+            returned.setdefault(call.output, []).append(call)
+    return returned
 
 
 def _end(graph: Graph, start: int, returned: Container[int]) -> int | None:

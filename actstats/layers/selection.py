@@ -11,9 +11,9 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from actstats.errors import ActstatsError, nearest
+from actstats.errors import ActstatsError, first, nearest
 from actstats.layers.axes import Grid, Labels
-from actstats.layers.chains import convolution_calls
+from actstats.layers.chains import convolution_calls, functional_activations
 from actstats.layers.graph import IMAGE_VALUE, Call, Graph, Value, trace
 from actstats.layers.layer import ROOT, Layer
 from actstats.layers.passes import in_channels_last, ready, runs_in_channels_last, unsteady_calls
@@ -155,6 +155,7 @@ class Probe:
         default: the preset that `conv` stands for: `block` in a network with at most one convolution, else `conv`.
         unsteady: calls whose maps cannot belong to images, in order of execution, as layer name to reason.
         channels_last: whether the network can run in channels_last memory format.
+        activated_later: layers of `conv` that a function activates afterwards, as layer name to the function's name.
     """
 
     candidates: tuple[Candidate, ...]
@@ -163,6 +164,7 @@ class Probe:
     default: str
     unsteady: Mapping[str, str] = field(default_factory=dict)
     channels_last: bool = True
+    activated_later: Mapping[str, str] = field(default_factory=dict)
 
 
 def probe(model: nn.Module, example: Tensor) -> Probe:
@@ -246,8 +248,14 @@ def _digest(model: nn.Module, graph: Graph, unsteady: Mapping[tuple[str, int], s
         Candidate(layer, tuple(preset for preset, keys in members.items() if key in keys))
         for key, layer in layers.items()
     )
+    later = functional_activations(graph)
+    activated = {
+        names[call.module, call.number]: later[call.output]
+        for call in graph.calls
+        if call.output in later and (call.module, call.number) in members["conv"]
+    }
     reasons = {names.get(key, key[0]): reason for key, reason in unsteady.items()}
-    return Probe(candidates, refused, _never_ran(model, counts), default, reasons)
+    return Probe(candidates, refused, _never_ran(model, counts), default, reasons, activated_later=activated)
 
 
 def _layer(name: str, call: Call, value: Value) -> Layer | str:
@@ -337,7 +345,8 @@ def select_layers(
     - `all`: every distinct value that a module returns;
     - `paper`: the modules of AlexNet, GoogLeNet or ResNet-50 that the paper analyses;
     - the name of a module, such as `inception3a`: all calls of that module. `layer1.0.relu:1` selects call 1 only,
-      counted from 0;
+      counted from 0. A preset takes precedence over a module of the same name, unless it matches nothing; `conv:0`
+      selects the module;
     - a pattern that matches whole names, such as `*.branch1`, with `*`, `?` and `[...]` as in a shell.
 
     The network is probed with `example` [n, 3, H, W] (see `probe`).
@@ -348,25 +357,63 @@ def select_layers(
     return select(probe(model, example), selectors)
 
 
-def select(probed: Probe, selectors: str | Sequence[str]) -> list[Layer]:
-    """Return the layers of a probed network that match any of `selectors`; see `select_layers`."""
+def named_layers(model: nn.Module, example: Tensor, names: Sequence[str]) -> list[Layer]:
+    """Return the layers of these names, as a store has them: unlike in `select_layers`, a name is never a preset.
+
+    Raises:
+        ActstatsError: a name matches nothing, or only what cannot be hooked.
+    """
+    return select(probe(model, example), names, presets=False)
+
+
+def select(probed: Probe, selectors: str | Sequence[str], *, presets: bool = True) -> list[Layer]:
+    """Return the layers of a probed network that match any of `selectors`; see `select_layers` and `named_layers`."""
     if not selectors:
         raise ActstatsError("no layers were selected: give a preset, a module name or a pattern")
-    chosen = {layer.name for selector in one_or_more(selectors) for layer in _matches(probed, selector)}
+    chosen = {
+        layer.name for selector in one_or_more(selectors) for layer in _matches(probed, selector, presets)
+    }
     for at, (name, reason) in enumerate(probed.unsteady.items()):
         if name in chosen:
-            first = next(iter(probed.unsteady))
-            before = f"; it is {first} that differs first: select layers before it" if at else ""
+            earliest = next(iter(probed.unsteady))
+            before = f"; the first such layer is {earliest}: select layers before it" if at else ""
             raise ActstatsError(f"layer '{name}' cannot be swept: {reason}{before}")
     return [c.layer for c in probed.candidates if c.layer.name in chosen]
 
 
-def _matches(probed: Probe, selector: str) -> list[Layer]:
+def notes_on(probed: Probe, selectors: str | Sequence[str], layers: Sequence[Layer]) -> list[str]:
+    """Return what a user should know about the `layers` that `selectors` match, one line each."""
+    modules = {candidate.layer.module for candidate in probed.candidates}
+    notes = [
+        f"'{name}' is the preset; the module of that name is selected by '{name}:0'"
+        for name in one_or_more(selectors)
+        if name in PRESETS and name in modules and {layer.module for layer in layers} != {name}
+    ]
+    before = [layer.name for layer in layers if layer.name in probed.activated_later]
+    if before:
+        functions = sorted({probed.activated_later[name] for name in before})
+        notes.append(
+            f"{len(before)} of {len(layers)} layers are before their activation, since hooks cannot see a function "
+            f"({', '.join(functions)} after {first(before)}); use modules such as nn.ReLU to see its values"
+        )
+    if not probed.channels_last:
+        notes.append(
+            "the network cannot run on images in channels_last memory format: it runs on contiguous ones"
+        )
+    return notes
+
+
+def _matches(probed: Probe, selector: str, presets: bool) -> list[Layer]:
     """Return the layers that one selector matches, at least one."""
-    if selector in PRESETS:
+    named = [c.layer for c in probed.candidates if _names(c, selector)]
+    if (
+        presets
+        and selector in PRESETS
+        and not (named and not any(selector in c.presets for c in probed.candidates))
+    ):
         return _preset(probed, selector)
-    if found := [c.layer for c in probed.candidates if _names(c, selector)]:
-        return found
+    if named:
+        return named
     if any(sign in selector for sign in "*?["):
         found = [c.layer for c in probed.candidates if _fits(c, selector)]
         if found:

@@ -11,7 +11,8 @@ from torch import nn
 
 from actstats.data.preprocessing import input_shape
 from actstats.errors import ActstatsError
-from actstats.layers import select_layers
+from actstats.layers import named_layers
+from actstats.layers.passes import ready, runs_in_channels_last
 from actstats.layers.receptive import ReceptiveField, receptive_fields
 from actstats.sweeping.planning import SweepPlan
 
@@ -39,7 +40,7 @@ def swept_fields(manifest: Mapping[str, Any], network: nn.Module | str) -> dict[
     shape = input_shape(manifest["preprocessing"])
     if shape[1] != shape[2]:  # The page draws them on squares.
         return {}
-    network = network.to(memory_format=torch.channels_last)
-    wanted = [entry["name"] for entry in manifest["layers"]]
-    layers = select_layers(network, torch.zeros(1, *shape), wanted)
-    return receptive_fields(network, shape, layers, step=field_step(shape[1]))
+    example = torch.zeros(2, *shape)
+    layers = named_layers(network, example, [entry["name"] for entry in manifest["layers"]])
+    with ready(network, channels_last=runs_in_channels_last(network, example)):
+        return receptive_fields(network, shape, layers, step=field_step(shape[1]))

@@ -110,6 +110,7 @@ class SweepPlan:
     Attributes:
         manifest: the JSON-serializable record of the sweep; see `docs/store.md`.
         store: path or URL of the Zarr store.
+        notes: what to know about the selected layers, one line each, which `run` reports; not part of the manifest.
     """
 
     def __init__(
@@ -126,7 +127,7 @@ class SweepPlan:
         self.store = located(store)
         self._trust = trust
         self._loaded, self._source, self._chosen = loaded, source, chosen
-        self._notes: list[str] = []
+        self.notes: list[str] = []
 
     @classmethod
     def from_store(cls, store: str | Path, *, trust: bool = False) -> Self:
@@ -321,11 +322,12 @@ class SweepPlan:
         Raises:
             ActstatsError: a selector matches a layer that was not swept, or the network does not match the manifest.
         """
-        from actstats.layers import select_layers
+        from actstats.layers import named_layers, select_layers
 
         loaded, places = self.network(), self.places
         example = loaded.preprocessing.example(2, _device_of(loaded.model))
-        layers = select_layers(loaded.model, example, list(selectors or places))
+        choose = select_layers if selectors else named_layers
+        layers = choose(loaded.model, example, list(selectors or places))
         for layer in layers:
             if layer.name not in places:
                 raise ActstatsError(
@@ -434,7 +436,7 @@ class SweepPlan:
             if retried:
                 notes.append(f"{_count(len(retried), 'partition')} had missing images; trying them again")
             todo = [p for p in range(index, schema.partitions, parts) if not complete[p] or p in retried]
-            for note in self._notes:
+            for note in self.notes:
                 how.note(note)
             if (mark := self.manifest["data"]["fingerprint"]).startswith(UNNAMED):
                 how.note(f"the images have no fingerprint of their own; to resume, pass fingerprint={mark!r}")
@@ -605,7 +607,7 @@ def plan(
     from actstats.data.dataset import first_readable
     from actstats.data.preprocessing import of_images
     from actstats.distort import parse
-    from actstats.layers import probe, select
+    from actstats.layers import notes_on, probe, select
     from actstats.layers.passes import left_as_it_was
     from actstats.models import load_model
     from actstats.sweeping.batches import Feed
@@ -666,9 +668,10 @@ def plan(
         request=asked,
     )
     made = SweepPlan(manifest, store, loaded=loaded, source=source, chosen=chosen, trust=True)
+    made.notes = notes_on(probed, decided.layers, layers)
     made.__dict__["schema"] = schema  # fill the cached property
     if lacking := decided.why_eager(len(source), kind):
-        made._notes.append(f"running the network eagerly: {lacking}")
+        made.notes.append(f"running the network eagerly: {lacking}")
     return made
 
 

@@ -106,7 +106,7 @@ def ablate(
     """
     import torch
 
-    from actstats.layers import select_layers
+    from actstats.layers import named_layers, select_layers
     from actstats.probing.ablate import ablate_accuracy, ablate_decisions
     from actstats.probing.networks import open_network
     from actstats.probing.unit_sets import check_units, complement, each_unit
@@ -124,9 +124,8 @@ def ablate(
     else:
         source, taught = passing.labelled(data or "demo", learn_from, limit)
     loaded = open_network(network, offline=offline, trust=trust)
-    found_layers: list[Layer] = select_layers(
-        loaded.model, torch.zeros(2, *loaded.preprocessing.shape), names
-    )
+    choose = select_layers if layers else named_layers
+    found_layers: list[Layer] = choose(loaded.model, torch.zeros(2, *loaded.preprocessing.shape), names)
     sets = sets or each_unit(found_layers)
     check_units(sets, found_layers)
     if keep:
