@@ -85,8 +85,8 @@ def _held(attributes: list[tuple[nn.Module, type, dict[str, Any]]]) -> Iterator[
     """Yield each tensor that the modules hold, and the gradients of their parameters, once."""
     seen: set[int] = set()
     for _, kind, saved in attributes:
-        groups = (saved.get("_parameters"), saved.get("_buffers"))
-        own = [value for group in groups if type(group) in _CONTAINERS for value in group.values()]
+        groups = [saved.get(name) for name in ("_parameters", "_buffers")]
+        own = [value for group in groups if isinstance(group, dict) for value in group.values()]
         own += [value for value in saved.values() if isinstance(value, Tensor)]
         own += [value.grad for value in own if isinstance(value, nn.Parameter) and value.grad is not None]
         for value in own:
