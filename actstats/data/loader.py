@@ -114,7 +114,7 @@ def joint_batches(
     patience = Patience()
     assemble = partial(_Assemblies, source, views, patience)
     if workers is None and isinstance(source, DatasetSource) and source.loader is not None:
-        return _decoded_by_processes(assemble, ranges, source, views, source.loader)
+        return _decoded_by_processes(assemble, ranges, source, views, source.loader, patience)
     workers = default_workers() if workers is None else workers
     if workers == 0:
         return _decoded_here(assemble, ranges)
@@ -334,6 +334,7 @@ def _decoded_by_processes(
     source: DatasetSource,
     views: Sequence[View],
     loader: DataLoader[Any],
+    patience: Patience,
 ) -> Generator[list[Batch], None, None]:
     """Yield batches read by worker processes, whose number and start method are those of `loader`.
 
@@ -360,9 +361,8 @@ def _decoded_by_processes(
     )
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", message="Got pickle error"
-            )  # the one below says what happens then
+            # The warning below says what happens then.
+            warnings.filterwarnings("ignore", message="Got pickle error")
             results = iter(parallel)
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         if method == "fork":
@@ -372,18 +372,18 @@ def _decoded_by_processes(
             f"{importable}use multiprocessing_context='fork'",
             stacklevel=2,
         )
-        yield from _decoded_ahead(assemble, ranges, default_workers())
+        yield from _decoded_ahead(assemble, ranges, default_workers(), patience)
         return
     for start, stop in ranges:
         try:
             found = next(results)
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+        except RuntimeError as ended:
+            if "DataLoader worker" not in str(ended):
                 raise
             raise ActstatsError(
-                f"the DataLoader's worker processes, which start by {method}, ended: {reason_of(error)}; "
+                f"the DataLoader's worker processes, which start by {method}, ended: {reason_of(ended)}; "
                 f"{importable}use num_workers=0"
-            ) from error
+            ) from ended
         made = assemble(start, stop)
         for assembly, (pixels, errors) in zip(made.views, found, strict=True):
             rows = iter([] if pixels is None else pixels.numpy())
