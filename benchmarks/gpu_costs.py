@@ -211,7 +211,7 @@ def costs_table() -> str:
             sum(number * getattr(c, name) for number, c in each)
             for name in ("useful", "executed", "unfolded")
         )
-        wide = sum(number * cost(*shape, 4).executed for number, *shape in layers)
+        wide = sum(number * cost(*shape, 4).executed for number, *shape in layers)  # type: ignore[call-arg]
         rows.append(
             [
                 network,

@@ -79,7 +79,7 @@ def check(b: Bench) -> Iterator[dict[str, Any]]:
                 x = maps(b, shape, dtype)
                 x = x.contiguous() if contiguous else x
                 x[0, 0, 0, 0] = b.torch.nan
-                found, again = (buffers(b, *x.shape[:2], CHOICES["everything"]) for _ in range(2))
+                found, again = (buffers(b, *x.shape[:2], CHOICES["everything"]) for _ in range(2))  # type: ignore[call-arg]
                 gpu.accumulate(x, *found)
                 gpu.accumulate(x, *again)
                 moments, argmax, histogram, power = found

@@ -57,7 +57,7 @@ def started(partitions: int, folder: Path) -> float:
     )
     schema, source = plan.schema, plan.images()
     store = Store.open_or_create(plan.store, plan.manifest, schema, source.paths, source.labels)
-    store._flush = lambda: None  # type: ignore[method-assign]  # not needed here, and most of the time
+    store.place.flush = lambda: None  # type: ignore[method-assign]  # not needed here, and most of the time
     for partition in range(partitions - 1):
         store.write(partition, {"mean": np.zeros((1, 4), np.float32)}, np.zeros(1, np.int8))
     store.close()

@@ -69,7 +69,7 @@ def bench(monkeypatch, tmp_path):
 
 def test_a_stage_is_skipped_where_a_library_is_missing(bench):
     def work(_):
-        import a_library_that_nobody_has  # noqa: F401
+        import a_library_that_nobody_has  # type: ignore[import-not-found]  # noqa: F401
 
     bench.stage("sweeps", work)
     assert bench.report["sweeps"] == [{"skipped": "a_library_that_nobody_has is not installed"}]

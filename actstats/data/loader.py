@@ -364,11 +364,11 @@ def _decoded_by_processes(
             # The warning below says what happens then.
             warnings.filterwarnings("ignore", message="Got pickle error")
             results = iter(parallel)
-    except (pickle.PicklingError, AttributeError, TypeError) as error:
+    except (pickle.PicklingError, AttributeError, TypeError) as refused:
         if method == "fork":
             raise
         warnings.warn(
-            f"reading without the DataLoader's worker processes, which start by {method}: {reason_of(error)}; "
+            f"reading without the DataLoader's worker processes, which start by {method}: {reason_of(refused)}; "
             f"{importable}use multiprocessing_context='fork'",
             stacklevel=2,
         )

@@ -49,7 +49,7 @@ def test_pages_are_cleared_once_in_the_context_and_returned_after_it():
 
 
 def test_the_last_of_several_threads_returns_the_memory(monkeypatch):
-    called = []
+    called: list[object] = []
 
     class Libc:
         def mallopt(self, option, value):
