@@ -159,7 +159,10 @@ def select_matches(table: pd.DataFrame, first: xr.Dataset, second: xr.Dataset) -
     if rows.empty:
         return None
     units = pd.MultiIndex.from_arrays([first["layer"].values.astype(object), first["channel"].values])
-    named = rows.set_index(["layer", "channel"])[["counterpart", "best", "held_out"]]
+    # Tables of before 0.2 may lack `stable`.
+    named = rows.assign(stable=rows.get("stable", True)).set_index(["layer", "channel"])[
+        ["counterpart", "best", "held_out", "stable"]
+    ]
     strange = not named.index.isin(units).all() or named.index.has_duplicates
     if strange or not rows[["counterpart", "best"]].lt(second.sizes["unit"]).all(axis=None):
         raise ActstatsError("the matches are of other units than the stores': match these stores again")
@@ -169,8 +172,9 @@ def select_matches(table: pd.DataFrame, first: xr.Dataset, second: xr.Dataset) -
         )
     named = named.reindex(units)
     numbers = {name: named[name].astype(np.int64).to_numpy() for name in ("counterpart", "best")}
-    held = named["held_out"].to_numpy(dtype=np.float64)
-    return xr.Dataset({name: ("unit", values) for name, values in {**numbers, "held_out": held}.items()})
+    held, stable = named["held_out"].to_numpy(dtype=np.float64), named["stable"].to_numpy(dtype=bool)
+    columns = {**numbers, "held_out": held, "stable": stable}
+    return xr.Dataset({name: ("unit", values) for name, values in columns.items()})
 
 
 @dataclass(frozen=True)

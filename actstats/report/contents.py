@@ -35,7 +35,6 @@ from actstats_kernels.bins import (
     BIN_POSITIVE_INFINITY,
     BIN_POSITIVE_OVERFLOW,
     BIN_POSITIVE_UNDERFLOW,
-    frequencies,
     histogram_edges,
 )
 
@@ -154,9 +153,13 @@ def overview_part(
     manifest = compared.manifests[0]
     crop = input_shape(manifest["preprocessing"])[1]
     layers, start = [], 0
+    # Those of the first layer's maps; layers whose maps have another size have their own.
+    frequency = _frequencies(manifest["layers"][0])
     for entry in manifest["layers"]:
         layer = {key: entry[key] for key in ("name", "units", "height", "width")}
         layers.append({**layer, "start": start, "field": _shares(fields.get(entry["name"]), crop)})
+        if (own := _frequencies(entry)) != frequency:
+            layers[-1]["frequency"] = own
         start += entry["units"]
     content = {
         "title": title,
@@ -171,7 +174,7 @@ def overview_part(
             for measure in compared.measures
         ],
         "classes": list(classes),
-        "frequency": frequencies().tolist(),
+        "frequency": frequency,
         "histogram": shown_edges().tolist(),
         "pictures": {"paths": pictures.paths, "kept": [int(has) for has in kept]},
     }
@@ -185,6 +188,7 @@ def overview_part(
             for name in ("counterpart", "best"):
                 arrays[f"{name}:{a}:{b}"] = found[name].values.astype(np.int32)
             arrays[f"held:{a}:{b}"] = shortened(found["held_out"].values)
+            arrays[f"stable:{a}:{b}"] = found["stable"].values.astype(np.uint8)
     for store, side in enumerate(sides):
         if side.profile is not None:
             arrays[f"preferred:{store}"] = side.profile.preferred
@@ -352,6 +356,13 @@ def _mean_share(power: NDArray[np.float32], coefficients: NDArray[np.int64]) -> 
     if not active.any():
         return np.full(power.shape[1], np.nan, dtype=np.float32)
     return np.asarray((power[active] / varying[active]).mean(0), dtype=np.float32)
+
+
+def _frequencies(layer: Mapping[str, Any]) -> list[float | None]:
+    """Return the frequency of each radial bin in maps of a layer, in cycles per pixel; None where they have none."""
+    sides = (np.array([layer[side]], dtype=np.int32) for side in ("height", "width"))
+    (middle,) = rings_of(*sides)[1]
+    return [None if np.isnan(frequency) else round(frequency, 6) for frequency in middle.tolist()]
 
 
 def _shares(field: ReceptiveField | None, crop: int) -> dict[str, list[float]] | None:

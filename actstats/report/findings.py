@@ -129,6 +129,10 @@ MEASURES: Final = (
 PAPER: Final = "Chen, Agarwal and Nguyen 2020, arXiv 2006.09373"
 SMALLEST_EFFECT: Final = 0.147
 """The smallest |Cliff's delta| that counts: the usual threshold of a small effect (Romano et al. 2006)."""
+LEAST_UNITS: Final = 5
+"""Number of units of a layer from which on it counts: of 4 against 4, a rank test at 5 % decides only extremes."""
+LEAST_PAIRS: Final = 6
+"""Number of matched units from which on they get a verdict: no sign test of 5 pairs reaches 5 %."""
 RULE: Final = (
     "Values are medians over all units. In each layer, Cliff's delta compares R's units with S's: -1 if all of R's "
     "are lower, 0 if neither tends to be, 1 if all are higher. The delta shown is the median over layers. A layer "
@@ -137,7 +141,8 @@ RULE: Final = (
     "more than half of the layers. Opposite: R is higher in more than half. Negligible: |delta| is below "
     f"{SMALLEST_EFFECT} in half of the layers or more. Undecided: none of these. For matched units, delta is the "
     "share of units whose counterpart is higher minus the share of those whose counterpart is lower, over all layers "
-    "together. This one delta, with its bootstrap interval over units, gives the verdict."
+    "together. This one delta, with its bootstrap interval over units, gives the verdict. Layers of fewer than "
+    f"{LEAST_UNITS} units, and fewer than {LEAST_PAIRS} matched units, are too few to count."
 )
 ELSEWHERE: Final = (
     ("R decides by shape, S by texture", "actstats analyze shape-bias"),
@@ -184,6 +189,7 @@ class Comparison:
         layers: number of layers in which it is lower, neither, and higher, by the rule in `RULE`.
         delta: Cliff's delta against the first network, as the median over layers, or over all matched units; None
             where nothing was compared.
+        first: the value of the first network over the units that this comparison is of, if these are not all units.
     """
 
     network: str
@@ -192,6 +198,7 @@ class Comparison:
     words: str = ""
     layers: tuple[int, int, int] = (0, 0, 0)
     delta: float | None = None
+    first: str = ""
 
 
 @dataclass(frozen=True)
@@ -201,7 +208,8 @@ class Finding:
     Attributes:
         claim: the paper's claim, or the measure's name where the paper makes none.
         how: how it is measured.
-        values: the median over all units of each store, as text.
+        values: the median over all units of each store, as text. Of matched units, the first network's is over
+            those paired with the first network compared; see `Comparison.first` for the others.
         comparisons: each further store compared with the first; empty where nothing is compared.
     """
 
@@ -415,20 +423,28 @@ def count_layers(table: pd.DataFrame) -> tuple[int, int, int]:
     ...         "cliffs_delta": [-0.5, -0.1, 0.3],
     ...         "delta_low": [-0.6, -0.2, -0.1],
     ...         "delta_high": [-0.4, -0.05, 0.7],
+    ...         "units_s": 64,
+    ...         "units_r": 64,
     ...     }
     ... )
     >>> count_layers(table)
     (1, 2, 0)
     """
-    lower = int(((table["cliffs_delta"] <= -SMALLEST_EFFECT) & (table["delta_high"] < 0)).sum())
-    higher = int(((table["cliffs_delta"] >= SMALLEST_EFFECT) & (table["delta_low"] > 0)).sum())
-    return lower, int(table["delta_low"].notnull().sum()) - lower - higher, higher
+    counted = table[_enough(table)]
+    lower = int(((counted["cliffs_delta"] <= -SMALLEST_EFFECT) & (counted["delta_high"] < 0)).sum())
+    higher = int(((counted["cliffs_delta"] >= SMALLEST_EFFECT) & (counted["delta_low"] > 0)).sum())
+    return lower, len(counted) - lower - higher, higher
+
+
+def _enough(table: pd.DataFrame) -> pd.Series:
+    """Return which rows of `compare_units` have enough units in both networks to count."""
+    return table["delta_low"].notnull() & (table[["units_s", "units_r"]].min(axis=1) >= LEAST_UNITS)
 
 
 def _compared(name: str, table: pd.DataFrame) -> Comparison:
     """Return the verdict on one variable from its rows in `compare_units`."""
     lower, _, higher = layers = count_layers(table)
-    compared = table[table["delta_low"].notnull()]
+    compared = table[_enough(table)]
     if compared.empty:
         return Comparison(name, "too few units to compare", "open", _WORDS["open"], layers)
     delta = float(compared["cliffs_delta"].median())
@@ -477,10 +493,8 @@ def _of_matched(
         how_well.append(Comparison(name, words))
     lines = [Finding(f"Units of {names[0]} with a counterpart", BY_MATCH, counts, tuple(how_well))]
     known = {measure.key: measure for measure in measures}
-    any_has = np.any([found >= 0 for found in counterparts.values()], axis=0)
     for key in (key for key in _MATCHED if key in known and counterparts):
-        values = [_number(float(measured[0][key].where(xr.DataArray(any_has, dims="unit")).median()))]
-        compared = []
+        values, compared = [""], []
         for at, name in enumerate(names[1:], 1):
             if at not in counterparts:
                 values.append("none")
@@ -492,6 +506,7 @@ def _of_matched(
             row = table.iloc[0]
             values.append(_number(row["median_r"]))
             compared.append(_paired(name, row, claimed=key in _CLAIMS))
+        values[0] = next((said.first for said in compared if said.first), "none")
         how = f"{known[key].name} of units that have a counterpart, and of the counterparts."
         lines.append(Finding(_MATCHED[key], how, values, tuple(compared)))
     return lines
@@ -499,38 +514,44 @@ def _of_matched(
 
 def _paired(name: str, row: pd.Series, *, claimed: bool) -> Comparison:
     """Return the verdict on one row of `compare_matched`."""
-    if not np.isfinite(row["delta_low"]):
+    first = _number(row["median_s"])
+    pairs = int(row["pairs"])
+    if not np.isfinite(row["delta_low"]) or pairs < LEAST_PAIRS:
         verdict, words = ("open", _WORDS["open"]) if claimed else ("", "")
-        return Comparison(name, "too few matched units to compare", verdict, words)
+        return Comparison(name, f"{pairs} matched units are too few to compare", verdict, words, first=first)
     delta, low, high = (float(row[key]) for key in ("delta", "delta_low", "delta_high"))
-    difference = f"delta {delta:+.2f} ({low:+.2f} to {high:+.2f}) over {row['pairs']:,} units"
+    difference = f"delta {delta:+.2f} ({low:+.2f} to {high:+.2f}) over {pairs:,} units"
     if not claimed:
-        return Comparison(name, difference, delta=delta)
+        return Comparison(name, difference, delta=delta, first=first)
     if delta <= -SMALLEST_EFFECT and high < 0:
         verdict = "agrees"
     elif delta >= SMALLEST_EFFECT and low > 0:
         verdict = "differs"
     else:
         verdict = "negligible" if abs(delta) < SMALLEST_EFFECT else "open"
-    return Comparison(name, difference, verdict, _WORDS[verdict], delta=delta)
+    return Comparison(name, difference, verdict, _WORDS[verdict], delta=delta, first=first)
 
 
 def _kernels(networks: Sequence[nn.Module | str], names: Sequence[str]) -> list[Finding]:
-    """Compare the weights themselves: the first convolution's kernels, and all kernels larger than 1 x 1."""
+    """Compare the weights themselves: the first convolution's kernels, and all kernels larger than 1 x 1.
+
+    Where they cannot be compared, the line says why: other findings do not depend on the weights.
+    """
     how = "Roughness of the weights."
-    found = []
-    for network in networks:
-        if isinstance(network, str):
-            reason = f"not measured: {network}"
-            missing = tuple(Comparison(name, reason, "open", "not measured") for name in names[1:])
-            return [Finding("R's kernels are smoother", how, ["none"] * len(names), missing)]
-        found.append(kernel_smoothness(network)[["roughness"]])
-    found = [units.isel(unit=np.flatnonzero(units["roughness"].notnull())) for units in found]
-    first = [units.isel(unit=units["layer"].values == units["layer"].values[0]) for units in found]
+    try:
+        every = [_rough_kernels(network, name) for network, name in zip(networks, names, strict=True)]
+        for other in every[1:]:
+            require_same_units(every[0], other)
+    except ActstatsError as error:
+        missing = tuple(
+            Comparison(name, f"not measured: {error}", "open", "not measured") for name in names[1:]
+        )
+        return [Finding("R's kernels are smoother", how, ["none"] * len(names), missing)]
+    first = [units.isel(unit=units["layer"].values == units["layer"].values[0]) for units in every]
     lines = []
     for claim, kernels in (
         (f"R's first kernels are smoother ({first[0]['layer'].values[0]})", first),
-        ("R's kernels are smoother, over all layers", found),
+        ("R's kernels are smoother, over all layers", every),
     ):
         compared = tuple(
             _compared(name, compare_units(kernels[0], other, ["roughness"], resamples=_RESAMPLES))
@@ -539,6 +560,17 @@ def _kernels(networks: Sequence[nn.Module | str], names: Sequence[str]) -> list[
         medians = [_number(float(units["roughness"].median())) for units in kernels]
         lines.append(Finding(claim, how, medians, compared))
     return lines
+
+
+def _rough_kernels(network: nn.Module | str, name: str) -> xr.Dataset:
+    """Return the roughness of a network's kernels, those with a value; raises `ActstatsError` if there are none."""
+    if isinstance(network, str):
+        raise ActstatsError(network)
+    kernels = kernel_smoothness(network)[["roughness"]]
+    kernels = kernels.isel(unit=np.flatnonzero(kernels["roughness"].notnull()))
+    if not kernels.sizes["unit"]:
+        raise ActstatsError(f"{name} has no kernel larger than 1 x 1 that varies")
+    return kernels
 
 
 def _loaded(analysis: str, computed: xr.Dataset) -> dict[str, xr.DataArray]:
@@ -550,6 +582,8 @@ def _loaded(analysis: str, computed: xr.Dataset) -> dict[str, xr.DataArray]:
 def _names(stores: Sequence[str | Path], names: Sequence[str]) -> list[str]:
     if names and len(names) != len(stores):
         raise ActstatsError(f"give a name for each of the {len(stores)} stores, not {len(names)}")
+    if not all(name.strip() for name in names):
+        raise ActstatsError("the name of a store must not be empty")
     found = list(names) or [Path(store).name.removesuffix(".zarr") for store in stores]
     if len(set(found)) < len(found):
         if names:

@@ -14,7 +14,7 @@ from actstats.analysis.counterparts import LEAST, match_both, read_matches, sele
 from actstats.errors import ActstatsError
 
 WAYS: Final = ("match", "index")
-_KEPT: Final = ["counterpart", "best", "held_out"]
+_KEPT: Final = ["counterpart", "best", "held_out", "stable"]
 BY_INDEX: Final = "Units are paired by index, as requested: this pairs channel numbers, not functions."
 BY_MATCH: Final = (
     "A unit's counterpart is the unit that correlates best with it over the images, if their correlation r on "
@@ -29,7 +29,8 @@ class Pairing:
     Attributes:
         way: `match`, `index`, or empty where no two networks are paired.
         found: by the numbers of two networks, for each unit of the first: `counterpart` in the second and `best`
-            candidate, i64, -1: none; and `held_out` f64, the correlation on held-out images.
+            candidate, i64, -1: none; `held_out` f64, the correlation on held-out images; and `stable`, whether the
+            best candidate is the same on half of the images.
         notes: how units are paired by index, or why networks are not paired, one line each.
     """
 
@@ -70,7 +71,12 @@ def pair_units(
         every = np.arange(datasets[0].sizes["unit"])
         nowhere = np.full(len(every), np.nan)
         same = xr.Dataset(
-            {"counterpart": ("unit", every), "best": ("unit", every), "held_out": ("unit", nowhere)}
+            {
+                "counterpart": ("unit", every),
+                "best": ("unit", every),
+                "held_out": ("unit", nowhere),
+                "stable": ("unit", np.ones(len(every), dtype=bool)),
+            }
         )
         return Pairing("index", {(a, b): same for a in numbers for b in numbers if a != b}, [BY_INDEX])
     if matches:

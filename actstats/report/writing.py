@@ -320,6 +320,7 @@ def _html(context: Mapping[str, Any], parts: Mapping[str, str], folder: str) -> 
     source = files("actstats.report") / "page"
     environment = Environment(autoescape=True, undefined=StrictUndefined)
     environment.filters["minus"] = _with_minus
+    environment.filters["short"] = _shortened
     render = environment.from_string
     style = render((source / "page.css").read_text("utf-8")).render(colours=colours(len(context["stores"])))
     # Wrapped in a function to keep its names out of the global scope.
@@ -342,6 +343,16 @@ def _with_minus(text: str) -> str:
     'delta \u22120.13, kernels of ResNet-50'
     """
     return re.sub(r"(?<!\w)-(?=\d)", "\N{MINUS SIGN}", text)
+
+
+def _shortened(name: str, most: int = 24) -> str:
+    """Return a name shortened in the middle, as `shortName` in the script: names differ at both ends.
+
+    >>> _shortened("googlenet"), _shortened("imagenet-resnet50-l2-eps3", 16)
+    ('googlenet', 'imagenet-…2-eps3')
+    """
+    tail = int((most - 1) * 0.4)
+    return name if len(name) <= most else f"{name[: most - 1 - tail]}…{name[len(name) - tail :]}"
 
 
 def _policy(style: str, script: str, folder: bool) -> str:

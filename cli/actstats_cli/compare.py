@@ -180,4 +180,5 @@ def finding_rows(names: Sequence[str], findings: Sequence[Finding]) -> Iterator[
             if len(names) == 2:
                 yield (finding.claim, first, value, *words)
             else:
-                yield ("" if at else finding.claim, names[at + 1], "" if at else first, value, *words)
+                own = said.first if said and said.first else "" if at else first
+                yield ("" if at else finding.claim, names[at + 1], own, value, *words)

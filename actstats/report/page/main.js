@@ -32,10 +32,12 @@ function place() {
   const [, kind = "overview", number = "0", query = ""] = /^#\/(?:(layer|unit|class)\/(\d+))?(?:\?(.*))?$/.exec(location.hash) ?? [];
   const limits = { overview: 1, layer: report.layers.length, unit: report.units, class: report.classes.length };
   const asked = new URLSearchParams(query);
+  // Whatever the address says, the state is one that the page can show; the orders depend on the network.
+  shown.base = Math.max(0, report.stores.findIndex((_, store) => String(store) === asked.get("of")));
   return {
     ...(Number(number) < limits[kind] ? { kind, index: Number(number) } : { kind: "overview", index: 0 }),
     measure: Math.max(0, report.measures.findIndex((found) => found.key === asked.get("measure"))),
-    base: asked.get("of") in report.stores ? Number(asked.get("of")) : 0,
+    base: shown.base,
     order: orders().some(([order]) => order === asked.get("order")) ? asked.get("order") : "unit",
     page: Math.max(1, Math.floor(Number(asked.get("page"))) || 1),
   };

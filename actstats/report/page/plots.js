@@ -134,10 +134,10 @@ function layerPlot(measure, width) {
     : { left: label, right: width - 14, top: head + 32, bottom: head + 32 + count * slot };
   const along = (v) =>
     upright ? area.bottom - value.at(v) * (area.bottom - area.top) : area.left + value.at(v) * (area.right - area.left);
-  const place = (a0, a1, b0, b1) =>
-    upright
-      ? { x: a0, width: a1 - a0, y: Math.min(b0, b1), height: Math.max(Math.abs(b1 - b0), 1) }
-      : { y: a0, height: a1 - a0, x: Math.min(b0, b1), width: Math.max(Math.abs(b1 - b0), 1) };
+  const place = (a0, a1, b0, b1, least = 1) => {
+    const long = Math.max(Math.abs(b1 - b0), least), from = (b0 + b1 - long) / 2;
+    return upright ? { x: a0, width: a1 - a0, y: from, height: long } : { y: a0, height: a1 - a0, x: from, width: long };
+  };
   const grid = value.ticks.map((tick) => {
     const at = along(tick);
     return upright
@@ -156,7 +156,7 @@ function layerPlot(measure, width) {
       const [p5, p25, p50, p75, p95] = box.map(along);
       return [
         s("rect", { class: `whisker store${store}`, ...place(middle - 0.5, middle + 0.5, p5, p95) }),
-        s("rect", { class: `box store${store}`, rx: 1, ...place(from, to, p25, p75) }),
+        s("rect", { class: `box store${store}`, rx: 1, ...place(from, to, p25, p75, 6) }), // equal values show their colour beside the median
         s("rect", { class: "median", ...place(from, to, p50 - 1, p50 + 1) })];
     });
     const name = upright
@@ -258,9 +258,12 @@ function scatter(measure, layer, width) {
   return drawing;
 }
 
+/** The frequency of each radial bin in a layer's maps, between those of the coefficients that maps of this size have. */
+const frequenciesOf = (layer) => layer.frequency ?? report.frequency;
+
 /** Power by radial frequency without DC, on logarithmic axes, as a line per store that has it; unresolved bins are left out. */
-function spectrumPlot(spectra, title, width, label) {
-  const frequency = report.frequency.slice(1);
+function spectrumPlot(spectra, layer, title, width, label) {
+  const frequency = frequenciesOf(layer).slice(1);
   const shares = spectra.map((power) => Array.from(power?.subarray(1) ?? []));
   const resolved = frequency.filter((_, bin) => shares.some((power) => power[bin] > 0));
   const x = scale(resolved, { log: true }), y = scale(shares.flat(), { log: true });
@@ -276,8 +279,8 @@ function spectrumPlot(spectra, title, width, label) {
 }
 
 /** The data of `spectrumPlot` as rows. */
-const spectrumRows = (spectra) => [["frequency_cycles_per_pixel", ...report.stores.map((store) => store.name)],
-  ...report.frequency.map((frequency, bin) => [frequency, ...spectra.map((power) => power?.[bin])]).slice(1)];
+const spectrumRows = (spectra, layer) => [["frequency_cycles_per_pixel", ...report.stores.map((store) => store.name)],
+  ...frequenciesOf(layer).map((frequency, bin) => [frequency, ...spectra.map((power) => power?.[bin])]).slice(1)];
 
 /** Histogram of a unit's activations: shares on a square-root axis, in bins of half an octave, with zero in its own bin. */
 function histogramPlot(histograms, width, label) {

@@ -73,8 +73,10 @@ const unitName = (unit) => {
 };
 
 /** A store's name beside its colour and shape. */
-const storeName = (store) =>
-  h("span", { class: `key store${store}` }, h("i", { "aria-hidden": "true" }), report.stores[store].name);
+const storeName = (store, most = Infinity) => h("span", { class: `key store${store}`, title: report.stores[store].name },
+  h("i", { "aria-hidden": "true" }), shortName(report.stores[store].name, most));
+
+const NAME_IN_TABLE = 24; // letters, so that tables stay narrower than the page
 
 const legend = () => h("p", { class: "legend" }, [shown.base, ...others()].map((store) => storeName(store)));
 
@@ -129,10 +131,12 @@ function fieldsOfLayer(layer) {
 function fieldMark(layer, position) {
   const row = Math.floor(position / layer.width), column = position % layer.width;
   const percent = (value) => `${(100 * value).toFixed(2)}%`;
-  const marks = [h("b", { class: "centre", style: {
-    left: percent((column + 0.5) / layer.width), top: percent((row + 0.5) / layer.height) } })];
-  if (layer.field && !fieldAt(layer, row, column).all) {
-    const { top, bottom, left, right } = layer.field;
+  const framed = layer.field && !fieldAt(layer, row, column).all, { top, bottom, left, right } = layer.field ?? {};
+  // Without a frame, the map is taken to cover the image evenly, which padded convolutions do.
+  const [x, y] = framed ? [(left[column] + right[column]) / 2, (top[row] + bottom[row]) / 2]
+    : [(column + 0.5) / layer.width, (row + 0.5) / layer.height];
+  const marks = [h("b", { class: "centre", style: { left: percent(x), top: percent(y) } })];
+  if (framed) {
     marks.unshift(h("b", { class: "field", style: {
       left: percent(left[column]), width: percent(right[column] - left[column]),
       top: percent(top[row]), height: percent(bottom[row] - top[row]) } }));
@@ -252,7 +256,7 @@ function layerTable(of) {
   const hold = h("div", { class: "wide" });
   const fill = () => hold.replaceChildren(h("table", null,
     h("caption", null, `Median of ${withUnit(of)} over each layer's units`),
-    h("thead", null, h("tr", null, ["layer", "units", ...report.stores.map((store) => store.name)].map((name) =>
+    h("thead", null, h("tr", null, ["layer", "units", ...report.stores.map((store) => shortName(store.name, NAME_IN_TABLE))].map((name) =>
       h("th", { scope: "col" }, name)))),
     h("tbody", null, report.layers.map((layer, index) => h("tr", null,
       h("th", { scope: "row" }, h("a", to("layer", index), layer.name)), h("td", null, grouped(layer.units)),
@@ -360,10 +364,10 @@ function layerView(index) {
       ...(others().length ? [figure(report.pairing === "index" ? `${of.name}, units of the same index` : `${of.name}, units and counterparts`,
         `${layer.name} ${of.key} unit by unit`, (width) => scatter(of, layer, width), pairs)] : []));
     part(`layer-${index}`).then((data) => {
-      const spectra = report.stores.map((_, store) => data.arrays[`mean-spectrum:${store}`]).filter(Boolean);
-      if (spectra.length === report.stores.length && spectra[0].some((value, bin) => bin > 0 && value > 0)) {
-        plots.append(figure("Mean power spectrum", `${layer.name} mean spectrum`, (width) => spectrumPlot(spectra, "share of power per coefficient", width,
-          "Mean power by frequency over the layer's units, each normalised to a total power of 1"), () => spectrumRows(spectra)));
+      const spectra = report.stores.map((_, store) => data.arrays[`mean-spectrum:${store}`]); // none of a store without spectra
+      if (spectra.some((power) => power?.some((value, bin) => bin > 0 && value > 0))) {
+        plots.append(figure("Mean power spectrum", `${layer.name} mean spectrum`, (width) => spectrumPlot(spectra, layer, "share of power per coefficient", width,
+          "Mean power by frequency over the layer's units, each normalised to a total power of 1"), () => spectrumRows(spectra, layer)));
       }
     }, complain);
     list.fill();
@@ -417,7 +421,7 @@ function classView(label) {
       [["layer", "units", ...report.stores.map((store) => store.name)],
         ...report.layers.map((layer, at) => [layer.name, layer.units, ...counts[at].map((found) => found.length)])] })),
     h("thead", null, h("tr", null, h("th", { scope: "col" }, "layer"), h("th", { scope: "col" }, "units"),
-      report.stores.map((_, store) => h("th", { scope: "col" }, storeName(store))))),
+      report.stores.map((_, store) => h("th", { scope: "col" }, storeName(store, NAME_IN_TABLE))))),
     h("tbody", null, report.layers.map((layer, at) => h("tr", null, h("th", { scope: "row" }, h("a", to("layer", at), layer.name)),
       h("td", null, grouped(layer.units)), counts[at].map((found) => h("td", null, grouped(found.length)))))));
   const view = h("section", null,
@@ -491,8 +495,8 @@ function unitView(unit) {
     const spectra = slice("spectrum", report.frequency.length), histograms = slice("histogram", report.histogram.length - 1);
     const plots = h("div", { class: "plots" });
     if (spectra[shown.base] && spectra.some((power) => power?.some((value, bin) => bin > 0 && value > 0))) {
-      plots.append(figure("Power spectrum", `${unitName(unit)} spectrum`, (width) => spectrumPlot(spectra, "power per coefficient, activation²", width,
-        `Mean power of ${unitName(unit)} by frequency`), () => spectrumRows(spectra)));
+      plots.append(figure("Power spectrum", `${unitName(unit)} spectrum`, (width) => spectrumPlot(spectra, layer, "power per coefficient, activation²", width,
+        `Mean power of ${unitName(unit)} by frequency`), () => spectrumRows(spectra, layer)));
     }
     if (histograms[shown.base]) {
       plots.append(figure("Histogram of activations", `${unitName(unit)} histogram`, (width) => histogramPlot(histograms, width,
@@ -525,8 +529,10 @@ function pairHint(store, unit) {
   const agreement = format(heldOut(store, unit));
   if (there >= 0) return h("p", { class: "hint" }, "Counterpart ", link(there), `, r ${agreement}`);
   if (best < 0) return h("p", { class: "hint" }, "No counterpart: the unit does not vary.");
-  const close = heldOut(store, unit) >= 0.5 ? ": the best match depends on the images" : "";
-  return h("p", { class: "hint" }, `No counterpart${close}. Best candidate `, link(best), Number.isNaN(heldOut(store, unit)) ? "" : `, r ${agreement}`);
+  const known = !Number.isNaN(heldOut(store, unit));
+  const why = !report.arrays[`stable:${shown.base}:${store}`][unit] ? ": the best match depends on the images"
+    : known ? ": r on held-out images is too low, or not above chance" : "";
+  return h("p", { class: "hint" }, `No counterpart${why}. Best candidate `, link(best), known ? `, r ${agreement}` : "");
 }
 
 /** One store's column in the view of a unit: top images and classes of its unit. */
@@ -589,7 +595,7 @@ function valueTable(unit, found) {
   return h("div", { class: "wide" }, h("table", { class: "values" },
     h("caption", null, "Measures. The percentile is the share of the layer's units with a lower value. ", saving(`${unitName(unit)} measures`, { rows })),
     h("thead", null, h("tr", null, h("th", { scope: "col" }, "measure"), stores.map((store) => [
-      h("th", { scope: "col" }, storeName(store)), h("th", { scope: "col" }, "percentile")]))),
+      h("th", { scope: "col" }, storeName(store, NAME_IN_TABLE)), h("th", { scope: "col" }, "percentile")]))),
     h("tbody", null, report.measures.map((of) => h("tr", null,
       h("th", { scope: "row", title: of.about }, withUnit(of)),
       stores.map((store) => {
