@@ -40,7 +40,6 @@ COLUMNS: Final = (
 NEEDED: Final = ("subj", "object_response", "imagename")
 """Columns that a file of decisions must have."""
 
-_CUES: Final = re.compile(r"(?P<shape>[^-]*?[^-\d])\d*-(?P<texture>[^-]*?[^-\d])\d*")
 _TRIAL: Final = ("subj", "session", "trial", "imagename")
 
 
@@ -48,14 +47,70 @@ def cues(name: str) -> tuple[str, str] | None:
     """Return the shape and texture encoded in the name of an image, or None if there are none.
 
     `cat7-bear1.png` is the shape of a cat with the texture of a bear; the numbers identify the cat and the bear. A
-    folder, and a prefix that ends in `_`, are ignored.
+    folder, and a prefix that ends in `_`, are ignored. Where several images are at hand, `cues_of` knows better which
+    `_` and `-` belong to a category.
 
     >>> cues("cat/cat7-bear1.png"), cues("n01440764_10026.JPEG")
     (('cat', 'bear'), None)
     """
-    stem = name.rpartition("/")[2].rpartition(".")[0]
-    found = _CUES.fullmatch(stem.rpartition("_")[2].lower())
-    return None if found is None else (found["shape"], found["texture"])
+    return cues_of([name])[0]
+
+
+def cues_of(names: Sequence[str], categories: Iterable[str] = ()) -> list[tuple[str, str] | None]:
+    """Return the shape and texture in each name, as `cues`, where all names are of the same categories.
+
+    A category may contain `_` and `-` if it is one of `categories`, the name of the image's folder, or a texture in
+    another name.
+
+    >>> cues_of(["0001_hot-dog7-cat1.png", "cat2-hot-dog3.png"])
+    [('hot-dog', 'cat'), ('cat', 'hot-dog')]
+    """
+    stems = [name.rpartition("/")[2].rpartition(".")[0].lower() for name in names]
+    folders = {name.rpartition("/")[0].rpartition("/")[2].lower() for name in names}
+    known = {name.lower() for name in categories} | folders
+    known |= {right for stem in stems if (halves := _halves(stem)) is not None for right in halves[1:]}
+    known.discard("")
+    pairs = {stem: _known_pair(stem, known) or _pair(stem) for stem in set(stems)}
+    return [pairs[stem] for stem in stems]
+
+
+_NUMBER: Final = "0123456789_"
+"""What may follow the name of a category."""
+
+
+def _splits(stem: str) -> Iterator[tuple[str, str]]:
+    """Yield both sides of each `-`, without the numbers at their ends."""
+    for at in (at for at, letter in enumerate(stem) if letter == "-"):
+        left, right = stem[:at].rstrip(_NUMBER), stem[at + 1 :].rstrip(_NUMBER)
+        if left and right and not left.endswith("-") and not right.endswith("-"):
+            yield left, right
+
+
+def _halves(stem: str) -> tuple[str, str] | None:
+    """Return both sides of the `-` between the cues: the only one, or the first after a number."""
+    splits = list(_splits(stem))
+    if len(splits) > 1:
+        numbered = re.match(r".*?\d-", stem)
+        at = None if numbered is None else stem[: numbered.end() - 1].rstrip(_NUMBER)
+        splits = [split for split in splits if split[0] == at]
+    return splits[0] if splits else None
+
+
+def _known_pair(stem: str, known: set[str]) -> tuple[str, str] | None:
+    """Return the longest known categories that a name states."""
+    pairs = [
+        (shape, right)
+        for left, right in _splits(stem)
+        if right in known
+        for shape in known
+        if left == shape or left.endswith(f"_{shape}")
+    ]
+    return max(pairs, key=lambda pair: sum(map(len, pair)), default=None)
+
+
+def _pair(stem: str) -> tuple[str, str] | None:
+    halves = _halves(stem)
+    return None if halves is None else (halves[0].rpartition("_")[2], halves[1])
 
 
 def read_decisions(paths: Iterable[str | Path]) -> pd.DataFrame:
@@ -158,7 +213,8 @@ def _table(data: bytes, name: str) -> pd.DataFrame:
             f"{name} has no column {', '.join(missing)}: a file of decisions has {', '.join(COLUMNS)}"
         )
     table = table.apply(lambda column: column.str.strip())
-    found = [cues(image) for image in table["imagename"]]
+    named = {*table["object_response"], *table.get("category", ())}
+    found = cues_of(table["imagename"].tolist(), named)
     _refuse_without_cues(table["imagename"].tolist(), found, name)
     response = table["object_response"].str.lower()
     return table.assign(

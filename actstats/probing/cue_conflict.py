@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from actstats.analysis.shape_bias import cues
+from actstats.analysis.shape_bias import cues_of
 from actstats.data import Source, open_source
 from actstats.data.source import Subset
 from actstats.errors import ActstatsError, first
@@ -44,10 +44,11 @@ def stimuli(source: Source) -> pd.DataFrame:
 
     Images whose name tells no cues are passed over. Raises `ActstatsError` if all are.
     """
-    rows = []
-    for index, path in enumerate(source.paths):
-        if (pair := cues(path)) is not None:
-            rows.append((index, path.rpartition("/")[2], *pair))
+    rows = [
+        (index, path.rpartition("/")[2], *pair)
+        for index, (path, pair) in enumerate(zip(source.paths, cues_of(source.paths), strict=True))
+        if pair is not None
+    ]
     if not rows:
         raise ActstatsError(
             f"no image of {source.spec} is named as a cue-conflict stimulus: <shape>/<shape><n>-<texture><n>.png, "

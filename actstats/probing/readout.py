@@ -8,6 +8,8 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -18,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from actstats.data import NO_LABEL, Source
+from actstats.data.source import in_order, is_number
 from actstats.errors import ActstatsError
 from actstats.models import Loaded
 from actstats.probing.forward import Passes, logits, ready_for_images
@@ -26,20 +29,29 @@ from actstats.probing.imagenet import CATEGORIES, SYNSETS
 
 @dataclass(frozen=True)
 class Readout:
-    """What a network can say: `names`, and the outputs that stand for each (`groups`)."""
+    """What a network can say: `names`, and the outputs that stand for each (`groups`).
+
+    Attributes:
+        names: the possible decisions.
+        groups: the outputs that stand for each name.
+        pooled: whether the outputs of a name count together, by their mean probability, or each for itself.
+    """
 
     names: tuple[str, ...]
     groups: tuple[tuple[int, ...], ...]
+    pooled: bool = True
 
     def decide(self, logits: Tensor) -> NDArray[np.int64]:
         """Return the decision for each image, i64 [N], as an index into `names`; the lowest on ties, -1 on NaN.
 
-        `logits` is [N, outputs]. Where a name has several outputs it is the name whose outputs have the greatest mean
-        probability (softmax over all outputs, f64), as Geirhos et al. 2019 decide; else simply the greatest output.
+        `logits` is [N, outputs]. Where outputs are pooled it is the name whose outputs have the greatest mean
+        probability (softmax over all outputs, f64), as Geirhos et al. 2019 decide; else that of the greatest output.
         """
         values = logits.double()
         if all(len(group) == 1 for group in self.groups):
             values = values[:, [group[0] for group in self.groups]]
+        elif not self.pooled:
+            values = torch.stack([values[:, list(group)].amax(1) for group in self.groups], 1)
         else:
             probabilities = values.softmax(1)
             values = torch.stack([probabilities[:, list(group)].mean(1) for group in self.groups], 1)
@@ -49,7 +61,7 @@ class Readout:
     def restricted(self, names: Sequence[str]) -> Readout:
         """Return the forced choice among those of `names` that can be said, in this readout's order."""
         kept = [index for index, name in enumerate(self.names) if name in set(names)]
-        return Readout(tuple(self.names[i] for i in kept), tuple(self.groups[i] for i in kept))
+        return Readout(tuple(self.names[i] for i in kept), tuple(self.groups[i] for i in kept), self.pooled)
 
 
 @dataclass(frozen=True)
@@ -120,8 +132,11 @@ def exclusions(
 
 
 def singly(names: Sequence[str]) -> Readout:
-    """Return the readout of one output for each name, in order."""
-    return Readout(tuple(names), tuple((index,) for index in range(len(names))))
+    """Return the readout of one output for each of `names`, in order; outputs of the same name are one decision."""
+    groups: dict[str, list[int]] = {}
+    for index, name in enumerate(names):
+        groups.setdefault(name, []).append(index)
+    return Readout(tuple(groups), tuple(map(tuple, groups.values())), pooled=False)
 
 
 def entry_level() -> Readout:
@@ -150,29 +165,133 @@ def output_count(loaded: Loaded, device: torch.device) -> int:
 
 
 def readout_for(outputs: int, wanted: Sequence[str], classes: Sequence[str] | None = None) -> Readout:
-    """Return the readout of a network with so many `outputs` that can say all names in `wanted`.
+    """Return the readout for a network with `outputs` outputs that covers all names in `wanted`.
 
     The first of: the network's own `classes`; the synsets (`n02123045`) or the 16 entry-level categories, with
     ImageNet's 1,000 outputs; the names themselves in sorted order, if there are as many as outputs.
 
     Raises:
-        ActstatsError: none of them can.
+        ActstatsError: none of them covers the names.
     """
-    if classes is not None and len(classes) != outputs:
-        raise ActstatsError(f"{len(classes)} class names were given, but the network has {outputs} outputs")
-    if classes is not None and set(wanted) <= set(classes):
-        return singly(classes)
-    if outputs == len(SYNSETS):
-        for readout in (singly(SYNSETS), entry_level()):
-            if set(wanted) <= set(readout.names):
-                return readout
+    if (readout := _by_name(outputs, wanted, classes)) is not None:
+        return readout
     if classes is None and len(set(wanted)) == outputs:
         return singly(sorted(set(wanted)))
+    raise _unmatched(outputs, wanted, classes)
+
+
+def _by_name(outputs: int, wanted: Sequence[str], classes: Sequence[str] | None) -> Readout | None:
+    """Return the readout whose names include all those in `wanted`, or None."""
+    if classes is not None and len(classes) != outputs:
+        raise ActstatsError(f"{len(classes)} class names were given, but the network has {outputs} outputs")
+    readouts = [] if classes is None else [singly(classes)]
+    if outputs == len(SYNSETS):
+        readouts += [singly(SYNSETS), entry_level()]
+    return next((readout for readout in readouts if set(wanted) <= set(readout.names)), None)
+
+
+def _unmatched(outputs: int, wanted: Sequence[str], classes: Sequence[str] | None) -> ActstatsError:
     known = set(classes or ()) | (set(SYNSETS) | set(CATEGORIES) if outputs == len(SYNSETS) else set())
     odd = [name for name in wanted if name not in known]
-    raise ActstatsError(
+    return ActstatsError(
         f"the network's {outputs} outputs cannot be matched with the images' {len(set(wanted))} classes "
         f"({', '.join(odd[:3])}{', ...' if len(odd) > 3 else ''}): name its outputs in order with `classes=`"
+    )
+
+
+_FROM_FOLDERS: Final = ("folder", "tar")
+"""Kinds of source whose classes are folders, sorted. Others state an order of their own."""
+_ORDINAL: Final = re.compile(r"\d+[\s._-]+(?=\S)")
+
+
+def match_outputs(
+    outputs: int, source: Source, classes: Sequence[str] | None = None
+) -> tuple[Readout, list[int]]:
+    """Return a readout that covers the classes of a source, and the index into its names of each class.
+
+    The index is `NO_LABEL` for a class without images that the readout lacks. Classes are matched, in this order:
+
+    1. by name: with `classes`, the names of the network's outputs, or with ImageNet's 1,000 outputs, with the synsets
+       or the 16 entry-level categories;
+    2. by name, up to case, separators and a leading number (`2-hot_dog` is `hot dog`), with `classes`;
+    3. by number, if all names are numbers, counted from 0;
+    4. by position, if the names of the outputs are not known, and there are as many classes as outputs: in the order
+       that the data set states, or that of the sorted folders.
+
+    Raises:
+        ActstatsError: none of these applies, or it is not clear what the numbers count.
+    """
+    names = list(source.classes)
+    used = [names[label] for label in np.unique(source.labels[source.labels != NO_LABEL])]
+    if classes is not None and names == list(classes):
+        return _each(names), list(range(outputs))
+    for wanted in (names, used):
+        if (readout := _by_name(outputs, wanted, classes)) is not None:
+            at = {name: index for index, name in enumerate(readout.names)}
+            return readout, [at.get(name, NO_LABEL) for name in names]
+    if classes is not None and (matched := _by_plain_name(names, used, classes)) is not None:
+        return matched
+    if all(map(is_number, names)) and (numbers := _numbers(outputs, source)) is not None:
+        return _each([str(index) for index in range(outputs)]), numbers
+    if classes is None and len(names) == outputs:
+        if outputs == len(SYNSETS) and source.kind in _FROM_FOLDERS:
+            raise ActstatsError(
+                f"the {outputs} folders of {source.spec} are not named after ImageNet's synsets or numbers, so the "
+                "order of the outputs is not clear: name them in order with `classes=`"
+            )
+        return _each(names), list(range(outputs))
+    raise _unmatched(outputs, used, classes)
+
+
+def _each(names: Sequence[str]) -> Readout:
+    """Return the readout of each output as a decision of its own, even if another has the same name."""
+    return Readout(tuple(names), tuple((index,) for index in range(len(names))))
+
+
+def _by_plain_name(
+    names: Sequence[str], used: Sequence[str], classes: Sequence[str]
+) -> tuple[Readout, list[int]] | None:
+    readout = singly(classes)
+    at = {_plain(name): index for index, name in enumerate(readout.names)}
+    mine = {_plain(name) for name in used}
+    if len(at) < len(readout.names) or len(mine) < len(used) or not mine <= set(at):
+        return None
+    return readout, [at.get(_plain(name), NO_LABEL) for name in names]
+
+
+def _plain(name: str) -> str:
+    """Return a name without case and a leading number, and with spaces as separators.
+
+    >>> _plain("002.Hot_Dog"), _plain("hot-dog"), _plain("7")
+    ('hot dog', 'hot dog', '7')
+    """
+    text = unicodedata.normalize("NFKC", name).casefold()
+    return " ".join(re.split(r"[\s_-]+", _ORDINAL.sub("", text, count=1) if _ORDINAL.match(text) else text))
+
+
+def _numbers(outputs: int, source: Source) -> list[int] | None:
+    """Return the output of each class whose name is a number, or None if position decides.
+
+    Raises:
+        ActstatsError: it is not clear what the numbers count.
+    """
+    names = list(source.classes)
+    numbers = [int(name) for name in names]
+    whole, positions = len(names) == outputs, list(range(len(names)))
+    as_text = names == sorted(names)
+    stated = source.kind not in _FROM_FOLDERS
+    if stated and whole and (numbers == positions or not as_text):
+        return positions
+    from_zero = sorted(numbers) == positions
+    from_one = len(names) > 1 and sorted(numbers) == [index + 1 for index in positions]
+    distinct = len(set(numbers)) == len(numbers)
+    if distinct and max(numbers) < outputs and not from_one and not (stated and whole):
+        return numbers
+    if whole and not from_zero and as_text and names == in_order(names):
+        return None
+    raise ActstatsError(
+        f"the classes of {source.spec} are numbers ({', '.join(names[:3])}, ...), and it is not clear which of the "
+        f"{outputs} outputs each is: name the outputs in order with `classes=`"
     )
 
 
@@ -227,17 +346,13 @@ def labelled_readout(
             raise ActstatsError(
                 f"{source.spec} has the class number {labels.max()}, but the network {outputs} outputs"
             )
-        return singly([str(index) for index in range(outputs)]), labels
-    used = [source.classes[label] for label in np.unique(labels[labels != NO_LABEL])]
-    whole = len(source.classes) == outputs
+        return _each([str(index) for index in range(outputs)]), labels
     known = class_names(loaded) if classes is None else classes
-    readout = readout_for(outputs, source.classes if whole else used, known)
-    return readout, _said(readout, source.classes, labels)
+    readout, at = match_outputs(outputs, source, known)
+    return readout, np.array([*at, NO_LABEL], dtype=np.int64)[labels]
 
 
-def _said(
-    readout: Readout | NearestMean, classes: Sequence[str], labels: NDArray[np.int64]
-) -> NDArray[np.int64]:
+def _said(readout: NearestMean, classes: Sequence[str], labels: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the index into the readout's names of each label, `NO_LABEL` where it has none."""
     names = {name: index for index, name in enumerate(readout.names)}
     # Past the last class stands for no label, which indexes it as -1.
