@@ -60,9 +60,11 @@ class DatasetSource:
         loader: the DataLoader that was given, if its worker processes should read the images; else None.
         batch_size: batch size of the DataLoader, or None.
         notes: lines about labels and images for the user.
+        sample: how a random sample was drawn, as `N:SEED`.
     """
 
     kind = "dataset"
+    sample: str | None = None
 
     def __init__(self, dataset: Any, limit: int | None = None, fingerprint: str | None = None) -> None:
         """Use the first `limit` items; `fingerprint` identifies a dataset that has none of its own.

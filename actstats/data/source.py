@@ -69,7 +69,12 @@ class Subset:
 
 
 class Sample:
-    """The images of a source at `indices`, as a source of its own with the fingerprint `mark`."""
+    """The images of a source at `indices`, as a source of its own with the fingerprint `mark`.
+
+    `sample` says how a random sample was drawn, as `N:SEED`.
+    """
+
+    sample: str | None = None
 
     def __init__(self, source: Source, indices: Sequence[int], mark: str) -> None:
         self._source, self._indices = source, list(indices)

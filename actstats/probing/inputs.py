@@ -52,11 +52,12 @@ def _total_variation(attributes: Mapping[str, Any], chosen: list[int], data: str
     import torch
 
     from actstats.data import batches, open_source
+    from actstats.data.opening import as_recorded
     from actstats.data.preprocessing import Preprocessing
     from actstats.distort import Place, parse
 
     source = open_source(
-        data or on_this_machine(attributes["data"]["spec"]), limit=attributes["data"]["images"]
+        data or on_this_machine(attributes["data"]["spec"]), **as_recorded(attributes["data"])
     )
     preprocessing = Preprocessing.from_dict(attributes["preprocessing"])
     chain = parse(attributes.get("distort", []))

@@ -286,12 +286,14 @@ class SweepPlan:
         if self._source is not None and data is None:
             return self._source
         from actstats.data import open_source
+        from actstats.data.opening import as_recorded
 
         record = self.manifest["data"]
+        choice = as_recorded(record)
         if data is not None:
-            source = open_source(data, limit=record["images"])
+            source = open_source(data, **choice)
             if source.fingerprint.startswith(UNNAMED):  # trust the caller that they are the same images
-                source = open_source(data, limit=record["images"], fingerprint=record["fingerprint"])
+                source = open_source(data, **choice, fingerprint=record["fingerprint"])
         elif record["kind"] not in _REOPENED:
             raise ActstatsError(f"the images came from a {record['spec']} object; pass it again as `data=`")
         else:
@@ -303,7 +305,7 @@ class SweepPlan:
             if not self._trust:
                 on_this_machine(spec)
             try:
-                source = open_source(spec, limit=record["images"])
+                source = open_source(spec, **choice)
             except ActstatsError as error:
                 raise ActstatsError(
                     f"{error}; if the images were moved, pass their new location as `data=`"
@@ -566,6 +568,7 @@ def plan(
     offline: bool = False,
     preprocessing: Preprocessing | Callable[[Any], Any] | None = None,
     limit: int | None = None,
+    sample: int | str | None = None,
     fingerprint: str | None = None,
     device: str = "auto",
     **settings: Any,
@@ -585,7 +588,8 @@ def plan(
         preprocessing: function from an image to the network's input: a `Preprocessing`, or any callable, such as a
             torchvision `Compose`, the `transforms()` of weights, a timm transform or a Hugging Face processor. By
             default the preprocessing of the weights; tensors other than uint8 images are used as they are.
-        limit: use only the first `limit` images.
+        limit: use only the first `limit` images, which may all be of one class.
+        sample: use only this many images, drawn at random with a share for each class; `"N:SEED"` sets the seed.
         fingerprint: identifies the images of a dataset that has no fingerprint, so that the sweep can be resumed.
         device: "cpu", "cuda", "cuda:1", or "auto" for a GPU if there is one. A plan for "cuda" can be made on a
             machine without a GPU and run on another.
@@ -615,7 +619,7 @@ def plan(
 
     kind, target = planned_device(device)
     chain = parse(decided.distort)
-    source = open_source(images, limit=limit, fingerprint=fingerprint)
+    source = open_source(images, limit=limit, sample=sample, fingerprint=fingerprint)
     if "batch_size" not in settings:
         decided = replace(decided, batch_size=getattr(source, "batch_size", None) or decided.batch_size)
     asked = request(model, weights, robust, seed, device)
@@ -657,6 +661,7 @@ def plan(
             "images": len(source),
             "fingerprint": source.fingerprint,
             "classes": list(source.classes),
+            **({"sample": drawn} if (drawn := getattr(source, "sample", None)) else {}),
         },
         device=kind,
         amp=decided.amp,

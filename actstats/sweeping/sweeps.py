@@ -41,7 +41,7 @@ def sweep(
             tensor; or an open source (see `open_source`).
         store: path or URL of the Zarr store, created if missing.
         device: "cpu", "cuda", "cuda:1", or "auto" for a GPU if there is one.
-        **options: the other arguments of `plan` (weights, robust, seed, offline, preprocessing, limit,
+        **options: the other arguments of `plan` (weights, robust, seed, offline, preprocessing, limit, sample,
             fingerprint), and the fields of `Settings` (layers, metrics, batch_size, ...) and `Execution` (workers,
             part, strict, overwrite, on_start, on_progress, progress, client, ...).
 
@@ -69,7 +69,7 @@ def sweep(
     return plan(model, images, store, device=device, **options).run(**execution, device=device)
 
 
-_PLANNING: Final = ("weights", "robust", "seed", "offline", "preprocessing", "limit", "fingerprint")
+_PLANNING: Final = ("weights", "robust", "seed", "offline", "preprocessing", "limit", "sample", "fingerprint")
 
 
 def _complete_already(
@@ -119,7 +119,7 @@ def _complete_already(
     from actstats.data import open_source
     from actstats.sweeping.progress import Progress, Summary
 
-    source = open_source(images, limit=options.get("limit"))
+    source = open_source(images, limit=options.get("limit"), sample=options.get("sample"))
     if (len(source), source.fingerprint) != (data["images"], data["fingerprint"]):
         return None
     return Summary(

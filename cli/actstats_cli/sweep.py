@@ -32,7 +32,7 @@ _LONGEST_NAME: Final = 150
 DEMO: Final = "demo"
 GROUPS: Final = {
     "Network": ("--arch", "--weights", "--robust", "--seed", "--offline", "--also"),
-    "Images": ("--data", "--limit", "--distort"),
+    "Images": ("--data", "--limit", "--sample", "--distort"),
     "What is computed": (
         "--layers",
         "--metrics",
@@ -104,6 +104,7 @@ def _part(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, 
 @options.layers
 @options.stored
 @options.limit
+@options.sample
 @options.batch_size
 @options.device
 @click.option(
@@ -196,7 +197,7 @@ def sweep(
         actstats sweep --arch googlenet --data photographs/ --out googlenet.zarr
         actstats sweep --arch resnet50 --robust l2:3 --data photographs/ --dry-run
         actstats sweep --arch resnet50 --weights resnet50.pth --data val.tar --out val.zarr \\
-            --layers block,conv1 --metrics mean,total_variation --limit 5000
+            --layers block,conv1 --metrics mean,total_variation --sample 5000
         actstats sweep --arch alexnet --data photographs/ --metric my_metrics:Kurtosis
         actstats sweep --arch alexnet --data photographs/ --distort scramble:4+noise:0.1
         actstats sweep --arch resnet50 --data photographs/ --out s.zarr --also "--robust --out r.zarr"
@@ -284,14 +285,14 @@ def _plans(data: str, wanted: Sequence[Mapping[str, Any]]) -> list[SweepPlan]:
     """Return the plans of all networks over the images, which are listed once."""
     import actstats
 
-    source = actstats.open_source(data, limit=wanted[0]["limit"])
+    source = actstats.open_source(data, limit=wanted[0]["limit"], sample=wanted[0]["sample"])
     return [_plan(source, options_of) for options_of in wanted]
 
 
 def _plan(source: Any, options_of: Mapping[str, Any]) -> SweepPlan:
     import actstats
 
-    named = {**options_of, "limit": None}
+    named = {**options_of, "limit": None, "sample": None}
     return actstats.plan(named.pop("arch"), source, named.pop("out"), **named)
 
 
@@ -330,6 +331,7 @@ def default_name(
     robust: str | None = None,
     seed: int = 0,
     limit: int | None = None,
+    sample: str | None = None,
     distort: Sequence[str] = (),
     layers: Sequence[str] = Settings.layers,
     metrics: Sequence[str] = (),
@@ -353,6 +355,7 @@ def default_name(
         *([] if robust is None else ["robust"] if robust == "default" else ["robust", robust]),
         URL(data).name.removesuffix(".tar").removesuffix(".parquet") or "images",
         str(limit or ""),
+        *([] if sample is None else ["sample", sample]),
         *distort,
         *(layers if tuple(layers) != Settings.layers else ()),
         *metrics,
@@ -417,7 +420,7 @@ def _plan_without_download(source: Any, options_of: Mapping[str, Any]) -> tuple[
 def _print_plans(data: str, wanted: Sequence[dict[str, Any]], *, measure: bool, as_json: bool) -> None:
     import actstats
 
-    source = actstats.open_source(data, limit=wanted[0]["limit"])
+    source = actstats.open_source(data, limit=wanted[0]["limit"], sample=wanted[0]["sample"])
     planned = [_plan_without_download(source, options_of) for options_of in wanted]
     found = [(plan, plan.estimate(measure=measure), known) for plan, known in planned]
     if as_json:
