@@ -172,7 +172,7 @@ limit = number("--limit", "Use only the first N images.")
 sample = click.option(
     "--sample",
     metavar="N[:SEED]",
-    help="Use only N images, drawn at random from each class in proportion, while the first N may all be of one class. "
+    help="Use only N images, drawn at random from each class in proportion; the first N may all be of one class. "
     "The same SEED (default 0) draws the same images.",
 )
 batch_size = number("--batch-size", "Images per forward pass.", default=Settings.batch_size)
