@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import shutil
 import warnings
 
 import numpy as np
@@ -165,7 +164,8 @@ def test_dropout_left_on_is_refused(tmp_path):
     assert_means(swept(model, tmp_path / "one.zarr", "one"), means(model, "one"))
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+@pytest.mark.compiler
+@pytest.mark.slow
 def test_compiled_short_batches_of_a_network_with_batch_statistics_are_not_padded(tmp_path):
     torch.manual_seed(0)
     norm = nn.BatchNorm2d(4, track_running_stats=False)
