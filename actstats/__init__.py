@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from actstats.layers import select_layers
     from actstats.metrics import Metric, Output
     from actstats.models import Loaded, load_from_manifest, load_model
-    from actstats.store import open_dataset
+    from actstats.store.dataset import open_dataset
     from actstats.store.merging import merge
     from actstats.sweeping.planning import SweepPlan, plan
     from actstats.sweeping.progress import Summary
@@ -68,7 +68,7 @@ _HOMES = {
     "load_from_manifest": "models",
     "load_model": "models",
     "merge": "store.merging",
-    "open_dataset": "store",
+    "open_dataset": "store.dataset",
     "open_source": "data",
     "plan": "sweeping.planning",
     "select_layers": "layers",

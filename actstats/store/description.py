@@ -11,6 +11,7 @@ from typing import Any
 import zarr
 
 from actstats.errors import ActstatsError
+from actstats.store.manifest import outdated
 from actstats.store.place import StorePlace
 from actstats.store.store import STATUSES, Store
 from actstats.support import URL
@@ -47,6 +48,11 @@ class Description:
     """Dict from the path of each image that could not be read to its status."""
     computed_on: dict[str, int]
     """Number of complete partitions by the device and versions that computed them; see `computed_on`."""
+
+    @property
+    def outdated(self) -> str:
+        """The version that swept the store, if numbers were corrected since then; else empty."""
+        return outdated(self.manifest)
 
     @property
     def complete(self) -> bool:

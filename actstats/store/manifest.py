@@ -12,6 +12,7 @@ import functools
 import hashlib
 import json
 import platform
+import re
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
@@ -22,6 +23,9 @@ FORMAT: Final = 2
 """Store format that this version of actstats writes."""
 READABLE: Final = (1, 2)
 """Store formats that it reads. Format 1 has chunks of 700 units, no checksums, no provenance and nested folders."""
+
+CORRECTED: Final = "0.2.0"
+"""The version that last corrected a number of a sweep; `docs/corrections.md` lists them."""
 
 _TOLD: Final = frozenset({"versions.python", "versions.zarr"})
 _RECORDED: Final = frozenset(
@@ -69,6 +73,31 @@ def checksum(manifest: Mapping[str, Any]) -> str:
     """Return the SHA-256, in hex, of all entries of a manifest except the checksum."""
     entries = {name: value for name, value in manifest.items() if name != "checksum"}
     return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
+
+
+def outdated(manifest: Mapping[str, Any]) -> str:
+    """Return the version that swept a store, if numbers were corrected since then; else an empty text.
+
+    >>> outdated({"versions": {"actstats": "0.1.0"}}), outdated({"versions": {"actstats": "0.10"}})
+    ('0.1.0', '')
+    """
+    versions = manifest.get("versions")
+    found = versions.get("actstats") if isinstance(versions, Mapping) else None
+    if not isinstance(found, str):
+        return "of unknown version"
+    return found if _release(found) < _release(CORRECTED) else ""
+
+
+def outdated_note(version: str) -> str:
+    """Return a line about a store that was swept by a version before the last corrections."""
+    return (
+        f"swept by actstats {version}, and numbers have been corrected since: docs/corrections.md says which stores "
+        "to sweep again"
+    )
+
+
+def _release(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", text)[:3])
 
 
 def flatten(manifest: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -9,6 +9,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from actstats.errors import ActstatsError
+from actstats.store.dataset import images_of, plain, require_whole
 
 _RANKED = ("top_value", "top_image", "top_position")
 
@@ -18,18 +19,37 @@ def merge(dataset: xr.Dataset) -> xr.Dataset:
 
     Sums, minima and maxima are reduced over the partitions. The top-k lists are merged into one list of the same
     length, in which equal values are ordered by image. Per-image variables are unchanged. Incomplete partitions are
-    ignored. The result is lazy if the dataset is.
+    ignored. The attribute `images` of a merged variable is the number of images that it is of. The result is lazy if
+    the dataset is.
 
     Raises:
-        ActstatsError: a variable has no merge rule, or no partition is complete.
+        ActstatsError: a variable has no merge rule, no partition is complete, or the dataset does not have all images
+            of its partitions, and only those.
     """
-    if "completed" in dataset.coords:
-        # A partition whose sweep was killed while writing it may hold some of its data.
-        done = dataset["completed"].values.astype(bool)
-        if not done.any():
+    base = plain(dataset)
+    names = [
+        str(name) for name, variable in base.data_vars.items() if {"image", "partition"} & {*variable.dims}
+    ]
+    done, count = None, None
+    if "partition" in base.dims:
+        if "image" in base.variables:
+            images = images_of(base, names, "merge")
+            count, done = require_whole(base, images, names, "merge"), images.done
+        elif "completed" in base.variables:
+            done = base["completed"].values.astype(bool)
+        if done is not None and not done.any():
             raise ActstatsError("no partition of this store is complete; rerun its sweep to resume")
-        if not done.all():
-            dataset = dataset.isel(partition=np.flatnonzero(done))
+        if count is None and "images_read" in base.variables:
+            count = int(base["images_read"].values[slice(None) if done is None else done].sum())
+    kept = dataset if dataset.sizes == base.sizes else base
+    if done is not None and not done.all():
+        # A partition whose sweep was killed while writing it may hold some of its data.
+        kept = kept.isel(partition=np.flatnonzero(done))
+    return reduce_partitions(kept, count)
+
+
+def reduce_partitions(dataset: xr.Dataset, count: int | None = None) -> xr.Dataset:
+    """Merge the complete partitions of a dataset; `count` is the number of images that they are of."""
     merged: dict[str, xr.DataArray] = {}
     for name, variable in dataset.data_vars.items():
         rule = variable.attrs.get("merge")
@@ -37,10 +57,13 @@ def merge(dataset: xr.Dataset) -> xr.Dataset:
             merged[str(name)] = variable
         elif rule in ("sum", "min", "max"):
             # Radial bins that a map cannot resolve are NaN in every complete partition, and must remain NaN.
-            merged[str(name)] = getattr(variable, rule)("partition", skipna=False, keep_attrs=True)
+            reduced = getattr(variable, rule)("partition", skipna=False, keep_attrs=True)
+            merged[str(name)] = reduced if count is None else reduced.assign_attrs(images=count)
         elif rule != "rank":
             raise ActstatsError(f"variable {name!r} has no rule to merge its partitions (attribute `merge`)")
-    if _RANKED[0] in dataset:
+    if any(name in dataset and "partition" in dataset[name].dims for name in _RANKED):
+        if missing := [name for name in _RANKED if name not in dataset]:
+            raise ActstatsError(f"merge needs {', '.join(_RANKED)} together, but {missing[0]} is missing")
         lists = [dataset[name].chunk({"partition": -1, "rank": -1}) for name in _RANKED]
         ranked = xr.apply_ufunc(
             _rank,
@@ -51,7 +74,8 @@ def merge(dataset: xr.Dataset) -> xr.Dataset:
             output_dtypes=[variable.dtype for variable in lists],
             keep_attrs=True,
         )
-        merged |= dict(zip(_RANKED, ranked, strict=True))
+        for name, variable in zip(_RANKED, ranked, strict=True):
+            merged[name] = variable if count is None else variable.assign_attrs(images=count)
     return xr.Dataset(merged, attrs=dataset.attrs).assign_coords(
         {n: c for n, c in dataset.coords.items() if "partition" not in c.dims}
     )
@@ -63,6 +87,6 @@ def _rank(
     """Merge lists [..., partition, rank] to [..., rank]."""
     k = value.shape[-1]
     flat = [a.reshape(*a.shape[:-2], -1) for a in (value, image, position)]
-    # Partitions, and ties within each list, are ordered by image, which a stable sort preserves. NaN are sorted last.
-    order = np.argsort(-flat[0], axis=-1, kind="stable")[..., :k]
+    # Ties are ordered by image. NaN are sorted last.
+    order = np.lexsort((flat[1], -flat[0]), axis=-1)[..., :k]
     return tuple(np.take_along_axis(a, order, axis=-1) for a in flat)

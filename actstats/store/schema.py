@@ -146,6 +146,8 @@ class Schema:
             return repeated
 
         return {
+            "image": (("image",), np.arange(self.images)),
+            "partition": (("partition",), np.arange(self.partitions)),
             "path": (("image",), np.array(paths, dtype=object)),
             "label": (("image",), labels),
             "layer": (("unit",), by_unit([layer.name for layer in layers], object)),

@@ -30,14 +30,16 @@ from actstats.store.schema import Schema
 from actstats.support import URL, html_facts
 
 if TYPE_CHECKING:
-    import xarray as xr
     from zarr.abc.store import Store as Objects
+    from zarr.core.array_spec import ArrayConfigParams
 
     from actstats.metrics import Output
 
 # A shard has a hundred chunks and more. Encoding or decoding them one by one, the default, takes half again as long.
 zarr.config.update_defaults({"codec_pipeline": {"batch_size": 128}})
 
+_INDEXES: Final = ("image", "partition")
+"""Coordinates that number images and partitions; stores of earlier versions lack them."""
 COORDINATES: Final = (
     "path", "label", "status", "layer", "channel", "height", "width",
     "bin_left", "bin_right", "completed",
@@ -45,6 +47,8 @@ COORDINATES: Final = (
 _PER_PARTITION: Final = ("status", "provenance", "completed")
 _FLAG_SIZE: Final = 5
 """Bytes of an object of `completed`: a Boolean and its checksum."""
+_WRITTEN: Final[ArrayConfigParams] = {"write_empty_chunks": True}
+"""Objects that hold only fill values are written, too, so that a missing object means damage."""
 STATUSES: Final = {
     PENDING: "pending",
     OK: "read",
@@ -116,6 +120,11 @@ class Store:
             if not place.exists() or (overwrite and _removed_another(place, manifest)):
                 place.make(write)
         store = cls(place, _group(place, "r+"))
+        if version := manifests.outdated(store.manifest):
+            raise ManifestMismatchError(
+                f"{path} was begun by actstats {version}, and numbers have been corrected since "
+                "(docs/corrections.md): choose another `store=`, or use `overwrite=True` to replace it"
+            )
         if found := manifests.differences(store.manifest, manifest):
             raise ManifestMismatchError(
                 f"{path} holds another sweep: {'; '.join(found[:4])}{' and more' * (len(found) > 4)}. "
@@ -207,23 +216,28 @@ class Store:
         self.place.remove([self._key("completed", partition)])
         for name, values in arrays.items():
             self._replace(name, partition, values)
-        self.group["status"][self._where("status", partition)] = status  # type: ignore[index]
-        self.group["provenance"][partition] = provenance  # type: ignore[index]
+        self._array("status")[self._where("status", partition)] = status
+        self._array("provenance")[partition] = provenance
         self.place.flush()
         self._refuse_moved()
-        self.group["completed"][partition] = True  # type: ignore[index]
+        self._array("completed")[partition] = True
         self.place.flush()
 
     def _replace(self, name: str, partition: int, values: NDArray[Any]) -> None:
         where = self._where(name, partition)
         try:
-            self.group[name][where] = values  # type: ignore[index]
+            self._array(name)[where] = values
         except OSError:  # of the disk or the bucket, not of the data
             raise
         except _DAMAGE:
             # To replace part of an object, as in a smaller last partition, Zarr reads it first; this one is damaged.
             self.place.remove([self._key(name, partition)])
-            self.group[name][where] = values  # type: ignore[index]
+            self._array(name)[where] = values
+
+    def _array(self, name: str) -> Any:
+        """Return an array to write to. Zarr does not store that objects of fill values are written, too."""
+        array: Any = self.group[name]
+        return array.with_config(_WRITTEN)
 
     def discard(self, partitions: Sequence[int]) -> None:
         """Remove these partitions: first their flags, durably, then their data."""
@@ -267,12 +281,19 @@ class Store:
         return found
 
     def missing_objects(self) -> list[tuple[str, int]]:
-        """Return the variable and partition of each object that is missing or empty in a complete partition."""
+        """Return the variable and partition of each object that is missing or empty in a complete partition.
+
+        Earlier versions did not write the objects of partitions of which no image could be read. Their values are
+        the fill values, which Zarr returns.
+        """
         done = np.flatnonzero(self.completed).tolist()
         found = []
         for name in (*self.manifest["outputs"], *(n for n in _PER_PARTITION if n in self.group)):
             sizes = self._objects(name)
             found += [(name, partition) for partition in done if not sizes.get(partition)]
+        if found and manifests.outdated(self.manifest) and not any(n in _PER_PARTITION for n, _ in found):
+            status = self.statuses()
+            found = [(name, p) for name, p in found if (status[slice(*self.bounds(p))] == OK).any()]
         return found
 
     def missing_coordinates(self) -> list[str]:
@@ -415,38 +436,6 @@ def damage_in(error: Exception) -> ActstatsError | None:
     return None
 
 
-def open_dataset(path: str | Path) -> xr.Dataset:
-    """Open a store as a lazy dataset, in dask chunks of one partition and all units.
-
-    `xarray.open_zarr` opens the same dataset in the chunks of the store, 64 units each. These are better for reading
-    a few units, but an analysis of all units would have very many dask tasks. The coordinates `status` and
-    `completed` are loaded into memory.
-
-    Raises:
-        ActstatsError: there is no store at `path`, or it is damaged.
-    """
-    import xarray as xr
-
-    store = Store.open(path)
-    if missing := store.missing_objects():
-        raise missing_error(path, missing)
-    if gone := store.missing_coordinates():
-        raise ActstatsError(
-            f"{path} is damaged: its coordinate {gone[0]!r} is missing or empty; remove the store and sweep again"
-        )
-    dataset = xr.open_zarr(store.place.objects(read_only=True), chunks=None)
-    chunks = {"image": store.partition_size, "partition": 1}
-    rest = {dim: -1 for dim in dataset.dims if dim not in chunks}
-    known = {
-        "completed": ("partition", store.completed),
-        "status": ("image", store.statuses(), dataset["status"].attrs),
-        # A single object in the store, so a single chunk, which is not read again for each partition.
-        "label": dataset["label"].chunk(),
-    }
-    chunked: xr.Dataset = dataset.chunk({d: n for d, n in {**chunks, **rest}.items() if d in dataset.dims})
-    return chunked.assign_coords(known)
-
-
 def missing_error(path: str | Path, missing: Sequence[tuple[str, int]]) -> ActstatsError:
     """Return the error about missing objects of complete partitions."""
     name, partition = missing[0]
@@ -501,7 +490,7 @@ def _write_group(
     paths: Sequence[str],
     labels: NDArray[np.int64],
 ) -> None:
-    coordinates = " ".join((*COORDINATES, "provenance"))
+    coordinates = " ".join((*_INDEXES, *COORDINATES, "provenance"))
     group = zarr.create_group(
         objects,
         zarr_format=3,
@@ -524,8 +513,7 @@ def _write_group(
             fill_value=output.missing if output.per_image or output.merge == "rank" else output.neutral,
             dimension_names=output.dims,
             attributes=_attributes(output),
-            # Objects that hold only the fill value are written too, so that a missing object means damage.
-            config={"write_empty_chunks": True},
+            config=_WRITTEN,
             **common,
         )
     for name, (dims, values) in schema.coordinates(paths, labels).items():
@@ -536,7 +524,7 @@ def _write_group(
             chunks=tuple(max(1, n) for n in values.shape),
             compressors=[zarr.codecs.ZstdCodec(level=1), checksum],
             dimension_names=dims,
-            config={"write_empty_chunks": True},
+            config=_WRITTEN,
             **common,
         )
         array[...] = values
@@ -555,7 +543,7 @@ def _write_group(
             fill_value=fill,
             dimension_names=dims,
             attributes=attributes,
-            config={"write_empty_chunks": True},
+            config=_WRITTEN,
             **common,
         )
     with warnings.catch_warnings():

@@ -46,7 +46,8 @@ def info(store: str, verify: bool, as_json: bool) -> None:
     description = describe(store)
     if as_json:
         found = dataclasses.asdict(description)
-        print_json({**found, "path": str(description.path), "complete": description.complete})
+        derived = {"complete": description.complete, "outdated": description.outdated}
+        print_json({**found, "path": str(description.path), **derived})
     else:
         for line in _lines(description):
             click.echo(line)
@@ -88,6 +89,8 @@ def _lines(description: Description) -> Iterator[str]:
 
 
 def _facts(description: Description) -> Iterator[tuple[str, str]]:
+    from actstats.store.manifest import outdated_note
+
     manifest = description.manifest
     data, weights, how = manifest["data"], manifest["weights"], manifest["preprocessing"]
     done = sum(description.completed)
@@ -115,6 +118,8 @@ def _facts(description: Description) -> Iterator[tuple[str, str]]:
         f"batch size {manifest['batch_size']}, {manifest['device']}, amp {manifest['amp']}{compiled}{decoded}",
     )
     yield "made", f"{manifest['created']}, actstats {manifest['versions'].get('actstats', '?')}"
+    if description.outdated:
+        yield "note", outdated_note(description.outdated)
 
 
 def _weights(weights: dict[str, Any]) -> str:

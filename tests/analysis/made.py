@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import xarray as xr
 
 from actstats.layers import Layer
 from actstats.metrics import DEFAULT, resolve_metrics
-from actstats.store import Schema, Store
+from actstats.store import Schema, Store, open_dataset
 from actstats.store import manifest as manifests
 from actstats_kernels import reference
 from actstats_kernels.bins import resolved
@@ -32,6 +33,7 @@ def make_store(
 ) -> xr.Dataset:
     """Write a store of each layer's maps [N, C, H, W] and open it; partitions from `stop_after` on are incomplete."""
     images = len(next(iter(maps.values())))
+    partition_size = min(partition_size, images)
     layers = tuple(
         Layer(name, name, 0, "Conv2d", *found.shape[1:], shape=found.shape[1:], axes="nchw")
         for name, found in maps.items()
@@ -50,14 +52,16 @@ def make_store(
         for x in layers
     ]
     classes = [f"class{label}" for label in range(labels.max() + 1)]
-    data = {"spec": "made", "kind": "made", "images": images, "fingerprint": "0", "classes": classes}
+    names = list(paths or _paths(images))
+    fingerprint = hashlib.sha256("\n".join(names).encode()).hexdigest()
+    data = {"spec": "made", "kind": "made", "images": images, "fingerprint": fingerprint, "classes": classes}
     record = {
         "arch": "made", "selectors": ["all"], "weights": {"source": "module", "sha256": "0"}, "layers": described,
         "partition_size": partition_size, "data": data,
         "outputs": [output.name for output in schema.outputs], "metrics": list(metrics), "top_k": top_k,
     }  # fmt: skip
     store = Store.open_or_create(
-        path, manifests.build(**record | manifest), schema, paths or _paths(images), labels.astype(np.int64)
+        path, manifests.build(**record | manifest), schema, names, labels.astype(np.int64)
     )
     for partition in range(schema.partitions)[:stop_after]:
         start, stop = store.bounds(partition)
@@ -68,7 +72,7 @@ def make_store(
             for output in schema.outputs
         }
         store.write(partition, whole, status)
-    return xr.open_zarr(path)
+    return open_dataset(path)
 
 
 def _paths(images: int) -> list[str]:
