@@ -14,7 +14,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from actstats.analysis.spectra import per_coefficient
-from actstats.analysis.tables import by_layer, columns_of
+from actstats.analysis.tables import by_layer, columns_of, counts_of, unit_table
 from actstats.errors import ActstatsError
 from actstats.support import require_package
 
@@ -89,9 +89,9 @@ def styled(name: str) -> Iterator[None]:
 def draw_layers(found: Mapping[str, xr.Dataset], numbers: Sequence[str], path: str | Path) -> None:
     """Draw variables over the layers in order, with one panel per variable and one line per result.
 
-    A line is the median over a layer's units, with a band from the 10th to the 90th percentile. For a bool variable,
-    the line is the number of units for which it is True. A variable that is the same everywhere is mentioned in a
-    line of text instead of a panel.
+    A line is the median over a layer's units, with a band from the 10th to the 90th percentile; a panel's title says
+    how many units that is if some have no value. For a bool variable, the line is the number of units for which it is
+    True. A variable that is the same everywhere is mentioned in a line of text instead of a panel.
 
     Raises:
         ActstatsError: the file cannot be written, or matplotlib is not installed.
@@ -126,6 +126,8 @@ def draw_layers(found: Mapping[str, xr.Dataset], numbers: Sequence[str], path: s
                     places, table[column], marker=".", color=shades[name], label=f"{name}, number of units"
                 )
         axes.set_ylabel(_axis(next(iter(found.values())), str(column)))
+        if partly := _partly(tables, column):
+            axes.set_title(partly, fontsize="small", loc="left")
     _name_layers(panels[-1], first["layer"].tolist())
     # One entry per kind of line over all panels.
     labelled = {
@@ -144,6 +146,20 @@ def draw_layers(found: Mapping[str, xr.Dataset], numbers: Sequence[str], path: s
         text = ", ".join(f"{column} is {value:g}" for column, value in same.items())
         figure.supxlabel(f"in every layer, and for nearly all units: {text}", fontsize="small")
     _save(figure, path)
+
+
+def _partly(tables: Mapping[str, pd.DataFrame], column: str) -> str:
+    """Return how many units have a value, for results in which some have none.
+
+    >>> import pandas as pd
+    >>> _partly({"S": pd.DataFrame({"units": [90, 6], "step": [1.0, 2.0], "step_units": [3, 0]})}, "step")
+    'S: 3 of 96 units have a value'
+    """
+    return "; ".join(
+        f"{name}: {table[count].sum():,} of {table['units'].sum():,} units have a value"
+        for name, table in tables.items()
+        for count in counts_of(table, [column]).values()
+    )
 
 
 def _only_value(tables: Iterable[pd.DataFrame], column: str) -> float | None:
@@ -173,13 +189,16 @@ def draw_spectra(found: Mapping[str, xr.Dataset], numbers: Sequence[str], path: 
     layers = list(dict.fromkeys(layer for curve in curves.values() for layer in curve))
     figure, panels = _panels(len(layers), 2.2, columns=min(5, len(layers)), sharex=True, sharey=True)
     for axes, layer in zip(panels, layers, strict=True):
+        partly = []
         for (name, curve), colour in zip(curves.items(), colours(len(curves)), strict=True):
             if layer in curve:
-                axes.plot(*curve[layer], marker=".", markersize=3, linewidth=1, color=colour, label=name)
+                frequency, density, alive, units = curve[layer]
+                axes.plot(frequency, density, marker=".", markersize=3, linewidth=1, color=colour, label=name)
+                partly += [f"{alive} of {units} units"] * (alive < units)
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter(lambda value, _: f"1/{1 / value:.0f}")
         axes.set_yscale("log", nonpositive="mask")
-        axes.set_title(str(layer), fontsize="small")
+        axes.set_title("\n".join([str(layer), *partly]), fontsize="small")
         axes.tick_params(labelsize="x-small")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, frameon=False, loc="outside upper center", ncols=len(labels) or 1)
@@ -188,18 +207,22 @@ def draw_spectra(found: Mapping[str, xr.Dataset], numbers: Sequence[str], path: 
     _save(figure, path)
 
 
-def _layer_curves(found: xr.Dataset) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
-    """Return the frequencies and mean share of power per coefficient for each layer that resolves any."""
+def _layer_curves(found: xr.Dataset) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64], int, int]]:
+    """Return the frequencies and mean share of power per coefficient for each layer that resolves any.
+
+    The last two numbers are those of the units that have a spectrum, and of all units of the layer.
+    """
     density, frequency = (values.values for values in per_coefficient(found))
     layers = found["layer"].values
     curves = {}
     for layer in dict.fromkeys(layers.tolist()):
         # Dead units have no spectrum. The maps of a layer have the same size and resolve the same rings.
-        alive = np.flatnonzero(np.asarray(layers == layer) & np.isfinite(density).any(1))
+        here = np.asarray(layers == layer)
+        alive = np.flatnonzero(here & np.isfinite(density).any(1))
         if len(alive):
             mean = density[alive].mean(0)
             kept = np.isfinite(mean)
-            curves[str(layer)] = frequency[alive[0]][kept], mean[kept]
+            curves[str(layer)] = frequency[alive[0]][kept], mean[kept], len(alive), int(here.sum())
     return curves
 
 
@@ -244,7 +267,7 @@ def draw_noise(found: xr.Dataset, path: str | Path) -> None:
     Raises:
         ActstatsError: the file cannot be written, or matplotlib is not installed.
     """
-    table = found.load().to_dataframe()
+    table = unit_table(found)
     layers = table["layer"].unique().tolist()
     figure, panels = _panels(len(layers), 2.4, columns=min(5, len(layers)))
     for axes, layer in zip(panels, layers, strict=True):
@@ -254,7 +277,9 @@ def draw_noise(found: xr.Dataset, path: str | Path) -> None:
             axes.scatter(some["clean"], some["noisy"], s=10, color=style, marker=sign, label=label)
         end = float(np.nanmax(units[["clean", "noisy"]].to_numpy(), initial=0)) or 1.0
         axes.plot([0, end], [0, end], color="grey", linewidth=0.8, zorder=0, label="no change")
-        axes.set_title(str(layer), fontsize="small")
+        measured = int(units["change"].count())
+        partly = [f"{measured} of {len(units)} units"] * (measured < len(units))
+        axes.set_title("\n".join([str(layer), *partly]), fontsize="small")
         axes.tick_params(labelsize="x-small")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, frameon=False, loc="outside upper center", ncols=len(labels))

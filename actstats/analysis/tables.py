@@ -12,27 +12,42 @@ import pandas as pd
 import xarray as xr
 
 from actstats.errors import ActstatsError
+from actstats.store.dataset import plain
 from actstats.support import require_package
 
 FORMATS: Final = (".csv", ".parquet", ".json")
 _KEYS: Final = ("layer", "channel")
+_TEXTS: Final = frozenset(
+    {"layer", "other_layer", "counterpart_layer", "network", "other_network", "image_set", "concept", "concept_name",
+     "concept_category", "variable"}
+)  # fmt: skip
+"""Columns of names, which may look like numbers: a layer 0.10, a concept called null."""
 
 
 def unit_table(found: xr.Dataset) -> pd.DataFrame:
     """Return a result by unit as a table in memory: `layer`, `channel`, and one column per variable.
 
-    A variable with a further dimension has one column per label, such as `share[0.0156]`.
+    A variable with a further dimension has one column per label, such as `share[0.015625]`.
+
+    Raises:
+        ActstatsError: the result is not by unit.
     """
-    found = found.load()
+    found = plain(found).compute()
+    for key in _KEYS:
+        if key not in found.variables or found[key].dims != ("unit",):
+            raise ActstatsError(
+                f"a table by unit needs the coordinate {key} along unit, which the result lacks"
+            )
     return pd.DataFrame({**{key: found[key].values for key in _KEYS}, **dict(_columns(found))})
 
 
 def by_layer(found: xr.Dataset) -> pd.DataFrame:
     """Summarise a result by layer, with one row per layer in order of execution.
 
-    Columns are `layer`, `units` and, for each variable, its mean over the units (`step`), median (`step_median`), and
-    10th and 90th percentile (`step_p10`, `step_p90`), which ignore units without a value (NaN). For a bool variable
-    the column is the number of units for which it is True. Integers, such as the preferred class, have no column.
+    Columns are `layer`, `units` and, for each variable, its mean over the units (`step`), median (`step_median`),
+    10th and 90th percentile (`step_p10`, `step_p90`), and the number of units with a value (`step_units`), which all
+    of these are of: units without one (NaN) are left out. For a bool variable the column is the number of units for
+    which it is True. Integers, such as the preferred class, have no column.
     """
     table = unit_table(found)
     flags = [str(name) for name in table if table[name].dtype == bool]
@@ -40,6 +55,7 @@ def by_layer(found: xr.Dataset) -> pd.DataFrame:
     grouped = table.groupby("layer", sort=False)
     spread = {"": grouped[numbers].mean(), "_median": grouped[numbers].median()}
     spread |= {f"_p{round(100 * q)}": grouped[numbers].quantile(q) for q in (0.1, 0.9)}
+    spread["_units"] = grouped[numbers].count()
     parts = [grouped.size().rename("units").to_frame(), grouped[flags].sum()]
     parts += [part.add_suffix(suffix) for suffix, part in spread.items()]
     whole = pd.concat(parts, axis=1)
@@ -48,8 +64,14 @@ def by_layer(found: xr.Dataset) -> pd.DataFrame:
     return whole[order].reset_index()
 
 
+def counts_of(table: pd.DataFrame, columns: Sequence[str]) -> dict[str, str]:
+    """Return, of these columns of `by_layer`, those that are not of all units, with the column of their counts."""
+    counts = {column: f"{column}_units" for column in columns if f"{column}_units" in table}
+    return {column: count for column, count in counts.items() if (table[count] < table["units"]).any()}
+
+
 def columns_of(table: pd.DataFrame, numbers: Sequence[str]) -> list[str]:
-    """Return the columns of `numbers` in a table: one for each, or one per label, such as `share[0.0156]`."""
+    """Return the columns of `numbers` in a table: one for each, or one per label, such as `share[0.015625]`."""
     return [
         column
         for number in numbers
@@ -81,6 +103,35 @@ def write_table(table: pd.DataFrame, path: str | Path) -> None:
         raise ActstatsError(f"cannot write {path}: {error.strerror or error}") from error
 
 
+def read_table(path: Path) -> pd.DataFrame:
+    """Return a table that `write_table` wrote, with texts as they were written: names may look like numbers, or like
+    missing values.
+
+    Raises:
+        OSError, ValueError, ImportError: from pandas.
+    """
+    if path.suffix == ".parquet":
+        require_package("pyarrow", "a Parquet file")
+        return pd.read_parquet(path)
+    if path.suffix == ".json":
+        return pd.DataFrame(json.loads(path.read_text(encoding="utf-8")))
+    texts = pd.read_csv(path, dtype=str, keep_default_na=False)
+    return texts.apply(_typed)
+
+
+def _typed(texts: pd.Series) -> pd.Series:
+    """Return a column of texts from a CSV file as numbers or Booleans, if it is one of numbers and holds no names."""
+    if texts.name in _TEXTS:
+        return texts
+    if texts.isin(["True", "False"]).all():
+        return texts == "True"
+    known = texts[texts != ""]
+    numbers = pd.to_numeric(known, errors="coerce")
+    if known.empty or numbers.isna().any():
+        return texts if known.size else pd.Series(np.nan, index=texts.index)
+    return numbers.reindex(texts.index) if len(known) < len(texts) else numbers
+
+
 def to_json(table: pd.DataFrame) -> str:
     """Return a table as a JSON list of rows, with null for NaN and infinities, which JSON does not support.
 
@@ -98,10 +149,15 @@ def to_json(table: pd.DataFrame) -> str:
 
 def _columns(found: xr.Dataset) -> Iterator[tuple[str, Any]]:
     for name, variable in found.data_vars.items():
+        if "unit" not in variable.dims or variable.ndim > 2:
+            raise ActstatsError(
+                f"a table by unit needs variables along unit and at most one more dimension, and {name} is along "
+                f"{', '.join(map(str, variable.dims)) or 'none'}"
+            )
         if variable.ndim == 1:
             yield str(name), variable.values
             continue
         (extra,) = (dim for dim in variable.dims if dim != "unit")
         labels = found[extra].values if extra in found.coords else np.arange(found.sizes[extra])
         for label, values in zip(labels.tolist(), variable.transpose(extra, "unit").values, strict=True):
-            yield f"{name}[{label:.4g}]", values
+            yield f"{name}[{label}]", values

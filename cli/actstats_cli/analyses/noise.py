@@ -11,7 +11,17 @@ from actstats.support import located
 from actstats_cli import options
 from actstats_cli.analyses import output
 
-_HEADLINE = ["layer", "units", "clean", "noisy", "increase", "blocked", "outliers", "outlier_share"]
+_HEADLINE = [
+    "layer",
+    "units",
+    "measured",
+    "clean",
+    "noisy",
+    "increase",
+    "blocked",
+    "outliers",
+    "outlier_share",
+]
 
 
 @click.command()

@@ -21,7 +21,16 @@ if TYPE_CHECKING:
     import xarray as xr
 
 _NAMES: Final = ("layer", "variable")
-_COMPARED: Final = ("mean_s", "mean_r", "difference", "cliffs_delta", "delta_low", "delta_high")
+_COMPARED: Final = (
+    "units_s",
+    "units_r",
+    "mean_s",
+    "mean_r",
+    "difference",
+    "cliffs_delta",
+    "delta_low",
+    "delta_high",
+)
 
 
 def path_of(kind: str) -> Callable[[click.Context, click.Parameter, Path | None], Path | None]:
@@ -100,7 +109,7 @@ def run(
     `headline` names the numbers that are printed and drawn without `--show`; `draw` draws them, by default by layer.
     """
     from actstats.analysis import by_layer, compare_units, notes, plotting, unit_table
-    from actstats.analysis.tables import columns_of
+    from actstats.analysis.tables import columns_of, counts_of
     from actstats.store import open_dataset
 
     if len(stores) > 2:
@@ -126,10 +135,15 @@ def run(
         printed = table[["layer", "channel", *columns_of(table, numbers)]]
     else:
         table = by_layer(found[names[0]])
-        printed = table[["layer", "units", *columns_of(table, numbers)]]
+        columns = columns_of(table, numbers)
+        counts = counts_of(table, columns)
+        shown = [name for column in columns for name in (column, counts.get(column)) if name]
+        printed = table[["layer", "units", *shown]]
     said = [f"{name}: {note}" if len(stores) == 2 else note for name in names for note in notes(found[name])]
     if len(stores) == 1 and by == "layer":
         said.append("means over the units of each layer; --out also has the medians and percentiles")
+        if counts_of(table, columns_of(table, numbers)):
+            said.append("NAME_units is the number of units that have a value, which the mean is over")
     if plot is not None:
         with plotting.styled(style):
             (draw or plotting.draw_layers)(found, numbers, plot)
