@@ -12,9 +12,12 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from actstats.analysis.comparing import require_same_images
-from actstats.analysis.coverage import complete_images, usable
+from actstats.analysis.comparing import pair_images
+from actstats.analysis.coverage import usable, values_of
+from actstats.attributes import find_manifest
 from actstats.errors import ActstatsError
+from actstats.store.dataset import images_of
+from actstats.store.manifest import outdated
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.int64]
@@ -32,7 +35,9 @@ class Aligned:
     """A per-image statistic of several stores of the same images.
 
     Attributes:
-        arrays: values of each store, lazy, f32 [image, unit].
+        arrays: values of each store, lazy, [image, unit], with the units of each layer side by side.
+        units: for each store, the position of each of these units in the dataset, i64 [unit].
+        channels: for each store, their channels, [unit].
         layers: for each store, the slice of units of every layer, by layer name.
         rows: indices of the images that every store has read and whose values are all finite, i64.
         centres: for each store, the mean of every unit over `rows`, f64 [unit]; exact for constant units.
@@ -41,6 +46,8 @@ class Aligned:
     """
 
     arrays: list[xr.DataArray]
+    units: list[NDArray[np.int64]]
+    channels: list[NDArray[np.integer[Any]]]
     layers: list[dict[str, slice]]
     rows: Rows
     centres: list[Floats]
@@ -83,19 +90,21 @@ def align(stores: Sequence[xr.Dataset], analysis: str, variable: str, least: int
         ActstatsError: the stores contain different images or a different order, lack `variable`, or share fewer than
             `least` images with values. The message calls the analysis `analysis`.
     """
-    first = stores[0]
-    for other in stores[1:]:
-        require_same_images(first, other)
-        if first.attrs["data"]["fingerprint"] != other.attrs["data"]["fingerprint"]:
-            raise ActstatsError(
-                "the stores contain different images with the same names: sweep both over the same images"
-            )
+    stores = pair_images(stores, analysis)
+    images = [images_of(store, (), analysis) for store in stores]
+    pending = np.any([one.pending for one in images], axis=0)
+    read = np.all([one.read for one in images], axis=0)
+    arrays, units, channels, layers = [], [], [], []
     for store in stores:
-        usable(store, analysis, variable)
-    complete = np.all([complete_images(store) for store in stores], axis=0)
-    read = complete & np.all([store["status"].values == 0 for store in stores], axis=0)
-    arrays = [store[variable].transpose("image", "unit").reset_coords(drop=True) for store in stores]
-    layers = [layer_slices(store) for store in stores]
+        order, slices = _by_layer(usable(store, analysis, variable))
+        if {*store[variable].dims} != {"image", "unit"}:
+            raise ActstatsError(f"{analysis} needs one value per image and unit, and {variable} has more")
+        # The rows of pending images are not excluded here, as `read` excludes them.
+        values = values_of(store, variable).transpose("image", "unit").reset_coords(drop=True)
+        arrays.append(values if np.array_equal(order, np.arange(len(order))) else values.isel(unit=order))
+        units.append(order)
+        channels.append(store["channel"].values[order])
+        layers.append(slices)
     rows, offered = np.flatnonzero(read), int(read.sum())
     jobs = [
         (at, cover([of[name] for name in names])) for at, of in enumerate(layers) for names in _strips(of)
@@ -120,20 +129,24 @@ def align(stores: Sequence[xr.Dataset], analysis: str, variable: str, least: int
         "analysis": analysis,
         "images": len(read),
         "images_read": len(rows),
-        "images_unreadable": int((complete & ~read).sum()),
-        "images_pending": int((~complete).sum()),
+        "images_unreadable": int((~pending & ~read).sum()),
+        "images_pending": int(pending.sum()),
         "images_not_finite": offered - len(rows),
         "variable": variable,
+        "outdated": next(filter(None, (outdated(find_manifest(store.attrs)) for store in stores)), ""),
     }
-    return Aligned(arrays, layers, rows, centres, attrs)
+    return Aligned(arrays, units, channels, layers, rows, centres, attrs)
 
 
-def layer_slices(dataset: xr.Dataset) -> dict[str, slice]:
-    """Return the slice of each layer's units along `unit`, in layer order."""
-    names = dataset["layer"].values.astype(object)
-    starts = np.flatnonzero(np.append(True, names[1:] != names[:-1]))
-    ends = [*starts[1:].tolist(), len(names)]
-    return {str(names[start]): slice(start, end) for start, end in zip(starts.tolist(), ends, strict=True)}
+def _by_layer(dataset: xr.Dataset) -> tuple[NDArray[np.int64], dict[str, slice]]:
+    """Return the positions of the units with those of a layer side by side, and the slice of each layer in them."""
+    names = dataset["layer"].values
+    layers = {str(name): np.flatnonzero(names == name) for name in dict.fromkeys(names.tolist())}
+    ends = np.cumsum([len(places) for places in layers.values()]).tolist()
+    slices = {
+        name: slice(end - len(places), end) for (name, places), end in zip(layers.items(), ends, strict=True)
+    }
+    return np.concatenate(list(layers.values())), slices
 
 
 def cover(places: Sequence[slice]) -> slice:

@@ -9,9 +9,9 @@ import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
 
-from actstats.analysis.coverage import result, usable
+from actstats.analysis.coverage import result, usable, values_of
 from actstats.errors import ActstatsError
-from actstats.store.merging import merge
+from actstats.store.merging import reduce_partitions
 from actstats.support import require_package
 
 _RANKED = ("top_value", "top_image", "top_position")
@@ -40,11 +40,12 @@ def class_means(dataset: xr.Dataset, variable: str = "mean") -> xr.DataArray:
 def _class_means(swept: xr.Dataset, variable: str) -> xr.DataArray:
     from xarray.groupers import UniqueGrouper
 
-    label = swept["label"].values
+    label = _labels(swept)
     classes = np.unique(label[(label >= 0) & (swept["status"].values == 0)])
     if not len(classes):
         raise ActstatsError("selectivity needs labelled images, but no image that was read has a label")
-    found = swept[variable].drop_vars([name for name in swept.coords if name != "label"], errors="ignore")
+    found = values_of(swept, variable).reset_coords(drop=True).drop_vars("image", errors="ignore")
+    found = found.assign_coords(label=("image", label))
     return found.groupby(label=UniqueGrouper(labels=classes)).mean()
 
 
@@ -62,7 +63,7 @@ def selectivity(dataset: xr.Dataset, variable: str = "mean") -> xr.Dataset:
 
     Args:
         dataset: dataset of a sweep of labelled images with `variable` and the top images, as returned by
-            `xarray.open_zarr`.
+            `open_dataset`.
         variable: per-image variable: `mean`, as in Morcos et al., or `maximum`.
 
     Returns:
@@ -86,7 +87,7 @@ def selectivity(dataset: xr.Dataset, variable: str = "mean") -> xr.Dataset:
     found = {
         "selectivity": (greatest - others) / total.where((lowest >= 0) & (total > 0)),
         "preferred_class": _preferred(means),
-        **_of_top_images(dataset, swept),
+        **_of_top_images(swept),
     }
     return result(
         {name: found[name].assign_attrs(units=u, long_name=text) for name, (u, text) in _DESCRIBED.items()},
@@ -110,7 +111,8 @@ def variety(dataset: xr.Dataset) -> pd.DataFrame:
     swept = usable(dataset, "selectivity", *_RANKED)
     image = _top_images(swept).transpose("unit", "rank").values
     layer = np.repeat(swept["layer"].values, image.shape[1])
-    table = pd.DataFrame({"layer": layer, "image": image.ravel(), "label": _labels(dataset)[image].ravel()})
+    label = _label_of_number(swept)[image]
+    table = pd.DataFrame({"layer": layer, "image": image.ravel(), "label": label.ravel()})
     grouped = table.where(table != -1).assign(layer=layer).groupby("layer", sort=False)
     counts = grouped.agg(
         top_places=("image", "count"),
@@ -135,19 +137,18 @@ def _preferred(means: xr.DataArray) -> xr.DataArray:
 
 
 def _top_images(swept: xr.Dataset) -> xr.DataArray:
-    found: xr.DataArray = merge(swept[list(_RANKED)])["top_image"]
+    found: xr.DataArray = reduce_partitions(swept[list(_RANKED)])["top_image"]
+    if found.dtype.kind == "f":  # NaN for units that `where` excluded
+        found = found.fillna(-1).astype(np.int64)
     return found.chunk({"rank": -1})
 
 
-def _of_top_images(dataset: xr.Dataset, swept: xr.Dataset) -> dict[str, xr.DataArray]:
-    label = dataset["label"].variable
-    if label.chunks is not None:  # as the store has them: the graph holds where they lie, not what they are
-        label = label.chunk({"image": -1})
+def _of_top_images(swept: xr.Dataset) -> dict[str, xr.DataArray]:
     computed = xr.apply_ufunc(
         _classes_among,
         _top_images(swept),
-        label,
-        input_core_dims=[["rank"], ["image"]],
+        xr.DataArray(_label_of_number(swept), dims="number"),
+        input_core_dims=[["rank"], ["number"]],
         output_core_dims=[[]] * 3,
         dask="parallelized",
         output_dtypes=[np.float64, np.float64, np.int64],
@@ -160,9 +161,9 @@ def _classes_among(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
     """Return entropy and number of the classes of `image` [..., rank], and how many images there are.
 
-    `label` is that of each image of the store; there is no image -1.
+    `label` is that of each image of the store, and -1 at index -1.
     """
-    of_image = np.where(image >= 0, label[image], -1)
+    of_image = label[image]
     known = of_image >= 0
     # How often the class of each image occurs among the k. The sum of the reciprocals counts each class once.
     alike = (of_image[..., :, None] == of_image[..., None, :]) & known[..., None, :]
@@ -174,6 +175,18 @@ def _classes_among(
     return np.abs(entropy), np.where(n > 0, distinct, np.nan), (image >= 0).sum(-1)
 
 
-def _labels(dataset: xr.Dataset) -> NDArray[np.int64]:
-    """Return the label of each image in the store by index, and -1 at index -1."""
-    return np.append(dataset["label"].values, -1)
+def _label_of_number(swept: xr.Dataset) -> NDArray[np.int64]:
+    """Return the label of each image by its number in the store, and -1 at index -1 and for images not in `swept`."""
+    numbers = swept["image"].values
+    found = np.full(int(numbers.max()) + 2, -1, dtype=np.int64)
+    found[numbers] = _labels(swept)
+    return found
+
+
+def _labels(swept: xr.Dataset) -> NDArray[np.int64]:
+    if "label" not in swept.coords or swept["label"].dims != ("image",):
+        raise ActstatsError("selectivity needs the coordinate label along image, which this dataset lacks")
+    label: NDArray[np.int64] = swept["label"].values
+    if label.dtype.kind not in "iu":
+        raise ActstatsError("selectivity needs labels that are integers, -1 for images without a label")
+    return label

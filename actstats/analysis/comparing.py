@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,13 +11,15 @@ import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
 
+from actstats.attributes import require_manifest
 from actstats.errors import ActstatsError, nearest
+from actstats.store.dataset import plain
 from actstats.support import require_package
 
 
-def require_same_units(first: xr.Dataset, second: xr.Dataset) -> None:
+def require_same_units(first: xr.Dataset, second: xr.Dataset, *, ordered: bool = True) -> None:
     """Raise an `ActstatsError` that names the layers in which two stores, or two results by unit, differ."""
-    one, two = _units(first), _units(second)
+    one, two = units_by_layer(first), units_by_layer(second)
     if list(one.items()) == list(two.items()):
         return
     if only := _differing(list(one), list(two)):
@@ -26,31 +29,100 @@ def require_same_units(first: xr.Dataset, second: xr.Dataset) -> None:
             raise ActstatsError(
                 f"layer {name} has {one[name]} units in the first store and {two[name]} in the second"
             )
-    raise ActstatsError("the stores have the same layers in a different order")
+    if ordered:
+        raise ActstatsError("the stores have the same layers in a different order")
 
 
-def require_same_images(first: xr.Dataset, second: xr.Dataset) -> None:
-    """Raise an `ActstatsError` that names the first image in which two stores differ; the order matters."""
-    one, two = (dataset["path"].values for dataset in (first, second))
+def pair_units(first: xr.Dataset, second: xr.Dataset) -> xr.Dataset:
+    """Return `second` with its units in the order of those of `first`, paired by layer and channel.
+
+    Raises:
+        ActstatsError: the units differ, or `second` has one twice.
+    """
+    require_same_units(first, second, ordered=False)
+    one, two = (unit_index(dataset) for dataset in (first, second))
+    if one.equals(two):
+        return second
+    if not two.is_unique or not one.isin(two).all():
+        layer, channel = two[two.duplicated()][0] if not two.is_unique else one[~one.isin(two)][0]
+        raise ActstatsError(
+            f"the stores have different units: {layer}/{channel} occurs twice, or in one of them only"
+        )
+    return second.isel(unit=two.get_indexer(one))
+
+
+def unit_index(dataset: xr.Dataset) -> pd.MultiIndex:
+    """Return the layer and channel of each unit.
+
+    Raises:
+        ActstatsError: the dataset lacks the coordinate `layer` or `channel`.
+    """
+    for name in ("layer", "channel"):
+        if name not in dataset.variables:
+            raise ActstatsError(f"units are paired by layer and channel, and this dataset lacks {name}")
+    return pd.MultiIndex.from_arrays([dataset["layer"].values.astype(object), dataset["channel"].values])
+
+
+def pair_images(datasets: Sequence[xr.Dataset], analysis: str) -> list[xr.Dataset]:
+    """Return datasets of the same images, after `plain`, with the images that all of them have in the first's order.
+
+    Images are the same if those of the sweeps have the same fingerprint, and their paths are equal.
+
+    Raises:
+        ActstatsError: the sweeps were of different images, no image is in all datasets, or one occurs twice.
+    """
+    datasets = [plain(dataset) for dataset in datasets]
+    for dataset in datasets:
+        if "path" not in dataset.variables or dataset["path"].dims != ("image",):
+            raise ActstatsError(f"{analysis} needs the coordinate path along image, which this dataset lacks")
+    paths = [pd.Index(dataset["path"].values.astype(object)) for dataset in datasets]
+    data = [require_manifest(dataset.attrs, analysis, "data")["data"] for dataset in datasets]
+    for other, names in zip(data[1:], paths[1:], strict=True):
+        if data[0]["fingerprint"] != other["fingerprint"]:
+            _refuse_images(paths[0], names)
+            raise ActstatsError(
+                "the stores contain different images with the same names: sweep both over the same images"
+            )
+    if all(names.equals(paths[0]) for names in paths[1:]):
+        return datasets
+    common = paths[0]
+    for names in paths:
+        if not names.is_unique:
+            raise ActstatsError(
+                f"{analysis} needs each image once: {names[names.duplicated()][0]} occurs twice"
+            )
+        common = common[common.isin(names)]
+    if common.empty:
+        _refuse_images(*paths[:2])
+    return [
+        dataset if names.equals(common) else dataset.isel(image=names.get_indexer(common))
+        for dataset, names in zip(datasets, paths, strict=True)
+    ]
+
+
+def _refuse_images(one: pd.Index, two: pd.Index) -> None:
+    """Raise an `ActstatsError` that names the first image in which two stores differ, if their paths do."""
     if len(one) != len(two):
         raise ActstatsError(
             f"the stores have different images: {len(one):,} in the first and {len(two):,} in the second"
         )
-    if not np.array_equal(one, two):
-        if np.array_equal(np.sort(one), np.sort(two)):
-            raise ActstatsError(
-                "the stores contain the same images in a different order: sweep both over the same images"
-            )
-        at = int(np.flatnonzero(one != two)[0])
+    if one.equals(two):
+        return
+    if one.sort_values().equals(two.sort_values()):
         raise ActstatsError(
-            f"the stores have different images: number {at:,} is {one[at]} in the first and {two[at]} in the second"
+            "the stores contain the same images in a different order: sweep both over the same images"
         )
+    at = int(np.flatnonzero(one != two)[0])
+    raise ActstatsError(
+        f"the stores have different images: number {at:,} is {one[at]} in the first and {two[at]} in the second"
+    )
 
 
-def require_same_network(first: xr.Dataset, second: xr.Dataset) -> None:
+def require_same_network(first: xr.Dataset, second: xr.Dataset, analysis: str) -> None:
     """Raise an `ActstatsError` if two stores were not swept with the same network and weights."""
+    manifests = [require_manifest(dataset.attrs, analysis, "arch", "weights") for dataset in (first, second)]
     for path in (("arch",), ("weights", "sha256")):
-        one, two = (_entry(dataset.attrs, path) for dataset in (first, second))
+        one, two = (_entry(manifest, path) for manifest in manifests)
         if one != two:
             raise ActstatsError(
                 f"the stores are of different networks: {'.'.join(path)} is {one} in the first and {two} "
@@ -58,12 +130,11 @@ def require_same_network(first: xr.Dataset, second: xr.Dataset) -> None:
             )
 
 
-def _units(dataset: xr.Dataset) -> dict[str, int]:
-    names, at, counts = np.unique(
-        dataset["layer"].values.astype(object), return_index=True, return_counts=True
-    )
-    order = np.argsort(at)
-    return dict(zip(names[order], counts[order].tolist(), strict=True))
+def units_by_layer(dataset: xr.Dataset) -> dict[str, int]:
+    """Return the number of units of each layer, layers in the order of their first units."""
+    if "layer" not in dataset.variables:
+        raise ActstatsError("units are compared by layer, and this dataset lacks the coordinate layer")
+    return dict(Counter(map(str, dataset["layer"].values.tolist())))
 
 
 def _differing(one: Sequence[str], two: Sequence[str]) -> str:
@@ -128,17 +199,23 @@ def compare_units(
             installed.
     """
     require_package("scipy", "a bootstrap interval")
-    require_same_units(standard, robust)
+    _check_interval(resamples, confidence)
+    standard, robust = plain(standard), plain(robust)
+    require_same_units(standard, robust, ordered=False)
     known = [str(n) for n, v in standard.data_vars.items() if v.dims == ("unit",) and v.dtype.kind in "fb"]
-    for name in variables or ():
-        if name not in known:
+    chosen = known if variables is None else list(dict.fromkeys(variables))
+    for name in chosen:
+        if name not in known or name not in robust or robust[name].dims != ("unit",):
             hint = nearest(name, known) or f"; available: {', '.join(known)}"
-            raise ActstatsError(f"the result has no per-unit variable {name!r}{hint}")
-    chosen = list(variables or known)
+            raise ActstatsError(f"the results have no per-unit variable {name!r}{hint}")
+    if not chosen:
+        raise ActstatsError("the results have no per-unit variable to compare: `variables=` is empty")
     long = pd.concat(
         [
-            found[chosen].load().to_dataframe()[["layer", *chosen]].melt("layer").assign(network=network)
+            pd.DataFrame({"variable": name, "layer": layers, "network": network, "value": values})
             for network, found in (("s", standard), ("r", robust))
+            for layers in [found["layer"].values.astype(object)]
+            for name, values in found[chosen].compute().data_vars.items()
         ]
     )
     rng = np.random.default_rng(seed)
@@ -151,7 +228,7 @@ def compare_units(
 def compare_matched(
     standard: xr.Dataset,
     robust: xr.Dataset,
-    counterpart: NDArray[np.integer[Any]],
+    counterpart: xr.DataArray | NDArray[np.integer[Any]],
     variables: Sequence[str],
     *,
     within_layers: bool = True,
@@ -173,7 +250,8 @@ def compare_matched(
     Args:
         standard: result of an analysis for the reference network.
         robust: result of the same analysis for the other network.
-        counterpart: for each unit of `standard` the index of its counterpart in `robust`, or -1, as from `match`.
+        counterpart: the index in `robust` of the counterpart of each unit, or -1, as from `match`: the variable
+            itself, whose units are found in `standard` by layer and channel, or one for each unit of `standard`.
         variables: names of the variables to compare.
         within_layers: whether to return a row for each layer of `standard`, or one for all units.
         resamples: number of bootstrap samples.
@@ -184,14 +262,24 @@ def compare_matched(
         A row for each variable (and layer): `variable`, (`layer`,) `units`, `pairs`, `median_s`, `median_r`,
         `difference`, `difference_low`, `difference_high`, `delta`, `delta_low`, `delta_high`. NaN without pairs,
         intervals with fewer than two.
+
+    Raises:
+        ActstatsError: the counterparts are of other units, a variable is missing, or `resamples` or `confidence` is
+            out of range.
     """
+    _check_interval(resamples, confidence)
+    standard, robust = plain(standard), plain(robust)
+    counterpart = _counterparts(standard, robust, counterpart)
     rng = np.random.default_rng(seed)
     edges = [(1 - confidence) / 2, (1 + confidence) / 2]
     layers = (
         standard["layer"].values.astype(object) if within_layers else np.full(standard.sizes["unit"], "all")
     )
     rows = []
-    for variable in variables:
+    for variable in dict.fromkeys(variables):
+        for found in (standard, robust):
+            if variable not in found or found[variable].dims != ("unit",):
+                raise ActstatsError(f"the results have no per-unit variable {variable!r}")
         x, y = (found[variable].values.astype(np.float64) for found in (standard, robust))
         y = np.where(counterpart >= 0, y[counterpart], np.nan)
         for layer in dict.fromkeys(layers.tolist()):
@@ -214,6 +302,38 @@ def compare_matched(
             rows.append(row)
     table = pd.DataFrame(rows)
     return table if within_layers else table.drop(columns="layer")
+
+
+def _check_interval(resamples: int, confidence: float) -> None:
+    if resamples < 1:
+        raise ActstatsError(f"`resamples=` must be 1 or more, not {resamples}")
+    if not 0 < confidence < 1:
+        raise ActstatsError(f"`confidence=` must be between 0 and 1, not {confidence}")
+
+
+def _counterparts(
+    standard: xr.Dataset, robust: xr.Dataset, counterpart: xr.DataArray | NDArray[np.integer[Any]]
+) -> NDArray[np.integer[Any]]:
+    """Return the position in `robust` of the counterpart of each unit of `standard`, -1 for none."""
+    if isinstance(counterpart, xr.DataArray):
+        of, units = unit_index(plain(counterpart.to_dataset(name="counterpart"))), unit_index(standard)
+        if not of.is_unique or not of.isin(units).all():
+            raise ActstatsError(
+                "the counterparts are of other units than `standard`: match the same datasets"
+            )
+        at = of.get_indexer(units)
+        found = np.where(at >= 0, counterpart.values[at], -1)
+    else:
+        found = np.asarray(counterpart)
+    size = standard.sizes["unit"]
+    if found.shape != (size,):
+        raise ActstatsError(
+            f"`counterpart=` has {found.size:,} units and `standard` {size:,}: pass match(...)['counterpart'], "
+            "which names its units"
+        )
+    if not ((found >= -1) & (found < robust.sizes["unit"])).all():
+        raise ActstatsError("`counterpart=` has indices of units that `robust` does not have")
+    return found
 
 
 def _signs(d: NDArray[np.float64], axis: int) -> NDArray[np.float64]:

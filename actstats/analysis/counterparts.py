@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from actstats.analysis.aligned import Aligned, Floats, align, cover, spread, within
 from actstats.analysis.coverage import result, usable
 from actstats.analysis.tables import unit_table
+from actstats.attributes import require_manifest
 from actstats.errors import ActstatsError
 from actstats.support import require_package
 
@@ -98,7 +99,16 @@ def match_both(first: xr.Dataset, second: xr.Dataset) -> tuple[xr.Dataset, xr.Da
 
 
 def match_table(found: xr.Dataset) -> pd.DataFrame:
-    """Return what `match` found as a table by unit that `read_matches` reads; its first columns say of what it is."""
+    """Return what `match` found as a table by unit that `read_matches` reads; its first columns say of what it is.
+
+    Raises:
+        ActstatsError: units were chosen or reordered in the other store, whose indices would be of other units.
+    """
+    if not found.attrs["other_whole"]:
+        raise ActstatsError(
+            "a table of matches names units by their index in the store, but units of `second` were chosen: match "
+            "with the whole dataset, as actstats.open_dataset returns it"
+        )
     table = unit_table(found)
     for at, key in enumerate(_KEYS):
         table.insert(at, key, found.attrs[key])
@@ -154,6 +164,8 @@ def select_matches(table: pd.DataFrame, first: xr.Dataset, second: xr.Dataset) -
     Raises:
         ActstatsError: the matches were made of other units, or do not have all of them.
     """
+    if not _is_whole(second, second.attrs):
+        raise ActstatsError("matches are of all units of a store, in their order: pass the whole dataset")
     keys = _identity(first, second)
     rows = table[np.all([table[name] == value for name, value in keys.items()], axis=0)]
     if rows.empty:
@@ -223,29 +235,45 @@ def _match(
     results = []
     for direction in range(1 + both):
         parts = [part for strip in found for part in strip[direction]]
-        units = np.concatenate([part.pop("unit") for part in parts])
+        here, there = aligned.units[direction], aligned.units[1 - direction]
+        units = here[np.concatenate([part.pop("unit") for part in parts])]
         along = np.argsort(units)
         gathered = {name: np.concatenate([part[name] for part in parts])[along] for name in parts[0]}
+        for name in ("counterpart", "best", "partner"):
+            at = gathered[name]
+            gathered[name] = np.where(at >= 0, there[at], -1)
         a, b = (first, second)[direction], (second, first)[direction]
         kept = usable(a, "match").isel(unit=units[along])
+        candidates = usable(b, "match")
         for name in ("counterpart", "partner"):
             at = gathered[name]
-            gathered[f"{name}_channel"] = np.where(at >= 0, b["channel"].values[at], -1)
+            gathered[f"{name}_channel"] = np.where(at >= 0, candidates["channel"].values[at], -1)
         at = gathered["counterpart"]
-        gathered["counterpart_layer"] = np.where(at >= 0, b["layer"].values.astype(object)[at], "")
+        gathered["counterpart_layer"] = np.where(at >= 0, candidates["layer"].values[at], "")
         made = {
             name: xr.DataArray(gathered[name], dims="unit", attrs={"units": "", "long_name": text})
             for name, text in _DESCRIBED.items()
         }
-        attrs = {**aligned.attrs, **_identity(a, b), "across": across, "least": least, "seed": seed}
+        attrs = {**aligned.attrs, **_identity(a, b), "across": int(across), "least": least, "seed": seed}
+        attrs["other_whole"] = int(_is_whole(candidates, b.attrs))
         results.append(result(made, kept).assign_attrs(attrs))
     return results
 
 
 def _identity(first: xr.Dataset, second: xr.Dataset) -> dict[str, str]:
     """Return what tells matches apart: the checksums of both networks' weights, and the images' fingerprint."""
-    weights = [dataset.attrs["weights"]["sha256"][:12] for dataset in (first, second)]
-    return dict(zip(_KEYS, (*weights, str(first.attrs["data"]["fingerprint"])[:12]), strict=True))
+    manifests = [require_manifest(dataset.attrs, "match", "weights", "data") for dataset in (first, second)]
+    weights = [manifest["weights"]["sha256"][:12] for manifest in manifests]
+    return dict(zip(_KEYS, (*weights, str(manifests[0]["data"]["fingerprint"])[:12]), strict=True))
+
+
+def _is_whole(dataset: xr.Dataset, attributes: Mapping[str, Any]) -> bool:
+    """Return whether a dataset has all units of its store, in their order."""
+    layers = require_manifest(attributes, "match", "layers")["layers"]
+    units = [(layer["name"], channel) for layer in layers for channel in range(layer["units"])]
+    return (
+        list(zip(dataset["layer"].values.tolist(), dataset["channel"].values.tolist(), strict=True)) == units
+    )
 
 
 def _job(
@@ -331,18 +359,28 @@ def _matched(
         agreed = [sums.correlations() for sums in (one, two, mixed)]
         one.join(two)
         agreed.append(one.correlations())
+        channels = aligned.channels
         for layer, own in zip(pair.here, pair.own, strict=True):
             units = [matrix[within(layer, pair.units)] for matrix in agreed]
-            found[0].append(_of_layer(units, layer, pair.there, own, least))
+            found[0].append(_of_layer(units, layer, pair.there, own, channels, least))
             if both:
-                found[1].append(_of_layer([matrix.T for matrix in units], pair.there, layer, layer, least))
+                back = [matrix.T for matrix in units]
+                found[1].append(_of_layer(back, pair.there, layer, layer, channels[::-1], least))
     return found
 
 
 def _of_layer(
-    agreed: list[Floats], layer: slice, candidates: slice, own: slice | None, least: float
+    agreed: list[Floats],
+    layer: slice,
+    candidates: slice,
+    own: slice | None,
+    channels: Sequence[NDArray[np.integer[Any]]],
+    least: float,
 ) -> dict[str, NDArray[Any]]:
-    """Decide on counterparts from correlations with candidates: on half one, on half two, shuffled, on all images."""
+    """Decide on counterparts from correlations with candidates: on half one, on half two, shuffled, on all images.
+
+    `channels` are those of the units of the layer's store, and those of the other.
+    """
     from scipy.optimize import linear_sum_assignment
 
     by_one, by_two, mixed, whole = agreed
@@ -360,8 +398,9 @@ def _of_layer(
     same, partner, agrees = np.full(len(units), np.nan), np.full(len(units), -1), np.full(len(units), np.nan)
     if own is not None:
         block = whole[:, within(own, candidates)]
-        diagonal = np.diagonal(block)
-        same[: len(diagonal)] = _known(diagonal)
+        place = pd.Index(channels[1][own])
+        at = place[~place.duplicated()].get_indexer(channels[0][layer])
+        same[at >= 0] = _known(block[:, ~place.duplicated()][at >= 0, at[at >= 0]])
         row, column = linear_sum_assignment(np.maximum(block, -1), maximize=True)
         real = block[row, column] > -2
         partner[row[real]], agrees[row[real]] = own.start + column[real], block[row[real], column[real]]

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Final
+from collections.abc import Callable, Mapping
+from typing import Final
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from actstats.attributes import find_manifest
 from actstats.errors import ActstatsError
 from actstats.metrics.builtin import BUILTINS
+from actstats.store.dataset import images_of, plain, require_whole
+from actstats.store.manifest import outdated, outdated_note
+from actstats_kernels.bins import frequencies, histogram_edges
 
 _METRICS = {output.name: metric for metric, builtin in BUILTINS.items() for output in builtin.outputs}
+_AXES: Final[Mapping[str, tuple[str, Callable[[], NDArray[np.float64]]]]] = {
+    "bin": ("bin_left", lambda: histogram_edges()[0]),
+    "frequency": ("frequency", frequencies),
+}
+"""The coordinate of each axis of which an analysis needs all bins, in order, and its values."""
 _OF_UNITS: Final = ("layer", "channel", "height", "width")
-_SMALL: Final = (*_OF_UNITS, "label", "status", "completed", "frequency", "bin_left", "bin_right")
 _COUNTS: Final = {
     "images_pending": ("has not been swept yet and is excluded", "have not been swept yet and are excluded"),
     "images_unreadable": ("could not be read and is excluded", "could not be read and are excluded"),
@@ -26,65 +34,101 @@ _COUNTS: Final = {
 
 
 def usable(dataset: xr.Dataset, analysis: str, *variables: str) -> xr.Dataset:
-    """Return the complete part of a store's `variables`, lazily, with the small coordinates in memory.
+    """Return the complete part of a dataset's `variables`, lazily, with the small coordinates in memory.
 
+    The dataset may have been indexed, reordered, loaded, rechunked or merged, and have other indexes and variables.
     Incomplete partitions and their images are excluded. Images that could not be read are kept, since their rows are
-    NaN. The attributes are `analysis`, `arch`, and the numbers of images: `images`, `images_read`,
+    NaN. The attributes are `analysis`, `arch`, `outdated`, and the numbers of images: `images`, `images_read`,
     `images_unreadable`, `images_pending`; `notes` describes them in words.
 
     Raises:
-        ActstatsError: the store lacks a variable, or no partition is complete.
+        ActstatsError: the dataset lacks a variable or what is needed beside its variables, no partition is complete,
+            or images were chosen and a variable is a sum over all of them.
     """
+    dataset = plain(dataset)
     for name in variables:
-        if name not in dataset:
-            per_image = name in _METRICS and BUILTINS[_METRICS[name]].outputs[0].per_image
+        _require_variable(dataset, analysis, name)
+    images = images_of(dataset, variables, analysis)
+    included = require_whole(dataset, images, variables, analysis)
+    known = {
+        name: _in_memory(dataset[name].variable)
+        for name in (*_OF_UNITS, *_AXES, "image", "label", "status")
+        if name in dataset.variables
+    }
+    for name in ("layer", "channel"):
+        if name not in known or known[name].dims != ("unit",):
             raise ActstatsError(
-                f"{analysis} needs the variable {name}, which this store lacks: sweep with "
-                f"`metrics={_METRICS.get(name, name)},...`{' and `per_image=True`' if per_image else ''}"
+                f"{analysis} needs the coordinate {name} along unit, which this dataset lacks"
             )
-    known = {name: dataset[name].load() for name in _SMALL if name in dataset.coords}
-    if "layer" in known:  # some libraries that group by it do not support NumPy's new strings
-        known["layer"] = known["layer"].astype(object)
-    status = known["status"].values if "status" in known else np.zeros(0, dtype=np.int8)
-    done = known["completed"].values if "completed" in known else np.ones(1, dtype=bool)
-    if not done.any():
-        raise ActstatsError(
-            f"{analysis} needs a complete partition, and this store has none: resume its sweep"
-        )
-    pending = _pending(dataset.attrs, status, done)
-    kept = dataset[list(variables)].assign_coords(known)
+    for dim in ("image", "unit"):
+        if not dataset.sizes.get(dim, 1):
+            raise ActstatsError(f"{analysis} needs one {dim} or more, and this dataset has none")
+    kept = dataset[list(variables)].reset_coords(drop=True).assign_coords(known)
     # Only index if something is excluded, since indexing changes the chunks.
-    if pending.any() and "image" in kept.dims:
-        kept = kept.isel(image=np.flatnonzero(~pending))
-    if not done.all() and "partition" in kept.dims:
-        kept = kept.isel(partition=np.flatnonzero(done))
+    if images.pending.any():
+        kept = kept.isel(image=np.flatnonzero(~images.pending))
+    if "partition" in kept.dims and images.done is not None and not images.done.all():
+        kept = kept.isel(partition=np.flatnonzero(images.done))
+    read = int(images.read.sum())
+    manifest = find_manifest(dataset.attrs)
     kept.attrs = {
         "analysis": analysis,
-        "arch": str(dataset.attrs.get("arch", "")),
-        "images": len(status),
-        "images_read": int((status[~pending] == 0).sum()),
-        "images_unreadable": int((status[~pending] > 0).sum()),
-        "images_pending": int(pending.sum()),
+        "arch": str(manifest.get("arch", "")),
+        "outdated": outdated(manifest) if manifest else "",
+        "images": len(images.read),
+        "images_read": read,
+        "images_unreadable": int((~images.read & ~images.pending).sum()),
+        "images_pending": int(images.pending.sum()),
     }
+    if included and included != read:  # sums over the images of chosen partitions
+        kept.attrs |= {
+            "images": included,
+            "images_read": included,
+            "images_unreadable": 0,
+            "images_pending": 0,
+        }
     return kept
 
 
-def complete_images(dataset: xr.Dataset) -> NDArray[np.bool_]:
-    """Return which images belong to complete partitions, bool [image]."""
-    status, done = (dataset[name].values for name in ("status", "completed"))
-    return ~_pending(dataset.attrs, status, done)
+def _require_variable(dataset: xr.Dataset, analysis: str, name: str) -> None:
+    """Raise an `ActstatsError` if a dataset lacks a variable, or the variable has lost a dimension or bins."""
+    outputs = {output.name: output for output in BUILTINS[_METRICS[name]].outputs} if name in _METRICS else {}
+    if name not in dataset.data_vars:
+        per_image = name in outputs and outputs[name].per_image
+        raise ActstatsError(
+            f"{analysis} needs the variable {name}, which this dataset lacks: sweep with "
+            f"`metrics={_METRICS.get(name, name)},...`{' and `per_image=True`' if per_image else ''}"
+        )
+    dims = set(map(str, dataset[name].dims))
+    needed = set(outputs[name].dims if name in outputs else ("image", "unit"))
+    further = dims - needed if name in outputs else dims & {"partition"}
+    if further or not needed - {"partition"} <= dims:
+        raise ActstatsError(
+            f"{analysis} needs {name} with the dimensions {', '.join(sorted(needed))}, not "
+            f"{', '.join(sorted(dims)) or 'none'}: choose along an axis with a list, isel(unit=[0])"
+        )
+    for dim in dims & _AXES.keys():
+        coordinate, values = _AXES[dim]
+        found = dataset[coordinate].values if coordinate in dataset.variables else None
+        if found is None or not np.array_equal(found, values(), equal_nan=True):
+            raise ActstatsError(
+                f"{analysis} needs all of the axis {dim}, in order, with its coordinate {coordinate}"
+            )
 
 
-def _pending(
-    attributes: Mapping[str, Any], status: NDArray[np.int8], done: NDArray[np.bool_]
-) -> NDArray[np.bool_]:
-    """Return which images belong to incomplete partitions."""
-    size = attributes.get("partition_size")
-    if size is not None and len(status) == attributes["data"]["images"]:
-        found = np.repeat(~done, size)[: len(status)]
-    else:  # for a selection of images, only the status is known
-        found = status == -1
-    return np.asarray(found, dtype=bool)
+def values_of(swept: xr.Dataset, name: str) -> xr.DataArray:
+    """Return a per-image variable of `usable`, NaN where there is no value, also if it holds integers."""
+    values = swept[name]
+    if values.dtype.kind == "f":
+        return values
+    known = swept["status"] == 0
+    return values.where(known & (values >= 0) if name == "argmax" else known)
+
+
+def _in_memory(variable: xr.Variable) -> xr.Variable:
+    """Return a coordinate in memory, with strings as Python's: some libraries do not support NumPy's new ones."""
+    loaded = variable.compute()
+    return loaded.astype(object) if loaded.dtype.kind in "TU" else loaded
 
 
 def result(variables: Mapping[str, xr.DataArray], source: xr.Dataset) -> xr.Dataset:
@@ -96,13 +140,16 @@ def result(variables: Mapping[str, xr.DataArray], source: xr.Dataset) -> xr.Data
 
 
 def notes(found: xr.Dataset) -> list[str]:
-    """Return a line for each kind of image excluded from a result; empty if all images were used.
+    """Return a line for each kind of image excluded from a result, and one if the store is of an earlier version.
+
+    The list is empty if all images were used.
 
     >>> notes(xr.Dataset(attrs={"images": 9, "images_read": 6, "images_unreadable": 1, "images_pending": 2}))
     ['2 of 9 images have not been swept yet and are excluded', '1 of 9 images could not be read and is excluded']
     """
-    return [
+    lines = [
         f"{found.attrs[name]:,} of {found.attrs['images']:,} images {one if found.attrs[name] == 1 else several}"
         for name, (one, several) in _COUNTS.items()
         if found.attrs.get(name)
     ]
+    return [*lines, outdated_note(found.attrs["outdated"])] if found.attrs.get("outdated") else lines

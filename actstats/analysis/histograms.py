@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from actstats.analysis.coverage import result, usable
 from actstats.errors import ActstatsError
-from actstats.store.merging import merge
+from actstats.store.merging import reduce_partitions
 from actstats_kernels.bins import (
     BIN_NAN,
     BIN_NEGATIVE_INFINITY,
@@ -50,7 +50,7 @@ def quantiles(dataset: xr.Dataset, q: float | Sequence[float] = (0.01, 0.5, 0.99
     magnitude, the limit of f16.
 
     Args:
-        dataset: dataset of a sweep with `histogram`, as returned by `xarray.open_zarr`.
+        dataset: dataset of a sweep with `histogram`, as returned by `open_dataset`.
         q: quantiles in [0, 1]. 0.995 is the threshold of network dissection, its top 0.5 %.
 
     Returns:
@@ -60,12 +60,17 @@ def quantiles(dataset: xr.Dataset, q: float | Sequence[float] = (0.01, 0.5, 0.99
         ActstatsError: `q` is outside [0, 1], the variable is missing, or no partition is complete.
     """
     wanted = np.atleast_1d(np.asarray(q, dtype=np.float64))
+    if wanted.ndim > 1 or not wanted.size:
+        raise ActstatsError("`q=` is a quantile or a list of one or more")
     if not ((wanted >= 0) & (wanted <= 1)).all():
         raise ActstatsError(
             f"quantiles must be in [0, 1], not {wanted[~((wanted >= 0) & (wanted <= 1))][0]:g}"
         )
     swept = usable(dataset, "quantiles", "histogram")
-    counts = merge(swept)["histogram"].astype(np.int64).chunk({"bin": -1})
+    counts = reduce_partitions(swept)["histogram"]
+    if counts.dtype.kind == "f":  # NaN for units that `where` excluded
+        counts = counts.fillna(0)
+    counts = counts.astype(np.int64).chunk({"bin": -1})
     names = list(_DESCRIBED)
     computed = xr.apply_ufunc(
         _summary,

@@ -6,9 +6,11 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from actstats.analysis.comparing import require_same_images, require_same_network, require_same_units
+from actstats.analysis.comparing import pair_images, pair_units, require_same_network, units_by_layer
 from actstats.analysis.coverage import result, usable
+from actstats.analysis.tables import unit_table
 from actstats.errors import ActstatsError
+from actstats.store.dataset import images_of
 
 _DESCRIBED = {
     "clean": ("activation", "total variation on the clean images, mean over the images"),
@@ -34,13 +36,13 @@ def noise(
       the rule of Chen et al. 2020 (arXiv 2006.09373), where the reference is the standard network.
 
     Args:
-        clean: dataset of a sweep with `total_variation`, as returned by `xarray.open_zarr`.
+        clean: dataset of a sweep with `total_variation`, as returned by `open_dataset`.
         noisy: dataset for the same network and images with noise.
         reference: clean sweep that sets the scale of the outlier rule. Default: `clean`.
         share: threshold of the outlier rule, relative to that scale.
 
     Returns:
-        The variables above, f32 [unit], and `outlier`, bool [unit].
+        The variables above, f64 [unit], and `outlier`, bool [unit].
 
     Raises:
         ActstatsError: the sweeps differ in images, layers or weights, a variable is missing, no partition is
@@ -48,11 +50,8 @@ def noise(
     """
     if not share > 0:
         raise ActstatsError(f"`share=` must be above 0, not {share}")
-    require_same_network(clean, noisy)
-    require_same_units(clean, noisy)
-    require_same_images(clean, noisy)
-    sweeps = [_swept(dataset) for dataset in (clean, noisy)]
-    first, second = xr.align(*sweeps, join="inner")
+    require_same_network(clean, noisy, "noise")
+    first, second = _paired(clean, noisy)
     before, after = first["total_variation"], second["total_variation"]
     both = before.notnull() & after.notnull()
     change = after - before
@@ -63,21 +62,14 @@ def noise(
         "change_error": change.std("image", ddof=1) / np.sqrt(both.sum("image")),
     }
     found["relative_change"] = found["change"] / found["clean"].where(found["clean"] > 0)
-    if reference is None:
-        scale = found["clean"]
-    else:
-        require_same_units(clean, reference)
+    scale = found["clean"]
+    if reference is not None:
         scale = usable(reference, "noise", "total_variation")["total_variation"].mean("image")
-    limit = share * _mean_of_layer(scale)
+        if missing := units_by_layer(first).keys() - units_by_layer(scale.to_dataset(name="scale")).keys():
+            raise ActstatsError(f"the stores have different layers: the reference has no {min(missing)}")
+    limit = share * _mean_of_layer(scale, first["layer"])
     found["outlier"] = (abs(found["change"]) >= limit) & (limit > 0)
     described = {n: found[n].assign_attrs(units=u, long_name=text) for n, (u, text) in _DESCRIBED.items()}
-    read = int(((first["status"].values == 0) & (second["status"].values == 0)).sum())
-    pending = first.attrs["images"] - first.sizes["image"]
-    first.attrs |= {
-        "images_read": read,
-        "images_pending": pending,
-        "images_unreadable": first.sizes["image"] - read,
-    }
     return result(described, first)
 
 
@@ -94,29 +86,45 @@ def noise_by_layer(found: xr.Dataset, *, input_increase: float | None = None) ->
     the first layer, whose `blocked` is then 0.
 
     Returns:
-        One row per layer, in order of execution: `layer`, `units`, `clean`, `noisy`, `increase`, `blocked`,
-        `outliers` (a count) and `outlier_share`.
+        One row per layer, in order of execution: `layer`, `units`, `measured` (units with a value, which the means
+        are of), `clean`, `noisy`, `increase`, `blocked`, `outliers` (a count) and `outlier_share` (of the units that
+        are measured).
     """
-    units = found.load().to_dataframe()
+    units = unit_table(found)
     grouped = units.groupby("layer", sort=False)
     table = grouped[["clean", "noisy"]].mean()
     table.insert(0, "units", grouped.size())
+    table.insert(1, "measured", grouped["change"].count())
     table["increase"] = table["noisy"] / table["clean"].where(table["clean"] > 0) - 1
     table["blocked"] = 1 - table["increase"] / (
         table["increase"].iloc[0] if input_increase is None else input_increase
     )
     table["outliers"] = grouped["outlier"].sum()
-    table["outlier_share"] = grouped["outlier"].mean()
+    table["outlier_share"] = table["outliers"] / table["measured"].where(table["measured"] > 0)
     return table.reset_index()
 
 
-def _swept(dataset: xr.Dataset) -> xr.Dataset:
-    """Return the total variation with an image index, so that sweeps with different complete partitions align."""
-    numbered = dataset.assign_coords(image=np.arange(dataset.sizes["image"]))
-    return usable(numbered, "noise", "total_variation").drop_dims("partition", errors="ignore")
+def _paired(clean: xr.Dataset, noisy: xr.Dataset) -> tuple[xr.Dataset, xr.Dataset]:
+    """Return the total variation of the same units for the images that are complete in both sweeps."""
+    both = pair_images([clean, noisy], "noise")
+    both[1] = pair_units(*both)
+    images = [images_of(dataset, (), "noise") for dataset in both]
+    pending = images[0].pending | images[1].pending
+    if pending.any():
+        both = [dataset.isel(image=np.flatnonzero(~pending)) for dataset in both]
+    first, second = (usable(dataset, "noise", "total_variation") for dataset in both)
+    read = int((images[0].read & images[1].read).sum())
+    first.attrs |= {
+        "outdated": first.attrs["outdated"] or second.attrs["outdated"],
+        "images": len(pending),
+        "images_read": read,
+        "images_pending": int(pending.sum()),
+        "images_unreadable": int((~pending).sum()) - read,
+    }
+    return first, second.assign_coords(image=first["image"]) if "image" in first.coords else second
 
 
-def _mean_of_layer(values: xr.DataArray) -> xr.DataArray:
-    """Return the mean over the units of its layer for each unit, [unit]."""
-    of_unit = xr.DataArray(values["layer"].values, dims="unit")
-    return values.groupby("layer").mean().sel(layer=of_unit).drop_vars("layer")
+def _mean_of_layer(values: xr.DataArray, layer: xr.DataArray) -> xr.DataArray:
+    """Return the mean of `values` [unit] over the units of each unit's layer, [unit] as `layer`."""
+    means = values.groupby("layer").mean().sel(layer=xr.DataArray(layer.values, dims="unit"))
+    return means.drop_vars("layer")

@@ -41,17 +41,17 @@ def smoothness(dataset: xr.Dataset) -> xr.Dataset:
       normal noise, near 0 for a smooth gradient. Constant maps have no roughness and are excluded from this mean.
 
     Args:
-        dataset: dataset of a sweep with `total_variation` and `variance`, as returned by `xarray.open_zarr`.
+        dataset: dataset of a sweep with `total_variation` and `variance`, as returned by `open_dataset`.
 
     Returns:
-        The three variables, f32 [unit]. NaN if a unit has no image with a value, or a map of one position.
+        The three variables, f64 [unit]. NaN if a unit has no image with a value, or a map of one position.
 
     Raises:
         ActstatsError: a variable is missing, or no partition is complete.
     """
     swept = usable(dataset, "smoothness", "total_variation", "variance")
     height, width = swept["height"], swept["width"]
-    pairs = (height * (width - 1) + width * (height - 1)).astype("float32")
+    pairs = (height * (width - 1) + width * (height - 1)).astype("float64")
     pairs = pairs.where(pairs > 0)
     spread = np.sqrt(swept["variance"].where(swept["variance"] > 0))
     total = swept["total_variation"].mean("image")

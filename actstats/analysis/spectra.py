@@ -9,7 +9,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from actstats.analysis.coverage import result, usable
-from actstats.store.merging import merge
+from actstats.store.merging import reduce_partitions
 from actstats_kernels.bins import FREQUENCY_BINS, RINGS, radial_bins
 
 HALF_NYQUIST: Final = 0.25
@@ -38,7 +38,7 @@ def spectrum(dataset: xr.Dataset) -> xr.Dataset:
     position.
 
     Args:
-        dataset: dataset of a sweep with `power_spectrum`, as returned by `xarray.open_zarr`.
+        dataset: dataset of a sweep with `power_spectrum`, as returned by `open_dataset`.
 
     Returns:
         `power` and `share` f64 [unit, frequency], the rest f64 [unit].
@@ -47,7 +47,7 @@ def spectrum(dataset: xr.Dataset) -> xr.Dataset:
         ActstatsError: the variable is missing, or no partition is complete.
     """
     swept = usable(dataset, "spectrum", "power_spectrum")
-    power = merge(swept)["power_spectrum"].chunk({"frequency": -1})
+    power = reduce_partitions(swept)["power_spectrum"].chunk({"frequency": -1})
     names = ("share", "dc_share", "centroid", "high_share", "slope")
     computed = xr.apply_ufunc(
         _summary,
@@ -59,7 +59,10 @@ def spectrum(dataset: xr.Dataset) -> xr.Dataset:
         dask="parallelized",
         output_dtypes=[np.float64] * 5,
     )
-    found = {"power": power / max(1, swept.attrs["images_read"]), **dict(zip(names, computed, strict=True))}
+    found = {
+        "power": power / (swept.attrs["images_read"] or np.nan),
+        **dict(zip(names, computed, strict=True)),
+    }
     described = {
         "power": ("activation^2", "mean power by radial bin"),
         "share": ("1", "share of the power without DC"),

@@ -17,11 +17,6 @@ from actstats.support import require_package
 
 FORMATS: Final = (".csv", ".parquet", ".json")
 _KEYS: Final = ("layer", "channel")
-_TEXTS: Final = frozenset(
-    {"layer", "other_layer", "counterpart_layer", "network", "other_network", "image_set", "concept", "concept_name",
-     "concept_category", "variable"}
-)  # fmt: skip
-"""Columns of names, which may look like numbers: a layer 0.10, a concept called null."""
 
 
 def unit_table(found: xr.Dataset) -> pd.DataFrame:
@@ -101,35 +96,6 @@ def write_table(table: pd.DataFrame, path: str | Path) -> None:
             path.write_text(to_json(table) + "\n", encoding="utf-8")
     except OSError as error:
         raise ActstatsError(f"cannot write {path}: {error.strerror or error}") from error
-
-
-def read_table(path: Path) -> pd.DataFrame:
-    """Return a table that `write_table` wrote, with texts as they were written: names may look like numbers, or like
-    missing values.
-
-    Raises:
-        OSError, ValueError, ImportError: from pandas.
-    """
-    if path.suffix == ".parquet":
-        require_package("pyarrow", "a Parquet file")
-        return pd.read_parquet(path)
-    if path.suffix == ".json":
-        return pd.DataFrame(json.loads(path.read_text(encoding="utf-8")))
-    texts = pd.read_csv(path, dtype=str, keep_default_na=False)
-    return texts.apply(_typed)
-
-
-def _typed(texts: pd.Series) -> pd.Series:
-    """Return a column of texts from a CSV file as numbers or Booleans, if it is one of numbers and holds no names."""
-    if texts.name in _TEXTS:
-        return texts
-    if texts.isin(["True", "False"]).all():
-        return texts == "True"
-    known = texts[texts != ""]
-    numbers = pd.to_numeric(known, errors="coerce")
-    if known.empty or numbers.isna().any():
-        return texts if known.size else pd.Series(np.nan, index=texts.index)
-    return numbers.reindex(texts.index) if len(known) < len(texts) else numbers
 
 
 def to_json(table: pd.DataFrame) -> str:

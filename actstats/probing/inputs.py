@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from actstats.analysis.comparing import require_same_images
+from actstats.analysis.comparing import pair_images
+from actstats.attributes import find_manifest
 from actstats.errors import ActstatsError
 from actstats.support import on_this_machine
 
@@ -25,7 +26,7 @@ def input_increase(
     spaced.
 
     Args:
-        clean: of a sweep, as `xarray.open_zarr` gives it.
+        clean: of a sweep, as `open_dataset` returns it.
         noisy: of a distorted sweep of the same images, likewise.
         images: how many to read at most.
         data: where the images lie now; None: where they were swept.
@@ -33,14 +34,19 @@ def input_increase(
     Raises:
         ActstatsError: other images in the two sweeps, images that are gone, or a distortion that needs the network.
     """
-    require_same_images(clean, noisy)
+    clean, noisy = pair_images([clean, noisy], "the input's total variation")
     read = np.flatnonzero((clean["status"].values == 0) & (noisy["status"].values == 0))
     if not len(read):
         raise ActstatsError(
             "no image was read in both sweeps, so their own total variation cannot be measured"
         )
-    chosen = read[np.linspace(0, len(read) - 1, min(images, len(read))).round().astype(int)].tolist()
-    before, after = (_total_variation(dataset.attrs, chosen, data) for dataset in (clean, noisy))
+    read = read[np.linspace(0, len(read) - 1, min(images, len(read))).round().astype(int)]
+    if "image" not in clean.variables:
+        raise ActstatsError("the images are read by their numbers: open the store with actstats.open_dataset")
+    chosen = clean["image"].values[read].tolist()
+    before, after = (
+        _total_variation(find_manifest(dataset.attrs), chosen, data) for dataset in (clean, noisy)
+    )
     if not before:
         raise ActstatsError("the clean images are constant: they have no total variation to compare with")
     return after / before - 1

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from actstats.analysis import class_means, spectrum
 from actstats.analysis.coverage import usable
 from actstats.analysis.spectra import rings_of
+from actstats.attributes import find_manifest
 from actstats.data import Source
 from actstats.data.preprocessing import input_shape
 from actstats.errors import ActstatsError
@@ -27,7 +28,7 @@ from actstats.layers.receptive import ReceptiveField
 from actstats.report.findings import Compared
 from actstats.report.networks import field_step
 from actstats.report.pictures import Pictures
-from actstats.store.merging import merge
+from actstats.store.merging import reduce_partitions
 from actstats.sweeping.planning import SweepPlan
 from actstats_kernels.bins import (
     BIN_NEGATIVE_OVERFLOW,
@@ -71,7 +72,7 @@ def class_names(datasets: Sequence[xr.Dataset]) -> Classes:
     numbers: dict[str, int] = {}
     tables = []
     for dataset in datasets:
-        known = dataset.attrs["data"]["classes"]
+        known = find_manifest(dataset.attrs)["data"]["classes"]
         highest = int(dataset["label"].max())
         names = [known[n] if n < len(known) else f"class {n}" for n in range(max(highest + 1, len(known)))]
         found = [numbers.setdefault(name, len(numbers)) for name in names]
@@ -124,7 +125,7 @@ def read_side(dataset: xr.Dataset, ranks: int, classes: NDArray[np.int32]) -> Si
     """
     top = None
     if all(name in dataset for name in _TOP):
-        lists = merge(usable(dataset, "the report", *_TOP)).isel(rank=slice(0, ranks)).compute()
+        lists = reduce_partitions(usable(dataset, "the report", *_TOP)).isel(rank=slice(0, ranks)).compute()
         value, image, position = (lists[name].transpose("unit", "rank").values for name in _TOP)
         top = value, image, position
     power, coefficients = None, rings_of(dataset["height"].values, dataset["width"].values)[0]
@@ -382,7 +383,7 @@ def _starts() -> NDArray[np.int64]:
 
 
 def _histogram(swept: xr.Dataset) -> NDArray[np.float32]:
-    counts = merge(swept)["histogram"].chunk({"bin": -1})
+    counts = reduce_partitions(swept)["histogram"].chunk({"bin": -1})
     found = xr.apply_ufunc(
         _bin_shares,
         counts,

@@ -25,6 +25,7 @@ from actstats.analysis import (
 from actstats.analysis.comparing import require_same_units
 from actstats.analysis.coverage import notes as coverage_notes
 from actstats.analysis.coverage import usable
+from actstats.attributes import find_manifest
 from actstats.errors import ActstatsError
 from actstats.report.networks import rebuild
 from actstats.report.pairing import BY_MATCH, Pairing, pair_units
@@ -262,7 +263,7 @@ class Compared:
     @property
     def manifests(self) -> list[dict[str, Any]]:
         """The stores' attributes."""
-        return [dict(dataset.attrs) for dataset in self.datasets]
+        return [find_manifest(dataset.attrs) for dataset in self.datasets]
 
 
 def compare(

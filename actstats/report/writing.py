@@ -29,6 +29,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from actstats.analysis.plotting import colours
+from actstats.attributes import find_manifest
 from actstats.data import Source
 from actstats.data.preprocessing import input_shape
 from actstats.errors import ActstatsError
@@ -226,13 +227,14 @@ def _numbered(
     if side.top is None:
         return None
     labels = classes[dataset["label"].values]
-    return collection.number(dataset.attrs, dataset["path"].values, labels, side.top[1], data)
+    return collection.number(find_manifest(dataset.attrs), dataset["path"].values, labels, side.top[1], data)
 
 
 def _require_same_sizes(datasets: Sequence[xr.Dataset]) -> None:
     """Raise an `ActstatsError` that names a layer whose maps differ in size: the page has one size per layer."""
     for other in datasets[1:]:
-        for one, two in zip(datasets[0].attrs["layers"], other.attrs["layers"], strict=False):
+        manifests = [find_manifest(dataset.attrs) for dataset in (datasets[0], other)]
+        for one, two in zip(*(manifest["layers"] for manifest in manifests), strict=False):
             sizes = [f"{entry['height']} x {entry['width']}" for entry in (one, two)]
             if one["name"] == two["name"] and sizes[0] != sizes[1]:
                 raise ActstatsError(

@@ -92,7 +92,6 @@ def test_only_images_that_both_sweeps_have_are_paired(tmp_path, clean):
             {},
             "layer second has 3 units in the first store and 2 in",
         ),
-        ({"second": steps(2, 2, 0), "first": steps(1, 3)}, {}, "same layers in a different order"),
         ({"first": steps(1, 3)[:5], "second": steps(2, 2, 0)[:5]}, {}, "6 in the first and 5 in the second"),
         (
             {},

@@ -232,7 +232,7 @@ def test_tables_name_columns_in_full_and_count_units_with_a_value(dataset):
 
 
 def test_names_that_look_like_numbers_or_missing_values_are_read_back(dataset, tmp_path):
-    from actstats.analysis.tables import read_table
+    from actstats.probing.unit_sets import read_units
 
     table = analysis.unit_table(analysis.smoothness(dataset)).assign(
         layer=["0.1", "0.10", "null", "NA", "1e3"],
@@ -242,7 +242,7 @@ def test_names_that_look_like_numbers_or_missing_values_are_read_back(dataset, t
     table.loc[0, "step"] = np.nan
     for suffix in (".csv", ".json", ".parquet"):
         analysis.write_table(table, tmp_path / f"units{suffix}")
-        again = read_table(tmp_path / f"units{suffix}")
+        again = read_units(tmp_path / f"units{suffix}")
         for name in ("layer", "concept_name", "detects", "channel"):
             assert again[name].tolist() == table[name].tolist(), (suffix, name)
         np.testing.assert_allclose(again["step"].astype(float), table["step"], rtol=1e-6)

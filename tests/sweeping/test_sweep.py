@@ -35,6 +35,8 @@ VARIABLES = {
     "top_position": (("partition", "unit", "rank"), "i4"),
 }
 COORDINATES = {
+    "image": ("image",),
+    "partition": ("partition",),
     "path": ("image",),
     "label": ("image",),
     "status": ("image",),
