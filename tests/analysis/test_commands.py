@@ -89,7 +89,7 @@ def test_two_stores_are_set_side_by_side(sweeps, tmp_path, name):
     two = f"{sweeps}/clean.zarr {sweeps}/smooth.zarr"
     table = tmp_path / "t.csv"
     lines = output_of(f"{name} {two} --out {table} --plot {tmp_path}/p.png").splitlines()
-    assert lines[0].split()[:4] == ["variable", "layer", "mean_s", "mean_r"]
+    assert lines[0].split()[:6] == ["variable", "layer", "units_s", "units_r", "mean_s", "mean_r"]
     assert (tmp_path / "p.png").stat().st_size > 1000
     rows = pd.read_csv(table)
     assert len(rows) % 2 == 0
@@ -181,7 +181,7 @@ def test_kernels_of_a_network_that_was_swept(photographs, tmp_path):
     pd.testing.assert_frame_equal(pd.read_parquet(table), expected, check_dtype=False)
     assert lines[1].split()[0] == "features.0"
     point = next(line.split() for line in lines if line.startswith("features.3.squeeze "))
-    assert point[2:4] == ["-", "-"], "a kernel of one weight has no step"
+    assert point[2:6] == ["-", "0", "-", "0"], "a kernel of one weight has no step"
 
 
 @pytest.mark.parametrize(

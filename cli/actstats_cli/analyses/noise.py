@@ -97,7 +97,9 @@ def noise(
         table = printed = unit_table(found)
     else:
         table = noise_by_layer(found, input_increase=increase)
-        printed = table[_HEADLINE]
+        printed = table[
+            [name for name in _HEADLINE if name != "measured" or any(table.measured < table.units)]
+        ]
     if plot is not None:
         with plotting.styled(style):
             plotting.draw_noise(found, plot)
