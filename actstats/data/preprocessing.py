@@ -67,6 +67,11 @@ class Preprocessing:
                 raise ActstatsError(
                     f"the preprocessing's sizes must be from 1 to {LARGEST} pixels, not {size}"
                 )
+        if any(value > 1 for value in self.mean):
+            raise ActstatsError(
+                f"the preprocessing's mean {list(self.mean)} is not one of colours in [0, 1]; for pixels up to 255, "
+                "divide mean and std by 255"
+            )
         finite = all(math.isfinite(value) for value in (*self.mean, *self.std))
         if len(self.mean) != 3 or len(self.std) != 3 or not finite or min(self.std) <= 0:
             raise ActstatsError(
@@ -186,6 +191,22 @@ def input_shape(record: Mapping[str, Any]) -> tuple[int, int, int]:
     """
     channels, height, width = record.get("shape") or (3, record["crop"], record["crop"])
     return int(channels), int(height), int(width)
+
+
+def described_input(record: Mapping[str, Any]) -> str:
+    """Return a line about the network's input, given the preprocessing recorded in a manifest.
+
+    >>> described_input(Preprocessing.imagenet().to_dict())
+    'resize 256, crop 224, bilinear, mean 0.485 0.456 0.406, std 0.229 0.224 0.225'
+    >>> described_input({"function": "none", "shape": [13, 32, 48], "dtype": "float32", "first": ""})
+    '13 x 32 x 48 float32, the data as they are'
+    """
+    if "function" in record:
+        source = "the data as they are" if record["function"] == "none" else f"by {record['function']}"
+        return f"{' x '.join(map(str, record['shape']))} {record['dtype']}, {source}"
+    resize = "no resize" if record["resize"] is None else f"resize {record['resize']}"
+    mean, std = (" ".join(f"{value:.6g}" for value in record[name]) for name in ("mean", "std"))
+    return f"{resize}, crop {record['crop']}, {record['interpolation']}, mean {mean}, std {std}"
 
 
 def _margin(length: int, crop: int) -> int:

@@ -27,7 +27,7 @@ class Published(NamedTuple):
 
     source: str
     path: Path
-    preprocessing: Preprocessing
+    preprocessing: Preprocessing | None
     sha256: str | None = None
 
 
@@ -43,12 +43,12 @@ class Builder(ABC):
         """The network with arbitrary or no weights, used for the names of its weights."""
 
     @abstractmethod
-    def preprocessing(self, checkpoint: Checkpoint | None) -> Preprocessing:
-        """Return the preprocessing for weights that come without one. None stands for random weights."""
+    def preprocessing(self, checkpoint: Checkpoint | None) -> Preprocessing | None:
+        """Return the preprocessing for weights that come without one, if it is known. None: random weights."""
 
     @abstractmethod
     def arguments(
-        self, preprocessing: Preprocessing, classes: int | None, *, transform_input: bool
+        self, preprocessing: Preprocessing | None, classes: int | None, *, transform_input: bool
     ) -> dict[str, Any]:
         """Return the JSON-serialisable arguments of `build`."""
 
@@ -115,7 +115,7 @@ class Torchvision(Builder):
         return zoo.preprocessing_of(zoo.set_of_file(checkpoint, self._sets) if checkpoint else default)
 
     def arguments(
-        self, preprocessing: Preprocessing, classes: int | None, *, transform_input: bool
+        self, preprocessing: Preprocessing | None, classes: int | None, *, transform_input: bool
     ) -> dict[str, Any]:
         """Return the arguments of torchvision's builder."""
         found = zoo.builder_arguments(self.arch, preprocessing, transform_input=transform_input)
@@ -155,7 +155,7 @@ class Own(Builder):
         self._factory = named_object(arch, "architecture", "factory")
 
     @cached_property
-    def _made(self) -> tuple[nn.Module, Preprocessing]:
+    def _made(self) -> tuple[nn.Module, Preprocessing | None]:
         return self._make(0)
 
     @property
@@ -163,12 +163,12 @@ class Own(Builder):
         """The network itself."""
         return self._made[0]
 
-    def preprocessing(self, checkpoint: Checkpoint | None) -> Preprocessing:
-        """Return the preprocessing that the function returned, or ImageNet's."""
+    def preprocessing(self, checkpoint: Checkpoint | None) -> Preprocessing | None:
+        """Return the preprocessing that the function returned, if any."""
         return self._made[1]
 
     def arguments(
-        self, preprocessing: Preprocessing, classes: int | None, *, transform_input: bool
+        self, preprocessing: Preprocessing | None, classes: int | None, *, transform_input: bool
     ) -> dict[str, Any]:
         """Return an empty dict, because the function takes no arguments."""
         return {}
@@ -181,7 +181,7 @@ class Own(Builder):
         """Raise `ActstatsError`, because a function has no published weights."""
         raise ActstatsError(f"{self.arch} has no weights {name!r}; give a file, or omit `weights=`")
 
-    def _make(self, seed: int) -> tuple[nn.Module, Preprocessing]:
+    def _make(self, seed: int) -> tuple[nn.Module, Preprocessing | None]:
         if not callable(self._factory):
             raise ActstatsError(f"`arch={self.arch}` is not a function")
         try:
@@ -190,10 +190,8 @@ class Own(Builder):
         except Exception as error:
             reason = " ".join(str(error).split())
             raise ActstatsError(f"`arch={self.arch}` fails: {type(error).__name__}: {reason}") from error
-        model, preprocessing = (
-            made if isinstance(made, tuple) and len(made) == 2 else (made, Preprocessing.imagenet())
-        )
-        if not isinstance(model, nn.Module) or not isinstance(preprocessing, Preprocessing):
+        model, preprocessing = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
+        if not isinstance(model, nn.Module) or not isinstance(preprocessing, Preprocessing | None):
             raise ActstatsError(
                 f"`arch={self.arch}` returned {type(made).__name__}; it must return a torch module, "
                 "or a module and its actstats.Preprocessing"
@@ -239,7 +237,7 @@ class Timm(Builder):
         )
 
     def arguments(
-        self, preprocessing: Preprocessing, classes: int | None, *, transform_input: bool
+        self, preprocessing: Preprocessing | None, classes: int | None, *, transform_input: bool
     ) -> dict[str, Any]:
         """Return the arguments of `timm.create_model`."""
         return {"num_classes": classes or self._config["num_classes"]}

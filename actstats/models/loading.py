@@ -41,7 +41,8 @@ def load_model(
     """Return a classification network by name, with the preprocessing of its weights.
 
     `arch` is the name of a torchvision model, `timm/NAME` (extra `timm`), or `package.module:factory`: your own
-    function without arguments that returns a module, or a module and its `Preprocessing`.
+    function without arguments that returns a module, or a module and its `Preprocessing`. If it returns none,
+    a sweep of images needs `preprocessing=`.
 
     `weights` is one of:
 
@@ -107,7 +108,8 @@ def load_from_manifest(
         raise ActstatsError(f"the network that was swept is {name}, not {arch}")
     if ":" in name and arch is None and not trust:
         raise ActstatsError(
-            f"the network comes from {name}, which is not called without permission; to call it, pass `arch={name}`"
+            f"the network comes from {name}, which is not called without permission; for a store of your own, "
+            "pass `trust=True`"
         )
     source, arguments = record["source"], record["builder"]
     builder = builder_of(name)
@@ -122,6 +124,8 @@ def load_from_manifest(
         located = relocate(builder, record, weights, offline=offline)
         checkpoint = _read(builder, located)
         model = builder.fill(arguments, checkpoint, published=located.published)
+    if trust and isinstance(preprocessing, Transform):
+        preprocessing = preprocessing.opened()
     if state_sha256(model) != record["sha256"]:
         raise ActstatsError(f"the weights of {name} ({source}) differ from the swept ones in their SHA-256")
     return model, preprocessing
@@ -137,7 +141,7 @@ def _drawn(builder: Builder, seed: int) -> Loaded:
 
 def _from_file(builder: Builder, located: Located) -> Loaded:
     checkpoint = _read(builder, located)
-    own = _own_preprocessing(checkpoint)
+    own = _own_preprocessing(builder, checkpoint)
     preprocessing = own or located.preprocessing or builder.preprocessing(checkpoint)
     # Files of GoogLeNet and Inception v3 without a preprocessing most likely derive from torchvision's, whose
     # networks transform their input.
@@ -172,7 +176,7 @@ def _read(builder: Builder, located: Located) -> Checkpoint:
     return dataclasses.replace(checkpoint, state=state)
 
 
-def _own_preprocessing(checkpoint: Checkpoint) -> Preprocessing | None:
+def _own_preprocessing(builder: Builder, checkpoint: Checkpoint) -> Preprocessing | None:
     """Return the preprocessing in a file's metadata or normaliser. If it has both, they are applied only once."""
     try:
         record = checkpoint.note("preprocessing")
@@ -186,7 +190,8 @@ def _own_preprocessing(checkpoint: Checkpoint) -> Preprocessing | None:
         return noted
     if noted is None:
         # The library `robustness`, whose files have one, evaluates on the centre of images resized to 256.
-        return dataclasses.replace(Preprocessing.imagenet(), mean=inside.mean, std=inside.std)
+        sizes = builder.preprocessing(None) if isinstance(builder, Own) else Preprocessing.imagenet()
+        return sizes and dataclasses.replace(sizes, mean=inside.mean, std=inside.std)
     if (noted.mean, noted.std) not in ((inside.mean, inside.std), _IDENTITY):
         raise ActstatsError(
             f"{checkpoint.path} has two normalisers: mean {list(noted.mean)} in its metadata, "
@@ -217,7 +222,7 @@ def _classes(builder: Builder, checkpoint: Checkpoint) -> int | None:
 def _identified(
     builder: Builder,
     model: nn.Module,
-    preprocessing: Preprocessing,
+    preprocessing: Preprocessing | None,
     arguments: Mapping[str, Any],
     record: Mapping[str, Any],
 ) -> Loaded:

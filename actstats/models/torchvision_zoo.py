@@ -78,7 +78,9 @@ def set_of_file(checkpoint: Checkpoint, sets: Mapping[str, Any]) -> Any:
     return default if default.transforms().crop_size[0] == size else next(fitting, default)
 
 
-def builder_arguments(arch: str, preprocessing: Preprocessing, *, transform_input: bool) -> dict[str, Any]:
+def builder_arguments(
+    arch: str, preprocessing: Preprocessing | None, *, transform_input: bool
+) -> dict[str, Any]:
     """Return the JSON-serialisable arguments of torchvision's builder that go with the weights.
 
     `transform_input` only matters for GoogLeNet and Inception v3, whose pretrained weights expect input in [-1, 1]
@@ -87,7 +89,7 @@ def builder_arguments(arch: str, preprocessing: Preprocessing, *, transform_inpu
     arguments: dict[str, Any] = {"num_classes": 1000}
     if arch in AUXILIARY:
         arguments |= {"aux_logits": False, "init_weights": False, "transform_input": transform_input}
-    if arch.startswith("vit_"):
+    if arch.startswith("vit_") and preprocessing is not None:
         arguments["image_size"] = preprocessing.crop
     return arguments
 

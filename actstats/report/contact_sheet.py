@@ -53,12 +53,20 @@ def place_in_image(
 
 
 def save_contact_sheet(
-    store: str | Path, unit: str, file: str | Path, *, data: Any = None, maps: bool = False
+    store: str | Path,
+    unit: str,
+    file: str | Path,
+    *,
+    data: Any = None,
+    maps: bool = False,
+    arch: str | None = None,
+    trust: bool = False,
 ) -> None:
     """Draw the top images of `unit`, LAYER/CHANNEL, into the image file `file`.
 
     `data` is needed if the images were moved since the sweep, or came from a dataset or `Source` of your own. With
-    `maps`, the network is run on the images again and the unit's activation map is drawn over each.
+    `maps`, the network is run on the images again and the unit's activation map is drawn over each: `arch` is the
+    factory that created it, if one did; `trust` uses the factory, weights file or address that the store names.
 
     Raises:
         ActstatsError: the store, the unit or the images do not exist, the images are not those that were swept, or
@@ -69,7 +77,7 @@ def save_contact_sheet(
         raise ActstatsError(
             f"cannot draw to {file}: {file.suffix or 'an empty suffix'} is not an image format; use .png"
         )
-    plan = SweepPlan.from_store(store)
+    plan = SweepPlan.from_store(store, trust=trust)
     manifest = plan.manifest
     found = find_unit(manifest, unit)
     hits = top_images(store, found)
@@ -77,6 +85,8 @@ def save_contact_sheet(
     preprocessing = of_images(plan.preprocessing, "a contact sheet")
     network = f"{manifest['arch']}, weights {manifest['weights']['source']}"
     title = f"{found} of {network}, maps of {found.height} x {found.width}"
+    if maps:
+        plan.network(arch=arch)
     laid = _maps(plan, found, source, hits) if maps and hits else None
     contact_sheet(found, hits, source, preprocessing, title, laid).save(file)
 

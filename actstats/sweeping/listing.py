@@ -51,6 +51,7 @@ def list_layers(
     robust: str | bool | None = None,
     seed: int = 0,
     offline: bool = False,
+    preprocessing: Any = None,
     layers: Sequence[str] = (),
     **settings: Any,
 ) -> LayerListing:
@@ -62,13 +63,17 @@ def list_layers(
         ActstatsError: the architecture, a layer or a metric is unknown.
     """
     import torch
+    from PIL import Image
 
+    from actstats.data.transform import choose_preprocessing
     from actstats.layers import probe, select
     from actstats.models import load_model
 
     decided = Settings(**settings)
     loaded = load_model(arch, str(weights), robust=robust, seed=seed, offline=offline)
-    probed = probe(loaded.model, loaded.preprocessing.example(2, torch.device("cpu")))
+    # The image only shows which shape a function of the caller returns.
+    chosen = choose_preprocessing(preprocessing, loaded.own_preprocessing, Image.new("RGB", (500, 375)))
+    probed = probe(loaded.model, chosen.example(2, torch.device("cpu")))
     found = select(probed, layers) if layers else [candidate.layer for candidate in probed.candidates]
     schema = Schema.of(
         resolve_metrics(decided.metrics, decided.custom),

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import numpy as np
 
 from actstats.data import MISSING
-from actstats.data.preprocessing import Preprocessing, input_shape
+from actstats.data.preprocessing import Preprocessing, described_input, input_shape
 from actstats.data.source import UNNAMED
 from actstats.errors import ActstatsError, nearest
 from actstats.metrics import Chosen, resolve_metrics
@@ -453,6 +453,7 @@ class SweepPlan:
                 partitions=schema.partitions,
                 complete=int(complete.sum()),
                 todo=sum(stop - start for start, stop in map(schema.bounds, todo)),
+                input=described_input(self.manifest["preprocessing"]),
                 notes=tuple(notes),
             )
             if how.on_start is not None:
@@ -536,6 +537,12 @@ class SweepPlan:
                 f"another process cannot open images of kind {data['kind']!r}; "
                 "pass a folder or tar files instead"
             )
+        function = self.preprocessing
+        if not isinstance(function, Preprocessing) and function.reference is None:
+            raise ActstatsError(
+                f"another process cannot import the preprocessing {function.description[:80]}; give it as "
+                "`preprocessing='package.module:object'`"
+            )
         for name, metric in (self._chosen.custom if self._chosen else {}).items():
             if ":" in name and (
                 "<locals>" in name or named_object(name, "metric", "Class") is not type(metric)
@@ -566,7 +573,7 @@ def plan(
     robust: str | bool | None = None,
     seed: int = 0,
     offline: bool = False,
-    preprocessing: Preprocessing | Callable[[Any], Any] | None = None,
+    preprocessing: Preprocessing | Callable[[Any], Any] | str | None = None,
     limit: int | None = None,
     sample: int | str | None = None,
     fingerprint: str | None = None,
@@ -586,8 +593,10 @@ def plan(
         seed: seed for random weights.
         offline: whether to forbid internet access.
         preprocessing: function from an image to the network's input: a `Preprocessing`, or any callable, such as a
-            torchvision `Compose`, the `transforms()` of weights, a timm transform or a Hugging Face processor. By
-            default the preprocessing of the weights; tensors other than uint8 images are used as they are.
+            torchvision `Compose`, the `transforms()` of weights, a timm transform or a Hugging Face processor; or
+            text, such as "resize=36 crop=32 mean=0.5 std=0.25" or "package.module:object" (see
+            `actstats.data.transform.parse_preprocessing`). By default the preprocessing of the weights; tensors other
+            than uint8 images are used as they are.
         limit: use only the first `limit` images, which may all be of one class.
         sample: use only this many images, drawn at random with a share for each class; `"N:SEED"` sets the seed.
         fingerprint: identifies the images of a dataset that has no fingerprint, so that the sweep can be resumed.

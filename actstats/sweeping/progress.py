@@ -64,6 +64,8 @@ class Started:
     """Number of partitions that were complete before this run."""
     todo: int
     """Number of images to process in this run."""
+    input: str = ""
+    """Description of the network's input: sizes and moments of the images, or the function that makes it."""
     notes: Sequence[str] = ()
     """Messages for the user, one line each, such as recomputed partitions or changed versions."""
 

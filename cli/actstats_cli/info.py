@@ -92,12 +92,14 @@ def _facts(description: Description) -> Iterator[tuple[str, str]]:
     from actstats.store.manifest import outdated_note
 
     manifest = description.manifest
-    data, weights, how = manifest["data"], manifest["weights"], manifest["preprocessing"]
+    from actstats.data.preprocessing import described_input
+
+    data, weights = manifest["data"], manifest["weights"]
     done = sum(description.completed)
     yield "store", str(description.path)
     yield "network", f"{manifest['arch']}, weights {_weights(weights)}"
     distorted = f", distorted: {' + '.join(manifest['distort'])}" if manifest.get("distort") else ""
-    yield "input", f"resize {how['resize']}, crop {how['crop']}, {how['interpolation']}{distorted}"
+    yield "input", f"{described_input(manifest['preprocessing'])}{distorted}"
     yield "images", f"{data['images']:,} of {data['spec']} ({data['kind']}): {_statuses(description)}"
     yield (
         "layers",

@@ -29,6 +29,7 @@ SHOWN: Final = 10
 )
 @options.robust
 @options.seed
+@options.preprocessing
 @options.offline
 @options.layers_or_all
 @options.stored

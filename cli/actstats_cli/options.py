@@ -209,6 +209,15 @@ trust = click.option(
     help="Rebuild networks with the factory, weights file or URL named in the stores. Only for stores of your own.",
 )
 
-network = together(arch, weights, robust, seed, offline)
+preprocessing = click.option(
+    "--preprocessing",
+    metavar="TEXT or FILE",
+    help="How images become the network's input, by default as for its weights; needed for a network of your own "
+    "that states none. imagenet; sizes and moments of colours in [0, 1], as in 'resize=36 crop=32 mean=0.5 "
+    "std=0.2,0.3,0.3' (also interpolation=bicubic); a .json file with these fields; or package.module:object, a "
+    "function or an actstats.Preprocessing.",
+)
+
+network = together(arch, weights, robust, seed, preprocessing, offline)
 stored = together(metrics, metric, per_image, top_k, partition_size)
 """The options that determine the size of a store, besides the layers."""

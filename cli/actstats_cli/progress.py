@@ -96,6 +96,7 @@ class Reporter(Bar):
             f"{start.arch}: {count(start.layers, 'layer')}, {count(start.units, 'unit')}, "
             f"{count(start.images, 'image')} in {count(start.partitions, 'partition')}, to {start.store}"
         )
+        message(f"input: {start.input}")
         for text in start.notes:
             note(text)
         if start.complete and total:

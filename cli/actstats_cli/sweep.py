@@ -31,7 +31,7 @@ _LONGEST_NAME: Final = 150
 """Longest default name of a store; file systems allow 255 bytes."""
 DEMO: Final = "demo"
 GROUPS: Final = {
-    "Network": ("--arch", "--weights", "--robust", "--seed", "--offline", "--also"),
+    "Network": ("--arch", "--weights", "--robust", "--seed", "--preprocessing", "--offline", "--also"),
     "Images": ("--data", "--limit", "--sample", "--distort"),
     "What is computed": (
         "--layers",
@@ -56,11 +56,11 @@ GROUPS: Final = {
 }
 """The options in `--help`, by heading."""
 COMPILE: Final = {"off": False, "on": True, "auto": "auto"}
-_NOT_INHERITED: Final = ("arch", "weights", "robust", "seed", "out")
-"""Options that --also does not take from the first network."""
+_OF_AN_ARCH: Final = ("weights", "robust", "preprocessing")
+"""Options that --also does not take from the first network if it gives another --arch."""
 _OF_A_NETWORK: Final = frozenset(
     {
-        *_NOT_INHERITED,
+        *("arch", "seed", "out", *_OF_AN_ARCH),
         *("distort", "layers", "metrics", "custom", "per_image", "top_k"),
         *("amp", "compile", "decode", "bitround", "compression"),
     }
@@ -82,8 +82,9 @@ def _part(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, 
     "--also",
     multiple=True,
     metavar="OPTIONS",
-    help="Sweep another network in the same pass, so that images are decoded once: its options for network, "
-    "statistics and store, in quotes. Statistics default to those of the first network. Repeatable.",
+    help="Sweep another network in the same pass, so that images are decoded once: in quotes, its --out and the "
+    "options in which it differs from the first. Another --arch has weights and preprocessing of its own; --weights "
+    "replaces --robust, and --robust replaces --weights other than demo. Repeatable.",
 )
 @click.option(
     "--data",
@@ -258,14 +259,17 @@ def sweep(
 
 
 def _another(words: str, first: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of another network: those in `words`, and for statistics otherwise those of the first.
+    """Return the options of another network: those in `words`, and otherwise those of the first.
+
+    The store is never that of the first, nor are weights of another architecture, or weights together with --robust.
 
     Raises:
         click.UsageError: an option does not exist, or applies to the whole pass.
     """
     outer = click.get_current_context()
     try:
-        inner = sweep.make_context(str(outer.info_name), ["--arch", first["arch"], *shlex.split(words)])
+        same = {"arch": first["arch"]}
+        inner = sweep.make_context(str(outer.info_name), shlex.split(words), default_map=same)
     except ValueError as error:
         raise click.UsageError(f"--also {words!r}: {error}") from None
     except click.UsageError as error:
@@ -278,7 +282,14 @@ def _another(words: str, first: Mapping[str, Any]) -> dict[str, Any]:
             given[name] = inner.params[name]
     if "compile" in given:
         given["compile"] = COMPILE[given["compile"]]
-    return {**first, **{name: inner.params[name] for name in _NOT_INHERITED}, **given}
+    fresh = {"out"}
+    if "arch" in given:
+        fresh |= {*_OF_AN_ARCH}
+    if "weights" in given:
+        fresh |= {"robust"}
+    if "robust" in given and first["weights"] != DEMO:
+        fresh |= {"weights"}
+    return {**first, **{name: inner.params[name] for name in fresh}, **given}
 
 
 def _plans(data: str, wanted: Sequence[Mapping[str, Any]]) -> list[SweepPlan]:
@@ -442,6 +453,7 @@ def _print_plans(data: str, wanted: Sequence[dict[str, Any]], *, measure: bool, 
 
 
 def _facts(plan: SweepPlan, estimate: Estimate, weights_known: bool) -> list[tuple[str, str]]:
+    from actstats.data.preprocessing import described_input
     from actstats.store import place_of
 
     manifest = plan.manifest
@@ -452,6 +464,7 @@ def _facts(plan: SweepPlan, estimate: Estimate, weights_known: bool) -> list[tup
     compiled = ", compiled" if manifest.get("compile") else ""
     facts = [
         ("network", f"{manifest['arch']}, weights {weights}"),
+        ("input", described_input(manifest["preprocessing"])),
         ("images", f"{record['images']:,} of {record['spec']} ({record['kind']})"),
         ("layers", f"{len(manifest['layers']):,} ({', '.join(manifest['selectors'])}), {plan.units:,} units"),
         ("metrics", ", ".join(manifest["metrics"])),
@@ -465,7 +478,7 @@ def _facts(plan: SweepPlan, estimate: Estimate, weights_known: bool) -> list[tup
         ("memory", f"about {size(estimate.memory)}"),
     ]
     if manifest.get("distort"):
-        facts.insert(2, ("distorted", " + ".join(manifest["distort"])))
+        facts.insert(3, ("distorted", " + ".join(manifest["distort"])))
     if estimate.seconds is not None:
         facts.append(("time", f"about {duration(estimate.seconds)}"))
     return facts

@@ -27,8 +27,19 @@ if TYPE_CHECKING:
 )
 @click.option("--data", metavar="IMAGES", help="Location of the images, if they were moved since the sweep.")
 @click.option("--maps", is_flag=True, help="With --out: draw the unit's activation map over each image.")
+@options.factory
+@options.trust
 @options.as_json
-def top(store: Path, unit: str, out: Path | None, data: str | None, maps: bool, as_json: bool) -> None:
+def top(
+    store: Path,
+    unit: str,
+    out: Path | None,
+    data: str | None,
+    maps: bool,
+    arch: str | None,
+    trust: bool,
+    as_json: bool,
+) -> None:
     """List the images in which a unit has its greatest activations.
 
     With --out, also draw them and mark the position of the maximum in each. --maps runs the network on them again
@@ -44,7 +55,7 @@ def top(store: Path, unit: str, out: Path | None, data: str | None, maps: bool, 
 
     hits = top_images(store, unit)
     if out is not None:
-        save_contact_sheet(store, unit, out, data=data, maps=maps)
+        save_contact_sheet(store, unit, out, data=data, maps=maps, arch=arch, trust=trust)
     if as_json:
         found = {"store": str(store), "unit": unit, "images": [dataclasses.asdict(hit) for hit in hits]}
         print_json(found if out is None else {**found, "sheet": str(out)})

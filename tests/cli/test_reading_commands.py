@@ -103,7 +103,8 @@ def test_info_of_a_sweep_that_is_not_complete(images, tmp_path):
     )
     text = output_of(f"info {tmp_path / 's.zarr'}")
     assert "5 pending, 3 read, 1 unreadable" in text
-    assert "resize 256, crop 224, bilinear, distorted: greyscale + scramble:4" in text
+    assert "resize 256, crop 224, bilinear, mean 0.485 0.456 0.406, std 0.229 0.224 0.225" in text
+    assert ", distorted: greyscale + scramble:4" in text
     assert "1 of 3 of 4 images, not complete: rerun the same sweep to resume" in text
 
 

@@ -130,7 +130,7 @@ def test_the_way_back_from_a_store(photographs, tmp_path):
 def test_a_store_that_names_code_is_not_obeyed(photographs, tmp_path):
     plan_of(photographs, tmp_path / "s.zarr", custom=f"{__name__}:Range").run()
     found = SweepPlan.from_store(tmp_path / "s.zarr")
-    with pytest.raises(ActstatsError, match=r"comes from .*:small_net, .*`arch=.*:small_net`"):
+    with pytest.raises(ActstatsError, match=r"comes from .*:small_net, .*`trust=True`"):
         found.network()
     assert found.network(arch=FACTORY).identity["arch"] == FACTORY
     with pytest.raises(ActstatsError, match=r"uses the custom metric .*Range"):
