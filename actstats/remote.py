@@ -13,10 +13,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote
 
-from actstats.errors import ActstatsError
+from actstats.errors import ActstatsError, UnavailableError, one_line
 from actstats.support import URL, require_package
 
 if TYPE_CHECKING:
@@ -41,7 +43,7 @@ def opened(url: URL, *, patience: float | None = None) -> ObjectStore:
         ActstatsError: the URL cannot be opened, or obstore is not installed.
     """
     require_package("obstore", f"reading or writing {url}")
-    from obstore.store import from_url
+    from obstore.store import HTTPStore, from_url
 
     scheme, _, place = url.partition("://")
     if not place.partition("/")[0]:
@@ -60,9 +62,11 @@ def opened(url: URL, *, patience: float | None = None) -> ObjectStore:
             more["credential_provider"] = Boto3CredentialProvider()
         except Exception as error:  # botocore fails on invalid files of the user
             raise ActstatsError(_without_credentials(url)) from error
+    # On the web, the address is used as it is; in a bucket, a key may contain any characters, also % and #.
+    web = scheme in ("http", "https")
     with explained(url):
-        return from_url(
-            url,
+        return (HTTPStore.from_url if web else from_url)(
+            url if web else f"{scheme}://{quote(place)}",
             # The endpoint in the environment may be http://.
             client_options={"allow_http": True, "timeout": _TIMEOUT},
             retry_config={
@@ -90,7 +94,8 @@ def _in_memory(url: URL) -> ObjectStore:
 def explained(url: URL, advice: str = "") -> Iterator[None]:
     """Turn errors of obstore into a one-line `ActstatsError` that names `url` and ends with `advice`.
 
-    A missing object still raises `FileNotFoundError`, unless its bucket is missing too.
+    A missing object still raises `FileNotFoundError`, unless its bucket is missing too. If the server fails, does not
+    respond or refuses access, which may concern one object only, the error is an `UnavailableError`.
     """
     import obstore.exceptions
 
@@ -100,26 +105,90 @@ def explained(url: URL, advice: str = "") -> Iterator[None]:
         text = str(error).partition("\n\nDebug source")[0]
         if isinstance(error, FileNotFoundError) and "NoSuchBucket" not in text:
             raise
-        raise ActstatsError(_reason(url, text) + advice) from error
+        reason, passing = _reason(url, text)
+        raise (UnavailableError(reason, advice) if passing else ActstatsError(reason + advice)) from error
 
 
-def _reason(url: URL, text: str) -> str:
-    """Return an error message about `url` in one line, given the `text` of an obstore error."""
+class OddKeys:
+    """Objects below a URL in S3 by any key, also those that obstore cannot name, such as `a//b`, by way of boto3."""
+
+    def __init__(self, url: URL, problem: str = "") -> None:
+        """Raises `ActstatsError` if the bucket is not in S3, or boto3 is not installed; `problem` is the odd key."""
+        scheme, _, place = url.partition("://")
+        if scheme not in ("s3", "s3a"):
+            raise ActstatsError(f"{url} has an object whose key cannot be read ({problem}); rename it")
+        boto3 = require_package("boto3", f"reading {url}, which has keys with empty parts or dots,")
+        botocore = import_module("botocore")
+        config = import_module("botocore.config").Config
+        unsigned = os.environ.get("AWS_SKIP_SIGNATURE", "").lower() in ("1", "true", "yes")
+        self._client = boto3.client(
+            "s3", config=config(signature_version=botocore.UNSIGNED) if unsigned else None
+        )
+        self._bucket, _, prefix = place.partition("/")
+        self._prefix = f"{prefix.rstrip('/')}/" if prefix.rstrip("/") else ""
+        self._url = url
+
+    def list(self) -> Iterator[tuple[str, int]]:
+        """Yield the key, relative to the URL, and the size of every object."""
+        with self._explained():
+            pages = self._client.get_paginator("list_objects_v2")
+            for page in pages.paginate(Bucket=self._bucket, Prefix=self._prefix):
+                for entry in page.get("Contents", ()):
+                    yield entry["Key"].removeprefix(self._prefix), entry["Size"]
+
+    def read(self, key: str) -> bytes:
+        """Return the content of an object; raises `FileNotFoundError` if it does not exist."""
+        with self._explained():
+            answer = self._client.get_object(Bucket=self._bucket, Key=self._prefix + key)
+            content: bytes = answer["Body"].read()
+            return content
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        failures = import_module("botocore.exceptions")
+        try:
+            yield
+        except failures.ClientError as error:
+            code = error.response.get("Error", {}).get("Code", "")
+            if code in ("NoSuchKey", "404"):
+                raise FileNotFoundError(str(error)) from error
+            raise UnavailableError(f"{self._url} cannot be read ({code})", RESUME) from error
+        except failures.BotoCoreError as error:
+            raise UnavailableError(f"{self._url} cannot be read ({one_line(error, 160)})", RESUME) from error
+
+
+@cache
+def by_boto3(url: URL, problem: str = "") -> OddKeys:
+    """Return the `OddKeys` of a URL."""
+    return OddKeys(url, problem)
+
+
+def _reason(url: URL, text: str) -> tuple[str, bool]:
+    """Return a one-line message about `url`, given the `text` of an obstore error, and whether it may pass."""
     bucket = "/".join(url.split("/")[:3])
     status = re.search(r"status code: (\d{3}[\w ]*)", text)
-    code = re.search(r"<Code>(\w+)</Code>", text)
+    code = re.search(r"<Code>([\w.]+)</Code>|\"(?:code|error|reason)\": *\"([\w.]+)\"", text)
     if "Unable to recognise URL" in text:
-        return f"cannot open {url}: it must start with s3://, gs:// or az:// and a bucket"
+        return f"cannot open {url}: it must start with s3://, gs:// or az:// and a bucket", False
     if "NoSuchBucket" in text:
-        return f"bucket {bucket} does not exist"
+        return f"bucket {bucket} does not exist", False
     if "169.254.169.254" in text or "metadata.google" in text or "Account must be specified" in text:
-        return _without_credentials(url)
-    why = code[1] if code else status[1].strip() if status else " ".join(text.split())[-200:]
+        return _without_credentials(url), False
+    named = code[1] or code[2] if code else None
+    why = named or (status[1].strip() if status else " ".join(text.split())[-200:])
+    if _EXPIRED.search(named or "") or (status and _EXPIRED.search(text)):
+        return f"the token for {bucket} has expired ({why}); renew the credentials in the environment", False
     if status and status[1][:3] in ("401", "403"):
-        return f"access to {url} is denied ({why}); check the credentials in the environment"
+        return f"access to {url} is denied ({why}); check the credentials in the environment", True
     if status and status[1][:3] in ("301", "307", "400"):
-        return f"{url} cannot be used ({why}); check AWS_REGION and AWS_ENDPOINT_URL"
-    return f"{bucket} does not respond ({why})" if not status else f"{bucket} responds with {why}"
+        return f"{url} cannot be used ({why}); check AWS_REGION and AWS_ENDPOINT_URL", False
+    return (f"{bucket} does not respond ({why})" if not status else f"{bucket} responds with {why}"), True
+
+
+_EXPIRED: Final = re.compile(
+    r"ExpiredToken|TokenRefreshRequired|token[\w ]{0,20} expired|invalid_grant", re.IGNORECASE
+)
+"""What services call a token that is no longer valid."""
 
 
 def _without_credentials(url: URL) -> str:

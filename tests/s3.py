@@ -20,7 +20,9 @@ class Network(ThreadingHTTPServer):
     """Passes requests on to the server at `port`, and answers back; with port 0, nothing is there.
 
     `refused_every` n: one request in n is answered 503 instead; `down_until`: connections are dropped before that
-    time (`time.monotonic`). `seen` are the method and the path of each request.
+    time (`time.monotonic`). `cut_every` n: the body of one GET in n is cut in half, with a Content-Length that
+    agrees, as by a proxy that gave up. `answers`: the status and the code of an error for paths with this ending.
+    `seen` are the method and the path of each request.
     """
 
     daemon_threads = True
@@ -30,6 +32,9 @@ class Network(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.port = port
         self.refused_every = 0
+        self.cut_every = 0
+        self.bodies = self.cut = 0
+        self.answers: dict[str, tuple[int, str]] = {}
         self.down_until = 0.0
         self.seen: list[tuple[str, str]] = []
         self.refused = self.dropped = 0
@@ -61,6 +66,10 @@ class Handler(BaseHTTPRequestHandler):
                 503, {}, b"<Error><Code>SlowDown</Code><Message>Please reduce your rate</Message></Error>"
             )
             return
+        for ending, (status, code) in server.answers.items():
+            if self.path.partition("?")[0].endswith(ending):
+                self.answer(status, {}, f"<Error><Code>{code}</Code><Message>No</Message></Error>".encode())
+                return
         if not server.port:
             self.answer(404, {}, b"<Error><Code>NoSuchBucket</Code><Message>No such bucket</Message></Error>")
             return
@@ -71,6 +80,11 @@ class Handler(BaseHTTPRequestHandler):
             found = behind.getresponse()
             data, headers = found.read(), dict(found.getheaders())
             behind.close()
+        if self.command == "GET" and "?" not in self.path and found.status < 300:
+            server.bodies += 1
+            if server.cut_every and server.bodies % server.cut_every == 0:
+                server.cut += 1
+                data = data[: len(data) // 2]
         self.answer(found.status, headers, data)
 
     do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = handle_any  # noqa: N815

@@ -97,16 +97,19 @@ class RemoteFolderSource(EncodedSource):
         mark = fingerprint(names[:limit], (size for _, size in files[:limit]))
         super().__init__(spec, names[:limit], labels[:limit], classes, mark)
         self._url = url
+        self._bytes = [size for _, size in files[:limit]]
 
     def read(self, index: int) -> bytes:
         """Return the encoded bytes of image `index`; thread-safe.
 
         Raises:
-            ImageError: the file is missing.
-            ActstatsError: the bucket cannot be reached.
+            ImageError: the file is missing or too large.
+            UnavailableError: the bucket or the file cannot be reached.
         """
+        size = self._bytes[index]
+        refuse_large_file(size)
         try:
-            return read_remote(self._url, self.paths[index])
+            return read_remote(self._url, self.paths[index], size)
         except FileNotFoundError:
             raise ImageError(MISSING, "the file does not exist") from None
 

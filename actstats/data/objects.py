@@ -15,9 +15,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache, cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from urllib.parse import unquote
 
 from actstats import remote
-from actstats.errors import ActstatsError, one_line
+from actstats.errors import ActstatsError, UnavailableError, one_line
 from actstats.support import URL, needs
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _HUB: Final = "hf://"
+_PATIENCE: Final = 4.0
+"""Seconds for which a request of images is retried; each image is tried several times (`Patience`)."""
 _BLOCK: Final = 8 << 20
 """Number of bytes per request when a file is read sequentially."""
 _TOGETHER: Final = 4 << 20
@@ -46,34 +49,55 @@ class RemoteFile:
             ActstatsError: the file does not exist, or cannot be reached.
         """
         self.url = url
+        self._tag: str | None = None
         if url.startswith(_HUB):
             with _hub_explained(url):
                 found = hub().info(url)
             self.size, self.version = int(found["size"]), str(found.get("blob_id") or found.get("etag"))
         else:
-            folder, _, key = url.rpartition("/")
+            self._folder, self._key = _folder_and_key(url)
             with _explained(url):
-                head = _opened(URL(folder), first=True).head(key)
+                head = _opened(self._folder, remote.FIRST_PATIENCE).head(self._key)
             self.size, self.version = head["size"], str(head["e_tag"] or head["last_modified"])
-            self._store, self._key = _opened(URL(folder)), key
+            if head["e_tag"] and not head["e_tag"].startswith("W/"):
+                self._tag = head["e_tag"]  # a weak one never matches
 
     @property
     def name(self) -> str:
         """Name of the file, without its folder."""
         return self.url.name
 
-    def read(self, start: int, stop: int) -> bytes:
-        """Return the bytes [start, stop), with one request.
+    def read(self, start: int, stop: int, patience: float = _PATIENCE) -> bytes:
+        """Return the bytes [start, stop), with one request, which is retried for `patience` seconds.
 
         Raises:
-            ActstatsError: the file no longer exists, or cannot be reached.
+            UnavailableError: the file cannot be reached, or fewer bytes arrived.
+            ActstatsError: the file no longer exists, or has been replaced.
         """
         if self.url.startswith(_HUB):
             with _hub_explained(self.url):
-                found: bytes = hub().cat_file(self.url, start=start, end=stop)
-                return found
-        with _explained(self.url, remote.RESUME):
-            return bytes(self._store.get_range(self._key, start=start, end=stop))
+                data: bytes = hub().cat_file(self.url, start=start, end=stop)
+        else:
+            import obstore.exceptions
+
+            options: dict[str, Any] = {"range": (start, stop)} | (
+                {"if_match": self._tag} if self._tag else {}
+            )
+            store = _opened(self._folder, patience)
+            with _explained(self.url, remote.RESUME):
+                try:
+                    answer = store.get(self._key, options=options)  # type: ignore[arg-type]
+                    replaced, data = answer.meta["e_tag"] not in (None, self._tag), bytes(answer.bytes())
+                except obstore.exceptions.PreconditionError:
+                    replaced, data = True, b""
+            if self._tag and replaced:
+                raise ActstatsError(
+                    f"{self.url} has been replaced since it was opened; completed partitions are kept: rerun the "
+                    "same command, which checks that the images are still the same"
+                )
+        if len(data) != stop - start:
+            raise incomplete(self.url, len(data), stop - start)
+        return data
 
     def open(self, block: int = _BLOCK) -> io.BufferedReader:
         """Open the file for sequential reading, with one request per block."""
@@ -82,6 +106,31 @@ class RemoteFile:
     def raw(self) -> io.RawIOBase:
         """Open the file for reading, with one request per `read`."""
         return _Raw(self)
+
+
+def incomplete(url: str, found: int, expected: int) -> UnavailableError:
+    """Return the error for a transfer of fewer bytes than expected, as after a proxy that gives up."""
+    return UnavailableError(f"{url}: {found:,} bytes arrived instead of {expected:,}", remote.RESUME)
+
+
+def _folder_and_key(url: URL) -> tuple[URL, str]:
+    """Return the folder that contains an object, and the object's key in it.
+
+    On the web, characters of the address may be escaped, which the key is not. A few cannot be written in any other
+    way, so that the address is a folder with an empty key.
+
+    >>> (
+    ...     _folder_and_key(URL("https://host/my%20set/val%201.tar")),
+    ...     _folder_and_key(URL("s3://bucket/val%201.tar")),
+    ... )
+    (('https://host/my%20set', 'val 1.tar'), ('s3://bucket', 'val%201.tar'))
+    """
+    folder, _, key = url.rpartition("/")
+    if url.startswith(("http://", "https://")):
+        key = unquote(key)
+        if "/" in key or "\ufffd" in key:  # %2F, and bytes that are not UTF-8
+            return url, ""
+    return URL(folder), key
 
 
 class _Raw(io.RawIOBase):
@@ -105,7 +154,7 @@ class _Raw(io.RawIOBase):
         stop = min(self._at + len(buffer), self._file.size)
         if stop <= self._at:
             return 0
-        data = self._file.read(self._at, stop)
+        data = self._file.read(self._at, stop, remote.PATIENCE)
         buffer[: len(data)] = data
         self._at += len(data)
         return len(data)
@@ -129,28 +178,51 @@ def list_remote(url: URL) -> Iterator[tuple[str, int]]:
         names = {f"{_HUB}{name}".removeprefix(f"{root}/"): int(info["size"]) for name, info in files.items()}
         yield from sorted(names.items())
         return
+    import obstore.exceptions
+
+    problem = url if _is_odd(url, "x") else ""
+    listed: list[tuple[str, int]] = []
     with _explained(url):
-        for batch in _opened(url, first=True).list():
-            yield from sorted((meta["path"], meta["size"]) for meta in batch)
+        try:
+            for batch in _opened(url, remote.FIRST_PATIENCE).list() if not problem else ():
+                listed += [(meta["path"], meta["size"]) for meta in batch]
+        except obstore.exceptions.InvalidPathError as error:
+            problem = str(error).partition("\n")[0]
+        if problem:
+            listed = list(remote.by_boto3(url, problem).list())
+    yield from sorted(listed)
 
 
-def read_remote(url: URL, key: str) -> bytes:
-    """Return the content of a file below `url`, with one request.
+def read_remote(url: URL, key: str, size: int) -> bytes:
+    """Return the content of a file of `size` bytes below `url`, with one request.
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ActstatsError: the file cannot be reached.
+        UnavailableError: the file cannot be reached, or it has another size.
+        ActstatsError: the bucket does not exist.
     """
     if url.startswith(_HUB):
         file = RemoteFile(URL(f"{url.rstrip('/')}/{key}"))
         return file.read(0, file.size)
-    with remote.explained(url, remote.RESUME):
-        return bytes(_opened(url).get(key).bytes())
+    if _is_odd(url, key):
+        data: bytes = remote.by_boto3(url).read(key)
+    else:
+        with remote.explained(url, remote.RESUME):
+            data = bytes(_opened(url, _PATIENCE).get(key).bytes())
+    if len(data) != size:
+        raise incomplete(f"{url.rstrip('/')}/{key}", len(data), size)
+    return data
+
+
+def _is_odd(url: URL, key: str) -> bool:
+    """Return whether obstore cannot name an object: a part of its key is empty, as in `a//b`, or `.` or `..`."""
+    inside = url.partition("://")[2].rstrip("/").partition("/")[2]
+    return any(part in ("", ".", "..") for part in (f"{inside}/{key}" if inside else key).split("/"))
 
 
 @lru_cache(maxsize=64)
-def _opened(url: URL, first: bool = False) -> ObjectStore:
-    return remote.opened(url, patience=remote.FIRST_PATIENCE if first else None)
+def _opened(url: URL, patience: float) -> ObjectStore:
+    return remote.opened(url, patience=patience)
 
 
 @contextmanager
@@ -179,7 +251,7 @@ def _hub_explained(url: URL) -> Iterator[None]:
     except ActstatsError:
         raise
     except Exception as error:  # of several libraries for HTTP
-        raise ActstatsError(f"cannot read {url}: {one_line(error, 200)}{remote.RESUME}") from error
+        raise UnavailableError(f"cannot read {url}: {one_line(error, 200)}", remote.RESUME) from error
 
 
 def together(places: Iterable[tuple[int, int, int]]) -> tuple[list[tuple[int, int, int]], list[int]]:

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from actstats.data.image import UNREADABLE, ImageError
 from actstats.data.objects import RemoteFile, Shared
+from actstats.data.patience import MachineError, image_error
 from actstats.data.source import NO_LABEL, EncodedSource, fingerprint, unnamed, within
-from actstats.errors import ActstatsError, one_line
+from actstats.errors import ActstatsError, UnavailableError, one_line
 from actstats.support import cache_folder, keep_cached, require_package
 
 IMAGE: Final = "image"
@@ -114,6 +115,8 @@ def _opened(file: Path | RemoteFile, footer: Any = None) -> Iterator[Any]:
             f"{place} no longer exists; restore it and rerun the same command to resume"
         ) from None
     except (pyarrow.ArrowException, OSError) as error:
+        if isinstance(failure := image_error(error), MachineError):
+            raise UnavailableError(f"{place} {failure.message}") from None
         reason = getattr(error, "strerror", None) or one_line(error, 200)
         raise ActstatsError(f"{place} is not a complete, readable Parquet file: {reason}") from None
 

@@ -163,6 +163,136 @@ def test_images_that_a_bucket_lost_are_told_apart(uploaded, s3):
         shards.image(1)
 
 
+SMALL = {
+    "preprocessing": Preprocessing.imagenet(size=32, resize=36),
+    "batch_size": 8,
+    "partition_size": 10,
+    "metrics": ["mean", "top"],
+    "device": "cpu",
+}
+
+
+@pytest.mark.parametrize("what", ["folder", "shards", "parquet"])
+def test_a_body_that_is_cut_short_is_fetched_again(what, made, uploaded, s3, tmp_path, monkeypatch):
+    monkeypatch.setattr("actstats.data.patience.WAITS", (0.01,) * 4)
+    expected = actstats.sweep(SmallNet(), made / what, tmp_path / "s.zarr", **SMALL)
+    source = open_source(f"{uploaded}/{what}")
+    s3.cut_every = 3
+    found = actstats.sweep(SmallNet(), source, tmp_path / "from.zarr", **SMALL)
+    assert s3.cut
+    assert found.failures == expected.failures == {}
+    assert files_of(tmp_path / "from.zarr") == files_of(tmp_path / "s.zarr")
+
+
+def test_an_object_that_the_server_fails_to_send_is_missing_until_a_rerun(
+    made, uploaded, s3, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("actstats.data.patience.WAITS", (0.01,) * 4)
+    monkeypatch.setattr("actstats.data.objects._PATIENCE", 0.05)
+    actstats.sweep(SmallNet(), made / "folder", tmp_path / "s.zarr", **SMALL)
+    for status, code in ((500, "InternalError"), (403, "InvalidObjectState")):
+        s3.answers = {"004.png": (status, code)}
+        remote_caches_cleared()
+        store = tmp_path / f"{status}.zarr"
+        first = actstats.sweep(SmallNet(), f"{uploaded}/folder", store, **SMALL)
+        assert list(first.failures) == ["cat/004.png"]
+        assert first.progress.unavailable == 1
+        assert code in first.failures["cat/004.png"] or str(status) in first.failures["cat/004.png"]
+        assert actstats.open_dataset(store)["status"].values.sum() == 1
+        s3.answers = {}
+        again = actstats.sweep(SmallNet(), f"{uploaded}/folder", store, **SMALL)
+        assert (again.failures, again.partitions) == ({}, 1)
+        assert files_of(store) == files_of(tmp_path / "s.zarr")
+
+
+@pytest.mark.parametrize(("what", "name"), [("shards", "s-0.tar"), ("parquet", "p-1.parquet")])
+def test_an_object_replaced_while_it_is_read_is_noticed(what, name, made, uploaded):
+    source = open_source(f"{uploaded}/{what}")
+    data = bytearray((made / what / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    boto3.client("s3").put_object(Bucket=BUCKET, Key=f"made/{what}/{name}", Body=bytes(data))
+    with pytest.raises(
+        ActstatsError, match=f"{name} has been replaced since it was opened; completed partitions"
+    ):
+        list(map(source.read, range(COUNT)))
+
+
+def test_a_token_that_has_expired_stops_the_sweep_and_is_called_that(uploaded, s3, tmp_path):
+    source = open_source(f"{uploaded}/folder")
+    s3.answers = {".png": (400, "ExpiredToken")}
+    with pytest.raises(
+        ActstatsError, match=r"the token for s3://\S+ has expired \(ExpiredToken\); renew the cred"
+    ):
+        actstats.sweep(SmallNet(), source, tmp_path / "s.zarr", **SMALL)
+
+
+def test_a_bucket_that_fails_for_many_images_stops_the_sweep(uploaded, s3, tmp_path, monkeypatch):
+    monkeypatch.setattr("actstats.data.patience.WAITS", (0.01,) * 4)
+    monkeypatch.setattr("actstats.data.patience._IN_A_ROW", 6)
+    source = open_source(f"{uploaded}/folder")
+    s3.answers = {f"{index:03}.png": (403, "AccessDenied") for index in range(12, COUNT)}
+    remote_caches_cleared()
+    with pytest.raises(ActstatsError, match=r"6 images in a row could not be read \(access to .* is denied"):
+        actstats.sweep(SmallNet(), source, tmp_path / "s.zarr", **SMALL)
+
+
+KEYS = [
+    "a//1.png",
+    "//2.png",
+    "./3.png",
+    "b/../4.png",
+    "50% off/5.png",
+    "a%20b/6.png",
+    "n#1/7.png",
+    "q?/8.png",
+]
+KEYS += [
+    "c d/9.png",
+    "caf\u00e9/10.png",
+    "cafe\u0301/11.png",
+    "p+q/12.png",
+    "w[1]*/13.png",
+    "~t/14.png",
+    ".h/15.png",
+]
+
+
+@pytest.mark.parametrize("folder", ["val", "50% o#f?/a+b", "val//x"])
+def test_keys_of_any_characters_are_listed_and_read(folder, s3):
+    from tests.data.images import encoded, picture
+
+    client, data = boto3.client("s3"), {}
+    for number, key in enumerate(KEYS):
+        data[key] = encoded(picture(8, 8, seed=number))
+        client.put_object(Bucket=BUCKET, Key=f"{folder}/{key}", Body=data[key])
+    client.put_object(Bucket=BUCKET, Key=f"{folder}-other/16.png", Body=b"")
+    remote_caches_cleared()
+    source = open_source(f"s3://{BUCKET}/{folder}")
+    assert source.paths == sorted(key for key in KEYS if not key.startswith(".h"))
+    for index, path in enumerate(source.paths):
+        assert source.read(index) == data[path]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["val.tar", "my val.tar", "caf\u00e9.tar", "a+b.tar", "a%2Fb.tar", "50%25.tar", "a%20b.tar", "%E9.tar"],
+)
+@pytest.mark.parametrize("folder", ["", "/my%20set", "/a%2Fb/caf%C3%A9"])
+def test_the_address_of_a_tar_on_the_web_is_used_as_it_is(name, folder, made):
+    """Names as people type them, and as a browser shows them: only what cannot be in an address is escaped."""
+    from urllib.parse import quote, unquote_to_bytes
+
+    with serving() as server:
+        remote_caches_cleared()
+        asked = f"{folder}/{name}"
+        there = unquote_to_bytes(quote(asked, safe="/%+"))
+        with_escapes = quote(asked, safe="/%+")
+        server.files[with_escapes] = (made / "shards" / "s-0.tar").read_bytes()
+        assert len(open_source(server.url(asked))) == COUNT // 2
+        assert {unquote_to_bytes(path) for path, _ in server.seen} == {there}
+        assert ("%2F" in asked) == any("%2F" in path for path, _ in server.seen)
+
+
 def test_what_cannot_be_opened_is_told_in_one_line(made, uploaded, tmp_path, monkeypatch):
     pq.write_table(pa.table({"text": ["a"]}), tmp_path / "text.parquet")
     pq.write_table(pa.table({"image": [b"a"], "label": ["cat"]}), tmp_path / "words.parquet")
