@@ -176,7 +176,7 @@ def _reason(url: URL, text: str) -> tuple[str, bool]:
         return _without_credentials(url), False
     named = code[1] or code[2] if code else None
     why = named or (status[1].strip() if status else " ".join(text.split())[-200:])
-    if _EXPIRED.search(named or "") or (status and _EXPIRED.search(text)):
+    if _EXPIRED.search(text):
         return f"the token for {bucket} has expired ({why}); renew the credentials in the environment", False
     if status and status[1][:3] in ("401", "403"):
         return f"access to {url} is denied ({why}); check the credentials in the environment", True
@@ -186,7 +186,9 @@ def _reason(url: URL, text: str) -> tuple[str, bool]:
 
 
 _EXPIRED: Final = re.compile(
-    r"ExpiredToken|TokenRefreshRequired|token[\w ]{0,20} expired|invalid_grant", re.IGNORECASE
+    r"ExpiredToken|TokenRefreshRequired|invalid_grant|Request has expired|not valid in the specified time frame"
+    r"|(token|session)[^.]{0,60}\bexpired",
+    re.IGNORECASE,
 )
 """What services call a token that is no longer valid."""
 

@@ -251,6 +251,10 @@ def _hub_explained(url: URL) -> Iterator[None]:
     except ActstatsError:
         raise
     except Exception as error:  # of several libraries for HTTP
+        if getattr(getattr(error, "response", None), "status_code", None) == 401:
+            raise ActstatsError(
+                f"access to {url} is denied: the token (HF_TOKEN) is invalid or has expired"
+            ) from error
         raise UnavailableError(f"cannot read {url}: {one_line(error, 200)}", remote.RESUME) from error
 
 

@@ -565,6 +565,7 @@ def _as_dict(summary: Summary) -> dict[str, Any]:
             "images_per_second": done.rate,
             "waiting_share": done.waiting_share,
             "workers": dict(done.workers),
+            "unavailable": done.unavailable,
         },
         "failures": summary.failures,
         "aside": summary.aside,

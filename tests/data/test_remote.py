@@ -226,6 +226,49 @@ def test_a_token_that_has_expired_stops_the_sweep_and_is_called_that(uploaded, s
         actstats.sweep(SmallNet(), source, tmp_path / "s.zarr", **SMALL)
 
 
+@pytest.mark.parametrize(
+    ("text", "said", "passes"),
+    [
+        (
+            "status code: 400 Bad: <Error><Code>ExpiredToken</Code></Error>",
+            "has expired (ExpiredToken)",
+            False,
+        ),
+        (
+            "status code: 403 Forbidden: <Error><Code>ExpiredTokenException</Code></Error>",
+            "has expired",
+            False,
+        ),
+        ("status code: 403 Forbidden: <Message>Request has expired</Message>", "has expired", False),
+        (
+            "the SSO session associated with this profile has expired or is otherwise invalid",
+            "has expired",
+            False,
+        ),
+        (
+            "status code: 403 Forbidden: <Message>Signature not valid in the specified time frame",
+            "expired",
+            False,
+        ),
+        (
+            "status code: 403 Forbidden: <Error><Code>AccessDenied</Code></Error>",
+            "denied (AccessDenied)",
+            True,
+        ),
+        ("invalid peer certificate: Expired", "does not respond", True),
+        ("status code: 503 Service Unavailable", "responds with 503", True),
+        ("status code: 301 Moved Permanently", "check AWS_REGION", False),
+        ("operation timed out", "does not respond (operation timed out)", True),
+    ],
+)
+def test_errors_of_a_server_that_may_pass_are_told_from_others(text, said, passes):
+    from actstats.support import URL
+
+    message, may_pass = remote._reason(URL("s3://bucket/val"), text)
+    assert said in message
+    assert may_pass is passes
+
+
 def test_a_bucket_that_fails_for_many_images_stops_the_sweep(uploaded, s3, tmp_path, monkeypatch):
     monkeypatch.setattr("actstats.data.patience.WAITS", (0.01,) * 4)
     monkeypatch.setattr("actstats.data.patience._IN_A_ROW", 6)
