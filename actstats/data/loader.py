@@ -48,7 +48,8 @@ class Batch:
     `Transform`, on the CPU or the decoder's device. `position`, int64 [n_ok], is the offset of each of them from
     `start`. `status`, int8 [stop - start], is OK, MISSING, UNREADABLE or REFUSED for each image. `messages` has one
     line for each image that is not OK, by its index in the source. `unavailable` are the indices of those that the
-    machine or the network failed to read.
+    machine or the network failed to read. `moved`, f32 [n_ok], is the l2 distance over which an attack moved each
+    readable image, if there was one.
     """
 
     start: int
@@ -58,6 +59,7 @@ class Batch:
     status: NDArray[np.int8]
     messages: dict[int, str]
     unavailable: frozenset[int] = frozenset()
+    moved: Tensor | None = None
 
 
 @dataclass(frozen=True)

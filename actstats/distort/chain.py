@@ -88,14 +88,28 @@ class Chain:
 
         `pixels` are the results of `image` for `places`. This runs forward passes, so no hooks should be registered.
         """
+        return self.attacked(model, preprocessing, pixels, places)[0]
+
+    def attacked(
+        self, model: nn.Module, preprocessing: Preprocessing, pixels: Tensor, places: Sequence[Place]
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the result of `batch`, and the l2 distance over which the first attack moved each image, f32 [N]."""
+        moved: Tensor | None = None
         for number, step in enumerate(self.steps[self._first_attack :], self._first_attack):
             if isinstance(step, Adversarial):
-                pixels = step.attack(model, preprocessing, pixels)
+                before, pixels = pixels, step.attack(model, preprocessing, pixels)
+                if moved is None:
+                    moved = (pixels - before).flatten(1).norm(dim=1)
             else:
                 arrays = pixels.cpu().numpy()
                 distorted = [self._apply(number, *pair) for pair in zip(arrays, places, strict=True)]
                 pixels = torch.from_numpy(np.stack(distorted)).to(pixels.device)
-        return pixels
+        return pixels, moved
+
+    @property
+    def attack(self) -> Adversarial | None:
+        """The first attack of the chain, if there is one."""
+        return next((step for step in self.steps if isinstance(step, Adversarial)), None)
 
     @cached_property
     def _first_attack(self) -> int:
@@ -126,10 +140,10 @@ class Distorter:
         """Apply `Chain.image` to image `index` of the source, with `size` (width, height) before resizing."""
         return self.chain.image(pixels, self._place(index, size))
 
-    def batch(self, pixels: Tensor, indices: Sequence[int]) -> Tensor:
-        """Apply `Chain.batch` to the images with these indices."""
+    def batch(self, pixels: Tensor, indices: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+        """Return the result of `Chain.attacked` for the images with these indices."""
         places = [self._place(index) for index in indices]
-        return self.chain.batch(self.model, self.preprocessing, pixels, places)
+        return self.chain.attacked(self.model, self.preprocessing, pixels, places)
 
     def _place(self, index: int, size: tuple[int, int] | None = None) -> Place:
         return Place(self.numbers[index], self.paths[index], self.preprocessing, size)

@@ -48,6 +48,8 @@ class Description:
     """Dict from the path of each image that could not be read to its status."""
     computed_on: dict[str, int]
     """Number of complete partitions by the device and versions that computed them; see `computed_on`."""
+    attack: Attack | None
+    """How far an adversarial distortion moved the images of the complete partitions."""
 
     @property
     def outdated(self) -> str:
@@ -73,6 +75,7 @@ def describe(path: str | Path) -> Description:
         arrays = [_variable(store.place, array) for _, array in sorted(store.group.arrays())]
         outputs = set(store.manifest["outputs"])
         layers = store.manifest["layers"]
+        records = store.provenance()
     except (KeyError, ValueError) as error:
         raise ActstatsError(f"{path} is damaged: {error}; remove the store and sweep again") from error
     counts = Counter(status)
@@ -85,8 +88,43 @@ def describe(path: str | Path) -> Description:
         variables=[array for array in arrays if array.name in outputs],
         coordinates=[array for array in arrays if array.name not in outputs],
         failures={p: STATUSES[s] for p, s in zip(paths, status, strict=True) if s > 0},
-        computed_on=computed_on(store.provenance()),
+        computed_on=computed_on(records),
+        attack=Attack.of(records),
     )
+
+
+@dataclass(frozen=True)
+class Attack:
+    """How far an adversarial distortion moved images.
+
+    Attributes:
+        images: number of attacked images.
+        distance: mean l2 distance over which they were moved.
+        unmoved: number of images that did not move, because their gradient vanishes or is not finite.
+    """
+
+    images: int
+    distance: float
+    unmoved: int
+
+    @classmethod
+    def of(cls, records: Sequence[Mapping[str, Any]]) -> Attack | None:
+        """Return the sum over the provenance `records` of partitions; None without attacks.
+
+        >>> one, two = ({"images": n, "distance": d, "unmoved": n - 3} for n, d in ((4, 0.5), (12, 0.1)))
+        >>> Attack.of([{"attack": one}, {}, {"attack": two}])
+        Attack(images=16, distance=0.2, unmoved=10)
+        """
+        parts = [record["attack"] for record in records if "attack" in record]
+        images = sum(part["images"] for part in parts)
+        if not images:
+            return None
+        distance = sum(part["images"] * part["distance"] for part in parts) / images
+        return cls(images, round(distance, 6), sum(part["unmoved"] for part in parts))
+
+    def __str__(self) -> str:
+        still = f"; {self.unmoved:,} did not move" if self.unmoved else ""
+        return f"moved images by {self.distance:.3g} on average (l2){still}"
 
 
 def computed_on(records: Sequence[Mapping[str, Any]]) -> dict[str, int]:

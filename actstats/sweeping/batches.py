@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -112,7 +112,7 @@ class JointFeed:
                 for number, upload in enumerate(uploads):
                     batch = batches[self._view_of[number]]
                     self._note_failures(number, batch)
-                    yield number, batch, self._input(number, batch, upload) if len(batch.position) else None
+                    yield number, *self._with_input(number, batch, upload)
                 self.progress = Progress(
                     done=self.progress.done + batch.stop - batch.start,
                     total=self.progress.total,
@@ -147,15 +147,20 @@ class JointFeed:
         distort = None if distorter is None else distorter.image
         return View(preprocessing, distort, pin=device.type == "cuda")
 
-    def _input(self, number: int, batch: Batch, upload: Callable[[Tensor], Tensor]) -> Tensor:
+    def _with_input(
+        self, number: int, batch: Batch, upload: Callable[[Tensor], Tensor]
+    ) -> tuple[Batch, Tensor | None]:
+        if not len(batch.position):
+            return batch, None
         distorter = self._distorters[number]
         pixels = upload(batch.pixels)
         if distorter is not None:
             with torch.inference_mode(False):  # an attack needs gradients
-                pixels = distorter.batch(pixels, (batch.position + batch.start).tolist())
+                pixels, moved = distorter.batch(pixels, (batch.position + batch.start).tolist())
+            batch = replace(batch, moved=moved)
         # Not in inference mode: a network may keep what it makes of these images.
         with torch.no_grad():
-            return self._wanted[number].loaded.preprocessing.normalize(pixels)
+            return batch, self._wanted[number].loaded.preprocessing.normalize(pixels)
 
     def _note_failures(self, number: int, batch: Batch) -> None:
         self._unavailable |= batch.unavailable

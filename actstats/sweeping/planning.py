@@ -29,7 +29,7 @@ from actstats.errors import ActstatsError, nearest
 from actstats.metrics import Chosen, resolve_metrics
 from actstats.store import Schema, Store, parse_compression, place_of
 from actstats.store import manifest as manifests
-from actstats.store.description import computed_on
+from actstats.store.description import Attack, computed_on
 from actstats.store.store import missing_error
 from actstats.support import html_facts, located, named_object, on_this_machine
 from actstats.sweeping.progress import Progress, Started, Summary, bar
@@ -89,6 +89,7 @@ class Run:
 
     def summary(self) -> Summary:
         """Return a summary of this run."""
+        records = self.store.provenance()
         return Summary(
             store=self.store.path,
             images=self.schema.images,
@@ -99,7 +100,8 @@ class Run:
             complete=bool(self.store.completed.all()),
             failures=self.failures,
             aside=self.aside,
-            computed_on=computed_on(self.store.provenance()) if self.todo else {},
+            computed_on=computed_on(records) if self.todo else {},
+            attack=Attack.of(records),
             failed=bool((self.store.statuses() > 0).mean() > self.max_failed),
         )
 

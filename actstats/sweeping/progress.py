@@ -8,8 +8,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from actstats.support import URL, html_facts
+
+if TYPE_CHECKING:
+    from actstats.store.description import Attack
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,8 @@ class Summary:
     """Dict from the index of each partition that a cluster gave up after several tries to its error."""
     computed_on: dict[str, int] = field(default_factory=dict)
     """Number of complete partitions in the store by the device and versions that computed them."""
+    attack: Attack | None = None
+    """How far an adversarial distortion moved the images of the complete partitions."""
     failed: bool = False
     """Whether the fraction of unreadable images in the whole sweep exceeds `Execution.max_failed`."""
 
@@ -103,6 +109,8 @@ class Summary:
             ("this run", f"{self.progress.done:,} images, {self.progress.rate:.1f} images/s"),
             ("complete", "yes" if self.complete else "no: run it again to resume"),
         ]
+        if self.attack is not None:
+            facts.append(("attack", self.attack))
         if unread:
             facts.append(("not read", "; ".join(unread[:3]) + more))
         if self.progress.unavailable:

@@ -40,6 +40,9 @@ from actstats.sweeping.forward import Network
 from actstats.sweeping.progress import Progress
 from actstats.sweeping.settings import Execution, Settings
 
+_UNMOVED: Final = 0.01
+"""An image that an attack moved by less than this share of its epsilon counts as not moved."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -143,6 +146,7 @@ class Filling:
         self._buffers = [Buffers(job.layout) for _ in indices[:2]]
         self._partition: Partition | None = None
         self._begun = 0.0
+        self._moved: list[Tensor] = []
 
     def take(self, batch: Batch, images: Tensor | None) -> None:
         """Run the network on the next batch; batches of partitions that are not to be filled are skipped.
@@ -159,14 +163,31 @@ class Filling:
             self._buffers.reverse()
             partition = self._partition = Partition(layout, self._buffers[0], index)
             self._begun = time.perf_counter()
+            self._moved.clear()
         partition.status[batch.start - partition.start : batch.stop - partition.start] = batch.status
         if images is not None:
             partition.begin_batch(batch.position + batch.start)
             self._job.network(images, partition.update)
+        if batch.moved is not None:
+            self._moved.append(batch.moved)
         if batch.stop == partition.stop:
-            self._writer.put(partition.finish(), provenance(self._job, time.perf_counter() - self._begun))
+            result, seconds = partition.finish(), time.perf_counter() - self._begun
+            self._writer.put(result, provenance(self._job, seconds) | self._attack())
             self._partition = None
         self._writer.check()
+
+    def _attack(self) -> dict[str, Any]:
+        """Return the entry of the provenance that says over what distance an attack moved the partition's images."""
+        attack = self._job.chain.attack if self._job.chain else None
+        if attack is None or not self._moved:
+            return {}
+        distances = torch.cat(self._moved)
+        moved = {
+            "images": len(distances),
+            "distance": float(distances.mean()),
+            "unmoved": int((distances < _UNMOVED * attack.epsilon).sum()),
+        }
+        return {"attack": moved}
 
 
 def provenance(job: Job, seconds: float) -> dict[str, Any]:

@@ -114,6 +114,8 @@ def _facts(description: Description) -> Iterator[tuple[str, str]]:
     decoded = ", JPEGs decoded by the device" if manifest.get("decode") == "device" else ""
     if len(description.computed_on) > 1:
         yield "mixed", "; ".join(f"{n} partitions on {where}" for where, n in description.computed_on.items())
+    if description.attack is not None:
+        yield "attack", str(description.attack)
     compiled = ", compiled" if manifest.get("compile") else ""
     yield (
         "run",

@@ -252,6 +252,8 @@ def sweep(
         for line in (line for summary in summaries for line in _lines(summary)):
             click.echo(line)
     for summary in summaries:
+        if summary.attack is not None:
+            note(f"the attack {summary.attack}")
         if len(summary.computed_on) > 1:
             where = "; ".join(f"{count(n, 'partition')} on {kind}" for kind, n in summary.computed_on.items())
             note(f"partitions were computed on machines that may differ in the last bits: {where}")
@@ -570,4 +572,5 @@ def _as_dict(summary: Summary) -> dict[str, Any]:
         "failures": summary.failures,
         "aside": summary.aside,
         "computed_on": summary.computed_on,
+        "attack": None if summary.attack is None else dataclasses.asdict(summary.attack),
     }

@@ -17,6 +17,7 @@ import actstats
 from actstats.data.preprocessing import Preprocessing
 from actstats.distort import Place, parse, pgd_l2
 from actstats.errors import ActstatsError, ManifestMismatchError
+from actstats.store.description import describe
 from tests.conftest import SmallNet, files_of
 
 SMALL = Preprocessing.imagenet(size=32, resize=36)
@@ -27,7 +28,7 @@ def seen(images, store, specs, **options) -> torch.Tensor:
     inputs: list[torch.Tensor] = []
 
     def look(_module, arguments):
-        if torch.is_inference_mode_enabled():  # Not the passes of an attack, nor the probe's.
+        if any(module._forward_hooks for module in model.modules()):  # not in the passes of an attack
             inputs.append(arguments[0].clone())
 
     model = SmallNet()
@@ -188,3 +189,28 @@ def test_normalising_can_be_differentiated_and_gives_the_same_bits():
     assert torch.equal(SMALL.normalize(images), SMALL.normalize(pixels))
     SMALL.normalize(images).sum().backward()
     torch.testing.assert_close(images.grad[0, 0, 0], 1 / torch.tensor(SMALL.std))
+
+
+class HalfDead(SmallNet):
+    """Depends on the brighter images only."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) * (x.mean((1, 2, 3)) > 0)[:, None]
+
+
+def test_a_sweep_says_how_far_an_attack_moved_the_images(photographs, tmp_path):
+    arguments = {"preprocessing": SMALL, "device": "cpu", "batch_size": 4, "partition_size": 8}
+    summary = actstats.sweep(
+        HalfDead(), photographs, tmp_path / "a.zarr", distort=["pgd:l2:0.5:3"], **arguments
+    )
+    source = actstats.open_source(photographs)
+    pixels = np.stack([SMALL.pixels(source.image(i)) for i in range(len(source))])
+    dark = (SMALL.normalize(torch.from_numpy(pixels)).mean((1, 2, 3)) <= 0).sum().item()
+    assert 0 < dark < len(source)
+    assert (summary.attack.images, summary.attack.unmoved) == (len(source), dark)
+    # Every other image moves to the sphere, or nearly so where it is clipped.
+    assert summary.attack.distance == pytest.approx(0.5 * (1 - dark / len(source)), rel=0.1)
+    assert describe(tmp_path / "a.zarr").attack == summary.attack
+    assert str(summary.attack).endswith(f"{dark} did not move")
+    clean = actstats.sweep(HalfDead(), photographs, tmp_path / "b.zarr", distort=["noise:0.1"], **arguments)
+    assert clean.attack is None
