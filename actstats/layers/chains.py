@@ -12,25 +12,13 @@ import math
 from collections.abc import Container, Iterator
 from typing import Final
 
-from actstats.layers.axes import convolves
+from actstats.layers.coordinates import ACTIVATIONS, ARITHMETIC, convolves
 from actstats.layers.graph import Call, Graph, Operation
 
 _NORMS: Final = ("batch_norm", "group_norm", "layer_norm", "instance_norm", "rms_norm")
-# fmt: off
-_ACTIVATIONS: Final = frozenset({
-    "relu", "relu6", "hardtanh", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "hardswish",
-    "hardsigmoid", "sigmoid", "tanh", "softplus", "prelu", "_prelu_kernel", "rrelu", "clamp", "clamp_min",
-    "clamp_max", "clip", "threshold", "softsign", "softshrink", "hardshrink", "tanhshrink", "log_sigmoid", "erf",
-    "exp",
-})
-_ARITHMETIC: Final = frozenset({
-    "mul", "add", "sub", "rsub", "div", "neg", "pow", "square", "sqrt", "rsqrt", "reciprocal", "abs", "multiply",
-    "divide", "subtract", "true_divide",
-})
 _SHIFTS: Final = frozenset({"add", "sub", "subtract"})
 _REDUCTIONS: Final = frozenset({"mean", "var", "var_mean", "std", "std_mean", "sum"})
 _PADS: Final = frozenset({"pad", "constant_pad_nd", "reflection_pad2d", "replication_pad2d"})
-# fmt: on
 
 
 def is_convolution(graph: Graph, operation: Operation) -> bool:
@@ -114,9 +102,9 @@ def _chain(graph: Graph, start: int) -> Iterator[tuple[int, int, bool]]:
         if any(graph.values[i].computed and i not in unread for i in operation.inputs):
             return
         normalises = any(norm in operation.name for norm in _NORMS) or operation.name in _REDUCTIONS
-        activates = operation.name in _ACTIVATIONS
+        activates = operation.name in ACTIVATIONS
         if not (
-            operation.moves or activates or operation.name in _ARITHMETIC or (normalises and not activated)
+            operation.moves or activates or operation.name in ARITHMETIC or (normalises and not activated)
         ):
             return
         if not reduced and _scales_alone(graph, operation):
@@ -127,8 +115,9 @@ def _chain(graph: Graph, start: int) -> Iterator[tuple[int, int, bool]]:
         for i in inner:
             unread[i] -= 1
         for i in operation.outputs:
-            unread[i] = len(graph.values[i].consumers)
-            pending.update(graph.values[i].consumers)
+            if i not in unread:  # a view may lead back to an earlier value
+                unread[i] = len(graph.values[i].consumers)
+                pending.update(graph.values[i].consumers)
         result = operation.outputs[0]
         left = [i for i, readers in unread.items() if readers and i != result]
         whole = sorted(graph.values[result].shape) == sorted(graph.values[start].shape)

@@ -16,7 +16,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from actstats.layers.axes import IMAGE, Labels, labels_after
+from actstats.layers.coordinates import (
+    Coordinates,
+    Geometry,
+    Operand,
+    follow,
+    of_images,
+    overwritten,
+    tensors,
+    understood,
+)
 from actstats.layers.layer import ROOT, returned_tensor
 
 
@@ -25,13 +34,15 @@ class Value:
     """The content of a tensor at one time.
 
     `computed` is True if the value depends on the example. `content` is the index of the value that this one merely
-    rearranges, or its own index. `consumers` are the indices of the operations that read it.
+    rearranges, or its own index. `geometry` is its place in memory: offset, shape and strides. `consumers` are the
+    indices of the operations that read it.
     """
 
     shape: tuple[int, ...]
     content: int
     computed: bool
-    labels: Labels
+    coordinates: Coordinates
+    geometry: Geometry
     consumers: list[int] = field(default_factory=list)
 
 
@@ -71,8 +82,6 @@ _MOVES: Final = frozenset(
 )
 """Operations that change no elements, except for views, which are recognised by their memory."""
 
-_Geometry = tuple[int, tuple[int, ...], tuple[int, ...]]
-
 
 class Graph(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Record the operations and module calls of the forward passes that run in this context."""
@@ -86,14 +95,14 @@ class Graph(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._batch = example.shape[0]
         self._storages = 0
         self._memory: dict[int, tuple[int, int]] = {}
-        self._known: dict[tuple[tuple[int, int], _Geometry], int] = {}
-        self._latest: dict[tuple[int, _Geometry], int] = {}
+        self._known: dict[tuple[tuple[int, int], Geometry], int] = {}
+        self._latest: dict[tuple[int, Geometry], int] = {}
         self._writer: dict[tuple[int, int], int] = {}
         self._open: list[Call] = []
         self._counts: dict[str, int] = {}
         index = self._value(example)
         self.values[index].computed = True
-        self.values[index].labels = IMAGE if example.ndim == 4 else ("n",) + (None,) * (example.ndim - 1)
+        self.values[index].coordinates = of_images(tuple(example.shape))
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -101,9 +110,14 @@ class Graph(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Run the operation and record it."""
         kwargs = kwargs or {}
         name = func.overloadpacket.__name__.rstrip("_")
-        tensors = list(_tensors((args, kwargs)))
-        inputs = tuple(self._value(t) for t in tensors)
-        held = {_address(t) for t in tensors}
+        if not understood(name, func):
+            with self:
+                parts = func.decompose(*args, **kwargs)
+            if parts is not NotImplemented:
+                return parts
+        given = list(tensors((args, kwargs)))
+        inputs = tuple(self._value(t) for t in given)
+        held = {_address(t) for t in given}
         out = func(*args, **kwargs)
         drops_nothing = "dropout" in name and not any(a is True for a in args)
         written = [] if drops_nothing else list(_written(func, args, kwargs))
@@ -111,15 +125,23 @@ class Graph(TorchDispatchMode):  # type: ignore[no-untyped-call]
             storage, version = self._memory[_address(tensor)]
             self._memory[_address(tensor)] = (storage, version + 1)
             self._writer[storage, version + 1] = len(self.operations)
-        results = list(_tensors(out))
+        results = list(tensors(out))
         for tensor in results:
             if (address := _address(tensor)) not in held:
                 self._memory[address] = self._new_storage()
-        computed = any(self.values[i].computed for i in inputs)
+        computed = any(self.values[i].computed for i in inputs) and not _reads_no_elements(name)
         moves = name in _MOVES or (not written and any(_address(t) in held for t in results))
-        described = [(self.values[i].shape, self.values[i].labels) for i in inputs]
+        operands = [
+            Operand(self.values[i].shape, self.values[i].coordinates, self.values[i].computed) for i in inputs
+        ]
+        made_now = [*results, *written]
+        coordinates = (
+            follow(name, func, args, kwargs, operands, made_now)
+            if computed
+            else [Coordinates()] * len(made_now)
+        )
         outputs = []
-        for tensor in [*results, *written]:
+        for at, tensor in enumerate(made_now):
             made = len(self.values)
             index = self._value(tensor)
             if index in inputs or index in outputs:
@@ -127,10 +149,9 @@ class Graph(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if index == made:
                 value = self.values[index]
                 value.computed = computed
-                if moves and math.prod(value.shape) == math.prod(described[0][0]):
+                if moves and math.prod(value.shape) == math.prod(operands[0].shape):
                     value.content = self.values[inputs[0]].content
-                if computed:
-                    value.labels = labels_after(name, func, args, described, value.shape)
+                value.coordinates = coordinates[at]
             outputs.append(index)
         if outputs:
             for index in set(inputs):
@@ -140,7 +161,7 @@ class Graph(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def enter(self, module: str, kind: str, inputs: object) -> None:
         """Record that a module is called."""
-        seen = tuple(self._value(t) for t in _tensors(inputs))
+        seen = tuple(self._value(t) for t in tensors(inputs))
         self._open.append(Call(module, -1, kind, len(self.operations), seen))
 
     def leave(self, output: object) -> None:
@@ -157,8 +178,6 @@ class Graph(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return
         call.output = self._value(tensor)
         value = self.values[call.output]
-        if not any(value.labels[1:]):
-            value.labels = self._labels_like_inputs(call, value)
         call.problem = self._problem(tensor, value)
 
     def _problem(self, tensor: Tensor, value: Value) -> str:
@@ -168,29 +187,7 @@ class Graph(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return f"it returns a tensor of shape {list(tensor.shape)}"
         if not value.computed:
             return "its output does not depend on the image"
-        if tensor.shape[0] != self._batch or ("n" in value.labels and value.labels[0] != "n"):
-            return (
-                f"it returns {list(tensor.shape)} for {self._batch} images: the first axis is not the batch axis "
-                "(it may hold windows or tokens)"
-            )
         return ""
-
-    def _labels_like_inputs(self, call: Call, value: Value) -> Labels:
-        """Label an output whose computation was not understood.
-
-        It is assumed to be laid out like an input with the same shape up to the last axis, or else like an input of
-        exactly the same shape of an enclosing module (a residual branch).
-        """
-        for index in call.inputs:
-            given = self.values[index]
-            if given.shape[:-1] == value.shape[:-1] and any(given.labels[1:]):
-                last = given.labels[-1] if given.shape == value.shape else None
-                return (*given.labels[:-1], last)
-        for around in reversed(self._open):
-            for index in around.inputs:
-                if self.values[index].shape == value.shape and any(self.values[index].labels[1:]):
-                    return self.values[index].labels
-        return value.labels
 
     def _new_storage(self) -> tuple[int, int]:
         self._storages += 1
@@ -208,18 +205,26 @@ class Graph(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if known is not None:
             return known
         index = len(self.values)
-        value = Value(shape, index, False, (None,) * tensor.ndim)
+        value = Value(shape, index, False, Coordinates(), geometry)
         self.values.append(value)
         self._known[memory, geometry] = index
         older = self._latest.get((memory[0], geometry))
         self._latest[memory[0], geometry] = index
         if older is not None:
-            # The memory was written to through another view.
-            value.computed, value.labels = self.values[older].computed, self.values[older].labels
+            value.computed, value.coordinates = self.values[older].computed, self.values[older].coordinates
         writer = self._writer.get(memory)
         if writer is not None and writer < len(self.operations):
-            operation = self.operations[writer]
-            value.computed |= any(self.values[i].computed for i in operation.outputs)
+            # The memory was written to through another view.
+            outputs = [self.values[i] for i in self.operations[writer].outputs]
+            value.computed |= any(output.computed for output in outputs)
+            if value.computed and len(outputs) == 1:
+                value.coordinates = overwritten(
+                    value.coordinates,
+                    geometry,
+                    outputs[0].coordinates,
+                    outputs[0].geometry,
+                    tensor.untyped_storage().nbytes() // tensor.element_size(),
+                )
         return index
 
 
@@ -258,17 +263,8 @@ def trace(model: nn.Module, example: Tensor) -> Graph:
     return graph
 
 
-def _tensors(tree: object) -> Iterator[Tensor]:
-    """Yield the dense tensors in nested tuples, lists and dicts, in order."""
-    if isinstance(tree, Tensor):
-        if tree.layout is torch.strided:
-            yield tree
-    elif isinstance(tree, tuple | list):
-        for item in tree:
-            yield from _tensors(item)
-    elif isinstance(tree, dict):
-        for item in tree.values():
-            yield from _tensors(item)
+def _reads_no_elements(name: str) -> bool:
+    return name.startswith("new_") or name.endswith("_like")
 
 
 def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Tensor]:
@@ -278,7 +274,7 @@ def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterat
         return
     for at, argument in enumerate(schema.arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:
-            yield from _tensors(args[at] if at < len(args) else kwargs.get(argument.name))
+            yield from tensors(args[at] if at < len(args) else kwargs.get(argument.name))
 
 
 def _address(tensor: Tensor) -> int:

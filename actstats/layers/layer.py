@@ -58,9 +58,11 @@ class Layer:
         Raises:
             ActstatsError: apart from the batch axis, the output's shape is not the one that was probed.
         """
-        if output.shape[1:] != self.shape:
+        batch = self.axes.index("n")
+        if output.shape[:batch] + output.shape[batch + 1 :] != self.shape:
+            probed = [*self.shape[:batch], "N", *self.shape[batch:]]
             raise ActstatsError(
-                f"layer {self.name} returned {list(output.shape)}, but {['N', *self.shape]} was probed: "
+                f"layer {self.name} returned {list(output.shape)}, but {probed} was probed: "
                 "all images of a sweep must have the same size".replace("'", "")
             )
         if self.axes == "nchw":

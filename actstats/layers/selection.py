@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from actstats.errors import ActstatsError, first, nearest
-from actstats.layers.axes import Grid, Labels
+from actstats.layers.axes import layout
 from actstats.layers.chains import convolution_calls, functional_activations
 from actstats.layers.graph import IMAGE_VALUE, Call, Graph, Value, trace
 from actstats.layers.layer import ROOT, Layer
@@ -260,32 +260,13 @@ def _digest(model: nn.Module, graph: Graph, unsteady: Mapping[tuple[str, int], s
 
 def _layer(name: str, call: Call, value: Value) -> Layer | str:
     """Return the layer of a call that returned `value`, or the reason why it has no maps."""
-    shape = value.shape
-    axes = _axes(value.labels)
-    if axes is None:
-        return f"it returns {list(shape)}, whose unit, row and column axes cannot be identified"
-    sizes = dict(zip(axes, shape, strict=True))
-    height, width, prefix = sizes.get("h", 1), sizes.get("w", 1), 0
-    if "t" in axes:
-        grid = value.labels[axes.index("t")]
-        assert isinstance(grid, Grid)
-        height, width, prefix = grid.height, grid.width, grid.before
-    units = sizes.get("c", 1)
-    return Layer(name, call.module, call.number, call.kind, units, height, width, shape[1:], axes, prefix)
-
-
-def _axes(labels: Labels) -> str | None:
-    """Return one letter per axis (see `Layer.axes`), or None if the labels are ambiguous.
-
-    If only the batch axis is known, the conventions [N, C] and [N, T, C] apply.
-    """
-    rest = labels[1:]
-    if not any(rest):
-        return {0: "n", 1: "nc", 2: "nwc"}.get(len(rest))
-    letters = ["t" if isinstance(label, Grid) else label or "c" for label in rest]
-    if len(set(letters)) < len(letters) or ("t" in letters and {"h", "w"} & set(letters)):
-        return None
-    return "n" + "".join(letters)
+    meaning = layout(value.shape, value.coordinates, IMAGES)
+    if isinstance(meaning, str):
+        return meaning
+    batch = meaning.axes.index("n")
+    shape = (*value.shape[:batch], *value.shape[batch + 1 :])
+    sizes = (meaning.units, meaning.height, meaning.width)
+    return Layer(name, call.module, call.number, call.kind, *sizes, shape, meaning.axes, meaning.prefix)
 
 
 def _distinct(graph: Graph, preferred: Sequence[set[tuple[str, int]]]) -> set[tuple[str, int]]:

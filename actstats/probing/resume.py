@@ -178,11 +178,14 @@ def zeroed(output: Any, layer: Layer, masks: Masks) -> Any:
     tensor = returned_tensor(output)
     assert tensor is not None
     mask = masks[layer.name]
-    axis = layer.axes.find("c")
-    shape = [len(mask), *[1] * (tensor.ndim - 1)]
-    if axis > 0:
-        shape[axis] = mask.shape[1]
-    each = mask.view(shape).repeat_interleave(len(tensor) // len(mask), 0)
+    batch, units = layer.axes.index("n"), layer.axes.find("c")
+    shape = [1] * tensor.ndim
+    shape[batch] = len(mask)
+    if 0 <= units < batch:
+        mask = mask.T
+    if units >= 0:
+        shape[units] = layer.units
+    each = mask.reshape(shape).repeat_interleave(tensor.shape[batch] // len(masks[layer.name]), batch)
     result = tensor.masked_fill(each, 0)
     return type(output)((result, *output[1:])) if isinstance(output, tuple | list) else result
 

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from torch import Tensor
 
 from actstats.layers import probe
-from actstats.layers.axes import Grid, regrouped
+from actstats.layers.axes import Layout, layout
+from actstats.layers.coordinates import of_images, reshaped
 from tests.layers.networks import Apply
 
 N, C, H, W = 2, 3, 4, 6
@@ -100,14 +101,24 @@ def test_maps_that_claim_a_grid_have_it(data):
         assert (columns.diff(dim=2) > 0).all()
 
 
-def test_regrouping():
-    image = ("n", None, "h", "w")
-    grid = Grid(4, 6)
-    assert regrouped((2, 3, 4, 6), image, (2, 3, 24)) == ("n", None, grid)
-    assert regrouped((2, 3, 24), ("n", None, grid), (2, 3, 4, 6)) == image
-    assert regrouped((2, 3, 24), ("n", None, grid), (2, 3, 6, 4)) == ("n", None, None, None)
-    assert regrouped((2, 24, 8), ("n", grid, None), (2, 24, 2, 4)) == ("n", grid, None, None)
-    assert regrouped((2, 3, 4, 6), image, (2, 3, 2, 2, 6)) == ("n", None, "h", None, "w")
-    assert regrouped((2, 3, 1, 1), image, (2, 3)) == ("n", None)
-    assert regrouped((2, 3, 4, 6), image, (2, 72)) == ("n", None)
-    assert regrouped((2, 24, 3), ("n", grid, None), (48, 3)) == (None, None)
+def layout_after(*shapes: tuple[int, ...], images: int = N) -> Layout | str:
+    """Return the layout of images that are viewed in each of `shapes` in turn."""
+    coordinates, shape = of_images(shapes[0]), shapes[0]
+    for after in shapes[1:]:
+        coordinates, shape = reshaped(shape, coordinates, after), after
+    return layout(shape, coordinates, images)
+
+
+def test_reshapes():
+    image, maps, tokens = (N, C, H, W), Layout("nchw", C, H, W), Layout("nct", C, H, W)
+    assert layout_after(image) == maps
+    assert layout_after(image, (N, C, H * W)) == tokens
+    assert layout_after(image, (N, C, H * W), image) == maps
+    assert "cannot be identified" in str(layout_after(image, (N, C, H * W), (N, C, W, H)))
+    assert layout_after((2, 3, 1, 1), (2, 3)) == Layout("nc", 3, 1, 1)
+    assert layout_after(image, (N, C * H * W)) == Layout("nc", C * H * W, 1, 1)
+    assert "batch axis" in str(layout_after(image, (N * C, H * W)))
+    windows = (N, C, H // 2, 2, W // 2, 2)
+    assert "cannot be identified" in str(layout_after(image, windows))
+    assert layout_after(image, windows, image) == maps
+    assert layout_after(image, (N * C * H, W), (N * C, H * W), image) == maps
