@@ -17,17 +17,17 @@ from actstats.layers.coordinates import Coordinates, Fields, Shape, compact, ord
 
 
 @dataclass(frozen=True)
-class Layout:
+class Axes:
     """Meaning of the axes of an output: see `Layer` for the fields."""
 
-    axes: str
+    letters: str
     units: int
     height: int
     width: int
     prefix: int = 0
 
 
-def layout(shape: Shape, coordinates: Coordinates, images: int) -> Layout | str:
+def identify_axes(shape: Shape, coordinates: Coordinates, images: int) -> Axes | str:
     """Return the meaning of the axes of a value of `images` images, or the reason why it has no maps.
 
     Rows and columns are claimed only where the coordinates lie in rows and columns. Other tokens are one row.
@@ -60,7 +60,7 @@ def layout(shape: Shape, coordinates: Coordinates, images: int) -> Layout | str:
         where = f" (they are lost in the operation {coordinates.lost})" if coordinates.lost else ""
         return f"it returns {list(shape)}, whose unit, row and column axes cannot be identified{where}"
     sizes = {letter: shape[at] for at, letter in complete.items()}
-    return Layout(
+    return Axes(
         "".join(complete[at] for at in range(len(shape))),
         sizes.get("c", 1),
         sizes.get("h", height),

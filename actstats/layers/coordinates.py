@@ -2,9 +2,9 @@
 
 Each value has coordinates: fields that state, for every element, the image, row, column and unit that it stands for.
 Operations that move elements (views, slices, concatenations, rolls, indices) are run on the fields themselves, so
-windows, shuffles and extra tokens are followed exactly and undone exactly. A contraction leaves the centroid of what it
-sums, or nothing if it sums over the whole image. What an unknown operation does is measured on that operation; if it
-neither moves elements nor keeps an axis in order, the coordinates are lost and nothing is claimed.
+windows, shuffles and extra tokens are followed exactly and undone exactly. A contraction leaves the centroid of what
+it sums, or nothing if it sums over the whole image. What an unknown operation does is measured on that operation; if
+it neither moves elements nor keeps an axis in order, the coordinates are lost and nothing is claimed.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ Fields = Mapping[str, Tensor]
 """Coordinates by kind, each a float32 tensor that broadcasts to the value's shape; an axis of size 1 does not matter.
 
 Kinds: "n" image, "h" row, "w" column, "c" unit, and "H" and "W" for the rows and columns of a second axis, as in the
-matrix of an attention. "q" marks places that are only those of an attention's queries. NaN stands for no place (a class
-token) and infinity for an unknown one. Rows and columns are in units of the image's pixels, up to an offset; units are
-only told apart.
+matrix of an attention. "q" marks places that are only those of an attention's queries. NaN stands for no place (a
+class token) and infinity for an unknown one. Rows and columns are in pixels of the image, up to an offset; units are
+only distinguished from each other.
 """
 
 
@@ -383,7 +383,7 @@ def _reduced(operation: _Operation, before: Shape, shape: Shape) -> Coordinates:
 
 
 def reshaped(before: Shape, coordinates: Coordinates, after: Shape) -> Coordinates:
-    """Return the coordinates after a reshape from `before` to `after`: fields follow axes that are merged or split."""
+    """Return the coordinates after a reshape from `before` to `after`, which merges and splits axes."""
     if math.prod(before) != math.prod(after) or 0 in before:
         return Coordinates(lost="a view of another size")
     groups = list(_groups(before, after))

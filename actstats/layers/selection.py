@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from actstats.errors import ActstatsError, first, nearest
-from actstats.layers.axes import layout
+from actstats.layers.axes import identify_axes
 from actstats.layers.chains import convolution_calls, functional_activations
 from actstats.layers.graph import IMAGE_VALUE, Call, Graph, Value, trace
 from actstats.layers.layer import ROOT, Layer
@@ -260,13 +260,13 @@ def _digest(model: nn.Module, graph: Graph, unsteady: Mapping[tuple[str, int], s
 
 def _layer(name: str, call: Call, value: Value) -> Layer | str:
     """Return the layer of a call that returned `value`, or the reason why it has no maps."""
-    meaning = layout(value.shape, value.coordinates, IMAGES)
-    if isinstance(meaning, str):
-        return meaning
-    batch = meaning.axes.index("n")
+    axes = identify_axes(value.shape, value.coordinates, IMAGES)
+    if isinstance(axes, str):
+        return axes
+    batch = axes.letters.index("n")
     shape = (*value.shape[:batch], *value.shape[batch + 1 :])
-    sizes = (meaning.units, meaning.height, meaning.width)
-    return Layer(name, call.module, call.number, call.kind, *sizes, shape, meaning.axes, meaning.prefix)
+    sizes = (axes.units, axes.height, axes.width)
+    return Layer(name, call.module, call.number, call.kind, *sizes, shape, axes.letters, axes.prefix)
 
 
 def _distinct(graph: Graph, preferred: Sequence[set[tuple[str, int]]]) -> set[tuple[str, int]]:

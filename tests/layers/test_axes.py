@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from torch import Tensor
 
 from actstats.layers import probe
-from actstats.layers.axes import Layout, layout
+from actstats.layers.axes import Axes, identify_axes
 from actstats.layers.coordinates import of_images, reshaped
 from tests.layers.networks import Apply
 
@@ -101,24 +101,24 @@ def test_maps_that_claim_a_grid_have_it(data):
         assert (columns.diff(dim=2) > 0).all()
 
 
-def layout_after(*shapes: tuple[int, ...], images: int = N) -> Layout | str:
-    """Return the layout of images that are viewed in each of `shapes` in turn."""
+def axes_after(*shapes: tuple[int, ...], images: int = N) -> Axes | str:
+    """Return the axes of images that are viewed in each of `shapes` in turn."""
     coordinates, shape = of_images(shapes[0]), shapes[0]
     for after in shapes[1:]:
         coordinates, shape = reshaped(shape, coordinates, after), after
-    return layout(shape, coordinates, images)
+    return identify_axes(shape, coordinates, images)
 
 
 def test_reshapes():
-    image, maps, tokens = (N, C, H, W), Layout("nchw", C, H, W), Layout("nct", C, H, W)
-    assert layout_after(image) == maps
-    assert layout_after(image, (N, C, H * W)) == tokens
-    assert layout_after(image, (N, C, H * W), image) == maps
-    assert "cannot be identified" in str(layout_after(image, (N, C, H * W), (N, C, W, H)))
-    assert layout_after((2, 3, 1, 1), (2, 3)) == Layout("nc", 3, 1, 1)
-    assert layout_after(image, (N, C * H * W)) == Layout("nc", C * H * W, 1, 1)
-    assert "batch axis" in str(layout_after(image, (N * C, H * W)))
+    image, maps, tokens = (N, C, H, W), Axes("nchw", C, H, W), Axes("nct", C, H, W)
+    assert axes_after(image) == maps
+    assert axes_after(image, (N, C, H * W)) == tokens
+    assert axes_after(image, (N, C, H * W), image) == maps
+    assert "cannot be identified" in str(axes_after(image, (N, C, H * W), (N, C, W, H)))
+    assert axes_after((2, 3, 1, 1), (2, 3)) == Axes("nc", 3, 1, 1)
+    assert axes_after(image, (N, C * H * W)) == Axes("nc", C * H * W, 1, 1)
+    assert "batch axis" in str(axes_after(image, (N * C, H * W)))
     windows = (N, C, H // 2, 2, W // 2, 2)
-    assert "cannot be identified" in str(layout_after(image, windows))
-    assert layout_after(image, windows, image) == maps
-    assert layout_after(image, (N * C * H, W), (N * C, H * W), image) == maps
+    assert "cannot be identified" in str(axes_after(image, windows))
+    assert axes_after(image, windows, image) == maps
+    assert axes_after(image, (N * C * H, W), (N * C, H * W), image) == maps
