@@ -67,7 +67,6 @@ class Call:
     number: int
     kind: str
     first: int
-    inputs: tuple[int, ...]
     end: int = -1
     output: int | None = None
     problem: str = ""
@@ -159,10 +158,9 @@ class Graph(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.operations.append(Operation(name, inputs, tuple(outputs), moves))
         return out
 
-    def enter(self, module: str, kind: str, inputs: object) -> None:
+    def enter(self, module: str, kind: str) -> None:
         """Record that a module is called."""
-        seen = tuple(self._value(t) for t in tensors(inputs))
-        self._open.append(Call(module, -1, kind, len(self.operations), seen))
+        self._open.append(Call(module, -1, kind, len(self.operations)))
 
     def leave(self, output: object) -> None:
         """Record that the innermost call that is still open returns `output`."""
@@ -242,16 +240,14 @@ def trace(model: nn.Module, example: Tensor) -> Graph:
         for name, module in model.named_modules():
             label, kind = name or ROOT, type(module).__name__
 
-            def enter(
-                _module: nn.Module, args: Any, kwargs: Any, label: str = label, kind: str = kind
-            ) -> None:
-                graph.enter(label, kind, (args, kwargs))
+            def enter(_module: nn.Module, _args: Any, label: str = label, kind: str = kind) -> None:
+                graph.enter(label, kind)
 
             def leave(_module: nn.Module, _args: Any, output: Any) -> None:
                 graph.leave(output)
 
             # Of `Module`: a ScriptModule refuses its own, although it calls these hooks.
-            handles.append(nn.Module.register_forward_pre_hook(module, enter, with_kwargs=True))
+            handles.append(nn.Module.register_forward_pre_hook(module, enter))
             handles.append(nn.Module.register_forward_hook(module, leave))
         with torch.inference_mode(), graph:
             model(example)

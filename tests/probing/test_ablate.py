@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from actstats import ActstatsError, Loaded, open_source, select_layers
 from actstats.analysis.tables import write_table
+from actstats.layers import Layer
 from actstats.probing.ablate import ablate_accuracy, ablate_decisions
 from actstats.probing.forward import Passes
-from actstats.probing.resume import Resumed, Whole, ablated
+from actstats.probing.resume import Resumed, Whole, ablated, zeroed
 from actstats.probing.unit_sets import (
     UnitSet,
     by_category,
@@ -326,3 +327,16 @@ def test_what_cannot_be_ablated_is_said_in_one_line(shape_net, stimuli, photogra
     Image.new("RGB", (30, 30)).save(tmp_path / "x.png")
     with pytest.raises(ActstatsError, match="has a class: accuracy needs a folder for each class"):
         ablate_accuracy(shape_net, open_source(tmp_path), layers, [units_named(["relu/1"])])
+
+
+def test_units_of_tokens_before_the_batch_axis_are_set_to_zero():
+    layer = Layer("norm", "norm", 0, "LayerNorm", 3, 2, 2, shape=(4, 3), axes="tnc")
+    units_first = Layer("mixed", "mixed", 0, "Conv1d", 3, 1, 4, shape=(3, 4), axes="cnw")
+    masks = torch.tensor([[True, False, False], [False, False, True]])
+    output = torch.rand(4, 6, 3, generator=torch.Generator().manual_seed(0))
+    expected = output.clone()
+    expected[:, :3, 0] = 0
+    expected[:, 3:, 2] = 0
+    assert torch.equal(zeroed(output, layer, {"norm": masks}), expected)
+    turned = zeroed(output.permute(2, 1, 0), units_first, {"mixed": masks})
+    assert torch.equal(turned, expected.permute(2, 1, 0))
