@@ -59,7 +59,7 @@ def functional_activations(graph: Graph) -> dict[int, str]:
             first = next(activated, None)
             if end is not None and first is not None and first not in returned:
                 name = made[first].name
-                found[end] = name if name in _ACTIVATIONS else "arithmetic"
+                found[end] = name if name in ACTIVATIONS else "arithmetic"
     return found
 
 
