@@ -253,7 +253,7 @@ def _apply(dataset: xr.Dataset, steps: list[str]) -> xr.Dataset | None:
     return dataset
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     check=st.sampled_from(sorted(CHECKS)),
     steps=st.lists(st.sampled_from(sorted(KEEP | CHOOSE)), max_size=4),
@@ -271,7 +271,7 @@ def test_an_analysis_of_an_indexed_dataset_is_numpys_or_ends_in_one_line(dataset
     assert "\n" not in line
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     check=st.sampled_from(sorted(CHECKS)),
     steps=st.lists(st.sampled_from(sorted(KEEP)), max_size=3, unique=True),
