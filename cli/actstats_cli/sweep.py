@@ -343,6 +343,7 @@ def default_name(
     weights: str = "default",
     robust: str | None = None,
     seed: int = 0,
+    preprocessing: str | None = None,
     limit: int | None = None,
     sample: str | None = None,
     distort: Sequence[str] = (),
@@ -366,6 +367,7 @@ def default_name(
     words = [
         *(arch, chosen, str(seed or "")),
         *([] if robust is None else ["robust"] if robust == "default" else ["robust", robust]),
+        URL(preprocessing or "").name.removesuffix(".json"),
         URL(data).name.removesuffix(".tar").removesuffix(".parquet") or "images",
         str(limit or ""),
         *([] if sample is None else ["sample", sample]),

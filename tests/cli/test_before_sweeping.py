@@ -144,6 +144,9 @@ def test_the_options_that_messages_name_exist():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Raise):
                 named |= set(re.findall(r"`([a-z_]+)=", ast.unparse(node)))
-    python_only = {"client", "fingerprint", "preprocessing", "across", "at_once", "step", "classes", "sample"}
+    python_only = {
+        *("client", "fingerprint", "preprocessing", "across", "at_once", "step", "classes", "sample"),
+        *("counterpart", "resamples", "variables"),
+    }
     missing = {n for n in named - python_only if with_flags(f"`{n}=`") not in options(main)}
     assert missing == set()
