@@ -93,6 +93,14 @@ def test_every_option_reaches_the_manifest(some, tmp_path):
     assert attrs["data"]["images"] == 2
 
 
+def test_a_sample_is_drawn_from_every_class(images, tmp_path):
+    output_of(f"{SWEEP} --data {images} --out {tmp_path / 's.zarr'} --metrics mean --sample 4:1")
+    swept = xr.open_zarr(tmp_path / "s.zarr")
+    assert swept.attrs["data"]["sample"] == "4:1"
+    assert swept.sizes["image"] == 4
+    assert set(swept["label"].values.tolist()) == {0, 1}
+
+
 def test_random_weights_come_from_the_seed(some, tmp_path):
     for seed in (0, 1):
         output_of(f"{SWEEP} --data {some} --out {tmp_path / f'{seed}.zarr'} --metrics mean --seed {seed}")
