@@ -235,7 +235,7 @@ def unnamed(labels: NDArray[np.int64], classes: Sequence[str]) -> list[str]:
     if not count:
         return []
     return [
-        f"{count:,} images are stored without a class: their labels, up to {labels.max()}, have no name among the "
+        f"images stored without a class: {count:,}; their labels, up to {labels.max()}, have no name among the "
         f"{len(classes)} classes"
     ]
 

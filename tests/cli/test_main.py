@@ -101,14 +101,6 @@ def test_a_reader_that_has_had_enough_ends_it_quietly():
         ("sweep --data demo", "Missing option '--arch'"),
         ("sweep --arch alexnet --data demo --measure", "--measure requires --dry-run"),
         ("sweep --arch alexnet --data demo --out s.zarr --batch-size 0", "--batch-size"),
-        (
-            "sweep --arch alexnet --weights none --data demo --out s.zarr --sample 2:x",
-            "--sample must be N or N:SEED",
-        ),
-        (
-            "sweep --arch alexnet --weights none --data demo --out s.zarr --sample 2 --limit 2",
-            "--limit and --sample exclude each other",
-        ),
         ("sweep --arch alexnet --data demo --out s.zarr --part 3/2", "I/N with 0 <= I < N"),
         ("sweep --arch alexnet --data demo --out s.zarr --part second", "I/N with 0 <= I < N"),
         ("sweep --arch alexnet --data demo --out s.zarr --metrics ,", "it contains no names"),

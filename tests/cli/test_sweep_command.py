@@ -176,6 +176,8 @@ def bad(tmp_path_factory):
             "--weights IMAGENET1K_V9",
             "squeezenet1_1 has no weights 'IMAGENET1K_V9'; did you mean IMAGENET1K_V1?",
         ),
+        ("--sample 2:x", "--sample must be N or N:SEED, such as 5000 or 5000:1, not '2:x'"),
+        ("--sample 2 --limit 2", "--limit and --sample exclude each other"),
         ("--device abacus", "unknown device 'abacus'"),
         ("--metrics meen", "no metric is named 'meen'; did you mean mean?"),
         ("--metric no_such_module:Metric", "cannot import no_such_module"),

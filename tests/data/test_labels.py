@@ -149,7 +149,7 @@ def test_a_label_without_a_class_is_none_and_the_others_stay(tmp_path):
     dataset = actstats.open_dataset(tmp_path / "s")
     assert dataset["label"].values.tolist() == [0, 1, -1, -1, -1]
     assert dataset.attrs["data"]["classes"] == ["cat", "dog"]
-    assert any("1 images are stored without a class" in note for note in notes)
+    assert any("images stored without a class: 1; their labels, up to 7," in note for note in notes)
 
 
 # Hugging Face
