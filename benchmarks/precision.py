@@ -37,7 +37,7 @@ def differences(eager: xr.Dataset, other: xr.Dataset) -> dict[str, np.ndarray]:
         a, b = (data[name].astype(float) for data in (eager, other))
         dims = [dim for dim in a.dims if dim != "unit"]
         size = np.sqrt((a**2).mean(dims))
-        found[name] = (np.sqrt(((a - b) ** 2).mean(dims)) / size.where(size > 0)).values  # type: ignore[attr-defined]
+        found[name] = (np.sqrt(((a - b) ** 2).mean(dims)) / size.where(size > 0)).values
     moved = (eager["argmax"] != other["argmax"]) & (eager["maximum"] > 0)
     found["argmax"] = moved.mean("image").values
     a, b = (data["histogram"].astype(float).sum("partition") for data in (eager, other))

@@ -107,7 +107,7 @@ def test_requests_are_few_and_the_index_is_kept(what, most, uploaded, s3):
     indexed = [path for method, path in s3.seen if method == "GET"]
     s3.seen.clear()
     for index in range(COUNT):
-        source.read(index)  # type: ignore[attr-defined]
+        source.read(index)
     assert len(s3.seen) <= most
     assert len(s3.seen) < len(indexed) + most
     s3.seen.clear()

@@ -406,7 +406,7 @@ def test_many_threads_read_many_shards(tmp_path: Path, monkeypatch: pytest.Monke
     source = open_source(tmp_path)
     order = np.random.default_rng(0).permutation(np.repeat(np.arange(30), 10))
     with ThreadPoolExecutor(8) as pool:
-        for index, data in zip(order, pool.map(source.read, order), strict=True):  # type: ignore[attr-defined]
+        for index, data in zip(order, pool.map(source.read, order), strict=True):
             assert data == DATA[index % 5]
     if before:
         assert len(list(descriptors.iterdir())) <= before + 2

@@ -41,7 +41,7 @@ def assert_same(tar: Path, folder: Path) -> None:
     assert (found.labels.tolist(), found.classes) == (expected.labels.tolist(), expected.classes)
     assert found.fingerprint == expected.fingerprint
     for index, path in enumerate(found.paths):
-        assert found.read(index) == (folder / path).read_bytes(), path  # type: ignore[attr-defined]
+        assert found.read(index) == (folder / path).read_bytes(), path
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def test_a_tree_with_absolute_names_may_have_absolute_links(tree: Path) -> None:
     assert found.paths == [
         f"{prefix}/{name}" for name in ("cat/1.png", "cat/2.png", "dog/0.png", "dog/3.png")
     ]
-    assert found.read(2) == DATA[0]  # type: ignore[attr-defined]
+    assert found.read(2) == DATA[0]
 
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE])
@@ -134,12 +134,12 @@ def test_links_in_each_other_are_refused_or_read_in_little_time(tmp_path: Path) 
 def test_a_later_member_replaces_an_earlier_one_of_its_name(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "a.tar", {"a.png": DATA[0], "b.png": DATA[1]})
     link(path, "a.png", "b.png")
-    assert [open_source(path).read(index) for index in range(2)] == [DATA[1], DATA[1]]  # type: ignore[attr-defined]
+    assert [open_source(path).read(index) for index in range(2)] == [DATA[1], DATA[1]]
     with tarfile.open(path, "a") as archive:
         entry = tarfile.TarInfo("a.png")
         entry.size = len(DATA[2])
         archive.addfile(entry, io.BytesIO(DATA[2]))
-    assert [open_source(path).read(index) for index in range(2)] == [DATA[2], DATA[1]]  # type: ignore[attr-defined]
+    assert [open_source(path).read(index) for index in range(2)] == [DATA[2], DATA[1]]
 
 
 def test_a_linked_class_number_is_read(tmp_path: Path) -> None:

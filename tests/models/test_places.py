@@ -229,7 +229,7 @@ def test_the_weights_of_a_torchscript_file(tmp_path: Path, how: str) -> None:
 
 
 def test_files_of_other_kinds_are_named(tmp_path: Path) -> None:
-    from torch.package import PackageExporter  # type: ignore[attr-defined]
+    from torch.package import PackageExporter
 
     model = nn.Conv2d(3, 4, 3)
     torch.export.save(torch.export.export(model, (torch.zeros(1, 3, 8, 8),)), tmp_path / "exported.pt2")

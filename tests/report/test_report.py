@@ -424,7 +424,7 @@ def test_a_part_comes_back_as_it_was():
     content, found = unpack(pack({"name": "é </script>"}, arrays))
     assert content == {"name": "é </script>"}
     for name, values in arrays.items():
-        np.testing.assert_array_equal(found[name], values.ravel())  # type: ignore[attr-defined]
+        np.testing.assert_array_equal(found[name], values.ravel())
 
 
 def test_shortened_numbers_are_near_and_keep_what_is_not_finite():

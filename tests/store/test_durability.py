@@ -151,7 +151,7 @@ def test_missing_images_are_tried_again_and_unreadable_ones_are_not(photographs,
     (images / "cat" / "06.png").rename(tmp_path / "06.png")
     source = actstats.open_source(photographs)  # lists what is away for a moment
 
-    def read(index: int, inner=source.read):  # type: ignore[attr-defined]
+    def read(index: int, inner=source.read):
         path = images / source.paths[index]
         if not path.exists():
             from actstats.data import MISSING, ImageError
@@ -159,7 +159,7 @@ def test_missing_images_are_tried_again_and_unreadable_ones_are_not(photographs,
             raise ImageError(MISSING, "is not there")
         return inner(index)
 
-    source.read = read  # type: ignore[attr-defined]
+    source.read = read
     first = sweep(source, tmp_path / "s.zarr")
     assert set(first.failures) == {"cat/06.png"}
     (tmp_path / "06.png").rename(images / "cat" / "06.png")
