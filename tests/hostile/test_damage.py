@@ -19,7 +19,10 @@ from click.testing import CliRunner, Result
 from actstats_cli.main import main
 from tests.conftest import damages, photograph
 
-SWEEP = "sweep --arch tests.conftest:SmallNet --device cpu --layers first --partition-size 2 --top-k 2 --workers 0"
+SWEEP = (
+    "sweep --arch tests.conftest:SmallNet --preprocessing imagenet --device cpu --layers first --partition-size 2 "
+    "--top-k 2 --workers 0"
+)
 COMMANDS = (
     "info {store}",
     "top {store} first/0",
