@@ -251,7 +251,7 @@ class DatasetSource:
             picture = _picture(item, self.spec)
             if isinstance(picture, Image.Image):
                 picture.load()
-        except (ActstatsError, MemoryError):
+        except (ActstatsError, ImageError, MemoryError):
             raise
         except Exception as error:  # a dataset may raise anything for a damaged image
             raise image_error(error) from error

@@ -310,8 +310,11 @@ class _Rows:
     ) -> NDArray[Any] | ImageError | ActstatsError:
         try:
             return reader(index, patience, decoded)
-        except (ImageError, ActstatsError) as error:
-            return error
+        # Without causes and tracebacks, which cannot always be pickled.
+        except ImageError as error:
+            return type(error)(error.status, error.message)
+        except ActstatsError as error:
+            return ActstatsError(str(error))
 
 
 @cache

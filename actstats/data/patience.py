@@ -125,7 +125,7 @@ class Patience:
                     raise (failure if isinstance(error, OSError) else error) from None
                 if wait is None or not self._fails(wait):
                     self._give_up(failure)
-                    raise failure from error
+                    raise failure from (None if failure is error else error)
             except BaseException:
                 self._works()
                 raise
