@@ -47,7 +47,9 @@ def left_as_it_was(model: nn.Module) -> Iterator[None]:
     tensors = []
     for tensor in _held(attributes):
         kept = not isinstance(tensor, nn.Parameter) or id(tensor) in merged
-        tensors.append((tensor, tensor.data, tensor.data.clone() if kept else None, tensor.requires_grad))
+        # Tensors made in inference mode could not take the place of others.
+        with torch.inference_mode(False):
+            tensors.append((tensor, tensor.data, tensor.data.clone() if kept else None, tensor.requires_grad))
     try:
         yield
     finally:
@@ -63,12 +65,13 @@ def left_as_it_was(model: nn.Module) -> Iterator[None]:
             if not _same(container, before):
                 container.clear()
                 (container.extend if isinstance(container, list | deque) else container.update)(before)
-        for tensor, data, values, needs_grad in tensors:
-            tensor.data = data
-            if values is not None:
-                tensor.data.copy_(values)
-            if tensor.requires_grad != needs_grad:
-                tensor.requires_grad_(needs_grad)
+        with torch.inference_mode(False):
+            for tensor, data, values, needs_grad in tensors:
+                tensor.data = data
+                if values is not None:
+                    tensor.data.copy_(values)
+                if tensor.requires_grad != needs_grad:
+                    tensor.requires_grad_(needs_grad)
 
 
 def _same(container: Any, before: Any) -> bool:
@@ -112,10 +115,12 @@ def ready(
         if any(getattr(module, "training", False) for module in model.modules()):
             with suppress(NotImplementedError):  # The mode of an exported program is fixed.
                 model.eval()
-        if device is not None:
-            model.to(device)
+        with torch.inference_mode(False):
+            if device is not None:
+                model.to(device)
+            if channels_last:
+                to_channels_last(model)
         if channels_last:
-            to_channels_last(model)
             yield
             return
         handle = nn.Module.register_forward_pre_hook(model, lambda _, images: tuple(map(_contiguous, images)))

@@ -253,3 +253,12 @@ def test_a_module_called_like_a_preset():
     assert notes_on(probed, ["block"], select(probed, ["block"])) == []
     with pytest.raises(ActstatsError, match="no layer matches 'paper'"):
         named_layers(model, BLANK, ["paper"])
+
+
+def test_a_caller_in_inference_mode_gets_its_network_back():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).train()
+    with torch.inference_mode():
+        assert select_layers(model, BLANK, ["all"])
+    model(torch.rand(2, 3, 8, 8)).sum().backward()
+    assert model[0].weight.is_contiguous()
