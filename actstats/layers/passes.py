@@ -115,12 +115,11 @@ def ready(
         if any(getattr(module, "training", False) for module in model.modules()):
             with suppress(NotImplementedError):  # The mode of an exported program is fixed.
                 model.eval()
-        with torch.inference_mode(False):
-            if device is not None:
+        if device is not None:
+            with torch.inference_mode(False):
                 model.to(device)
-            if channels_last:
-                to_channels_last(model)
         if channels_last:
+            to_channels_last(model)
             yield
             return
         handle = nn.Module.register_forward_pre_hook(model, lambda _, images: tuple(map(_contiguous, images)))
@@ -135,7 +134,8 @@ def to_channels_last(model: nn.Module) -> None:
     # Not `model.to(memory_format=...)`, which fails on the 5-D weights of a Conv3d.
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.ndim == 4:
-            tensor.data = tensor.data.to(memory_format=torch.channels_last)
+            with torch.inference_mode(tensor.is_inference()):
+                tensor.data = tensor.data.to(memory_format=torch.channels_last)
 
 
 def runs_in_channels_last(model: nn.Module, images: Tensor) -> bool:
