@@ -59,7 +59,8 @@ def selectivity(dataset: xr.Dataset, variable: str = "mean") -> xr.Dataset:
     - `preferred_class`: the label with mean m, i64, the lowest one on ties.
     - `top_entropy` = - sum of p log2 p, in bits, where p are the proportions of the classes among the unit's top
       images: 0 if all images are of one class, at most log2 k. `top_classes` is the number of these classes, and
-      `top_images` the number of images (k or fewer).
+      `top_images` the number of images: fewer than k if fewer activate the unit. Images with the value 0 do not, nor
+      does any image if `variable` is the same for all: their ranks are those of their indices.
 
     Args:
         dataset: dataset of a sweep of labelled images with `variable` and the top images, as returned by
@@ -87,7 +88,7 @@ def selectivity(dataset: xr.Dataset, variable: str = "mean") -> xr.Dataset:
     found = {
         "selectivity": (greatest - others) / total.where((lowest >= 0) & (total > 0)),
         "preferred_class": _preferred(means),
-        **_of_top_images(swept),
+        **_of_top_images(swept, variable),
     }
     return result(
         {name: found[name].assign_attrs(units=u, long_name=text) for name, (u, text) in _DESCRIBED.items()},
@@ -137,16 +138,21 @@ def _preferred(means: xr.DataArray) -> xr.DataArray:
 
 
 def _top_images(swept: xr.Dataset) -> xr.DataArray:
-    found: xr.DataArray = reduce_partitions(swept[list(_RANKED)])["top_image"]
-    if found.dtype.kind == "f":  # NaN for units that `where` excluded
-        found = found.fillna(-1).astype(np.int64)
-    return found.chunk({"rank": -1})
+    """Return the top images that activate each unit, [unit, rank]; -1 for those of value 0, ranked by index alone."""
+    lists = reduce_partitions(swept[list(_RANKED)])
+    image, value = lists["top_image"], lists["top_value"]
+    if image.dtype.kind == "f":  # NaN for units that `where` excluded
+        image = image.fillna(-1).astype(np.int64)
+    return image.where(value != 0, -1).chunk({"rank": -1})
 
 
-def _of_top_images(swept: xr.Dataset) -> dict[str, xr.DataArray]:
+def _of_top_images(swept: xr.Dataset, variable: str) -> dict[str, xr.DataArray]:
+    # No image stands out for a unit that is constant: its top images are the first of the dataset.
+    values = values_of(swept, variable).reset_coords(drop=True)
+    varies = values.max("image") > values.min("image")
     computed = xr.apply_ufunc(
         _classes_among,
-        _top_images(swept),
+        _top_images(swept).where(varies, -1),
         xr.DataArray(_label_of_number(swept), dims="number"),
         input_core_dims=[["rank"], ["number"]],
         output_core_dims=[[]] * 3,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from actstats.analysis.coverage import result, usable
 from actstats.analysis.tables import unit_table
 from actstats.attributes import require_manifest
 from actstats.errors import ActstatsError
+from actstats.store.manifest import treatment
 from actstats.support import require_package
 
 LEAST: Final = 0.5
@@ -166,8 +168,7 @@ def select_matches(table: pd.DataFrame, first: xr.Dataset, second: xr.Dataset) -
     """
     if not _is_whole(second, second.attrs):
         raise ActstatsError("matches are of all units of a store, in their order: pass the whole dataset")
-    keys = _identity(first, second)
-    rows = table[np.all([table[name] == value for name, value in keys.items()], axis=0)]
+    rows = table[_is_of(table, first, second)]
     if rows.empty:
         return None
     units = pd.MultiIndex.from_arrays([first["layer"].values.astype(object), first["channel"].values])
@@ -261,10 +262,26 @@ def _match(
 
 
 def _identity(first: xr.Dataset, second: xr.Dataset) -> dict[str, str]:
-    """Return what tells matches apart: the checksums of both networks' weights, and the images' fingerprint."""
+    """Return what tells matches apart: the checksums of both networks' weights, and of the images as seen."""
     manifests = [require_manifest(dataset.attrs, "match", "weights", "data") for dataset in (first, second)]
     weights = [manifest["weights"]["sha256"][:12] for manifest in manifests]
-    return dict(zip(_KEYS, (*weights, str(manifests[0]["data"]["fingerprint"])[:12]), strict=True))
+    seen = json.dumps([treatment(manifest) for manifest in manifests], sort_keys=True).encode()
+    images = f"{str(manifests[0]['data']['fingerprint'])[:12]}-{hashlib.sha256(seen).hexdigest()[:8]}"
+    return dict(zip(_KEYS, (*weights, images), strict=True))
+
+
+def _is_of(table: pd.DataFrame, first: xr.Dataset, second: xr.Dataset) -> NDArray[np.bool_]:
+    """Return which rows of a table of matches are of these two stores."""
+    keys = _identity(first, second)
+    alike = table[[*_KEYS[:2]]].eq([keys[name] for name in _KEYS[:2]]).all(axis=1)
+    images, (fingerprint, _, _) = keys[_KEYS[2]], keys[_KEYS[2]].partition("-")
+    # Tables of 0.1 do not say how the images were seen, which is taken to be undistorted and exact.
+    manifests = [require_manifest(dataset.attrs, "match") for dataset in (first, second)]
+    plain = all(
+        (m.get("distort"), m.get("amp", "off"), m.get("bitround")) == (None, "off", None) for m in manifests
+    )
+    known = table[_KEYS[2]].isin([images, fingerprint] if plain else [images])
+    return np.asarray(alike & known)
 
 
 def _is_whole(dataset: xr.Dataset, attributes: Mapping[str, Any]) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -30,6 +30,7 @@ from actstats.errors import ActstatsError
 from actstats.report.networks import rebuild
 from actstats.report.pairing import BY_MATCH, Pairing, pair_units
 from actstats.store import open_dataset
+from actstats.store.manifest import treatment
 from actstats.support import html_facts
 
 
@@ -288,8 +289,8 @@ def compare(
             stores of your own.
 
     Raises:
-        ActstatsError: a store is missing, the layers differ, no measure can be computed from the stores, `pair` or
-            `matches` is invalid, or an optional package is not installed.
+        ActstatsError: a store is missing, the layers differ, no measure can be computed from the stores, a sweep in
+            `noisy` was not swept with noise, `pair` or `matches` is invalid, or an optional package is not installed.
     """
     if not stores:
         raise ActstatsError("compare needs at least one store")
@@ -300,7 +301,10 @@ def compare(
     for further in datasets[1:]:
         require_same_units(datasets[0], further)
     against: list[xr.Dataset | None] = [*map(open_dataset, noisy)] if noisy else [None] * len(datasets)
-    measured, notes = [], _demo_notes(datasets)
+    for name, dataset, other in zip(called, datasets, against, strict=True):
+        if other is not None:
+            _require_noise(name, find_manifest(dataset.attrs), find_manifest(other.attrs))
+    measured, notes = [], [*_demo_notes(datasets), *_treatment_notes(called, datasets)]
     for name, dataset, other in zip(called, datasets, against, strict=True):
         units, problems = measure_units(dataset, other)
         measured.append(units)
@@ -379,7 +383,7 @@ def derive_findings(
         Finding(
             _CLAIMS[measure.key],
             f"{measure.name}: {measure.about}",
-            [_number(float(units[measure.key].median())) for units in measured],
+            [_median(units[measure.key]) for units in measured],
             tuple(
                 _compared(name, table[table["variable"] == measure.key])
                 for name, table in zip(names[1:], tables, strict=True)
@@ -466,8 +470,7 @@ def _compared(name: str, table: pd.DataFrame) -> Comparison:
 
 
 def _without_claim(measure: Measure, measured: Sequence[xr.Dataset]) -> Finding:
-    medians = [_number(float(units[measure.key].median())) for units in measured]
-    return Finding(measure.name, measure.about, medians)
+    return Finding(measure.name, measure.about, [_median(units[measure.key]) for units in measured])
 
 
 def _of_matched(
@@ -594,6 +597,39 @@ def _names(stores: Sequence[str | Path], names: Sequence[str]) -> list[str]:
     return found
 
 
+def _require_noise(name: str, clean: Mapping[str, Any], noisy: Mapping[str, Any]) -> None:
+    """Raise `ActstatsError` unless the noisy sweep is the clean one with noise added, and nothing else."""
+    before, after = list(clean.get("distort", ())), list(noisy.get("distort", ()))
+    added = after[len(before) :]
+    if not added or after[: len(before)] != before or not all(step.startswith("noise:") for step in added):
+        raise ActstatsError(
+            f"`noisy=` for {name} was swept with the distortions {' + '.join(after) or 'none'}, which are not those "
+            f"of {name} and noise: sweep the same images with `distort=noise:0.1`"
+        )
+    one, two = ({**treatment(manifest), "distortion": ""} for manifest in (clean, noisy))
+    if one != two:
+        what = ", ".join(key for key in one if one[key] != two[key])
+        raise ActstatsError(f"`noisy=` for {name} differs from it in more than noise: {what}")
+
+
+def _treatment_notes(names: Sequence[str], datasets: Sequence[xr.Dataset]) -> list[str]:
+    """Return a line for each store whose images or numbers were treated differently from the first one's."""
+    first, *others = (treatment(find_manifest(dataset.attrs)) for dataset in datasets)
+    notes = []
+    for name, other in zip(names[1:], others, strict=True):
+        differences = [
+            f"{key} ({first[key]} and {other[key]})" if key in ("distortion", "amp") else key
+            for key in first
+            if first[key] != other[key]
+        ]
+        if differences:
+            notes.append(
+                f"{names[0]} and {name} were swept with different {', '.join(differences)}: what differs may be due "
+                "to that and not to the networks"
+            )
+    return notes
+
+
 def _demo_notes(datasets: Sequence[xr.Dataset]) -> list[str]:
     """Return the line that warns of findings from the demo's few photographs; none for other images."""
     demo = [dataset for dataset in datasets if dataset.attrs["data"].get("kind") == "demo"]
@@ -604,6 +640,17 @@ def _demo_notes(datasets: Sequence[xr.Dataset]) -> list[str]:
         f"These {demo[0].sizes['image']} images are crops of {photographs} photographs: enough to show what a report "
         "looks like, too few for conclusions about the networks."
     ]
+
+
+def _median(values: xr.DataArray) -> str:
+    """Return the median over units, and of how many it is where some have no value.
+
+    >>> _median(xr.DataArray([1.0, 3.0], dims="unit")), _median(xr.DataArray([np.nan, 3.0], dims="unit"))
+    ('2', '3 (1 of 2 units)')
+    """
+    measured, units = int(values.notnull().sum()), values.size
+    of = f" ({measured:,} of {units:,} units)" if 0 < measured < units else ""
+    return f"{_number(float(values.median()))}{of}"
 
 
 def _number(value: float) -> str:

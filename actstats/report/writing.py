@@ -250,12 +250,16 @@ def _facts(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
     source = "random, seed " + str(weights["seed"]) if weights["source"] == "none" else weights["source"]
     units = sum(entry["units"] for entry in manifest["layers"])
     distorted = [("distorted", " + ".join(manifest["distort"]))] if "distort" in manifest else []
+    precision = [manifest["amp"]] if manifest.get("amp", "off") != "off" else []
+    if manifest.get("bitround") is not None:
+        precision.append(f"stored with {manifest['bitround']} bits")
     return [
         ("network", f"{manifest['arch']}, {units:,} units in {len(manifest['layers'])} layers"),
         ("weights", f"{source}, SHA-256 {weights['sha256'][:12]}"),
         ("images", f"{data['images']:,} of {data['spec']}"),
         *distorted,
         ("input", f"{height} x {width} pixels{'' if channels == 3 else f' in {channels} channels'}"),
+        *([("precision", ", ".join(precision))] if precision else []),
         ("swept", manifest["created"][:10]),
     ]
 

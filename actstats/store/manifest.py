@@ -69,6 +69,20 @@ def build(**parts: Any) -> dict[str, Any]:
     return {"actstats": FORMAT, **parts, "versions": versions(), "machine": machine(), "created": now}
 
 
+def treatment(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a sweep did to its images and numbers: two networks compare only where this is the same.
+
+    The entries are `distortion`, `masks`, `amp`, `bitround` and `preprocessing`.
+    """
+    return {
+        "distortion": " + ".join(manifest.get("distort", ())) or "none",
+        "masks": manifest.get("masks"),
+        "amp": manifest.get("amp", "off"),
+        "bitround": manifest.get("bitround"),
+        "preprocessing": manifest.get("preprocessing"),
+    }
+
+
 def checksum(manifest: Mapping[str, Any]) -> str:
     """Return the SHA-256, in hex, of all entries of a manifest except the checksum."""
     entries = {name: value for name, value in manifest.items() if name != "checksum"}

@@ -42,7 +42,9 @@ def test_a_unit_that_fires_for_one_class_has_selectivity_one_and_entropy_zero(tm
         "one class of four images, four classes, one class"
     )
     assert found["top_classes"].values[:3].tolist() == [1, 4, 1]
-    assert found["top_images"].values.tolist() == [4] * 5
+    # The last two are never above 0; the fifth is 0 throughout.
+    assert found["top_images"].values.tolist()[:3] == [4] * 3
+    assert found["top_images"].values[4] == 0
     assert unit_table(found)["preferred_class"].dtype == np.int64
 
 
@@ -107,3 +109,19 @@ def test_variety_counts_images_and_classes_over_a_layer(tmp_path):
 def test_images_without_classes_are_refused(tmp_path, values, labels, message):
     with pytest.raises(ActstatsError, match=message):
         selectivity(make_store(tmp_path / "s.zarr", {"layer": constant(values)}, labels))
+
+
+def test_top_images_that_do_not_activate_a_unit_have_no_class(tmp_path):
+    values = np.zeros((len(LABELS), 4), dtype=np.float32)
+    values[:, 1] = 0.25  # a constant that is not 0
+    values[:3, 2] = [1, 3, 2]  # active in three images of the four that are ranked
+    values[:, 3] = np.arange(len(LABELS)) + 1
+    dataset = make_store(tmp_path / "s.zarr", {"layer": constant(values)}, LABELS, top_k=4)
+    found = selectivity(dataset).compute()
+    assert found["top_images"].values.tolist() == [0, 0, 3, 4]
+    assert np.isnan(found["top_classes"].values[:2]).all()
+    assert np.isnan(found["top_entropy"].values[:2]).all()
+    assert found["top_classes"].values[2] == len(set(LABELS[:3]))
+    assert found["top_classes"].values[3] == len(set(LABELS[-4:]))
+    places = variety(dataset).set_index("layer")["top_places"]
+    assert places["layer"] == 0 + 4 + 3 + 4

@@ -260,7 +260,10 @@ function layerTable(of) {
       h("th", { scope: "col" }, name)))),
     h("tbody", null, report.layers.map((layer, index) => h("tr", null,
       h("th", { scope: "row" }, h("a", to("layer", index), layer.name)), h("td", null, grouped(layer.units)),
-      report.stores.map((_, store) => h("td", null, format(quantile(sorted(unitValues(of, store, layer)), 0.5)))))))));
+      report.stores.map((_, store) => {
+        const values = sorted(unitValues(of, store, layer)), some = values.length && values.length < layer.units;
+        return h("td", null, format(quantile(values, 0.5)), some ? ` (${grouped(values.length)} of ${grouped(layer.units)})` : "");
+      }))))));
   return h("details", { ontoggle: (event) => event.target.open && fill() }, h("summary", null, "Medians as a table"), hold);
 }
 
