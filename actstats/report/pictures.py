@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from actstats.data import ImageError, Source
+from actstats.data import MISSING, ImageError, Source
 from actstats.data.loader import default_workers
 from actstats.data.preprocessing import Preprocessing, of_images
 from actstats.distort import Chain, Place
@@ -28,27 +28,56 @@ _AT_ONCE: Final = 256
 
 @dataclass(frozen=True)
 class Shown:
-    """The images of a sweep as the network saw them, except for adversarial distortions."""
+    """The images of a sweep as the network saw them, except for adversarial distortions.
+
+    Attributes:
+        source: the images.
+        numbers: for each image of the sweep its index in `source`, i8; -1 for those that are gone.
+        preprocessing: the preprocessing of the sweep.
+        chain: its distortions.
+        note: what a reader has to know about the images; empty if they are those of the sweep.
+    """
 
     source: Source
+    numbers: NDArray[np.int64]
     preprocessing: Preprocessing
     chain: Chain
+    note: str = ""
 
     @classmethod
-    def of(cls, plan: SweepPlan, data: str | Path | Source | None) -> Self:
-        """Open the images of a sweep from `data`, or from where they were swept.
+    def of(cls, plan: SweepPlan, paths: Sequence[str], data: str | Path | Source | None) -> Self:
+        """Open the images of a sweep, with these paths, from `data` or from where they were swept.
+
+        Where some images are gone or others were added, those of the same path are shown, with a note.
 
         Raises:
-            ActstatsError: they are missing, or are not the images that were swept.
+            ActstatsError: they are missing, or none is left.
         """
-        return cls(plan.images(data), of_images(plan.preprocessing, "showing images"), plan.chain)
+        preprocessing = of_images(plan.preprocessing, "showing images")
+        try:
+            source = plan.images(data)
+            return cls(source, np.arange(len(source)), preprocessing, plan.chain)
+        except ActstatsError:
+            source = plan.images_there(data)
+            known = {path: index for index, path in enumerate(source.paths)}
+            numbers = np.array([known.get(path, -1) for path in paths])
+            if not (numbers >= 0).any():
+                raise
+        note = (
+            f"The images of {source.spec} are not exactly those that were swept: {(numbers >= 0).sum():,} of the "
+            f"{len(paths):,} are there, and shown by their path."
+        )
+        return cls(source, numbers, preprocessing, plan.chain, note)
 
     def image(self, index: int) -> Image.Image:
-        """Return image `index` cropped and distorted; raises `ImageError`."""
-        image = self.source.image(index)
+        """Return image `index` of the sweep, cropped and distorted; raises `ImageError`."""
+        number = int(self.numbers[index])
+        if number < 0:
+            raise ImageError(MISSING, "is gone")
+        image = self.source.image(number)
         pixels = self.preprocessing.pixels(image)
         if self.chain:
-            place = Place(index, self.source.paths[index], self.preprocessing, image.size)
+            place = Place(index, self.source.paths[number], self.preprocessing, image.size)
             pixels = (self.chain.image(pixels, place) * 255).round().astype(np.uint8)
         return Image.fromarray(pixels)
 
@@ -130,7 +159,9 @@ class Collection:
             self._known[mark] = len(self._sources)
             self._numbers.append({})
             try:
-                self._sources.append(Shown.of(SweepPlan(manifest, ""), data))
+                shown = Shown.of(SweepPlan(manifest, ""), list(map(str, paths)), data)
+                self._sources.append(shown)
+                self.notes += [shown.note] if shown.note and shown.note not in self.notes else []
             except ActstatsError as error:
                 self._sources.append(None)
                 note = f"Images are not shown: {error}"

@@ -287,6 +287,22 @@ class SweepPlan:
         """
         if self._source is not None and data is None:
             return self._source
+        source = self.images_there(data)
+        record = self.manifest["data"]
+        if source.fingerprint != record["fingerprint"] or len(source) != record["images"]:
+            raise ActstatsError(
+                f"the images of {source.spec} have other names or sizes than those of the sweep; "
+                "pass the location of the original images as `data=`"
+            )
+        self._source = source
+        return source
+
+    def images_there(self, data: Any = None) -> Source:
+        """Return the images that are where `images` looks for them, which need not be those of the sweep.
+
+        Raises:
+            ActstatsError: the images are not found.
+        """
         from actstats.data import open_source
         from actstats.data.opening import as_recorded
 
@@ -312,12 +328,6 @@ class SweepPlan:
                 raise ActstatsError(
                     f"{error}; if the images were moved, pass their new location as `data=`"
                 ) from None
-        if source.fingerprint != record["fingerprint"]:
-            raise ActstatsError(
-                f"the images of {source.spec} have other names or sizes than those of the sweep; "
-                "pass the location of the original images as `data=`"
-            )
-        self._source = source
         return source
 
     def layers(self, selectors: Sequence[str] = ()) -> tuple[list[Layer], list[slice]]:
