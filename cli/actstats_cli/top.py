@@ -11,7 +11,7 @@ import click
 
 from actstats.support import located
 from actstats_cli import options
-from actstats_cli.printing import print_json, table
+from actstats_cli.printing import note, print_json, table
 
 if TYPE_CHECKING:
     from actstats.store.top import Hit
@@ -62,6 +62,8 @@ def top(
         return
     for line in table(_rows(hits), ">><>>"):
         click.echo(line)
+    if still := sum(hit.value == 0 for hit in hits):
+        note(f"{still} of {len(hits)} images do not activate {unit}; their order is that of the sweep")
     if out is not None:
         click.echo(f"drawn to {out}")
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 
+import numpy as np
 import pytest
 import xarray as xr
 import zarr
 from PIL import Image
 
 import actstats as package
+from tests.analysis.made import make_store
 from tests.cli.conftest import SWEEP, actstats, output_of
 
 
@@ -186,3 +188,13 @@ def test_top_needs_the_metric_and_a_complete_partition(images, tmp_path):
     assert "has no top images; sweep again with the metric top" in said
     actstats(f"{SWEEP} --data {images} --out {tmp_path / 't.zarr'} --metrics top --strict")
     assert "no partition of" in failure_of(f"top {tmp_path / 't.zarr'} features.1/0")
+
+
+def test_top_says_which_images_do_not_activate_the_unit(tmp_path):
+    maps = np.zeros((6, 2, 3, 3), dtype=np.float32)
+    maps[2, 1] = 1
+    make_store(tmp_path / "s.zarr", {"a": maps}, top_k=4)
+    for unit, still in (("a/0", 4), ("a/1", 3)):
+        result = actstats(f"top {tmp_path / 's.zarr'} {unit}")
+        assert result.exit_code == 0
+        assert f"{still} of 4 images do not activate {unit}" in result.stderr
