@@ -36,11 +36,10 @@ PATCHES = ((0.2, 0.3), (0.3, 0.75), (0.7, 0.2), (0.8, 0.65))
 """Centres of the changed patches, as shares of the image's height and width."""
 
 SMALL = {
-    "hidden_size": 32, "embed_dim": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64,
-    "image_size": 64, "patch_size": 8, "window_size": 4, "depths": [2, 2, 1, 1], "num_heads": [1, 2, 2, 4],
-    "hidden_sizes": [16, 32, 32, 64], "window_block_indices": [0], "dim": 32,
+    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "image_size": 64,
+    "patch_size": 8, "window_size": 4, "window_block_indices": [0],
 }  # fmt: skip
-"""Attributes of the configurations of transformers, where a configuration has them with the same type."""
+"""Attributes of the configurations of plain transformers."""
 
 TRANSFORMERS = (
     "ViT", "DeiT", "Beit", "Dinov2", "Dinov2WithRegisters", "DINOv3ViT", "DINOv3ConvNext", "Swin", "Swinv2", "VitDet",
@@ -124,10 +123,13 @@ def build(name: str) -> tuple[nn.Module, tuple[int, int, int]]:
 
     kind = model.removesuffix("Model")
     config = getattr(transformers, f"{kind}Config")()
-    for key, value in SMALL.items():
+    plain = all(isinstance(getattr(config, key, None), int) for key in ("num_hidden_layers", "hidden_size"))
+    plain = plain and not hasattr(config, "depths")
+    for key, value in SMALL.items() if plain else ():
         if type(getattr(config, key, None)) is type(value):
-            setattr(config, key, value[: len(getattr(config, key))] if isinstance(value, list) else value)
-    side = config.image_size if isinstance(getattr(config, "image_size", None), int) else 64
+            setattr(config, key, value)
+    side = getattr(config, "image_size", 224) or 224
+    side = side if isinstance(side, int) else side[0]
     return getattr(transformers, f"{kind}Model")(config), (3, side, side)
 
 
@@ -161,19 +163,22 @@ def check(network: nn.Module, shape: tuple[int, int, int], *, values: bool = Tru
 
 
 def _misplaced(maps: Tensor) -> str | None:
-    """Return where a changed patch appears if not at its place; empty if it does, None if it appears everywhere."""
+    """Return where a changed patch appears, if not at its place; empty if there, None if everywhere or nowhere."""
     height, width = maps.shape[2:]
     change = (maps[1:] - maps[:1]).double().square().sum(1)
-    change /= change.amax((1, 2), keepdim=True).clamp(min=1e-30)
-    if not bool(change.isfinite().all()) or bool(((change > 1e-8).double().mean((1, 2)) > 0.4).any()):
+    greatest = change.amax((1, 2), keepdim=True)
+    if not bool((greatest.isfinite() & (greatest > 1e-20)).all()):
         return None
-    weights = change / change.sum((1, 2), keepdim=True).clamp(min=1e-30)
+    change /= greatest
+    if bool(((change > 1e-8).double().mean((1, 2)) > 0.4).any()):
+        return None
+    weights = change / change.sum((1, 2), keepdim=True)
     rows = (torch.arange(height, dtype=torch.float64) + 0.5) / height
     columns = (torch.arange(width, dtype=torch.float64) + 0.5) / width
     for seen, place in zip(weights, PATCHES, strict=True):
         down, across = float(seen.sum(1) @ rows), float(seen.sum(0) @ columns)
         there = change_at(seen, place)  # a long kernel in a small map spreads to one side of the border
-        if seen.sum() > 0 and there < 0.05 and max(abs(down - place[0]), abs(across - place[1])) > 0.15:
+        if there < 0.05 and max(abs(down - place[0]), abs(across - place[1])) > 0.15:
             return f"a patch at {place} changes the map at ({down:.2f}, {across:.2f})"
     return ""
 
@@ -181,7 +186,7 @@ def _misplaced(maps: Tensor) -> str | None:
 def change_at(change: Tensor, place: tuple[float, float]) -> float:
     """Return the change at a place, as a share of the greatest."""
     height, width = change.shape
-    return float(change[int(place[0] * height), int(place[1] * width)] / change.max().clamp(min=1e-30))
+    return float(change[int(place[0] * height), int(place[1] * width)] / change.max())
 
 
 def _values(network: nn.Module, images: Tensor) -> Iterator[str]:

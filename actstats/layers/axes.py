@@ -52,7 +52,7 @@ def identify_axes(shape: Shape, coordinates: Coordinates, images: int) -> Axes |
             if grid := _grid(places):
                 prefix, height, width = grid
                 letters[axes[0]] = "t"
-        elif len(set(axes)) == len(axes) and all(map(_ascends, places.values())):
+        elif len(set(axes)) == len(axes) and all(map(_in_order, places.values())):
             letters |= dict(zip(axes, places, strict=True))
     tokens = set.union(set(), *(varies(fields.get(kind)) for kind in "hwHW"))
     complete = _rest(shape, letters, units, tokens, lost=bool(coordinates.lost))
@@ -70,12 +70,16 @@ def identify_axes(shape: Shape, coordinates: Coordinates, images: int) -> Axes |
 
 
 def _batch_axis(shape: Shape, coordinates: Coordinates, images: int) -> int | None:
-    """Return the axis that holds the images, in order, and nothing else."""
+    """Return the axis that holds the images and nothing else.
+
+    Images in another order on the first axis are accepted here: that is measured (see `unsteady_calls`).
+    """
     values = coordinates.fields.get("n")
     if values is None:
         return 0 if coordinates.lost and shape[0] == images else None
     axes = varies(values)
-    if len(axes) == 1 and torch.equal(values.flatten(), torch.arange(images, dtype=values.dtype)):
+    index = values.flatten().sort().values if axes == {0} else values.flatten()
+    if len(axes) == 1 and torch.equal(index, torch.arange(images, dtype=values.dtype)):
         return min(axes)
     return None
 
@@ -95,8 +99,10 @@ def _centroids(fields: Fields, units: set[int]) -> dict[str, Tensor]:
     return places
 
 
-def _ascends(values: Tensor) -> bool:
-    return bool(values.isfinite().all() and (values.flatten().diff() >= 0).all())
+def _in_order(values: Tensor) -> bool:
+    """Return whether rows (or columns) are in order; those of a mirrored image are."""
+    steps = values.flatten().diff()
+    return bool(values.isfinite().all() and ((steps >= 0).all() or (steps <= 0).all()))
 
 
 def _grid(places: Mapping[str, Tensor]) -> tuple[int, int, int] | None:

@@ -269,6 +269,9 @@ def _merged(first: Tensor, second: Tensor) -> Tensor:
     a, b = torch.where(a.isnan(), b, a), torch.where(b.isnan(), a, b)
     if torch.equal(a, b) or a.isnan().all():
         return a
+    ranks = order(a)
+    if len(varies(a)) == 1 and int(ranks.max()) + 1 == a.numel() and torch.equal(ranks, order(-b)):
+        return a  # the mirrored image
     middle = (a + b) / 2
     for one in (a, b):
         if torch.equal(order(one), order(middle)):

@@ -349,6 +349,16 @@ def test_ordinary_maps_are_read_whatever_was_done_inside(module):
     assert torch.equal(maps, output)
 
 
+def test_a_mirrored_map_and_its_sum_with_the_map_are_maps():
+    mirror = Apply(lambda x: x.flip(-1))
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 1), mirror, Apply(lambda x: x + x.flip(3)), nn.Conv2d(4, 4, 3, padding=1)
+    )
+    assert set(seen(model).values()) == {(4, 8, 12, 0)}
+    _, maps, output = hooked(model, "1")
+    assert torch.equal(maps, output)
+
+
 @contextmanager
 def seconds(limit: int) -> Iterator[None]:
     def stop(*_: object) -> None:
