@@ -157,8 +157,8 @@ def halving_sigma(side: int, cycles: float) -> float:
     Sampled at pixels, a narrow Gaussian passes more than its transfer function says. Where that matters, the standard
     deviation is solved for, with the sum over pixels.
 
-    >>> round(halving_sigma(224, 8), 4), round(halving_sigma(224, 112), 4)
-    (5.2468, 0.5283)
+    >>> round(halving_sigma(224, 8), 3), round(halving_sigma(224, 112), 3)
+    (5.247, 0.528)
     """
     from scipy.optimize import brentq
 

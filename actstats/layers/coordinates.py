@@ -68,6 +68,7 @@ _MOVES: Final = frozenset({
     "index", "index_select", "gather", "take_along_dim", "roll", "flip", "repeat", "tile", "repeat_interleave",
     "index_put", "scatter", "slice_scatter", "select_scatter", "channel_shuffle", "permute",
 })
+_WRITES: Final = frozenset({"index_put", "scatter", "slice_scatter", "select_scatter"})
 _COPIES: Final = frozenset({
     "_to_copy", "to", "type_as", "contiguous", "clone", "detach", "alias", "lift_fresh", "dequantize",
     "quantize_per_tensor", "quantize_per_tensor_dynamic",
@@ -420,6 +421,9 @@ def _groups(before: Shape, after: Shape) -> Iterator[tuple[list[int], list[int]]
 def _through_move(operation: _Operation) -> list[Coordinates]:
     """Run an operation that moves elements on the fields."""
     operands = operation.operands
+    if operation.name in _WRITES and operands[0].computed and not _writes_what_is_computed(operation):
+        # As in x[x < 0] = 0: a constant that is written to an element takes its place.
+        return [operands[0].coordinates for _ in operation.results]
     dtype = operation.results[0].dtype
     kinds = dict.fromkeys(kind for o in operands for kind in o.coordinates.fields)
     fields: list[dict[str, Tensor]] = [{} for _ in operation.results]
@@ -447,6 +451,12 @@ def _through_move(operation: _Operation) -> list[Coordinates]:
         else Coordinates(lost=operation.name)
         for made, result in zip(fields, operation.results, strict=True)
     ]
+
+
+def _writes_what_is_computed(operation: _Operation) -> bool:
+    """Return whether what an operation in `_WRITES` writes, the last of its tensors, depends on the image."""
+    source = operation.argument("values", operation.argument("src"))
+    return isinstance(source, Tensor) and operation.operands[-1].computed
 
 
 def _fits(fields: Fields, shape: Shape) -> bool:

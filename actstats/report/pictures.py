@@ -61,7 +61,8 @@ class Shown:
             source = plan.images_there(data)
             known = {path: index for index, path in enumerate(source.paths)}
             numbers = np.array([known.get(path, -1) for path in paths])
-            if not (numbers >= 0).any():
+            # Images of the same names that are other images must not be shown for those that were swept.
+            if not (numbers >= 0).any() or set(source.paths) == set(paths):
                 raise
         note = (
             f"The images of {source.spec} are not exactly those that were swept: {(numbers >= 0).sum():,} of the "

@@ -339,7 +339,18 @@ class Windowed(nn.Module):
         return x[:, :, :-4].permute(0, 3, 1, 2)
 
 
-@pytest.mark.parametrize("module", [SelectiveKernel, AlongRows, Windowed])
+class Masked(nn.Module):
+    """Writes constants to elements that depend on the image, as in `x[x < 0] = 0`."""
+
+    def forward(self, x):
+        x = torch.cat([x, x[:, :2]], 1)
+        x[x < 0] = 0
+        bright = x.mean((1, 2, 3)) > 0
+        x[bright, 1, 0, 0] = 5.0
+        return x.scatter(1, torch.zeros_like(x[:, :1], dtype=torch.long), 0.5)
+
+
+@pytest.mark.parametrize("module", [SelectiveKernel, AlongRows, Windowed, Masked])
 def test_ordinary_maps_are_read_whatever_was_done_inside(module):
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -84,7 +84,7 @@ def test_counterparts_are_in_the_page_and_in_the_findings(stores, tmp_path):
     assert [said.network for said in smoother.comparisons] == ["R", "N"]
     assert smoother.comparisons[0].verdict == "agrees"
     assert smoother.comparisons[0].delta == -1
-    assert smoother.comparisons[1].difference == "too few matched units to compare"
+    assert smoother.comparisons[1].difference == "0 matched units are too few to compare"
     # By index the pairs are no counterparts, and the page says so.
     by_index = write_report(stores, tmp_path / "index.html", pair="index")
     assert any("not functions" in note for note in by_index.notes)
