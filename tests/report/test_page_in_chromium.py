@@ -41,7 +41,7 @@ def test_a_reader_clicks_a_layer_and_a_unit_and_goes_back(opened, page):
     report.arrive("#/unit/67")
     assert report.heading() == f"{LAYERS[1]} / 3"
     report.wait_for_function(
-        "[...document.querySelectorAll('.images img')].every(i => i.complete && i.naturalWidth === 128)"
+        "() => [...document.querySelectorAll('.images img')].every(i => i.complete && i.naturalWidth === 128)"
     )
     assert report.locator(".sides .side").count() == 2
     assert report.locator(".plots svg").count() == 2
@@ -137,7 +137,7 @@ def test_measure_and_order_change_what_is_shown(opened, page):
     assert first.get_attribute("data-unit") == "64"
     report.locator("#order").select_option(index=1)
     report.wait_for_function(
-        "[...document.querySelectorAll('.cards .values span:first-child')].every(value => value.textContent)"
+        "() => [...document.querySelectorAll('.cards .values span:first-child')].every(value => value.textContent)"
     )
     values = report.locator(".cards .values span:first-child").all_inner_texts()
     numbers = [float(value) for value in values if value[0].isdigit()]
@@ -185,9 +185,9 @@ def test_the_search_finds_classes_and_bare_channels(opened, page):
 
     def found(query: str) -> list[str]:
         report.keyboard.press("/")
-        report.wait_for_function("document.activeElement.id === 'query'")
+        report.locator("#query:focus").wait_for()
         report.keyboard.type(query)
-        report.wait_for_function("text => document.getElementById('query').value === text", arg=query)
+        assert report.locator("#query").input_value() == query
         names = report.locator("#results [role=option]").all_inner_texts()
         report.keyboard.press("Escape")
         report.locator("#search").wait_for(state="hidden")
@@ -199,6 +199,7 @@ def test_the_search_finds_classes_and_bare_channels(opened, page):
     assert found("CAT") == ["<b>cat class"]
     assert len(found("")) == len(LAYERS)
     report.keyboard.press("/")
+    report.locator("#query:focus").wait_for()
     report.keyboard.type("cat")
     report.keyboard.press("Enter")
     report.arrive("#/class/" + str(report.evaluate("location.hash").rpartition("/")[2]))
@@ -373,7 +374,7 @@ def test_a_page_with_a_folder_loads_a_layer_when_it_is_looked_at(opened, page_wi
     report.goto(page_with_folder.as_uri() + unit_address(2, 7))
     report.wait_for_selector(".images img")
     report.wait_for_function(
-        "[...document.querySelectorAll('.images img')].every(i => i.complete && i.naturalWidth === 128)"
+        "() => [...document.querySelectorAll('.images img')].every(i => i.complete && i.naturalWidth === 128)"
     )
     assert "layer-2.js" in {url.rpartition("/")[2] for url in report.requests}
     assert report.complaints == []

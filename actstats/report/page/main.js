@@ -133,7 +133,7 @@ function search() {
   const all = matches(box.value), found = all.slice(0, MOST_RESULTS);
   chosen = Math.max(0, Math.min(chosen, found.length - 1));
   results.replaceChildren(...found.map(([name, address, note], index) =>
-    h("li", { role: "option", id: `result-${index}`, "aria-selected": String(index === chosen), onclick: () => (searching.close(), go(address)) },
+    h("li", { role: "option", id: `result-${index}`, "aria-selected": String(index === chosen), onclick: () => (closeSearch(), go(address)) },
       h("span", null, name), h("small", null, note))));
   if (!found.length) results.append(h("li", { class: "none" }, "No layer, class or unit matches. Enter a unit as LAYER/CHANNEL, or by its channel."));
   if (all.length > found.length) results.append(h("li", { class: "none" }, `${grouped(all.length - found.length)} more: keep typing to narrow the search.`));
@@ -150,6 +150,12 @@ function openSearch() {
   box.focus();
 }
 
+/** Close the search. The field would keep the focus, and so the next key, until the page is drawn again. */
+function closeSearch() {
+  searching.close();
+  box.blur();
+}
+
 box.addEventListener("input", () => ((chosen = 0), search()));
 box.addEventListener("keydown", (event) => {
   if (event.key === "ArrowDown" || event.key === "ArrowUp") {
@@ -159,11 +165,11 @@ box.addEventListener("keydown", (event) => {
   } else if (event.key === "Escape") {
     event.preventDefault(); // the default action only clears the field
     event.stopPropagation();
-    searching.close();
+    closeSearch();
   } else if (event.key === "Enter") {
     event.preventDefault();
     const found = search()[chosen];
-    if (found) (searching.close(), go(found[1]));
+    if (found) (closeSearch(), go(found[1]));
   }
 });
 document.getElementById("open-search").addEventListener("click", openSearch);
