@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 
 import numpy as np
 import pytest
@@ -147,9 +148,9 @@ def test_the_high_frequencies_of_a_constant_image_are_its_colour(side, value):
     np.testing.assert_allclose(distorted("highpass:3", level(value, side)), value / 255, atol=1e-6)
 
 
-@pytest.mark.parametrize("side", [33, 50])
-def test_blurring_equals_a_sum_over_pixels_in_float64(side):
-    pixels, cycles = scene(side), 5
+def blurred(pixels: np.ndarray, cycles: float) -> np.ndarray:
+    """The image in [0, 1] under a sampled Gaussian, as a product of float64 matrices; of a few cycles only."""
+    side = len(pixels)
     sigma = np.sqrt(np.log(2) / 2) / np.pi * side / cycles
     taps = np.arange(-int(4 * sigma + 0.5), int(4 * sigma + 0.5) + 1)
     weights = np.exp(-0.5 * (taps / sigma) ** 2)
@@ -158,8 +159,29 @@ def test_blurring_equals_a_sum_over_pixels_in_float64(side):
     at = (np.arange(side)[:, None] + taps) % (2 * side)
     matrix = np.zeros((side, side))
     np.add.at(matrix, (np.arange(side)[:, None], np.where(at < side, at, 2 * side - 1 - at)), weights)
-    expected = np.einsum("ij,jkc,lk->ilc", matrix, pixels / 255, matrix)
-    np.testing.assert_allclose(distorted(f"lowpass:{cycles}", pixels), expected, atol=2e-6)
+    return np.einsum("ij,jkc,lk->ilc", matrix, pixels / 255, matrix)
+
+
+@pytest.mark.parametrize("side", [33, 50, 97])
+def test_each_distortion_equals_float64_code(side):
+    from skimage.feature import canny
+
+    pixels, cycles = scene(side), 4
+    image, low = pixels / 255, blurred(pixels, cycles)
+    grey = image @ [0.299, 0.587, 0.114]
+    draws = np.random.default_rng([7, zlib.crc32(b"noise"), 0]).standard_normal(image.shape, dtype=np.float32)
+    expected = {
+        f"lowpass:{cycles}": low,
+        f"highpass:{cycles}": np.clip(image - low + image.mean((0, 1)), 0, 1),
+        "greyscale": np.repeat(grey[..., None], 3, 2),
+        "noise:0.2": np.clip(image + 0.2 * draws.astype(np.float64), 0, 1),
+    }
+    for spec, right in expected.items():
+        np.testing.assert_allclose(distorted(spec, pixels, 7), right, atol=2e-6, err_msg=spec)
+    edges = canny(grey, sigma=0.4, low_threshold=0.35, high_threshold=0.9)
+    assert (
+        (distorted("contour", pixels)[..., 0] == 0) == edges
+    ).mean() > 0.999  # but for ties at a threshold
 
 
 def test_greyscale_is_pil_s():
