@@ -15,6 +15,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from actstats.analysis.aligned import Aligned, Floats, align, cover, spread, within
+from actstats.analysis.comparing import unit_index
 from actstats.analysis.coverage import result, usable
 from actstats.analysis.tables import unit_table
 from actstats.attributes import require_manifest
@@ -171,7 +172,7 @@ def select_matches(table: pd.DataFrame, first: xr.Dataset, second: xr.Dataset) -
     rows = table[_is_of(table, first, second)]
     if rows.empty:
         return None
-    units = pd.MultiIndex.from_arrays([first["layer"].values.astype(object), first["channel"].values])
+    units = unit_index(first)
     # Tables of before 0.2 may lack `stable`.
     named = rows.assign(stable=rows.get("stable", True)).set_index(["layer", "channel"])[
         ["counterpart", "best", "held_out", "stable"]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from actstats.attributes import find_manifest
 from actstats.errors import ActstatsError
 from actstats.metrics.builtin import BUILTINS
-from actstats.store.dataset import images_of, plain, require_whole
+from actstats.store.dataset import images_of, in_memory, plain, require_whole
 from actstats.store.manifest import outdated, outdated_note
 from actstats_kernels.bins import frequencies, histogram_edges
 
@@ -51,7 +51,7 @@ def usable(dataset: xr.Dataset, analysis: str, *variables: str) -> xr.Dataset:
     images = images_of(dataset, variables, analysis)
     included = require_whole(dataset, images, variables, analysis)
     known = {
-        name: _in_memory(dataset[name].variable)
+        name: in_memory(dataset[name].variable)
         for name in (*_OF_UNITS, *_AXES, "image", "label", "status")
         if name in dataset.variables
     }
@@ -123,12 +123,6 @@ def values_of(swept: xr.Dataset, name: str) -> xr.DataArray:
         return values
     known = swept["status"] == 0
     return values.where(known & (values >= 0) if name == "argmax" else known)
-
-
-def _in_memory(variable: xr.Variable) -> xr.Variable:
-    """Return a coordinate in memory, with strings as Python's: some libraries do not support NumPy's new ones."""
-    loaded = variable.compute()
-    return loaded.astype(object) if loaded.dtype.kind in "TU" else loaded
 
 
 def result(variables: Mapping[str, xr.DataArray], source: xr.Dataset) -> xr.Dataset:

@@ -171,7 +171,7 @@ _MEMORY: Final = MemoryBudget(2 << 30)
 
 
 @contextmanager
-def memory_for(width: int, height: int) -> Iterator[None]:
+def memory_to_decode(width: int, height: int) -> Iterator[None]:
     """Wait until there is memory to decode an image of `width` x `height` pixels, beside those of other threads.
 
     The decoders of a process share 2 GiB, so that eight threads may decode photographs of 16 million pixels at once.
@@ -192,7 +192,7 @@ def decode(data: bytes) -> Image.Image:
         refuse_large(*image.size)
         if image.format in _JPEGS:
             refuse_many_scans(data, *image.size)
-        with memory_for(*image.size):
+        with memory_to_decode(*image.size):
             image.load()
             return rgb(image)
     except (ImageError, MemoryError):

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from actstats.data.image import decode, memory_for, refuse_large, refuse_many_scans
+from actstats.data.image import decode, memory_to_decode, refuse_large, refuse_many_scans
 
 _BEGIN: Final = b"\xff\xd8\xff"
 _COLOURS: Final = ("YCbCr", "Gray")
@@ -51,7 +51,7 @@ def _by_simplejpeg(data: bytes) -> NDArray[np.uint8] | None:
         common = header.mode in ("RGB", "L") and colours in _COLOURS and sampling in _SAMPLINGS
         if not common or (width, height) != header.size:
             return None
-        with memory_for(width, height):
+        with memory_to_decode(width, height):
             pixels: NDArray[np.uint8] = codec.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False)
     except Exception:  # KeyError for rare samplings; Pillow decides.
         return None

@@ -22,7 +22,7 @@ from actstats.errors import ActstatsError
 from actstats.layers import Layer
 from actstats.models import Loaded
 from actstats.probing.cue_conflict import known_stimuli, stimuli, stimuli_readout
-from actstats.probing.forward import Passes, inputs, prepared, running
+from actstats.probing.forward import Passes, inputs, one_pass, prepared, ready_for_images
 from actstats.probing.readout import UNREAD, NearestMean, Readout, exclusions, labelled_readout, nearest_mean
 from actstats.probing.resume import Ablated, ablated
 from actstats.probing.unit_sets import UnitSet, check_units
@@ -196,10 +196,10 @@ def _decisions(
         groups.setdefault(tuple(sorted(chosen.units)), []).append(index)
     ways: dict[tuple[str, ...], Ablated] = {}
     batches = inputs(loaded, source, device, passes)
-    with closing(batches):
+    with closing(batches), ready_for_images(loaded):
         while True:
-            # Inference mode is left before each `yield`, so that it never holds in the caller's code.
-            with running(loaded, passes.batch_size, f" and `at_once={at_once}`"):
+            # Gradients are back before each `yield`, so that they are never off in the caller's code.
+            with one_pass(passes.batch_size, f" and `at_once={at_once}`"):
                 found = next(batches, None)
                 if found is None:
                     return

@@ -56,7 +56,14 @@ def prepared(loaded: Loaded, device: str) -> torch.device:
 
 @contextmanager
 def running(loaded: Loaded, batch_size: int, also: str = "") -> Iterator[None]:
-    """Have the network in eval mode and torch without gradients, and explain a lack of memory.
+    """Have the network ready for images, and run forward passes; see `ready_for_images` and `one_pass`."""
+    with one_pass(batch_size, also), ready_for_images(loaded):
+        yield
+
+
+@contextmanager
+def one_pass(batch_size: int, also: str = "") -> Iterator[None]:
+    """Have torch without gradients, reuse memory, and explain a lack of it.
 
     `also` names, after the batch size, what else could be smaller.
 
@@ -65,7 +72,7 @@ def running(loaded: Loaded, batch_size: int, also: str = "") -> Iterator[None]:
     """
     if batch_size < 1:
         raise ActstatsError(f"the batch size is {batch_size}; it must be at least 1")
-    with memory_for(batch_size, also), ready_for_images(loaded), torch.no_grad():
+    with memory_for(batch_size, also), torch.no_grad():
         yield
 
 

@@ -84,16 +84,16 @@ def open_dataset(path: str | Path) -> xr.Dataset:
     for key, variable in dataset.data_vars.items():
         if "image" in variable.dims and variable.dtype.kind == "f":
             dataset[key] = variable.astype(np.float64)
-    dataset = dataset.assign_coords({name: _in_memory(xr.as_variable(c)) for name, c in known.items()})
+    lazy = {name: known.pop(name) for name in _LAZY if name in known}
+    dataset = dataset.assign_coords({name: in_memory(xr.as_variable(c)) for name, c in known.items()} | lazy)
     dataset.attrs = to_attributes(store.manifest)
     return dataset.drop_encoding()
 
 
-def _in_memory(variable: xr.Variable) -> xr.Variable:
-    if variable.dtype.kind == "O":
-        return variable
+def in_memory(variable: xr.Variable) -> xr.Variable:
+    """Return a coordinate in memory, with strings as Python's: some libraries do not support NumPy's new ones."""
     loaded = variable.compute()
-    return loaded.astype(object) if loaded.dtype.kind == "T" else loaded
+    return loaded.astype(object) if loaded.dtype.kind in "TU" else loaded
 
 
 class _Names(BackendArray):

@@ -89,7 +89,8 @@ class Run:
 
     def summary(self) -> Summary:
         """Return a summary of this run."""
-        records = self.store.provenance()
+        # An object for each partition, which is not read where it says nothing.
+        records = self.store.provenance() if self.todo or "distort" in self.store.manifest else []
         return Summary(
             store=self.store.path,
             images=self.schema.images,

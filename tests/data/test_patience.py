@@ -179,7 +179,7 @@ def test_closing_the_batches_ends_all_waiting(monkeypatch: pytest.MonkeyPatch) -
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("actstats-decode")]
 
 
-@pytest.mark.skipif(not FAILS_TO_READ.exists(), reason="Linux has a file that cannot be read")
+@pytest.mark.linux
 def test_a_disk_that_fails_is_not_damage_of_a_file_or_of_a_tar(tmp_path: Path) -> None:
     data = {f"{index}.png": encoded(picture(seed=index)) for index in range(4)}
     folder, tar = write_folder(tmp_path / "set", data), write_tar(tmp_path / "set.tar", data)
@@ -256,7 +256,7 @@ def test_networks_in_one_pass_count_an_image_once(tmp_path: Path) -> None:
     assert source.tries[6] == 5, "shared by the networks"
 
 
-@pytest.mark.skipif(not FAILS_TO_READ.exists(), reason="Linux has a file that cannot be read")
+@pytest.mark.linux
 def test_the_command_ends_with_status_1_and_a_rerun_mends_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -120,13 +120,7 @@ def test_requests_are_few_and_the_index_is_kept(what, most, uploaded, s3):
 
 def test_a_sweep_of_a_bucket_into_a_bucket_is_that_of_the_disk(made, uploaded, s3, tmp_path):
     s3.refused_every = 10
-    small = {
-        "preprocessing": Preprocessing.imagenet(size=32, resize=36),
-        "batch_size": 8,
-        "partition_size": 12,
-        "metrics": ["mean", "top"],
-        "device": "cpu",
-    }
+    small = SMALL | {"partition_size": 12}
     actstats.sweep(SmallNet(), made / "shards", tmp_path / "s.zarr", **small)
     actstats.sweep(SmallNet(), f"{uploaded}/shards", tmp_path / "from.zarr", **small)
     actstats.sweep(SmallNet(), f"{uploaded}/shards", f"s3://{BUCKET}/s.zarr", **small)

@@ -393,7 +393,6 @@ def seconds(limit: int) -> Iterator[None]:
         lambda x: x.view(2, 4, -1).view(2, 2, 2, -1).view_as(x),
     ],
 )
-@pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="the operating system has no alarm")
 def test_a_view_that_leads_back_ends_and_the_chain_goes_on(back):
     model = nn.Sequential(nn.Conv2d(3, 4, 1), Apply(back), nn.ReLU(), nn.Conv2d(4, 2, 1))
     with seconds(20):

@@ -105,8 +105,9 @@ def unwrap(
     """Return `checkpoint` under the names of `network`, a state dict.
 
     The weights are taken from the prefix under which most names and shapes of the network are (`places`). If there
-    are several such prefixes, their weights have to be equal. Names of old are renamed; what lies beside the network
-    (the copy within an attacker, counters) is left out. A normaliser is taken out of the state into `normaliser`.
+    are several such prefixes, their weights have to be equal. Outdated names are replaced, and what is not part of
+    the network (the copy within an attacker, counters) is ignored. A normaliser is taken out of the state into
+    `normaliser`.
 
     Args:
         checkpoint: the content of a file.
