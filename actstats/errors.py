@@ -51,6 +51,15 @@ def first(names: Sequence[str], count: int = 3) -> str:
     return ", ".join(names[:count]) + (", ..." if len(names) > count else "")
 
 
+def listed(names: Sequence[str]) -> str:
+    """Return all names for a message.
+
+    >>> listed(["conv1", "conv2", "fc"]), listed(["fc"])
+    ('conv1, conv2 and fc', 'fc')
+    """
+    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
+
+
 def one_line(error: BaseException, most: int | None = None) -> str:
     r"""Return the message of an exception in one line of at most `most` characters, or its type if it is empty.
 

@@ -32,7 +32,7 @@ from actstats.analysis.plotting import colours
 from actstats.attributes import find_manifest
 from actstats.data import Source
 from actstats.data.preprocessing import input_shape
-from actstats.errors import ActstatsError
+from actstats.errors import ActstatsError, listed
 from actstats.report.contents import Side, class_names, layer_parts, overview_part, pack, read_side, top_maps
 from actstats.report.findings import ELSEWHERE, PAPER, RULE, Finding, compare
 from actstats.report.networks import swept_fields
@@ -137,7 +137,7 @@ def write_report(
         laid = [top_maps(p, side, p.images(data), passes) for p, side in zip(plans, sides, strict=True)]
     layers = dict(layer_parts(first, sides, numbers, laid))
     fields = swept_fields(first, compared.networks[0])
-    title = f"{first['arch']}: {_listed(compared.names)}"
+    title = f"{first['arch']}: {listed(compared.names)}"
     notes = [*compared.notes, *collection.notes]
     several = len(manifests) > 1
     context = {
@@ -211,10 +211,6 @@ def _sides(names: Sequence[str]) -> str:
     if list(names) == ["S", "R"]:
         return ""
     return f"S is {names[0]}, R is {names[1] if len(names) == 2 else 'each of the others'}."
-
-
-def _listed(names: Sequence[str]) -> str:
-    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 def _numbered(

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from actstats.errors import ActstatsError, first, nearest
+from actstats.errors import ActstatsError, first, listed, nearest
 from actstats.models.checkpoints.archives import read_archive
 from actstats.models.checkpoints.layouts import (
     Normaliser,
@@ -233,8 +233,7 @@ def _equal(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
 
 
 def _listed(prefixes: Iterable[str]) -> str:
-    named = [f"under {prefix}" if prefix else "without a prefix" for prefix in prefixes]
-    return " and ".join([", ".join(named[:-1]), named[-1]] if len(named) > 1 else named)
+    return listed([f"under {prefix}" if prefix else "without a prefix" for prefix in prefixes])
 
 
 def _is_safetensors(path: Path, file: IO[bytes]) -> bool:
