@@ -22,7 +22,8 @@ class Network(ThreadingHTTPServer):
     `refused_every` n: one request in n is answered 503 instead; `down_until`: connections are dropped before that
     time (`time.monotonic`). `cut_every` n: the body of one GET in n is cut in half, with a Content-Length that
     agrees, as by a proxy that gave up. `answers`: the status and the code of an error for paths with this ending.
-    `seen` are the method and the path of each request.
+    `held` is the ending of a path: a PUT there waits until another one arrives, for a minute at most. `seen` are the
+    method and the path of each request.
     """
 
     daemon_threads = True
@@ -39,6 +40,8 @@ class Network(ThreadingHTTPServer):
         self.seen: list[tuple[str, str]] = []
         self.refused = self.dropped = 0
         self.writing = threading.Lock()
+        self.held = ""
+        self.met = threading.Event()
 
     @property
     def url(self) -> str:
@@ -56,6 +59,10 @@ class Handler(BaseHTTPRequestHandler):
         server = self.server
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         server.seen.append((self.command, self.path))
+        if server.held and self.command == "PUT" and self.path.endswith(server.held):
+            if sum(m == "PUT" and path.endswith(server.held) for m, path in list(server.seen)) > 1:
+                server.met.set()
+            server.met.wait(60)
         if time.monotonic() < server.down_until:
             server.dropped += 1
             self.close_connection = True
