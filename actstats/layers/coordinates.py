@@ -173,8 +173,8 @@ def _rule(name: str, func: Any) -> _Rule | None:
         return _through_recurrence
     if any(part in name for part in _MADE_MAPS):
         return lambda o: o.each(lambda shape: _resampled(o.operands[0], shape))
-    pointwise = name in ACTIVATIONS or name in ARITHMETIC or name in _COPIES
-    if pointwise or any(part in name for part in _KEEPS) or torch.Tag.pointwise in func.tags:
+    elementwise = name in ACTIVATIONS or name in ARITHMETIC or name in _COPIES or _is_elementwise(name, func)
+    if elementwise or any(part in name for part in _KEEPS):
         return _through_elements
     if name in _MOVES or _is_view(func):
         return _through_move
@@ -182,6 +182,13 @@ def _rule(name: str, func: Any) -> _Rule | None:
     if names & {"dim", "axis"} and names & {"keepdim", "keepdims"}:
         return _through_elements
     return None
+
+
+def _is_elementwise(name: str, func: Any) -> bool:
+    """Return whether torch tags an operation as pointwise; many in-place forms and overloads lack the tag."""
+    packet = getattr(getattr(torch.ops, func.namespace), name, None)
+    overloads = [func] if packet is None else [func, *(getattr(packet, key) for key in packet.overloads())]
+    return any(torch.Tag.pointwise in overload.tags for overload in overloads)
 
 
 def _is_view(func: Any) -> bool:

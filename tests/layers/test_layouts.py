@@ -345,6 +345,7 @@ class Masked(nn.Module):
     def forward(self, x):
         x = torch.cat([x, x[:, :2]], 1)
         x[x < 0] = 0
+        x = x.masked_fill(x > 2, 2.0).masked_fill_(x > 1, torch.tensor(1.0)).abs_()
         bright = x.mean((1, 2, 3)) > 0
         x[bright, 1, 0, 0] = 5.0
         return x.scatter(1, torch.zeros_like(x[:, :1], dtype=torch.long), 0.5)
