@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from plain_torch import plain_histogram, plain_moments, plain_power
+from plain_torch import plain_histogram, plain_moments, plain_pairs, plain_power
 from torch import Tensor
 
 from actstats_kernels import ops, reference
@@ -55,6 +55,18 @@ def float64(x: Tensor, what: str) -> Callable[[], None]:
 WAYS = {"fused": fused, "plain torch": plain, "float64 reference": float64}
 
 
+PAIRED_WAYS = {
+    "fused": lambda a, b, out: ops.compare(a, b, out),
+    "plain torch": lambda a, b, out: plain_pairs(a, b),
+    "float64 reference": lambda a, b, out: reference.compare(a, b),
+}
+
+
+def rectified(channels: int, size: int, rng: torch.Generator) -> Tensor:
+    x = torch.randn(BATCH, channels, size, size, generator=rng).relu_()
+    return x.contiguous(memory_format=torch.channels_last)
+
+
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("what", STATISTICS)
 @pytest.mark.parametrize(("channels", "size"), SHAPES, ids=[f"{c}x{s}x{s}" for c, s in SHAPES])
@@ -62,9 +74,22 @@ def test_kernel(benchmark, channels, size, what, way):
     """Time one call on a batch of rectified normal maps."""
     benchmark.group = f"{what}, {channels} x {size} x {size}"
     rng = torch.Generator().manual_seed(0)
-    x = torch.randn(BATCH, channels, size, size, generator=rng).relu_()
-    x = x.contiguous(memory_format=torch.channels_last)
+    x = rectified(channels, size, rng)
     with torch.inference_mode():
         rounds = 1 if way == "float64 reference" else 9
         benchmark.pedantic(WAYS[way](x, what), rounds=rounds, warmup_rounds=rounds // 9)
     benchmark.extra_info.update(shape=f"{channels} x {size} x {size}", what=what, way=way)
+
+
+@pytest.mark.parametrize("way", PAIRED_WAYS)
+@pytest.mark.parametrize(("channels", "size"), SHAPES, ids=[f"{c}x{s}x{s}" for c, s in SHAPES])
+def test_pairs(benchmark, channels, size, way):
+    """Time the comparison of two batches of rectified normal maps."""
+    benchmark.group = f"pairs, {channels} x {size} x {size}"
+    rng = torch.Generator().manual_seed(0)
+    clean, changed = rectified(channels, size, rng), rectified(channels, size, rng)
+    out = torch.empty(2, BATCH, channels)
+    with torch.inference_mode():
+        rounds = 1 if way == "float64 reference" else 9
+        benchmark.pedantic(PAIRED_WAYS[way], (clean, changed, out), rounds=rounds, warmup_rounds=rounds // 9)
+    benchmark.extra_info.update(shape=f"{channels} x {size} x {size}", what="pairs", way=way)

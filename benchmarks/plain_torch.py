@@ -58,3 +58,12 @@ def plain_statistics(x: Tensor, spectrum_and_bins: bool) -> None:
     if spectrum_and_bins:
         plain_histogram(x)
         plain_power(x)
+
+
+def plain_pairs(clean: Tensor, changed: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean square of the change and the correlation over positions of two batches of maps, [N, C] each."""
+    change = (changed - clean).square().mean((-2, -1))
+    a = clean - clean.mean((-2, -1), keepdim=True)
+    b = changed - changed.mean((-2, -1), keepdim=True)
+    norms = a.square().sum((-2, -1)).sqrt() * b.square().sum((-2, -1)).sqrt()
+    return change, (a * b).sum((-2, -1)) / norms

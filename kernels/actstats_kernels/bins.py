@@ -21,6 +21,9 @@ from numpy.typing import NDArray
 MOMENTS: Final = ("mean", "variance", "maximum", "active_fraction", "total_variation")
 """The rows of the fused kernel's `moments` output, in order."""
 
+PAIRED: Final = ("map_change", "map_correlation")
+"""The rows of the output of the kernel for pairs of maps, in order."""
+
 SUBDIVISIONS: Final = 8
 """Histogram bins per octave."""
 LOWEST_EXPONENT: Final = -16

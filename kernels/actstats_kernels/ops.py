@@ -1,7 +1,8 @@
-"""The two custom ops: `actstats::accumulate` reads a batch of maps once, `actstats::top_k` ranks a partition.
+"""The custom ops: `actstats::accumulate` reads a batch of maps once, `actstats::compare` two batches, and
+`actstats::top_k` ranks a partition.
 
 The CPU implementations are numba kernels (`actstats_kernels.cpu`), the CUDA implementations are Triton kernels
-(`actstats_kernels.gpu`); both are loaded on first use. They write into buffers owned by the caller, so that a sweep
+(`actstats_kernels.gpu`); all are loaded on first use. They write into buffers owned by the caller, so that a sweep
 allocates no memory per batch.
 """
 
@@ -12,7 +13,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from actstats_kernels.bins import FREQUENCY_BINS, HISTOGRAM_BINS, MOMENTS
+from actstats_kernels.bins import FREQUENCY_BINS, HISTOGRAM_BINS, MOMENTS, PAIRED
 
 _COUNTS: Final = (torch.int32, torch.int64)
 
@@ -112,6 +113,50 @@ def _(
 
     _check(x, moments, argmax, histogram, power)
     gpu.accumulate(x, moments, argmax, histogram, power)
+
+
+@torch.library.custom_op("actstats::compare", mutates_args=("pairs",), device_types="cpu")
+def compare(clean: Tensor, changed: Tensor, pairs: Tensor) -> None:
+    """Read the maps of the same images, `clean` and `changed` [N, C, H, W], once, and write what changed to `pairs`.
+
+    The maps are f32, f16 or bf16 with any strides, each their own. `pairs`, f32 [2, N, C] with any strides, is
+    overwritten with the statistics in `bins.PAIRED`, as defined by `reference.compare`. The result depends neither on
+    the number of threads nor, on a CPU, on the memory format.
+
+    Raises:
+        ValueError: the arguments do not fit each other. Nothing has been written.
+    """
+    from actstats_kernels import cpu
+
+    _check_pair(clean, changed, pairs)
+    cpu.compare(clean, changed, pairs)
+
+
+@compare.register_fake
+def _(clean: Tensor, changed: Tensor, pairs: Tensor) -> None:
+    return None
+
+
+@compare.register_kernel("cuda")
+def _(clean: Tensor, changed: Tensor, pairs: Tensor) -> None:
+    from actstats_kernels import gpu
+
+    _check_pair(clean, changed, pairs)
+    gpu.compare(clean, changed, pairs)
+
+
+def _check_pair(clean: Tensor, changed: Tensor, pairs: Tensor) -> None:
+    if clean.ndim != 4 or clean.shape != changed.shape or clean.device != changed.device:
+        raise ValueError(
+            f"`clean` is {_described(clean)} and `changed` {_described(changed)}; both must be maps [N, C, H, W] of "
+            "one shape on one device"
+        )
+    shape = (len(PAIRED), *clean.shape[:2])
+    if pairs.shape != shape or pairs.dtype != torch.float32 or pairs.device != clean.device:
+        raise ValueError(
+            f"`pairs` is {_described(pairs)}; for maps {_described(clean)} it must be {list(shape)} of float32 on "
+            f"{clean.device}"
+        )
 
 
 @torch.library.custom_op("actstats::top_k", mutates_args=(), device_types="cpu")

@@ -89,6 +89,21 @@ def power(x: Tensor) -> Tensor:
     return out.masked_fill(~finite[..., None], torch.nan)
 
 
+def compare(clean: Tensor, changed: Tensor) -> Tensor:
+    """Return what changed between two batches of maps [N, C, H, W], f64 [2, N, C], in the order of `PAIRED`.
+
+    map_change, the mean over positions of (changed - clean)^2; map_correlation, the Pearson correlation of the two
+    maps over positions, NaN if either is constant. Both are NaN if either map contains a non-finite value.
+    """
+    a, b = clean.double().flatten(2), changed.double().flatten(2)
+    change = (b - a).square().mean(-1)
+    varying = (a.amax(-1) > a.amin(-1)) & (b.amax(-1) > b.amin(-1))
+    a, b = a - a.mean(-1, keepdim=True), b - b.mean(-1, keepdim=True)
+    correlation = (a * b).sum(-1) / (a.square().sum(-1).sqrt() * b.square().sum(-1).sqrt())
+    rows = torch.stack([change, correlation.clamp(-1, 1).masked_fill(~varying, torch.nan)])
+    return rows.masked_fill(~(finite_maps(clean) & finite_maps(changed)), torch.nan)
+
+
 def statistics(x: Tensor) -> dict[str, Tensor]:
     """Return all statistics of maps `x` [N, C, H, W].
 

@@ -20,7 +20,7 @@ from actstats.sweeping.progress import Progress
 from actstats_kernels import ops, reference
 from tests.conftest import SmallNet, files_of, photograph
 from tests.data.images import encoded, write_folder
-from tests.kernels.strategies import DTYPES, activations, draw_values, lay_out
+from tests.kernels.strategies import DTYPES, activations, assert_pairs_right, draw_values, lay_out, pairs
 
 pytestmark = pytest.mark.gpu
 
@@ -48,6 +48,15 @@ def assert_right(x: torch.Tensor) -> dict[str, torch.Tensor]:
 @given(activations())
 def test_any_maps_equal_the_reference(part, x):
     assert_right(x.cuda())
+
+
+@settings(max_examples=40, deadline=None)
+@given(pairs())
+def test_any_pair_of_maps_equals_the_reference(pair):
+    clean, changed = (maps.cuda() for maps in pair)
+    found = torch.empty(2, *clean.shape[:2], device="cuda")
+    ops.compare(clean, changed, found)
+    assert_pairs_right(found.cpu(), reference.compare(*pair))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -14,7 +14,7 @@ from torch import Tensor
 from actstats_kernels import gpu, reference
 from actstats_kernels.bins import FREQUENCY_BINS, HISTOGRAM_BINS
 from actstats_kernels.gpu import compat, launch
-from tests.kernels.strategies import activations, draw_values, lay_out
+from tests.kernels.strategies import activations, assert_pairs_right, change, draw_values, lay_out, pairs
 
 METHODS = {
     "one position": (3, 70, 1, 1),
@@ -129,6 +129,33 @@ def test_counts_and_power_are_added():
     gpu.accumulate(x, None, None, both, twice)
     torch.testing.assert_close(both, 2 * histogram)
     torch.testing.assert_close(twice, 2 * power)
+
+
+def compared(clean: Tensor, changed: Tensor) -> Tensor:
+    """What is compared, in a slice of a greater buffer, as a sweep has it."""
+    images, channels = clean.shape[:2]
+    whole = torch.full((2, images + 2, channels + 3), -7.0)
+    inner = whole[:, 1 : images + 1, 1 : channels + 1]
+    gpu.compare(clean, changed, inner)
+    assert (whole == -7).sum() == 2 * ((images + 2) * (channels + 3) - images * channels)
+    return inner
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(pairs(most=(4, 20, 18, 18)))
+def test_any_pair_of_maps(pair):
+    assert_pairs_right(compared(*pair), reference.compare(*pair))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_pairs_on_each_layout_to_the_same_bytes(method):
+    clean = draw_values("normal", METHODS[method], 0)
+    changed = change(clean, "noise", 1).to(torch.bfloat16)
+    first = compared(clean, changed)
+    assert_pairs_right(first, reference.compare(clean, changed))
+    for layout in ("channels_last", "strided_map"):
+        again = compared(lay_out(clean, layout), lay_out(changed, layout))
+        torch.testing.assert_close(again, first, rtol=0, atol=0, equal_nan=True)
 
 
 def test_no_images():

@@ -26,7 +26,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from actstats_kernels import gpu
-from actstats_kernels.gpu import kernels, launch
+from actstats_kernels.gpu import kernels, launch, pairs
 from actstats_kernels.gpu.layout import layout_of
 
 TABLE = Path(__file__).with_name("resources.json")
@@ -41,6 +41,7 @@ _FEW = 16
 """Bytes of stack: four registers."""
 _POINTERS = {
     "moments": "*fp32",
+    "pairs": "*fp32",
     "means": "*fp32",
     "argmax": "*i32",
     "histogram": "*i32",
@@ -50,7 +51,8 @@ _POINTERS = {
     "rings": "*i8",
 }
 _MAPS = {"bf16": "*bf16", "f32": "*fp32"}
-_ALIGNED = ("x", "basis_h", "basis_w", "rings")
+_INPUTS = ("x", "clean", "changed")
+_ALIGNED = (*_INPUTS, "basis_h", "basis_w", "rings")
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,10 @@ def compiled(build: Build) -> Usage:
     x = torch.empty(shape, dtype=DTYPES[build.dtype], device="meta").to(memory_format=torch.channels_last)
     layout = layout_of(x)
     tiles = launch.choose(layout.height, layout.width, layout.channels, x.element_size())
+    if build.kernel == "compare":
+        return _usage(
+            _compile(pairs.compare_kernel, pairs.constants(layout, layout), pairs.OPTIONS, build, set())
+        )
     precision = gpu.products(x.dtype)
     if build.kernel == "accumulate":
         return _usage(
@@ -131,7 +137,7 @@ def _compile(
         if name in constants or name in absent:
             signature[name] = "constexpr"
         else:
-            signature[name] = _MAPS[build.dtype] if name == "x" else _POINTERS.get(name, "i32")
+            signature[name] = _MAPS[build.dtype] if name in _INPUTS else _POINTERS.get(name, "i32")
     source = ASTSource(
         kernel,
         signature,
@@ -139,7 +145,7 @@ def _compile(
         {
             (kernel.arg_names.index(name),): [["tt.divisibility", 16]]
             for name in _ALIGNED
-            if name not in absent
+            if name in kernel.arg_names and name not in absent
         },
     )
     return triton.compile(source, target=TARGETS[build.target], options=options)

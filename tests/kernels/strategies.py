@@ -79,3 +79,45 @@ def activations(draw: st.DrawFn, most: tuple[int, int, int, int] = (4, 40, 24, 2
     kind, layout = draw(st.sampled_from(VALUES)), draw(st.sampled_from(LAYOUTS))
     x = draw_values(kind, (n, c, h, w), draw(st.integers(0, 2**31)))
     return lay_out(x.to(draw(st.sampled_from(DTYPES))), layout)
+
+
+RELATIONS = ["independent", "noise", "tiny change", "equal", "opposite", "constant", "non_finite"]
+"""How the changed maps of `pairs` relate to the clean ones."""
+
+
+def change(clean: Tensor, relation: str, seed: int) -> Tensor:
+    """Maps of the shape of `clean`, f32, that relate to it in one way; seeded."""
+    rng = torch.Generator().manual_seed(seed)
+    noise = torch.randn(clean.shape, generator=rng)
+    x = clean.float()
+    match relation:
+        case "noise":
+            return x + 0.1 * x.nan_to_num(0, 0, 0).abs().amax() * noise
+        case "tiny change":
+            return x * (1 + 1e-4 * noise)
+        case "equal":
+            return x.clone()
+        case "opposite":
+            return 1 - x
+        case "constant":
+            return torch.full_like(x, 0.3)
+        case "non_finite":
+            return draw_values("non_finite", tuple(clean.shape), seed)
+    return noise
+
+
+@st.composite
+def pairs(draw: st.DrawFn, most: tuple[int, int, int, int] = (4, 40, 24, 24)) -> tuple[Tensor, Tensor]:
+    """Maps of the same images, clean and changed [N, C, H, W], each of its own dtype and layout."""
+    clean = draw(activations(most))
+    changed = change(clean, draw(st.sampled_from(RELATIONS)), draw(st.integers(0, 2**31)))
+    return clean, lay_out(changed.to(draw(st.sampled_from(DTYPES))), draw(st.sampled_from(LAYOUTS)))
+
+
+def assert_pairs_right(found: Tensor, expected: Tensor) -> None:
+    """Assert that f32 `found` [2, N, C] equals the reference to 1e-5, and is NaN in the same places."""
+    # A change beyond f32 is infinite, and one below its range is 0.
+    expected = expected.float()
+    assert torch.equal(found.isnan(), expected.isnan())
+    torch.testing.assert_close(found[0], expected[0], rtol=1e-5, atol=1e-44, equal_nan=True)
+    torch.testing.assert_close(found[1], expected[1], rtol=1e-5, atol=1e-5, equal_nan=True)

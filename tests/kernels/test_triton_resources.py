@@ -64,3 +64,10 @@ def test_the_table_has_every_kernel_of_the_networks(target, dtype):
 def test_the_layers_of_a_network_are_those_of_the_table(monkeypatch):
     monkeypatch.setattr(resources, "NETWORKS", ("alexnet",))
     assert resources.layers() == {"alexnet": TABLE["networks"]["alexnet"]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", resources.TARGETS)
+def test_the_kernel_for_pairs_spills_nothing(target, tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    assert not resources.compiled(resources.Build(target, "bf16", "compare", 28, 28, 96)).spilled

@@ -8,15 +8,7 @@ task. These sums are added in order at the end.
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import os
-import tempfile
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, Final
 
 import numba
@@ -45,10 +37,10 @@ from actstats_kernels.cpu.simd import (
 )
 from actstats_kernels.cpu.spectrum import add_power, centre, row_pitch, tables
 
-_DTYPES: Final = {torch.float32: FLOAT32, torch.float16: FLOAT16, torch.bfloat16: BFLOAT16}
-_VALUES_A_TASK: Final = 1 << 14
+DTYPES: Final = {torch.float32: FLOAT32, torch.float16: FLOAT16, torch.bfloat16: BFLOAT16}
+VALUES_A_TASK: Final = 1 << 14
 """Values per unit that a task reads, if there are that many: enough to make its own counts worthwhile."""
-_VALUES_A_THREAD: Final = 1 << 15
+VALUES_A_THREAD: Final = 1 << 15
 """Number of values below which another thread costs more than it saves."""
 
 _ARGUMENTS: Final = np.dtype(
@@ -73,7 +65,7 @@ _POWER_BYTES: Final = 8 * LANES * FREQUENCY_BINS
 
 
 @njit(nogil=True, error_model="numpy")
-def _put(vector, address, stride, lanes, line):  # type: ignore[no-untyped-def]
+def put(vector, address, stride, lanes, line):  # type: ignore[no-untyped-def]
     """Write the first `lanes` of a vector with a stride of `stride` bytes; `line` has room for a vector."""
     if stride == 4 and lanes == LANES:
         store(vector, address)
@@ -126,14 +118,14 @@ def _task(a, task, slot):  # type: ignore[no-untyped-def]
         finite = flaw == zero
         if a.moments != 0:
             cell = a.moments + n * a.moments_n + first_channel * a.moments_c
-            _put(select(finite, mean, nan), cell, a.moments_c, lanes, line)
-            _put(select(finite, variance, nan), cell + a.moments_row, a.moments_c, lanes, line)
-            _put(select(finite, top, nan), cell + 2 * a.moments_row, a.moments_c, lanes, line)
-            _put(select(finite, active, nan), cell + 3 * a.moments_row, a.moments_c, lanes, line)
-            _put(select(finite, variation, nan), cell + 4 * a.moments_row, a.moments_c, lanes, line)
+            put(select(finite, mean, nan), cell, a.moments_c, lanes, line)
+            put(select(finite, variance, nan), cell + a.moments_row, a.moments_c, lanes, line)
+            put(select(finite, top, nan), cell + 2 * a.moments_row, a.moments_c, lanes, line)
+            put(select(finite, active, nan), cell + 3 * a.moments_row, a.moments_c, lanes, line)
+            put(select(finite, variation, nan), cell + 4 * a.moments_row, a.moments_c, lanes, line)
         if a.argmax != 0:
             cell = a.argmax + n * a.argmax_n + first_channel * a.argmax_c
-            _put(select(finite, place, splat(np.int32(-1))), cell, a.argmax_c, lanes, line)
+            put(select(finite, place, splat(np.int32(-1))), cell, a.argmax_c, lanes, line)
         if a.power != 0:
             dc = double(select(finite, mean, zero))
             store(fma(dc, dc, load_doubles(power)), power)
@@ -183,43 +175,7 @@ def _make_worker(digest: int) -> Any:
 
 @lru_cache(maxsize=1)
 def _worker() -> Any:
-    folder = Path(__file__).parent
-    sources = (folder / f"{name}.py" for name in ("simd", "dft", "moments", "spectrum", "fused"))
-    digest = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).digest()
-    with _alone(digest.hex()[:14]):
-        return _make_worker(int.from_bytes(digest[:7], "big"))
-
-
-@contextmanager
-def _alone(name: str) -> Iterator[None]:
-    """Admit one process of this user at a time: the first one compiles, the others find its code in the cache."""
-    path = Path(tempfile.gettempdir(), f"actstats-{os.getuid()}-{name}.lock")
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    except OSError:  # then each process compiles for itself
-        yield
-        return
-    try:
-        with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-class _Scratch(threading.local):
-    """Scratch memory for the threads started by one calling thread. It grows as needed and is kept."""
-
-    def __init__(self) -> None:
-        self._bytes = np.zeros(0, dtype=np.uint8)
-
-    def address(self, size: int) -> int:
-        if self._bytes.nbytes < size + LINE:
-            self._bytes = np.zeros(size + LINE, dtype=np.uint8)
-        return -(-self._bytes.ctypes.data // LINE) * LINE
-
-
-_scratch = _Scratch()
+    return team.compiled(_make_worker, "simd", "dft", "moments", "spectrum", "fused")
 
 
 def accumulate(
@@ -229,12 +185,12 @@ def accumulate(
     images, channels, height, width = x.shape
     if x.numel() == 0:
         return
-    if x.dtype not in _DTYPES:
+    if x.dtype not in DTYPES:
         x = x.float()
     blocks = -(-channels // LANES)
-    group = 2 * -(-min(images, -(-_VALUES_A_TASK // (height * width))) // 2)
+    group = 2 * -(-min(images, -(-VALUES_A_TASK // (height * width))) // 2)
     groups = -(-images // group)
-    threads = min(torch.get_num_threads(), blocks * groups, 1 + x.numel() // _VALUES_A_THREAD)
+    threads = min(torch.get_num_threads(), blocks * groups, 1 + x.numel() // VALUES_A_THREAD)
 
     pitch = row_pitch(width)
     depth = height if power is not None else min(height, 2)
@@ -253,14 +209,14 @@ def accumulate(
         "blocks": blocks,
         "group": group,
         "x": x.data_ptr(),
-        "dtype": _DTYPES[x.dtype],
+        "dtype": DTYPES[x.dtype],
         "images": images,
         "channels": channels,
         "height": height,
         "width": width,
-        **_strides(x, "stride_n", "stride_c", "stride_h", "stride_w"),
+        **strides(x, "stride_n", "stride_c", "stride_h", "stride_w"),
         "lane_starts": LANE_STARTS.ctypes.data,
-        "scratch": _scratch.address(threads * slot),
+        "scratch": team.scratch.address(threads * slot),
         "slot_bytes": slot,
         "plane_bytes": plane,
         "pitch": pitch,
@@ -269,10 +225,10 @@ def accumulate(
     if moments is not None:
         values |= {
             "moments": moments.data_ptr(),
-            **_strides(moments, "moments_row", "moments_n", "moments_c"),
+            **strides(moments, "moments_row", "moments_n", "moments_c"),
         }
     if argmax is not None:
-        values |= {"argmax": argmax.data_ptr(), **_strides(argmax, "argmax_n", "argmax_c")}
+        values |= {"argmax": argmax.data_ptr(), **strides(argmax, "argmax_n", "argmax_c")}
     if histogram is not None:
         values |= {"histogram": histogram.data_ptr(), "histogram_wide": histogram.dtype == torch.int64}
     if sums is not None:
@@ -285,6 +241,6 @@ def accumulate(
         power.numpy()[...] += np.add.reduce(sums, axis=0)
 
 
-def _strides(tensor: Tensor, *names: str) -> dict[str, int]:
+def strides(tensor: Tensor, *names: str) -> dict[str, int]:
     """Return the strides of a tensor in bytes, by name."""
     return {n: stride * tensor.element_size() for n, stride in zip(names, tensor.stride(), strict=True)}

@@ -97,6 +97,10 @@ def single(vector: Any) -> Any:
     """Convert F64 to F32."""
 
 
+def square_root(vector: Any) -> Any:
+    """Return the square roots of an F64."""
+
+
 def read(address: Any) -> Any:
     """Read an int64."""
 
@@ -228,6 +232,7 @@ define(bits, I32, F32)(lambda b, v: b.bitcast(v, I32.llvm))
 define(from_bits, F32, I32)(lambda b, v: b.bitcast(v, F32.llvm))
 define(double, F64, F32)(lambda b, v: b.fpext(v, F64.llvm))
 define(single, F32, F64)(lambda b, v: b.fptrunc(v, F32.llvm))
+define(square_root, F64, F64)(lambda b, v: call(b, "llvm.sqrt", v))
 define(read, WORD, WORD)(lambda b, a: read_from(b, a, _I64, 8))
 define(read_float, types.float32, WORD)(lambda b, a: read_from(b, a, ir.FloatType(), 4))
 define(counted, WORD, WORD)(lambda b, a: b.sext(read_from(b, a, _I32, 4), _I64))

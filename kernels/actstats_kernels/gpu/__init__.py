@@ -6,7 +6,6 @@ batch of a shape, and launch parameters follow from shapes and strides alone.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -17,9 +16,10 @@ from actstats_kernels.gpu import compat, launch
 from actstats_kernels.gpu.basis import constants
 from actstats_kernels.gpu.kernels import accumulate_kernel, spectrum_kernel
 from actstats_kernels.gpu.layout import Layout, layout_of
+from actstats_kernels.gpu.pairs import compare
 from actstats_kernels.gpu.ranking import top_k
 
-__all__ = ["accumulate", "set_precision", "top_k"]
+__all__ = ["accumulate", "compare", "set_precision", "top_k"]
 
 _precision: str = compat.PRECISIONS[0]
 
@@ -52,7 +52,7 @@ def accumulate(
     if power is not None and moments is None:
         # The spectrum needs the means.
         moments = x.new_empty((len(MOMENTS), *x.shape[:2]), dtype=torch.float32)
-    with _on(x.device):
+    with compat.on(x.device):
         scratch = _launch_accumulate(
             x, layout, tiles, moments, argmax, histogram, with_power=power is not None and not tiles.apart
         )
@@ -190,8 +190,3 @@ def spectrum_constants(layout: Layout, tiles: launch.Tiles, precision: str) -> d
         "DEPTH_W": spectrum.depth_w,
         "PRECISION": precision,
     }
-
-
-def _on(device: torch.device) -> AbstractContextManager[Any]:
-    """Return a context that makes the device of the maps the current one."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from typing import Final
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Final
 
+import torch
 import triton
 
 VERSION: Final = tuple(int(part) for part in triton.__version__.split("+")[0].split(".")[:2])
@@ -28,3 +30,8 @@ PRECISIONS: Final = ("bf16x3", "ieee")
 LAUNCH: Final = {"enable_fp_fusion": True, **({"num_stages": 1} if VERSION < (3, 3) else {})}
 """Options of every launch. Fused multiply-add is enabled explicitly, since the kernels are tested with it and the
 default changes in Triton 3.10. The compiler of Triton 3.2 aborts if it pipelines loads of some f32 maps on sm_80."""
+
+
+def on(device: torch.device) -> AbstractContextManager[Any]:
+    """Return a context that makes the device of the maps the current one."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

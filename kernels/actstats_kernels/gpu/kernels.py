@@ -20,7 +20,7 @@ _FREQUENCIES = tl.constexpr(bins.FREQUENCY_BINS)
 
 
 @triton.jit
-def _strides(stride_n, stride_c, stride_h, stride_w, ALIGN: tl.constexpr, UNIT: tl.constexpr):
+def element_strides(stride_n, stride_c, stride_h, stride_w, ALIGN: tl.constexpr, UNIT: tl.constexpr):
     """Return the four strides in elements, i64."""
     n = stride_n.to(tl.int64) * ALIGN
     c = stride_c.to(tl.int64) * ALIGN
@@ -92,7 +92,9 @@ def accumulate_kernel(
     BLOCKS, C, 18], receives the power of the program's images, which requires `moments`.
     """
     UNITS: tl.constexpr = IMAGES * CHANNELS
-    stride_n, stride_c, stride_h, stride_w = _strides(stride_n, stride_c, stride_h, stride_w, ALIGN, UNIT)
+    stride_n, stride_c, stride_h, stride_w = element_strides(
+        stride_n, stride_c, stride_h, stride_w, ALIGN, UNIT
+    )
     block = tl.program_id(1)
     first_channel = tl.program_id(0) * CHANNELS
     unit = tl.arange(0, UNITS)
@@ -186,7 +188,9 @@ def spectrum_kernel(
     f32 [N, C], come from `accumulate_kernel`. The grid is (blocks of channels, blocks of coefficients, blocks of
     images). `scratch` is f32 [image blocks, coefficient blocks, C, 18].
     """
-    stride_n, stride_c, stride_h, stride_w = _strides(stride_n, stride_c, stride_h, stride_w, ALIGN, UNIT)
+    stride_n, stride_c, stride_h, stride_w = element_strides(
+        stride_n, stride_c, stride_h, stride_w, ALIGN, UNIT
+    )
     block = tl.program_id(2)
     first_image = block * rounds * SPECTRUM_IMAGES
     last_image = tl.minimum(first_image + rounds * SPECTRUM_IMAGES, images)
