@@ -84,7 +84,7 @@ def make(folder: Path, images: int) -> list[Path]:
             preprocessing=loaded.preprocessing.to_dict(),
             layers=[{key: getattr(layer, key) for key in names} for layer in layers],
             selectors=["conv"], metrics=["mean"], outputs=[output.name for output in outputs], top_k=1,
-            partition_size=PARTITION,
+            partition_size=PARTITION, batch_size=32, device="cpu", amp="off", bitround=None, compression="zstd:1",
             data={
                 "spec": "made", "kind": "made", "images": images, "fingerprint": "made",
                 "classes": [f"class {index:04}" for index in range(1000)],

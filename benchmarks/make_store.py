@@ -114,6 +114,7 @@ def make(
         outputs=[output.name for output in schema.outputs],
         top_k=16,
         partition_size=schema.partition_size,
+        batch_size=32, device="cpu", amp="off", bitround=None, compression="zstd:1",
         data={
             "spec": "made", "kind": "made", "images": images, "fingerprint": f"made {seed} {roughness}",
             "classes": [f"class {index:04}" for index in range(classes)],

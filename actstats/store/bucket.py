@@ -86,6 +86,14 @@ class Bucket:
         with explained(self.location):
             return self._at_once(lambda key: bytes(obstore.get(self._store, key).bytes()), keys)
 
+    def root(self, most: int) -> bytes:
+        """Return the object `zarr.json`."""
+        with explained(self.location):
+            found = obstore.get(self._store, _ROOT)
+            if found.meta["size"] > most:
+                raise ValueError(f"{_ROOT} is larger than {most >> 20} MiB")
+            return bytes(found.bytes())
+
     def remove(self, keys: Iterable[str]) -> None:
         """Remove these objects; on S3 a thousand per request."""
         with self.explained(), suppress(FileNotFoundError):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
-from xarray.backends import BackendArray
+from xarray.backends import BackendArray, ZarrStore
 from xarray.core import indexing
 from xarray.indexes import PandasIndex
 
@@ -60,7 +60,7 @@ def open_dataset(path: str | Path) -> xr.Dataset:
         raise ActstatsError(
             f"{path} is damaged: its coordinate {gone[0]!r} is missing or empty; remove the store and sweep again"
         )
-    stored = xr.open_zarr(store.place.objects(read_only=True), chunks=None, drop_variables=_LAZY)
+    stored = as_stored(store, drop=_LAZY)
     size, status = store.partition_size, store.statuses()
     known = {name: coordinate.variable for name, coordinate in stored.coords.items()}
     known |= {
@@ -88,6 +88,13 @@ def open_dataset(path: str | Path) -> xr.Dataset:
     dataset = dataset.assign_coords({name: in_memory(xr.as_variable(c)) for name, c in known.items()} | lazy)
     dataset.attrs = to_attributes(store.manifest)
     return dataset.drop_encoding()
+
+
+def as_stored(store: Store, drop: Sequence[str] = ()) -> xr.Dataset:
+    """Return the arrays of an open store as a lazy dataset, without dask, by the metadata that were checked."""
+    # Nothing is decoded by the conventions of CF: no array needs it, but a metric's `units` may mean a date.
+    found = xr.open_dataset(ZarrStore(store.group, mode="r"), drop_variables=drop, decode_cf=False)
+    return found.set_coords([name for name in found.data_vars if name not in store.record.outputs])
 
 
 def in_memory(variable: xr.Variable) -> xr.Variable:

@@ -73,8 +73,6 @@ def describe(path: str | Path) -> Description:
         status = store.statuses().tolist()
         paths = [str(value) for value in store.read("path", ...)]
         arrays = [_variable(store.place, array) for _, array in sorted(store.group.arrays())]
-        outputs = set(store.manifest["outputs"])
-        layers = store.manifest["layers"]
         records = store.provenance()
     except (KeyError, ValueError) as error:
         raise ActstatsError(f"{path} is damaged: {error}; remove the store and sweep again") from error
@@ -82,11 +80,11 @@ def describe(path: str | Path) -> Description:
     return Description(
         path=store.path,
         manifest=store.manifest,
-        units=sum(layer["units"] for layer in layers),
+        units=store.record.units,
         completed=store.completed.tolist(),
         statuses={name: counts[value] for value, name in STATUSES.items() if counts[value]},
-        variables=[array for array in arrays if array.name in outputs],
-        coordinates=[array for array in arrays if array.name not in outputs],
+        variables=[array for array in arrays if array.name in store.record.outputs],
+        coordinates=[array for array in arrays if array.name not in store.record.outputs],
         failures={p: STATUSES[s] for p, s in zip(paths, status, strict=True) if s > 0},
         computed_on=computed_on(records),
         attack=Attack.of(records),

@@ -1,5 +1,7 @@
 """The manifest: the record of a sweep, as JSON in the attributes of its store.
 
+`Manifest` is that record with types. Whoever opens a store gets it from `Manifest.from_json`, which checks all of it.
+
 It has three kinds of entries. Those that affect results must agree for two sweeps to share a store (`differences`).
 Those that should not affect results, such as the version of Python, are reported when they change (`changes`). The
 others record when, where and with which arguments the store was created, and are not compared.
@@ -14,9 +16,25 @@ import json
 import platform
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Final
+from typing import Annotated, Any, Final, Literal, Self
 
+from actstats.records import (
+    Count,
+    Form,
+    Identifier,
+    InvalidError,
+    Longest,
+    Name,
+    Number,
+    Place,
+    Range,
+    Text,
+    Texts,
+    Whole,
+    parse,
+)
 from actstats.version import __version__
 
 FORMAT: Final = 2
@@ -42,6 +60,187 @@ _RECORDED: Final = frozenset(
     }
 )
 _PACKAGES: Final = ("torch", "torchvision", "triton", "numba", "pillow", "zarr")
+
+
+MOST_UNITS: Final = 2**26
+"""Most units of all layers together."""
+_Side = Annotated[int, Range(1, 2**20)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerRecord:
+    """A layer along the unit axis; its fields are those of `actstats.layers.Layer`."""
+
+    name: Name
+    module: Name
+    call: Whole
+    units: Annotated[int, Range(1, MOST_UNITS)]
+    height: _Side
+    width: _Side
+    kind: Text = ""
+    shape: tuple[Count, ...] = ()
+    axes: Annotated[str, Form("[nchwt]{0,5}", "letters of axes")] = ""
+    prefix: Whole = 0
+    calls: Count = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsRecord:
+    """Where the weights came from; `actstats.models.recorded` checks them further before it rebuilds a network."""
+
+    source: Text
+    sha256: Text
+    seed: Whole | None = None
+    builder: Mapping[str, Whole | bool] | None = None
+    file_sha256: Text | None = None
+    part: Text | None = None
+    prefix: Text | None = None
+    foreign: Texts = ()
+    path: Place | None = None
+    resolved: Place | None = None
+    threat_model: Text | None = None
+    epsilon: Number | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreprocessingRecord:
+    """The fields of `actstats.data.Preprocessing`."""
+
+    resize: Count | None
+    crop: Count
+    interpolation: Text
+    mean: tuple[Number, Number, Number]
+    std: tuple[Number, Number, Number]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FunctionRecord:
+    """A function of the caller that prepares images; the fields of `actstats.data.transform.Transform`."""
+
+    function: Annotated[str, Form(r"[^\ud800-\udfff]*", "text", 1_000_000)]
+    shape: tuple[Count, Count, Count]
+    dtype: Text
+    first: Text
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataRecord:
+    """The images: where they were, how many, and a fingerprint of their names and sizes."""
+
+    spec: Place
+    kind: Text
+    images: Count
+    fingerprint: Text
+    classes: Texts
+    resolved: Place | None = None
+    sample: Annotated[str, Form(r"[0-9]{1,18}:[0-9]{1,18}", "N:SEED")] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequestRecord:
+    """The arguments with which a named network was requested."""
+
+    arch: Text
+    weights: Text
+    robust: Text | None
+    seed: Whole
+    device: Text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """The record of a sweep, checked: every field has its type and is within bounds.
+
+    `docs/store.md` says what each entry means. Entries that this version does not know are refused, since they may
+    change the meaning of the others.
+    """
+
+    format: Literal[1, 2] = field(metadata={"key": "actstats"})
+    arch: Name
+    weights: WeightsRecord
+    preprocessing: PreprocessingRecord | FunctionRecord
+    layers: Annotated[tuple[LayerRecord, ...], Longest(100_000)]
+    selectors: Texts
+    metrics: Texts
+    outputs: Annotated[tuple[Identifier, ...], Longest(10_000)]
+    top_k: Count
+    batch_size: Count
+    partition_size: Count
+    data: DataRecord
+    device: Annotated[str, Form("[a-z]{1,20}", "a type of device")]
+    amp: Literal["off", "bf16", "fp16"]
+    bitround: Annotated[int, Range(1, 23)] | None
+    compression: Annotated[str, Form("none|zstd(:([1-9]|1[0-9]|2[0-2]))?", "none or zstd:LEVEL")]
+    versions: Mapping[str, Text]
+    machine: Mapping[str, Text]
+    created: Text
+    num_classes: Count | None = None
+    classes: Texts | None = None
+    distort: Texts = ()
+    masks: Text | None = None
+    per_image: bool = True
+    compile: bool = False
+    memory_format: Literal["contiguous"] | None = None
+    decode: Literal["pillow", "device"] = "pillow"
+    request: RequestRecord | None = None
+    checksum: Text | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "outputs"):
+            if not getattr(self, name):
+                raise InvalidError(f"{name} is empty")
+        if self.units > MOST_UNITS:
+            raise InvalidError(f"the layers have {self.units:,} units, more than {MOST_UNITS:,}")
+        for name, entries in (
+            ("layers", [layer.name for layer in self.layers]),
+            ("outputs", self.outputs),
+            ("metrics", self.metrics),
+        ):
+            if len(set(entries)) < len(entries):
+                raise InvalidError(f"{name} has an entry twice")
+
+    @classmethod
+    def from_json(cls, entries: Mapping[str, Any]) -> Self:
+        """Return the manifest that a store or a plan contains.
+
+        Raises:
+            ActstatsError: an entry is missing, unknown, of another type or out of bounds, or a newer version of
+                actstats wrote the manifest.
+        """
+        known = {name: value for name, value in entries.items() if name != "coordinates"}
+        try:
+            return parse(cls, known)
+        except InvalidError as error:
+            if newer := _newer(known):
+                raise InvalidError(
+                    f"it was written by actstats {newer}, and this is {__version__}: use that version to read it "
+                    f"({error})"
+                ) from None
+            raise
+
+    @property
+    def units(self) -> int:
+        """Number of units of all layers."""
+        return sum(layer.units for layer in self.layers)
+
+    @property
+    def partitions(self) -> int:
+        """Number of partitions; the last one may be smaller."""
+        return -(-self.data.images // self.partition_size)
+
+    @property
+    def partition_length(self) -> int:
+        """Images per partition, of which there may be fewer than `partition_size`."""
+        return min(self.partition_size, self.data.images)
+
+
+def _newer(entries: Mapping[str, Any]) -> str:
+    """Return the version that wrote a manifest if it is newer than this one; else an empty text."""
+    versions = entries.get("versions")
+    text = versions.get("actstats") if isinstance(versions, Mapping) else None
+    if not isinstance(text, str) or not re.fullmatch(r"[0-9][0-9a-z.+]{0,30}", text):
+        return ""
+    return text if _release(text) > _release(__version__) else ""
 
 
 def versions() -> dict[str, str]:

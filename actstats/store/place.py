@@ -11,6 +11,7 @@ import errno
 import itertools
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -58,6 +59,14 @@ class StorePlace(Protocol):
 
         Raises:
             FileNotFoundError: an object does not exist.
+        """
+
+    def root(self, most: int) -> bytes:
+        """Return the root object, `zarr.json`, of at most `most` bytes.
+
+        Raises:
+            FileNotFoundError: it does not exist.
+            ValueError: it is larger, or not a file.
         """
 
     def remove(self, keys: Iterable[str]) -> None:
@@ -133,6 +142,14 @@ class Folder:
     def read(self, keys: Sequence[str]) -> list[bytes]:
         """Return the contents of these files."""
         return [(self.location / key).read_bytes() for key in keys]
+
+    def root(self, most: int) -> bytes:
+        """Return the contents of `zarr.json`."""
+        file = self.location / "zarr.json"
+        entry = file.stat()
+        if not stat.S_ISREG(entry.st_mode) or entry.st_size > most:
+            raise ValueError(f"zarr.json is not a file of at most {most >> 20} MiB")
+        return file.read_bytes()
 
     def remove(self, keys: Iterable[str]) -> None:
         """Remove these files, and flush the removal to the disk."""

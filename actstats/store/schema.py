@@ -21,6 +21,8 @@ UNITS_PER_CHUNK: Final = 64
 """Units per chunk: few, so that reading one unit or layer does not read many others. It does not add files, as all
 chunks of a partition are in one shard."""
 
+_FORMAT_1: Final = 700
+"""Most units per chunk in format 1, whose chunks have equal lengths."""
 _FIXED_SIZES: Final = frozenset({"image", "unit", "partition", "frequency", "bin", "rank"})
 _LARGEST: Final = 2**31
 
@@ -131,8 +133,8 @@ class Schema:
         """Return the chunk and shard shapes of a variable. Each shard holds one partition with all units."""
         rest = tuple(self.lengths[dim] for dim in output.dims[2:])
         first = self.partition_size if output.per_image else 1
-        units = min(self.units, UNITS_PER_CHUNK)
-        return (first, units, *rest), (first, units * math.ceil(self.units / units), *rest)
+        units, shard = unit_chunks(self.units)
+        return (first, units, *rest), (first, shard, *rest)
 
     def coordinates(
         self, paths: Sequence[str], labels: NDArray[np.int64]
@@ -158,6 +160,20 @@ class Schema:
             "bin_left": (("bin",), left),
             "bin_right": (("bin",), right),
         }
+
+
+def unit_chunks(units: int, form: int = 2) -> tuple[int, int]:
+    """Return the lengths of a chunk and of a shard along the unit axis, in a store of format `form`.
+
+    >>> unit_chunks(80), unit_chunks(1500, form=1)
+    ((64, 128), (500, 1500))
+    """
+    if form == 1:
+        blocks = math.ceil(units / _FORMAT_1)
+        length = math.ceil(units / blocks)
+        return length, length * blocks
+    length = min(units, UNITS_PER_CHUNK)
+    return length, length * math.ceil(units / length)
 
 
 def _sizes(name: str, declare: object, outputs: Sequence[Output], layers: Sequence[Layer]) -> dict[str, int]:

@@ -19,12 +19,16 @@ import google_crc32c
 import numpy as np
 import zarr
 import zarr.codecs
+import zarr.core.group
 from numpy.typing import NDArray
 from zarr.storage import StorePath
 
 from actstats.data import MISSING, OK, PENDING, REFUSED, UNREADABLE
 from actstats.errors import ActstatsError, ManifestMismatchError, one_line
+from actstats.records import InvalidError, load, shortened
 from actstats.store import manifest as manifests
+from actstats.store.arrays import check_arrays
+from actstats.store.manifest import Manifest
 from actstats.store.place import StorePlace, Use, place_of
 from actstats.store.schema import Schema
 from actstats.support import URL, html_facts
@@ -40,10 +44,12 @@ zarr.config.update_defaults({"codec_pipeline": {"batch_size": 128}})
 
 _INDEXES: Final = ("image", "partition")
 """Coordinates that number images and partitions; stores of earlier versions lack them."""
-COORDINATES: Final = (
+_COORDINATES: Final = (
     "path", "label", "status", "layer", "channel", "height", "width",
     "bin_left", "bin_right", "completed",
 )  # fmt: skip
+_LARGEST_ROOT: Final = 1 << 28
+"""Most bytes of `zarr.json`: the manifest and the metadata of all arrays, a few megabytes in a large store."""
 _PER_PARTITION: Final = ("status", "provenance", "completed")
 _FLAG_SIZE: Final = 5
 """Bytes of an object of `completed`: a Boolean and its checksum."""
@@ -64,20 +70,22 @@ _DAMAGE: Final = (ValueError, OSError, RuntimeError, KeyError)
 class Store:
     """An open store, from `Store.open` or `Store.open_or_create`; `write` adds a partition."""
 
-    def __init__(self, place: StorePlace, group: zarr.Group) -> None:
+    def __init__(self, place: StorePlace, mode: str = "r") -> None:
         self.place = place
-        self.group = group
-        self.manifest: dict[str, Any] = {k: v for k, v in group.attrs.asdict().items() if k != "coordinates"}
+        self.group, self.record = _group(place, mode)
+        self.manifest: dict[str, Any] = {
+            k: v for k, v in self.group.attrs.asdict().items() if k != "coordinates"
+        }
         self._use: Use | None = None
         self._rest: dict[str, str] = {}
 
     def _repr_html_(self) -> str:
-        m, complete = self.manifest, self.completed
+        record, complete = self.record, self.completed
         facts = [
-            ("network", f"{m['arch']}, weights {m['weights']['source']}"),
-            ("images", f"{m['data']['images']:,} of {m['data']['spec']}"),
-            ("layers", len(m["layers"])),
-            ("variables", ", ".join(m["outputs"])),
+            ("network", f"{record.arch}, weights {record.weights.source}"),
+            ("images", f"{record.data.images:,} of {record.data.spec}"),
+            ("layers", len(record.layers)),
+            ("variables", ", ".join(record.outputs)),
             ("partitions", f"{int(complete.sum())} of {len(complete)} complete"),
         ]
         return html_facts(str(self.path), facts)
@@ -90,7 +98,7 @@ class Store:
             ActstatsError: there is no store at `path`, it was not written by actstats, or it is damaged.
         """
         place = place_of(path)
-        store = cls(place, _group(place, mode))
+        store = cls(place, mode)
         store._require_whole()
         return store
 
@@ -119,7 +127,7 @@ class Store:
             place.tidy()
             if not place.exists() or (overwrite and _removed_another(place, manifest)):
                 place.make(write)
-        store = cls(place, _group(place, "r+"))
+        store = cls(place, "r+")
         if version := manifests.outdated(store.manifest):
             raise ManifestMismatchError(
                 f"{path} was begun by actstats {version}, and numbers have been corrected since "
@@ -155,24 +163,24 @@ class Store:
     @property
     def partition_size(self) -> int:
         """Images per partition."""
-        return int(self.manifest["partition_size"])
+        return self.record.partition_size
 
     @property
     def images(self) -> int:
         """Length of the image axis."""
-        return int(self.manifest["data"]["images"])
+        return self.record.data.images
 
     @property
     def partitions(self) -> int:
         """Number of partitions."""
-        return -(-self.images // self.partition_size)
+        return self.record.partitions
 
     @property
     def completed(self) -> NDArray[np.bool_]:
         """Whether each partition is complete, bool [partitions]; found with a single listing."""
         done = np.zeros(self.partitions, dtype=bool)
         # A power cut may leave a flag that is empty or cut short; format 1 had no checksums.
-        least = 1 if self.manifest["actstats"] == 1 else _FLAG_SIZE
+        least = 1 if self.record.format == 1 else _FLAG_SIZE
         sizes = self._objects("completed")
         done[[partition for partition, size in sizes.items() if size >= least]] = True
         return done
@@ -241,16 +249,16 @@ class Store:
 
     def discard(self, partitions: Sequence[int]) -> None:
         """Remove these partitions: first their flags, durably, then their data."""
-        data = [*(name for name in _PER_PARTITION if name != "completed"), *self.manifest["outputs"]]
+        data = [*(name for name in _PER_PARTITION if name != "completed"), *self.record.outputs]
         for names in (["completed"], data):
             self.place.remove([self._key(name, partition) for name in names for partition in partitions])
 
     def statuses(self) -> NDArray[np.int8]:
         """Return the status of each image, int8 [images], -1 in incomplete partitions."""
         status = np.full(self.images, -1, dtype=np.int8)
-        size = min(self.partition_size, self.images)
+        size = self.record.partition_length
         done = np.flatnonzero(self.completed).tolist()
-        if self.manifest["actstats"] == 1:
+        if self.record.format == 1:
             for start, stop in map(self.bounds, done):
                 status[start:stop] = self.read("status", slice(start, stop))
             return status
@@ -288,7 +296,7 @@ class Store:
         """
         done = np.flatnonzero(self.completed).tolist()
         found = []
-        for name in (*self.manifest["outputs"], *(n for n in _PER_PARTITION if n in self.group)):
+        for name in (*self.record.outputs, *(n for n in _PER_PARTITION if n in self.group)):
             sizes = self._objects(name)
             found += [(name, partition) for partition in done if not sizes.get(partition)]
         if found and manifests.outdated(self.manifest) and not any(n in _PER_PARTITION for n, _ in found):
@@ -298,12 +306,12 @@ class Store:
 
     def missing_coordinates(self) -> list[str]:
         """Return the coordinates whose object is missing or empty, which Zarr would read as zeros."""
-        if self.manifest["actstats"] == 1:
+        if self.record.format == 1:
             return []  # format 1 has no objects for coordinates of zeros
         return [name for name in self._shared() if not self._objects(name).get(0)]
 
     def _shared(self) -> list[str]:
-        outputs = self.manifest["outputs"]
+        outputs = self.record.outputs
         return sorted(n for n in self.group.array_keys() if n not in outputs and n not in _PER_PARTITION)
 
     def damage(self) -> Iterator[tuple[str, int | None, str]]:
@@ -322,7 +330,7 @@ class Store:
             if name not in gone and (reason := self._unreadable(name, ...)):
                 yield name, None, reason
         for partition in np.flatnonzero(self.completed).tolist():
-            for name in (*self.manifest["outputs"], *_PER_PARTITION):
+            for name in (*self.record.outputs, *_PER_PARTITION):
                 if name not in self.group or (name, partition) in missing:
                     continue
                 if reason := self._unreadable(name, self._where(name, partition)):
@@ -344,7 +352,7 @@ class Store:
 
     def _damaged_metadata(self) -> Iterator[str]:
         """Yield damage to the manifest and to the metadata of arrays, which the store holds twice."""
-        if self.manifest["actstats"] == 1:
+        if self.record.format == 1:
             return
         if self.manifest.get("checksum") != manifests.checksum(self.manifest):
             yield "the manifest does not match its checksum"
@@ -368,12 +376,6 @@ class Store:
         if not self.place.whole():
             raise ActstatsError(
                 f"{self.path} is still being created, or its creation was interrupted; rerun its sweep to finish it"
-            )
-        known = {"arch", "data", "layers", "outputs", "partition_size", "selectors"}
-        absent = (known - self.manifest.keys()).union(set(COORDINATES).difference(self.group))
-        if absent:
-            raise ActstatsError(
-                f"{self.path} is damaged: it has no {min(absent)!r}; remove the store and sweep again"
             )
 
     def _check_coordinates(self, schema: Schema, paths: Sequence[str], labels: NDArray[np.int64]) -> None:
@@ -445,25 +447,33 @@ def missing_error(path: str | Path, missing: Sequence[tuple[str, int]]) -> Actst
     )
 
 
-def _group(place: StorePlace, mode: str) -> zarr.Group:
-    """Open the Zarr group of a store; raise `ActstatsError` if it is not a store that this version supports."""
+def _group(place: StorePlace, mode: str) -> tuple[zarr.Group, Manifest]:
+    """Open the Zarr group of a store, and check its manifest and the metadata of its arrays.
+
+    Raises:
+        ActstatsError: it is not a store that this version supports.
+    """
     path = place.location
     if not place.exists():
         raise ActstatsError(f"no store at {path}; create one with `actstats sweep --out {path} ...`")
     try:
-        objects = place.objects(read_only=mode == "r")
-        group = zarr.open_group(objects, mode=mode, zarr_format=3)  # type: ignore[arg-type]
+        root = load(place.root(_LARGEST_ROOT))
     except PermissionError as error:
         raise ActstatsError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, OSError, KeyError, TypeError) as error:
-        raise ActstatsError(f"{path} is not a store of actstats: it is not a Zarr v3 group") from error
-    if "actstats" not in group.attrs:
+    except (ValueError, OSError) as error:
+        raise ActstatsError(
+            f"{path} is not a store of actstats: it is not a Zarr v3 group ({one_line(error)})"
+        ) from error
+    attributes = root.get("attributes") if isinstance(root, dict) and root.get("zarr_format") == 3 else None
+    if not isinstance(attributes, dict):
+        raise ActstatsError(f"{path} is not a store of actstats: it is not a Zarr v3 group")
+    if "actstats" not in attributes:
         raise ActstatsError(f"{path} is not a store of actstats, but another Zarr group")
-    found = group.attrs["actstats"]
+    found = attributes["actstats"]
     if found not in manifests.READABLE:
         readable = " and ".join(map(str, manifests.READABLE))
         raise ActstatsError(
-            f"{path} has store format {found}, but this version of actstats reads {readable}; "
+            f"{path} has store format {shortened(found)}, but this version of actstats reads {readable}; "
             "use the version that wrote it"
         )
     if mode != "r" and found != manifests.FORMAT:
@@ -471,12 +481,38 @@ def _group(place: StorePlace, mode: str) -> zarr.Group:
             f"{path} has store format {found}, which this version of actstats reads but does not write; "
             "choose another `store=`, or `overwrite=True`"
         )
-    return group
+    try:
+        record = Manifest.from_json(attributes)
+        check_arrays(_arrays_in(root), record)
+    except InvalidError as error:
+        raise ActstatsError(
+            f"{path} is damaged, or was not written by actstats: {error}; remove the store and sweep again"
+        ) from error
+    objects = place.objects(read_only=mode == "r")
+    metadata = zarr.core.group.GroupMetadata.from_dict(root)
+    return zarr.Group(zarr.AsyncGroup(metadata, StorePath(objects))), record
+
+
+def _arrays_in(root: dict[str, Any]) -> dict[str, Any]:
+    """Return the consolidated metadata of the arrays in the root object.
+
+    Raises:
+        InvalidError: the root object has other entries than those of a store.
+    """
+    consolidated = root.get("consolidated_metadata")
+    known = {"zarr_format": 3, "node_type": "group", "attributes": root["attributes"]}
+    if not isinstance(consolidated, dict) or root != {**known, "consolidated_metadata": consolidated}:
+        raise InvalidError("zarr.json has other entries than those of a store")
+    arrays = consolidated.get("metadata")
+    known = {"kind": "inline", "must_understand": False, "metadata": arrays}
+    if not isinstance(arrays, dict) or consolidated != known:
+        raise InvalidError("the consolidated metadata in zarr.json are not those of a store")
+    return arrays
 
 
 def _removed_another(place: StorePlace, manifest: Mapping[str, Any]) -> bool:
     """Remove the store of another sweep and return True; keep the store of this sweep and return False."""
-    found = Store(place, _group(place, "r")).manifest  # raises an error if it is not a store
+    found = Store(place).manifest  # raises an error if it is not a store
     if found.get("actstats") == manifests.FORMAT and not manifests.differences(found, manifest):
         return False
     place.clear()
@@ -490,7 +526,7 @@ def _write_group(
     paths: Sequence[str],
     labels: NDArray[np.int64],
 ) -> None:
-    coordinates = " ".join((*_INDEXES, *COORDINATES, "provenance"))
+    coordinates = " ".join((*_INDEXES, *_COORDINATES, "provenance"))
     group = zarr.create_group(
         objects,
         zarr_format=3,

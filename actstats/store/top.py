@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import xarray as xr
-
 from actstats.errors import ActstatsError, nearest
 from actstats.store import Store
+from actstats.store.dataset import as_stored
 from actstats.store.merging import merge
 from actstats.store.store import missing_error
 
@@ -90,7 +89,7 @@ def top_images(store: str | Path, unit: str | Unit) -> list[Hit]:
     if missing := opened.missing_objects():
         raise missing_error(store, missing)
     # Without dask, so that only the chunk with this unit is read from each partition.
-    dataset = xr.open_zarr(opened.place.objects(read_only=True), chunks=None)
+    dataset = as_stored(opened)
     lists = dataset[["top_value", "top_image", "top_position"]].isel(unit=[unit.index]).load()
     merged = merge(lists.assign_coords(completed=("partition", opened.completed))).isel(unit=0)
     paths, labels = (dataset[name].values for name in ("path", "label"))

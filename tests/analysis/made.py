@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import torch
@@ -16,6 +17,10 @@ from actstats.store import Schema, Store, open_dataset
 from actstats.store import manifest as manifests
 from actstats_kernels import reference
 from actstats_kernels.bins import resolved
+
+PREPROCESSING: Final = {
+    "resize": 8, "crop": 8, "interpolation": "bilinear", "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25],
+}  # fmt: skip
 
 
 def make_store(
@@ -59,6 +64,8 @@ def make_store(
         "arch": "made", "selectors": ["all"], "weights": {"source": "module", "sha256": "0"}, "layers": described,
         "partition_size": partition_size, "data": data,
         "outputs": [output.name for output in schema.outputs], "metrics": list(metrics), "top_k": top_k,
+        "preprocessing": PREPROCESSING, "batch_size": 4, "device": "cpu", "amp": "off", "bitround": None,
+        "compression": "zstd:1",
     }  # fmt: skip
     store = Store.open_or_create(
         path, manifests.build(**record | manifest), schema, names, labels.astype(np.int64)

@@ -99,7 +99,11 @@ def test_only_images_that_both_sweeps_have_are_paired(tmp_path, clean):
             "number 0 is 000.png in the first and 0.png in the second",
         ),
         ({}, {"arch": "other"}, "different networks: arch is made in the first and other in the second"),
-        ({}, {"weights": {"sha256": "1"}}, r"weights\.sha256 is 0 in the first and 1 in the second"),
+        (
+            {},
+            {"weights": {"source": "module", "sha256": "1"}},
+            r"weights\.sha256 is 0 in the first and 1 in the second",
+        ),
     ],
 )
 def test_sweeps_that_are_no_pair_are_refused_by_name(tmp_path, clean, maps, manifest, message):

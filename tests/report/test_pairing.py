@@ -15,7 +15,7 @@ from actstats import open_dataset
 from actstats.analysis import compare_matched, match, smoothness
 from actstats.errors import ActstatsError
 from actstats.report import compare, write_report
-from tests.analysis.made import make_store
+from tests.analysis.made import PREPROCESSING, make_store
 from tests.browser import saved_lines
 from tests.cli.conftest import actstats, output_of
 from tests.report.conftest import parts_of
@@ -37,7 +37,7 @@ def maps(seed: int) -> list[np.ndarray]:
 def stored(path: Path, layers: list[np.ndarray], **options: object) -> Path:
     named = {f"layer{at}": found for at, found in enumerate(layers)}
     weights = {"source": "module", "sha256": path.stem * 32}
-    size = {"crop": 6, "resize": 6}
+    size = PREPROCESSING | {"crop": 6, "resize": 6}
     labels = np.arange(IMAGES) % 3
     make_store(
         path, named, labels, partition_size=64, **{"weights": weights, "preprocessing": size} | options

@@ -18,7 +18,7 @@ from actstats.errors import ActstatsError
 from actstats.report import compare, write_report
 from actstats.report.findings import LEAST_PAIRS, derive_findings
 from actstats.store.manifest import treatment
-from tests.analysis.made import grating, make_store
+from tests.analysis.made import PREPROCESSING, grating, make_store
 from tests.report.conftest import LAYERS, parts_of, swept
 
 IMAGES = 60
@@ -37,9 +37,7 @@ def textured(units: int, seed: int, size: int = 8, *, smooth: bool = False, shar
 
 def stored(path: Path, layers: dict[str, np.ndarray], **options: object) -> Path:
     weights = {"source": "module", "sha256": path.stem * 16}
-    make_store(
-        path, layers, LABELS, **{"weights": weights, "preprocessing": {"crop": 8, "resize": 8}} | options
-    )
+    make_store(path, layers, LABELS, **{"weights": weights, "preprocessing": PREPROCESSING} | options)
     return path
 
 
@@ -115,7 +113,7 @@ def test_a_noisy_sweep_is_one_with_noise_and_nothing_else(tmp_path):
     for of, other in ((clean, clean), (clean, grey), (clean, grey_noisy), (noisy, clean), (grey, noisy)):
         with pytest.raises(ActstatsError, match=r"not those of .* and noise"):
             compare([of], noisy=[other])
-    for difference in ({"amp": "bf16"}, {"bitround": 7}, {"preprocessing": {"crop": 8, "resize": 9}}):
+    for difference in ({"amp": "bf16"}, {"bitround": 7}, {"preprocessing": PREPROCESSING | {"resize": 9}}):
         other = made(next(iter(difference)), distort=["noise:0.1"], **difference)
         with pytest.raises(ActstatsError, match=f"more than noise: {next(iter(difference))}"):
             compare([clean], noisy=[other])
@@ -127,7 +125,7 @@ def test_a_noisy_sweep_is_one_with_noise_and_nothing_else(tmp_path):
         ({"distort": ["noise:0.3"]}, "distortion (none and noise:0.3)"),
         ({"amp": "bf16"}, "amp (off and bf16)"),
         ({"bitround": 7}, "bitround"),
-        ({"preprocessing": {"crop": 8, "resize": 9}}, "preprocessing"),
+        ({"preprocessing": PREPROCESSING | {"resize": 9}}, "preprocessing"),
     ],
 )
 def test_what_stores_were_made_of_is_compared(tmp_path, difference, words):

@@ -123,12 +123,16 @@ from types import SimpleNamespace
 import numpy as np
 from actstats.metrics import resolve_metrics
 from actstats.store import Schema, Store, manifest
+from tests.analysis.made import PREPROCESSING
 
 layers = (SimpleNamespace(name="a", units=2, height=4, width=4),)
 schema = Schema(tuple(resolve_metrics(["mean", "histogram"]).outputs()), layers, 8, 4, 3, {})
+layer = {"name": "a", "module": "a", "call": 0, "units": 2, "height": 4, "width": 4}
 record = manifest.build(
-    arch="made", selectors=["all"], layers=[{"name": "a", "units": 2}], partition_size=4, data={"images": 8},
-    outputs=[output.name for output in schema.outputs],
+    arch="made", weights={"source": "module", "sha256": "0"}, preprocessing=PREPROCESSING, layers=[layer],
+    selectors=["all"], metrics=["mean", "histogram"], outputs=[output.name for output in schema.outputs], top_k=3,
+    batch_size=4, partition_size=4, device="cpu", amp="off", bitround=None, compression="zstd:1",
+    data={"spec": "made", "kind": "made", "images": 8, "fingerprint": "0", "classes": []},
 ) | {"created": sys.argv[2]}
 print("ready", flush=True)
 sys.stdin.readline()

@@ -183,9 +183,14 @@ def test_a_store_of_format_1_is_read_and_not_continued(photographs, tmp_path):
         chunks = tuple(max(1, n) for n in array.shape)
         if name in manifest["outputs"] or name in ("status", "completed"):
             chunks = (array.chunks[0], *chunks[1:])
+        layout = {"chunks": chunks}
+        if name in manifest["outputs"]:
+            layout |= {"shards": chunks, "compressors": zarr.codecs.ZstdCodec(level=1)}
+        if name == "completed":
+            layout |= {"compressors": None}
         values = array[...]
         copy = made.create_array(
-            name, shape=array.shape, dtype=str if values.dtype.kind in "OT" else array.dtype, chunks=chunks,
+            name, shape=array.shape, dtype=str if values.dtype.kind in "OT" else array.dtype, **layout,
             fill_value=array.fill_value, dimension_names=array.metadata.dimension_names, attributes=dict(array.attrs),
         )  # fmt: skip
         copy[...] = values
