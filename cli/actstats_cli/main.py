@@ -83,6 +83,9 @@ class Main(LazyGroup):
         """Run the command; messages that cannot be written do not stop it."""
         # Torch consists of a million objects: looking for garbage while they are imported takes half a second.
         gc.set_threshold(50_000)
+        # Threads of OpenMP that wait actively take the cores from decoders and other processes. It reads the variable
+        # when torch is imported.
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         open_closed_streams()
         with unfailing_stderr():
             return super().main(*args, **kwargs)

@@ -121,7 +121,7 @@ def test_the_index_of_a_tar_is_kept_until_the_tar_changes(
     with monkeypatch.context() as patch:
         patch.setattr("actstats.data.tar._scan", lambda path: pytest.fail("the tar was read again"))
         again = open_source(path)
-        assert open_source(path, limit=1).labels.tolist() == [7]
+    assert open_source(path, limit=1).labels.tolist() == [7]
     assert (again.paths, again.labels.tolist(), again.fingerprint) == (first.paths, [7, 3], first.fingerprint)
     np.testing.assert_array_equal(np.asarray(again.image(1)), PIXELS[1])
     for damage in (
