@@ -14,9 +14,10 @@ import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
 
-from actstats.analysis.aligned import Aligned, Floats, align, cover, spread, within
+from actstats.analysis.aligned import Aligned, Floats, Rows, align, cover, spread, within
 from actstats.analysis.comparing import unit_index
 from actstats.analysis.coverage import result, usable
+from actstats.analysis.inference import PERMUTATIONS, benjamini_hochberg, permutation_test
 from actstats.analysis.tables import unit_table
 from actstats.attributes import require_manifest
 from actstats.errors import ActstatsError
@@ -25,9 +26,11 @@ from actstats.support import require_package
 
 LEAST: Final = 0.5
 """The correlation on held-out images from which on two units count as counterparts."""
+LEVEL: Final = 0.05
+"""The false discovery rate within a layer at which a unit has a counterpart."""
 _FEWEST: Final = 8
-_SHUFFLED: Final = 4096
-"""Most images of which the correlation by chance is taken: with fewer images, chance gives more."""
+_TESTED: Final = 4096
+"""Most held-out images that are permuted."""
 _KEYS: Final = ("network", "other_network", "image_set")
 _NUMBERS: Final = ("channel", "counterpart", "best", "held_out")
 """Columns of numbers that a table of matches needs: whole ones from -1 on, except for the correlation `held_out`."""
@@ -40,7 +43,9 @@ _DESCRIBED: Final = {
     "margin": "by how much the greatest correlation exceeds the second greatest",
     "held_out": "correlation on one half of the images with the unit chosen on the other half",
     "stable": "whether the unit chosen on that half is the best on all images",
-    "chance": "greatest correlation where the other network's images are shuffled",
+    "p": "p-value of the permutation test of the held-out correlation",
+    "q": "least false discovery rate within the layer at which the held-out correlation is significant",
+    "reciprocal": "whether both units are each other's best on both halves",
     "same_channel": "correlation with the unit of the same layer and channel",
     "partner": "partner in the one-to-one assignment of the layer, as its index there; -1: none",
     "partner_channel": "channel of the partner; -1: none",
@@ -59,18 +64,22 @@ def match(
 ) -> xr.Dataset:
     """Find the best counterpart of each unit of one network among the units of another.
 
-    Units are compared by the Pearson correlation, over images, of a per-image statistic. A unit has a counterpart if
+    Units are compared by the Pearson correlation, over images, of a per-image statistic. The unit that correlates
+    best on one random half of the images is the unit's counterpart if
 
-    1. the unit that correlates best with it on one random half of the images still correlates by `least` or more on
-       the other half,
-    2. and by more than any unit of its layer does with any candidate once the other network's images are shuffled,
-    3. and is the best one on all images, too.
+    1. it still correlates by `least` or more on the other half, which is held out,
+    2. the correlation there is significant: `q`, the false discovery rate within the unit's layer, is at most 0.05 in
+       a permutation test of this pair on up to 4,096 held-out images (`permutation_test`, `benjamini_hochberg`),
+    3. both units are each other's best on both halves (`reciprocal`): shuffling the images does not show what all
+       units have in common,
+    4. and it is the best one on all images, too (`stable`).
 
     The one-to-one assignment within each layer maximises the sum of its correlations (Hungarian method) and is not
     thresholded.
 
-    Memory is bounded: blocks of images, and the correlations of 2,048 units at a time (or of one layer) with their
-    candidates. Each store is read twice, with `across` about once for every 2,048 units of the other one.
+    Memory is bounded: blocks of images, up to 4,096 images for the tests, and the correlations of 2,048 units at a
+    time (or of one layer) with their candidates. Each store is read twice, with `across` about once for every 2,048
+    units of the other one.
 
     Args:
         first: the store whose units are matched, as `open_dataset` gives it.
@@ -78,15 +87,15 @@ def match(
         variable: the per-image statistic, `mean` or `maximum`.
         across: search all layers, not only the layer of the same name.
         least: the least held-out correlation of a counterpart, in [0, 1].
-        seed: random seed for splitting and shuffling the images.
+        seed: random seed for the halves and the permutations.
 
     Returns:
         By unit of `first` (without `across`, of the layers that both stores have): `counterpart` i64 (index along
         `second`'s `unit`; -1: none), `counterpart_layer`, `counterpart_channel` i64, `best` i64, `correlation`,
-        `margin`, `held_out`, `chance`, `same_channel` f64, `stable` bool, and `partner` i64, `partner_channel` i64,
-        `partner_correlation` f64. Constant units have NaN correlations and no counterpart; `held_out` is
-        also NaN if a unit is constant in one half. Images that either store could not read, or with a value that is
-        not finite, are left out, and counted in the attributes.
+        `margin`, `held_out`, `p`, `q`, `same_channel` f64, `reciprocal`, `stable` bool, and `partner` i64,
+        `partner_channel` i64, `partner_correlation` f64. Constant units have NaN correlations and no counterpart;
+        `held_out`, `p` and `q` are also NaN if a unit is constant in one half. Images that either store could not
+        read, or with a value that is not finite, are left out, and counted in the attributes.
 
     Raises:
         ActstatsError: the stores hold other images, have no layer in common, lack `variable`, or share fewer than 8
@@ -162,7 +171,7 @@ def select_matches(table: pd.DataFrame, first: xr.Dataset, second: xr.Dataset) -
     """Return a table's matches of the units of `first` in `second`; None if it has none of these two.
 
     Returns:
-        `counterpart` and `best` i64 and `held_out` f64, along all units of `first`.
+        `counterpart` and `best` i64, `held_out` f64, `stable` and `reciprocal` bool, along all units of `first`.
 
     Raises:
         ActstatsError: the matches were made of other units, or do not have all of them.
@@ -173,10 +182,9 @@ def select_matches(table: pd.DataFrame, first: xr.Dataset, second: xr.Dataset) -
     if rows.empty:
         return None
     units = unit_index(first)
-    # Tables of before 0.2 may lack `stable`.
-    named = rows.assign(stable=rows.get("stable", True)).set_index(["layer", "channel"])[
-        ["counterpart", "best", "held_out", "stable"]
-    ]
+    # Tables of before 0.2 may lack `stable`, and lack `reciprocal`.
+    flags = {name: rows.get(name, True) for name in ("stable", "reciprocal")}
+    named = rows.assign(**flags).set_index(["layer", "channel"])[["counterpart", "best", "held_out", *flags]]
     strange = not named.index.isin(units).all() or named.index.has_duplicates
     if strange or not rows[["counterpart", "best"]].lt(second.sizes["unit"]).all(axis=None):
         raise ActstatsError("the matches are of other units than the stores': match these stores again")
@@ -186,8 +194,8 @@ def select_matches(table: pd.DataFrame, first: xr.Dataset, second: xr.Dataset) -
         )
     named = named.reindex(units)
     numbers = {name: named[name].astype(np.int64).to_numpy() for name in ("counterpart", "best")}
-    held, stable = named["held_out"].to_numpy(dtype=np.float64), named["stable"].to_numpy(dtype=bool)
-    columns = {**numbers, "held_out": held, "stable": stable}
+    truths = {name: named[name].to_numpy(dtype=bool) for name in flags}
+    columns = {**numbers, "held_out": named["held_out"].to_numpy(dtype=np.float64), **truths}
     return xr.Dataset({name: ("unit", values) for name, values in columns.items()})
 
 
@@ -227,20 +235,24 @@ def _match(
     rng = np.random.default_rng(seed)
     order = rng.permutation(aligned.rows)
     middle = len(order) // 2
-    half, sample = (np.zeros(aligned.attrs["images"], dtype=bool) for _ in range(2))
+    half, tested = (np.zeros(aligned.attrs["images"], dtype=bool) for _ in range(2))
     half[order[:middle]] = True
-    sample[order[: min(middle, _SHUFFLED)]] = True
-    shuffled = rng.permutation(int(sample.sum()))
-    found = spread(
-        lambda job: _matched(aligned, job, half, sample, shuffled, least, both), [job for job in jobs if job]
+    tested[order[middle:][:_TESTED]] = True
+    draws = int(rng.integers(2**63))
+    matched = spread(
+        lambda job: _matched(aligned, job, half, tested, draws, both), [job for job in jobs if job]
     )
     results = []
     for direction in range(1 + both):
-        parts = [part for strip in found for part in strip[direction]]
+        parts = [part for strip in matched for part in strip.parts[direction]]
         here, there = aligned.units[direction], aligned.units[1 - direction]
-        units = here[np.concatenate([part.pop("unit") for part in parts])]
+        placed = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        blocks = [block for strip in matched for block in strip.favourites[direction]]
+        favourites = [_favourites(blocks, at, len(there)) for at in (0, 1)]
+        _decide(placed, favourites, least)
+        units = here[placed.pop("unit")]
         along = np.argsort(units)
-        gathered = {name: np.concatenate([part[name] for part in parts])[along] for name in parts[0]}
+        gathered = {name: values[along] for name, values in placed.items()}
         for name in ("counterpart", "best", "partner"):
             at = gathered[name]
             gathered[name] = np.where(at >= 0, there[at], -1)
@@ -256,7 +268,8 @@ def _match(
             name: xr.DataArray(gathered[name], dims="unit", attrs={"units": "", "long_name": text})
             for name, text in _DESCRIBED.items()
         }
-        attrs = {**aligned.attrs, **_identity(a, b), "across": int(across), "least": least, "seed": seed}
+        attrs = {**aligned.attrs, **_identity(a, b), "across": int(across), "least": least, "level": LEVEL}
+        attrs |= {"images_tested": int(tested.sum()), "permutations": PERMUTATIONS, "seed": seed}
         attrs["other_whole"] = int(_is_whole(candidates, b.attrs))
         results.append(result(made, kept).assign_attrs(attrs))
     return results
@@ -347,63 +360,110 @@ class _Sums:
         return found
 
 
+@dataclass(frozen=True)
+class _Matched:
+    """What one job says of its units, by direction.
+
+    Attributes:
+        parts: for each layer, numbers by unit.
+        favourites: for each block of candidates, its slice, and for each half the greatest correlation of every
+            candidate with a unit of the block, and that unit.
+    """
+
+    parts: list[list[dict[str, NDArray[Any]]]]
+    favourites: list[list[tuple[slice, list[tuple[Floats, Rows]]]]]
+
+
 def _matched(
     aligned: Aligned,
     job: list[_Candidates],
     half: NDArray[np.bool_],
-    sample: NDArray[np.bool_],
-    shuffled: NDArray[np.int64],
-    least: float,
+    tested: NDArray[np.bool_],
+    seed: int,
     both: bool,
-) -> list[list[dict[str, NDArray[Any]]]]:
-    """Match the units of one job's layers; returns by direction what was found, an entry for each layer."""
+) -> _Matched:
+    """Match the units of one job's layers: choose on `half` of the images, measure on the rest, test on `tested`."""
     columns = [cover([pair.units for pair in job]), cover([pair.there for pair in job])]
     places = [(within(pair.units, columns[0]), within(pair.there, columns[1])) for pair in job]
     halves = [[_Sums(_size(pair.units), _size(pair.there)) for pair in job] for _ in range(2)]
-    drawn: tuple[list[NDArray[np.float32]], ...] = ([], [])
+    kept: list[list[NDArray[np.float32]]] = [[], []]
     for rows, (x, y) in aligned.blocks([0, 1], columns):
         for sums, here in zip(halves, (half[rows], ~half[rows]), strict=True):
             u, v = x[here], y[here]
             for one, (a, b) in zip(sums, places, strict=True):
                 one.add(u[:, a], v[:, b])
-        for kept, values in zip(drawn, (x, y), strict=True):
-            kept.append(values[sample[rows]].astype(np.float32))
-    x_drawn, y_drawn = np.concatenate(drawn[0]), np.concatenate(drawn[1])[shuffled]
-    found: list[list[dict[str, NDArray[Any]]]] = [[], []]
+        for sample, values in zip(kept, (x, y), strict=True):
+            sample.append(values[tested[rows]].astype(np.float32))
+    samples = [np.concatenate(sample) for sample in kept]
+    matched = _Matched([[], []], [[], []])
     for number, (pair, (a, b)) in enumerate(zip(job, places, strict=True)):
         one, two = halves[0][number], halves[1][number]
-        mixed = _Sums(_size(pair.units), _size(pair.there))
-        mixed.add(x_drawn[:, a].astype(np.float64), y_drawn[:, b].astype(np.float64))
-        agreed = [sums.correlations() for sums in (one, two, mixed)]
+        agreed = [sums.correlations() for sums in (one, two)]
         one.join(two)
         agreed.append(one.correlations())
+        one_half, other_half = samples[0][:, a], samples[1][:, b]
         channels = aligned.channels
         for layer, own in zip(pair.here, pair.own, strict=True):
-            units = [matrix[within(layer, pair.units)] for matrix in agreed]
-            found[0].append(_of_layer(units, layer, pair.there, own, channels, least))
+            place = within(layer, pair.units)
+            units = [matrix[place] for matrix in agreed]
+            part = _of_layer(units, one_half[:, place], other_half, layer, pair.there, own, channels, seed)
+            matched.parts[0].append(part)
             if both:
                 back = [matrix.T for matrix in units]
-                found[1].append(_of_layer(back, pair.there, layer, layer, channels[::-1], least))
-    return found
+                part = _of_layer(
+                    back, other_half, one_half[:, place], pair.there, layer, layer, channels[::-1], seed
+                )
+                matched.parts[1].append(part)
+        for direction, (place, others) in enumerate(
+            [(pair.units, pair.there), (pair.there, pair.units)][: 1 + both]
+        ):
+            best = [(matrix.max(direction), matrix.argmax(direction) + place.start) for matrix in agreed[:2]]
+            matched.favourites[direction].append((others, best))
+    return matched
+
+
+def _favourites(
+    blocks: Iterable[tuple[slice, list[tuple[Floats, Rows]]]], half: int, candidates: int
+) -> Rows:
+    """Return for each candidate the unit that correlates best with it in one half, i64; -1: none."""
+    greatest, favourite = np.full(candidates, -2.0), np.full(candidates, -1)
+    for place, best in blocks:
+        agrees, unit = best[half]
+        better = agrees > greatest[place]
+        greatest[place][better], favourite[place][better] = agrees[better], unit[better]
+    return favourite
+
+
+def _decide(placed: dict[str, NDArray[Any]], favourites: Sequence[Rows], least: float) -> None:
+    """Add `counterpart` and `reciprocal` to numbers by unit; removes the choices on both halves."""
+    chosen, chosen_two = placed.pop("chosen"), placed.pop("chosen_two")
+    mutual = [favourite[chosen] == placed["unit"] for favourite in favourites]
+    placed["reciprocal"] = (chosen >= 0) & (chosen == chosen_two) & mutual[0] & mutual[1]
+    significant = (placed["held_out"] >= least) & (placed["q"] <= LEVEL)
+    has = significant & placed["reciprocal"] & placed["stable"]
+    placed["counterpart"] = np.where(has, chosen, -1)
 
 
 def _of_layer(
     agreed: list[Floats],
+    x: NDArray[np.float32],
+    y: NDArray[np.float32],
     layer: slice,
     candidates: slice,
     own: slice | None,
     channels: Sequence[NDArray[np.integer[Any]]],
-    least: float,
+    seed: int,
 ) -> dict[str, NDArray[Any]]:
-    """Decide on counterparts from correlations with candidates: on half one, on half two, shuffled, on all images.
+    """Choose counterparts and test them, from correlations with candidates: on half one, on half two, on all images.
 
-    `channels` are those of the units of the layer's store, and those of the other.
+    `x` and `y` are values of the layer's units and of the candidates on images of half two; `channels` are those of
+    the units of the layer's store, and those of the other.
     """
     from scipy.optimize import linear_sum_assignment
 
-    by_one, by_two, mixed, whole = agreed
+    by_one, by_two, whole = agreed
     units = np.arange(len(whole))
-    best, chosen, chance = whole.argmax(1), by_one.argmax(1), mixed.max(1)
+    best, chosen = whole.argmax(1), by_one.argmax(1)
     ranked = (
         np.partition(whole, -2, axis=1)[:, -2:]
         if whole.shape[1] > 1
@@ -412,7 +472,9 @@ def _of_layer(
     greatest, second = ranked[:, 1], ranked[:, 0]
     chose = by_one[units, chosen] > -2  # not for a unit that is constant in that half
     held_out, stable = np.where(chose, by_two[units, chosen], -2), chose & (chosen == best)
-    has = (held_out >= least) & (held_out > chance.max()) & stable
+    p = np.full(len(units), np.nan)
+    testable = held_out > -2
+    p[testable] = permutation_test(x[:, testable], y[:, chosen[testable]], LEVEL, seed)
     same, partner, agrees = np.full(len(units), np.nan), np.full(len(units), -1), np.full(len(units), np.nan)
     if own is not None:
         block = whole[:, within(own, candidates)]
@@ -424,13 +486,15 @@ def _of_layer(
         partner[row[real]], agrees[row[real]] = own.start + column[real], block[row[real], column[real]]
     return {
         "unit": np.arange(layer.start, layer.stop),
-        "counterpart": np.where(has, candidates.start + best, -1),
+        "chosen": np.where(chose, candidates.start + chosen, -1),
+        "chosen_two": candidates.start + by_two.argmax(1),
         "best": np.where(greatest > -2, candidates.start + best, -1),
         "correlation": _known(greatest),
         "margin": np.where(second > -2, greatest - second, np.nan),
         "held_out": _known(held_out),
         "stable": stable,
-        "chance": _known(chance),
+        "p": p,
+        "q": benjamini_hochberg(p),
         "same_channel": same,
         "partner": partner,
         "partner_correlation": agrees,

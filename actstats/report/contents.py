@@ -189,7 +189,8 @@ def overview_part(
             for name in ("counterpart", "best"):
                 arrays[f"{name}:{a}:{b}"] = found[name].values.astype(np.int32)
             arrays[f"held:{a}:{b}"] = shortened(found["held_out"].values)
-            arrays[f"stable:{a}:{b}"] = found["stable"].values.astype(np.uint8)
+            for name in ("stable", "reciprocal"):
+                arrays[f"{name}:{a}:{b}"] = found[name].values.astype(np.uint8)
     for store, side in enumerate(sides):
         if side.profile is not None:
             arrays[f"preferred:{store}"] = side.profile.preferred

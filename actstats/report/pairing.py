@@ -10,15 +10,16 @@ from typing import Final
 import numpy as np
 import xarray as xr
 
-from actstats.analysis.counterparts import LEAST, match_both, read_matches, select_matches
+from actstats.analysis.counterparts import LEAST, LEVEL, match_both, read_matches, select_matches
 from actstats.errors import ActstatsError
 
 WAYS: Final = ("match", "index")
-_KEPT: Final = ["counterpart", "best", "held_out", "stable"]
+_KEPT: Final = ["counterpart", "best", "held_out", "stable", "reciprocal"]
 BY_INDEX: Final = "Units are paired by index, as requested: this pairs channel numbers, not functions."
 BY_MATCH: Final = (
     "A unit's counterpart is the unit that correlates best with it over the images, if their correlation r on "
-    f"held-out images is at least {LEAST} (or the threshold of the given matches) and above chance."
+    f"held-out images is at least {LEAST} (or the threshold of the given matches) and significant (q at most {LEVEL} "
+    "within the layer), and if both are each other's best on both halves of the images."
 )
 
 
@@ -29,8 +30,8 @@ class Pairing:
     Attributes:
         way: `match`, `index`, or empty where no two networks are paired.
         found: by the numbers of two networks, for each unit of the first: `counterpart` in the second and `best`
-            candidate, i64, -1: none; `held_out` f64, the correlation on held-out images; and `stable`, whether the
-            best candidate is the same on half of the images.
+            candidate, i64, -1: none; `held_out` f64, the correlation on held-out images; `stable`, whether the best
+            candidate is the same on half of the images; and `reciprocal`, whether both are each other's best.
         notes: how units are paired by index, or why networks are not paired, one line each.
     """
 
@@ -75,7 +76,7 @@ def pair_units(
                 "counterpart": ("unit", every),
                 "best": ("unit", every),
                 "held_out": ("unit", nowhere),
-                "stable": ("unit", np.ones(len(every), dtype=bool)),
+                **dict.fromkeys(["stable", "reciprocal"], ("unit", np.ones(len(every), dtype=bool))),
             }
         )
         return Pairing("index", {(a, b): same for a in numbers for b in numbers if a != b}, [BY_INDEX])

@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import xarray as xr
 from markdown_table import table
 from matplotlib.figure import Figure
@@ -122,15 +121,15 @@ def by_block(pairs: dict[tuple[str, str], xr.Dataset]) -> Iterator[str]:
             interval((pairs[key]["counterpart"].values >= 0)[here])
             for key in (("s", "r"), ("r", "s"), ("s", "u0"), ("r", "u0"), ("u0", "u1"))
         ]
-        held, same, chance = (float(part[name].median()) for name in ("held_out", "same_channel", "chance"))
-        rows.append((block, int(here.sum()), *shares, held, same, chance))
+        held, same = (float(part[name].median()) for name in ("held_out", "same_channel"))
+        rows.append((block, int(here.sum()), *shares, held, same))
     columns = (
         "block", "units", "S in R", "R in S", "S in untrained", "R in untrained", "untrained in untrained",
-        "r, held out", "r, same channel", "r, shuffled",
+        "r, held out", "r, same channel",
     )  # fmt: skip
     yield from table(
         "**Units with a counterpart** in the same convolution, and medians over S's units of their correlation with "
-        "R: of the best unit on held-out photographs, of the unit of the same channel, and by chance.",
+        "R: of the best unit on held-out photographs, and of the unit of the same channel.",
         columns,
         rows,
     )
@@ -143,15 +142,14 @@ def by_rule(pairs: dict[tuple[str, str], xr.Dataset]) -> Iterator[str]:
         row: list[object] = [least]
         for key in (("s", "r"), ("s", "u0")):
             found = pairs[key]
-            layers = found["layer"].values.astype(str)
-            chance = pd.Series(found["chance"].values).groupby(layers).transform("max").to_numpy()
-            good = found["held_out"].fillna(-1).values >= np.maximum(least, chance)
-            row += [f"{100 * has.mean():.0f} %" for has in (good, good & found["stable"].values)]
+            good = ((found["held_out"] >= least) & (found["q"] <= 0.05)).values
+            mutual = good & found["reciprocal"].values & found["stable"].values
+            row += [f"{100 * has.mean():.0f} %" for has in (good, mutual)]
         rows.append(row)
     yield from table(
         "**The rule**: S's units with a counterpart, by the least held-out correlation; without and with the "
-        "condition that the best unit on one half is the best on all photographs.",
-        ("least r", "in R, first two conditions", "all three", "in untrained, first two", "all three"),
+        "conditions that both units are each other's best on both halves and on all photographs.",
+        ("least r", "in R, first two conditions", "all four", "in untrained, first two", "all four"),
         rows,
     )
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import xarray as xr
 from click.testing import CliRunner
-from scipy.stats import spearmanr
+from scipy.stats import false_discovery_control, norm, spearmanr
 
 from actstats.analysis import aligned, by_layer, match, match_table, representations, similarity, write_table
 from actstats.analysis.counterparts import match_both, read_matches, select_matches
@@ -152,7 +152,7 @@ def test_a_table_of_matches_edited_in_a_spreadsheet_is_refused(tmp_path, feature
         read_matches([tmp_path / "edited.csv"])
 
 
-def test_units_that_are_constant_in_one_half_have_no_choice_and_no_chance(tmp_path):
+def test_units_that_are_constant_in_one_half_have_no_choice_and_no_test(tmp_path):
     """Sparse units: off their mean over all images, the sums of a constant half are constant but for rounding."""
     chosen = np.random.default_rng(0).permutation(IMAGES)[: IMAGES // 2]
     other = np.setdiff1d(np.arange(IMAGES), chosen)
@@ -166,8 +166,121 @@ def test_units_that_are_constant_in_one_half_have_no_choice_and_no_chance(tmp_pa
     np.testing.assert_array_equal(found["counterpart"], [*range(1, 9), *[-1] * 16])
     assert np.isfinite(found["correlation"]).all()
     assert not found["stable"][8:].any()
-    for name in ("held_out", "chance"):
+    for name in ("held_out", "p", "q"):
         np.testing.assert_array_equal(np.isnan(found[name]), np.arange(24) >= 8)
+
+
+def sparse(rng: np.random.Generator, images: int, units: int, active: int) -> np.ndarray:
+    """Units that are zero but for `active` images each."""
+    values = np.zeros((images, units))
+    for unit in values.T:
+        unit[rng.choice(images, active, replace=False)] = 1 + rng.random(active)
+    return values
+
+
+@pytest.fixture(scope="module")
+def related(tmp_path_factory):
+    """Two stores of 300 images whose layers are related in known ways, and how many units of each layer are so.
+
+    Related units of a layer have the same channel. Every kind is drawn several times.
+    """
+    images, draws = 300, 2
+    rng = np.random.default_rng(11)
+
+    def noisy(units: int, draw) -> list[np.ndarray]:
+        values = draw((images, units))
+        return [values + 0.5 * draw((images, units)) for _ in range(2)]
+
+    def kinds() -> dict[str, tuple[list[np.ndarray], int]]:
+        factor, few = rng.normal(size=(images, 1)), rng.normal(size=(2, images, 512))
+        few[1, :, :5] = few[0, :, :5] + 0.75 * few[1, :, :5]
+        beside = [
+            np.concatenate([of, sparse(rng, images, 32, 3)], 1) for of in noisy(64, rng.standard_normal)
+        ]
+        return {
+            "true": (noisy(64, rng.standard_normal), 64),
+            "beside sparse units": (beside, 64),
+            "heavy tails": (noisy(64, lambda size: rng.standard_t(3, size)), 64),
+            "5 of 512": (list(few), 5),
+            "nothing": ([rng.normal(size=(images, 64)) for _ in range(2)], 0),
+            "nothing, sparse": ([sparse(rng, images, 128, 3) for _ in range(2)], 0),
+            "nothing, heavy tails": ([rng.standard_cauchy((images, 128)) for _ in range(2)], 0),
+            "a shared factor": (
+                [np.sqrt(0.6) * factor + np.sqrt(0.4) * rng.normal(size=(images, 128)) for _ in range(2)],
+                0,
+            ),
+        }
+
+    drawn = {f"{kind} {draw}": of for draw in range(draws) for kind, of in kinds().items()}
+    folder = tmp_path_factory.mktemp("related")
+    stores = []
+    for at, name in enumerate("ab"):
+        layers = {layer: np.float32(of[at][:, :, None, None]) for layer, (of, _) in drawn.items()}
+        stores.append(make_store(folder / f"{name}.zarr", layers, partition_size=512, metrics=["mean"]))
+    return stores, {layer: units for layer, (_, units) in drawn.items()}
+
+
+def test_counterparts_are_decided_by_their_own_evidence(related):
+    stores, known = related
+    found = match(*stores, across=False)
+    layers = found["layer"].values
+    for layer, units in known.items():
+        at = found["counterpart_channel"].values[layers == layer]
+        right = int((at[:units] == np.arange(units)).sum())
+        assert right >= 0.9 * units, layer
+        # 5 % of what is matched, and in a layer without a relation 5 % of its units.
+        assert (at >= 0).sum() - right <= 0.05 * (right or len(at)), layer
+
+
+def test_a_shared_factor_makes_no_counterparts_across_layers(related):
+    stores, known = related
+    found = match(*stores, across=True)
+    layers = found["layer"].values
+    for layer, units in known.items():
+        there = found["counterpart_layer"].values[layers == layer] == layer
+        at = np.where(there, found["counterpart_channel"].values[layers == layer], -1)
+        matched = found["counterpart"].values[layers == layer] >= 0
+        right = int((at[:units] == np.arange(units)).sum())
+        assert right >= 0.9 * units, layer
+        assert matched.sum() - right <= 0.05 * (right or len(at)), layer
+
+
+def test_p_q_and_reciprocity_are_those_of_the_arrays(tmp_path):
+    rng = np.random.default_rng(6)
+    shared = rng.normal(size=(200, 12))
+    x, y = (np.float32(shared + 1.5 * rng.normal(size=shared.shape)) for _ in range(2))
+    stores = [stored(tmp_path / "a.zarr", x), stored(tmp_path / "b.zarr", y)]
+    found, back = match(*stores), match(*stores[::-1])
+    # The halves are those of `match`: a permutation by its seed.
+    order = np.random.default_rng(0).permutation(200)
+    halves = [np.corrcoef(x[rows].T, y[rows].T)[:12, 12:] for rows in (order[:100], order[100:])]
+    chosen = halves[0].argmax(1)
+    np.testing.assert_allclose(found["held_out"], halves[1][np.arange(12), chosen], atol=1e-6)
+    mutual = [half.argmax(0)[half.argmax(1)] == np.arange(12) for half in halves]
+    reciprocal = mutual[0] & mutual[1] & (halves[0].argmax(1) == halves[1].argmax(1))
+    assert 0 < reciprocal.sum() < 12
+    np.testing.assert_array_equal(found["reciprocal"], reciprocal)
+    # Fisher's z of 100 images gives much the same p where the values are normal.
+    z = np.arctanh(found["held_out"].values) * np.sqrt(97)
+    np.testing.assert_allclose(found["p"], norm.sf(z), atol=0.02)
+    np.testing.assert_allclose(found["q"], false_discovery_control(found["p"].values))
+    has = (found["held_out"] >= 0.5) & (found["q"] <= 0.05) & found["reciprocal"] & found["stable"]
+    np.testing.assert_array_equal(found["counterpart"] >= 0, has)
+    np.testing.assert_array_equal(found["counterpart"][has], chosen[has])
+    mirrored = [(there, here) for here, there in enumerate(back["counterpart"].values.tolist()) if there >= 0]
+    assert set(mirrored) == {
+        (here, int(there)) for here, there in enumerate(found["counterpart"].values) if there >= 0
+    }
+
+
+def test_tables_of_matches_from_before_are_read(tmp_path, features):
+    a, b = stored(tmp_path / "a.zarr", *features), stored(tmp_path / "b.zarr", *features)
+    found = match(a, b)
+    table = match_table(found).drop(columns=["p", "q", "reciprocal"]).assign(chance=0.3)
+    write_table(table, tmp_path / "before.csv")
+    selected = select_matches(read_matches([tmp_path / "before.csv"]), a, b)
+    np.testing.assert_array_equal(selected["counterpart"], found["counterpart"])
+    assert selected["reciprocal"].values.all()
 
 
 @pytest.mark.parametrize("kind", ["rotated", "noise"])

@@ -533,8 +533,10 @@ function pairHint(store, unit) {
   if (there >= 0) return h("p", { class: "hint" }, "Counterpart ", link(there), `, r ${agreement}`);
   if (best < 0) return h("p", { class: "hint" }, "No counterpart: the unit does not vary.");
   const known = !Number.isNaN(heldOut(store, unit));
-  const why = !report.arrays[`stable:${shown.base}:${store}`][unit] ? ": the best match depends on the images"
-    : known ? ": r on held-out images is too low, or not above chance" : "";
+  const holds = (name) => report.arrays[`${name}:${shown.base}:${store}`][unit];
+  const why = !holds("stable") ? ": the best match depends on the images"
+    : !holds("reciprocal") ? ": the two are not each other's best match on both halves of the images"
+      : known ? ": r on held-out images is too low, or not significant" : "";
   return h("p", { class: "hint" }, `No counterpart${why}. Best candidate `, link(best), known ? `, r ${agreement}` : "");
 }
 

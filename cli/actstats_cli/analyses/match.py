@@ -40,7 +40,7 @@ VARIABLE = click.option(
     type=click.IntRange(min=0),
     default=0,
     show_default=True,
-    help="Seed for the halves and for shuffling the images.",
+    help="Seed for the halves and the permutations.",
 )
 @output.by
 @output.out
@@ -61,8 +61,10 @@ def match(
     """Find the counterpart of each unit of FIRST among the units of the same layer of SECOND.
 
     Both are sweeps over the same images. held_out is the correlation on one half of the images with the unit chosen
-    on the other half, chance the best correlation with shuffled images, same_channel the correlation of units paired
-    by channel. Pass a table --by unit to compare as --matches.
+    on the other half, p its p-value in a permutation test, q the false discovery rate within the layer, reciprocal
+    whether both units are each other's best on both halves, same_channel the correlation of units paired by channel.
+    A counterpart has held_out >= --least and q <= 0.05, and is reciprocal. Pass a table --by unit to compare as
+    --matches.
 
     \b
         actstats analyze match standard.zarr robust.zarr
@@ -80,11 +82,11 @@ def match(
     if by == "unit":
         table = match_table(found)
         shown = ["layer", "channel", *(["counterpart_layer"] if across else []), "counterpart_channel"]
-        shown += ["correlation", "held_out", "margin", "chance"]
+        shown += ["correlation", "held_out", "q", "reciprocal", "margin"]
     else:
         table = by_layer(found.assign(matched=found["counterpart"] >= 0))
-        numbers = ("correlation", "held_out", "margin", "chance", "same_channel")
-        shown = ["layer", "units", "matched", *(f"{name}_median" for name in numbers)]
+        numbers = ("correlation", "held_out", "q", "margin", "same_channel")
+        shown = ["layer", "units", "matched", "reciprocal", *(f"{name}_median" for name in numbers)]
     matched = int((found["counterpart"] >= 0).sum())
     said = [*notes(found), f"{matched:,} of {found.sizes['unit']:,} units have a counterpart"]
     output.put(table, table[shown], said, out=out, as_json=as_json)
