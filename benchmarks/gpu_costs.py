@@ -2,9 +2,9 @@
 
     python benchmarks/gpu_costs.py
 
-writes the tables of docs/gpu.md to `docs/measured/`: resources (from tests/kernels/resources.json), counted costs of
-the four networks, the times that follow from them, and the error of each precision of the spectrum, computed with
-emulated rounding on the CPU.
+writes the tables of docs/gpu-kernels.md to `docs/measured/`: resources (from tests/kernels/resources.json), counted
+costs of the four networks, and the error of each precision of the spectrum, computed with emulated rounding on the
+CPU. `gpu_report.py` compares measured times with those expected from the counts.
 """
 
 from __future__ import annotations
@@ -244,58 +244,6 @@ def costs_table() -> str:
     )
 
 
-def expected_table() -> str:
-    """Return the tables of the expected times of the kernels for a batch, and of the resulting times per network."""
-    from gpu_bench import CHOICES, SHAPES
-    from tables import table
-
-    from actstats_kernels.gpu import launch
-
-    kept = json.loads(RESOURCES.read_text())
-    rows = []
-    for channels, height, width in SHAPES:
-        tiles = launch.choose(height, width, channels, 2)
-        registers = [
-            k["registers"]
-            for k in kept["kernels"]
-            if (k["target"], k["dtype"], k["kernel"], k["height"]) == ("sm_90", "bf16", "accumulate", height)
-        ]
-        resident = 65536 // (max(registers) * 32 * tiles.warps) * tiles.warps if registers else None
-        counted = cost(channels, height, width)
-        rows.append(
-            [
-                f"{channels} x {height} x {width}",
-                f"{2 * BATCH * counted.values / 1e6:.0f}",
-                str(counted.reads),
-                f"{BATCH * counted.executed / 1e9:.1f}",
-                str(resident or ""),
-                *(f"{1e6 * BATCH * expected(choice, channels, height, width):.0f}" for choice in CHOICES),
-            ]
-        )
-    networks = []
-    for network, layers in kept["networks"].items():
-        spent = [
-            sum(number * expected(choice, *shape) for number, *shape in layers) * 1e6
-            for choice in ("moments", "moments, histogram", "everything")
-        ]
-        read = sum(2 * number * cost(*shape).values for number, *shape in layers) / H100_BYTES * 1e6
-        networks.append([network, f"{read:.1f}", *(f"{t:.1f}" for t in spent), f"{spent[-1] / read:.1f}"])
-    return (
-        table(
-            [
-                "bf16 maps, batch of 256", "MB", "reads", "GFLOP", "warps per multiprocessor",
-                *(f"{choice} (µs)" for choice in CHOICES),
-            ],
-            rows,
-        )
-        + "\n"
-        + table(
-            ["one image of", "one read (µs)", "moments (µs)", "and histogram (µs)", "everything (µs)", "reads"],
-            networks,
-        )
-    )  # fmt: skip
-
-
 def precision_table() -> str:
     """Return the table of errors by precision and size of map."""
     from tables import table
@@ -317,7 +265,6 @@ def main() -> None:
     for name, made in (
         ("resources", resources_table),
         ("costs", costs_table),
-        ("expected", expected_table),
         ("precision", precision_table),
     ):
         (MEASURED / f"gpu_{name}.md").write_text(made())

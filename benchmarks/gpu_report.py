@@ -194,7 +194,7 @@ STAGES = {
 
 
 def surprises(report: dict[str, list[dict[str, Any]]]) -> list[str]:
-    """Return what differs from docs/gpu.md: wrong results, failures, and times off by a factor of more than two.
+    """Return what is unexpected: wrong results, failures, and times off by a factor of more than two.
 
     >>> surprises({"kernels": [{"what": "spectrum", "dtype": "f32", "maps": [1], "over expected": 3.5}]})
     ['kernels: spectrum f32 [1]: 3.5 of the expected time']

@@ -11,6 +11,7 @@ def gpu_tables(report: dict[str, Rows]) -> dict[str, str]:
     """Return the tables by the name of their file in `docs/measured/`."""
     return {
         "gpu_machine": machine(report["machine"][0]),
+        "gpu_summary": summary(report["forward"] + report["everything else"]),
         "gpu_forward": forward(report["forward"] + report["everything else"]),
         "gpu_kernels": kernels(report["kernels"], report["everything else"]),
         "gpu_compiled": compiled(report["compiled"]),
@@ -25,6 +26,28 @@ def machine(found: dict[str, Any]) -> str:
         f"{found['device']}, driver {found['driver']}, CUDA {found['cuda']}, torch {found['torch'].split('+')[0]}, "
         f"Triton {found['triton']}, Python {found['python']}, {found['cores']} CPU cores, {found['date'][:10]}. "
         f"A copy moves {found['copy GB/s'] / 1e3:.2f} TB/s (bytes read and written).\n"
+    )
+
+
+def summary(rows: Rows) -> str:
+    """Return the table of what the statistics cost in bf16, by network."""
+    from tables import table
+
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in rows:
+        if row.get("dtype") == "bf16" and "network" in row:
+            found.setdefault(row["network"], {})[row["what"]] = row
+    ways = ("everything", "moments, histogram", "plain torch, everything")
+    return table(
+        ["bf16", "bare (images/s)", *(f"{way} / bare" for way in ways)],
+        [
+            [
+                network,
+                f"{by['everything']['bare images/s']:,.0f}",
+                *(f"{by[way]['over forward']:.2f}" if way in by else "" for way in ways),
+            ]
+            for network, by in found.items()
+        ],
     )
 
 

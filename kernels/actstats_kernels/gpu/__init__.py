@@ -28,7 +28,7 @@ def set_precision(precision: str | None = None) -> str:
     """Set the precision of the spectrum's matrix products and return the previous one. None sets the default.
 
     "bf16x3" uses the matrix units, with three products of rounded parts (two for bf16 maps); "ieee" uses f32 without
-    the matrix units. docs/gpu.md lists the errors of both.
+    the matrix units. docs/gpu-kernels.md lists the errors of both.
 
     Raises:
         ValueError: `precision` is unknown.

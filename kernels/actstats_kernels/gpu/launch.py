@@ -1,8 +1,8 @@
 """The table of launch parameters: the tiles of a program, given the shape of the maps.
 
 Nothing is tuned while a sweep runs: the parameters depend only on height, width, channels and the size of a value, so
-two runs over the same maps do the same arithmetic in the same order. docs/gpu.md explains the numbers; a test checks
-their cost in registers and shared memory.
+two runs over the same maps do the same arithmetic in the same order. docs/gpu-kernels.md explains the numbers; a
+test checks their cost in registers and shared memory.
 """
 
 from __future__ import annotations
