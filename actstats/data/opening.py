@@ -21,8 +21,10 @@ from actstats.data.tar import TarSource
 from actstats.errors import ActstatsError, nearest
 from actstats.support import URL, located
 
-_PACKED: Final = (".tar", ".parquet")
-"""Endings of files that hold many images."""
+FILES: Final[dict[str, type[TarSource | ParquetSource]]] = {".tar": TarSource, ".parquet": ParquetSource}
+"""Sources that read files of many images, by the ending of the files; the first that fits reads a folder of them."""
+REOPENED: Final = frozenset({DemoSource.kind, FolderSource.kind, *(source.kind for source in FILES.values())})
+"""Kinds of source that another process opens by their `spec` alone, as those of objects in Python are not."""
 _RANGE: Final = re.compile(r"\{(\d{1,18})\.\.(\d{1,18})\}")
 
 
@@ -152,7 +154,7 @@ def _opened(spec: Any, limit: int | None, fingerprint: str | None) -> Source:
     )
     if names:
         return FolderSource(spec, root, names, more)
-    for ending in _PACKED:
+    for ending in FILES:
         if shards := sorted(
             file for file in path.glob(f"*{ending}") if not is_hidden(file.name) and file.is_file()
         ):
@@ -181,13 +183,13 @@ def _check(source: Source) -> None:
 
 def _remote(url: URL, limit: int | None) -> Source:
     """Open images that are not on this machine."""
-    if _RANGE.search(url) or url.endswith(_PACKED):
+    if _RANGE.search(url) or url.endswith(tuple(FILES)):
         return _files(url, [RemoteFile(URL(name)) for name in expand_ranges(url)], limit)
     listed = list(list_remote(url))
     images = sorted(entry for entry in listed if is_image_name(entry[0]))
     if images:
         return RemoteFolderSource(url, url, images, limit)
-    for ending in _PACKED:
+    for ending in FILES:
         if shards := [name for name, _ in listed if name.endswith(ending) and not is_hidden(name)]:
             return _files(url, [RemoteFile(URL(f"{url.rstrip('/')}/{name}")) for name in shards], limit)
     raise ActstatsError(f"no images below {url}: it has no image, .tar or .parquet files")
@@ -212,12 +214,20 @@ def expand_ranges(spec: str) -> Iterator[str]:
 
 
 def _files(spec: str, files: Sequence[Path] | Sequence[RemoteFile], limit: int | None) -> Source:
-    if all(file.name.endswith(".parquet") for file in files):
-        return ParquetSource(spec, files, limit)
-    source = TarSource(spec, files, limit)
-    if not len(source):
-        raise ActstatsError(f"no images in {spec}: no member has the extension of an image (.jpg, .png, ...)")
-    return source
+    for ending, source in FILES.items():
+        if all(file.name.endswith(ending) for file in files):
+            return source(spec, files, limit)
+    return TarSource(spec, files, limit)  # whatever its name; it refuses other files
+
+
+def stem(spec: str) -> str:
+    """Return the name of images without the ending of a file, for the name of their store.
+
+    >>> stem("/data/val.tar"), stem("/data/val/"), stem("hf://datasets/owner/photos")
+    ('val', 'val', 'photos')
+    """
+    name = URL(spec).name
+    return next((name.removesuffix(ending) for ending in FILES if name.endswith(ending)), name)
 
 
 def _existing(name: str) -> Path:

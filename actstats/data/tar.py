@@ -62,7 +62,7 @@ class TarSource(EncodedSource):
         """Index `shards` up to their first `limit` images.
 
         With more than one shard, each path begins with that of its shard. Raises `ActstatsError` if one is not a tar
-        file.
+        file, or they contain no images.
         """
         # Open descriptors are shared by all threads. One that leaves the cache is closed when its last
         # reader is done.
@@ -91,6 +91,10 @@ class TarSource(EncodedSource):
             (shard, member.offset, member.offset + member.stored) for shard, member in self._members
         )
         self._fetched = Shared(self._fetch, len(self._ranges))
+        if not paths:
+            raise ActstatsError(
+                f"no images in {spec}: no member has the extension of an image (.jpg, .png, ...)"
+            )
 
     def read(self, index: int) -> bytes:
         """Return the encoded bytes of image `index`; thread-safe.

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import numpy as np
 
 from actstats.data import MISSING
+from actstats.data.opening import REOPENED, as_recorded, open_source
 from actstats.data.preprocessing import Preprocessing, described_input, input_shape
 from actstats.data.source import UNNAMED
 from actstats.errors import ActstatsError, nearest
@@ -50,8 +51,6 @@ if TYPE_CHECKING:
 _JSON: Final = 1
 """Version of the JSON format of a plan."""
 _LAYER: Final = ("name", "module", "call", "kind", "units", "height", "width", "shape", "axes", "prefix")
-_REOPENED: Final = ("folder", "tar", "parquet", "demo")
-"""Kinds of source that `open_source` can open again from their spec."""
 
 
 @dataclass(frozen=True)
@@ -304,16 +303,13 @@ class SweepPlan:
         Raises:
             ActstatsError: the images are not found.
         """
-        from actstats.data import open_source
-        from actstats.data.opening import as_recorded
-
         record = self.manifest["data"]
         choice = as_recorded(record)
         if data is not None:
             source = open_source(data, **choice)
             if source.fingerprint.startswith(UNNAMED):  # trust the caller that they are the same images
                 source = open_source(data, **choice, fingerprint=record["fingerprint"])
-        elif record["kind"] not in _REOPENED:
+        elif record["kind"] not in REOPENED:
             raise ActstatsError(f"the images came from a {record['spec']} object; pass it again as `data=`")
         else:
             # Try the spec as given, then its absolute path: the working directory may be different now.
@@ -545,7 +541,7 @@ class SweepPlan:
                 f"another process cannot create the network from a {self.manifest['arch']} object; "
                 "pass a name such as package.module:factory instead"
             )
-        if data["kind"] not in _REOPENED:
+        if data["kind"] not in REOPENED:
             raise ActstatsError(
                 f"another process cannot open images of kind {data['kind']!r}; "
                 "pass a folder or tar files instead"
@@ -568,7 +564,7 @@ class SweepPlan:
 def _resolved(source: Source) -> str:
     """Return the absolute path of images on this machine, or the spec of other images."""
     place = located(source.spec)
-    if source.kind == "demo" or source.kind not in _REOPENED or not isinstance(place, Path):
+    if source.kind == "demo" or source.kind not in REOPENED or not isinstance(place, Path):
         return source.spec
     return str(place.expanduser().absolute())
 
@@ -629,7 +625,6 @@ def plan(
     parse_compression(decided.compression)
     chosen = resolve_metrics(decided.metrics, decided.custom)
 
-    from actstats.data import open_source
     from actstats.data.dataset import first_readable
     from actstats.data.preprocessing import of_images
     from actstats.distort import parse

@@ -363,12 +363,14 @@ def default_name(
     >>> default_name("val", arch="alexnet", weights="none", seed=3, limit=64, layers=["block", "conv1"])
     'alexnet-random-3-val-64-block-conv1.zarr'
     """
+    from actstats.data.opening import stem
+
     chosen = {"default": "", "none": "random"}.get(weights, re.sub(r"\.\w+(?=$|#)", "", URL(weights).name))
     words = [
         *(arch, chosen, str(seed or "")),
         *([] if robust is None else ["robust"] if robust == "default" else ["robust", robust]),
         URL(preprocessing or "").name.removesuffix(".json"),
-        URL(data).name.removesuffix(".tar").removesuffix(".parquet") or "images",
+        stem(data) or "images",
         str(limit or ""),
         *([] if sample is None else ["sample", sample]),
         *distort,
