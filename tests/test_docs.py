@@ -19,6 +19,7 @@ import torch
 import torchvision
 
 import actstats
+import measure_table
 import module_table
 import run_page
 from tests.conftest import photograph
@@ -259,6 +260,10 @@ def test_what_the_first_page_says_of_speed_follows_from_its_table():
 
 def test_the_table_of_modules_is_up_to_date():
     assert module_table.FILE.read_text() == module_table.table(), "run python docs/_tools/module_table.py"
+
+
+def test_the_table_of_measures_is_up_to_date():
+    assert measure_table.FILE.read_text() == measure_table.table(), "run python docs/_tools/measure_table.py"
 
 
 def test_the_citation_has_the_version_of_the_package():

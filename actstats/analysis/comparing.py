@@ -157,6 +157,8 @@ def _entry(attributes: Any, path: Sequence[str]) -> Any:
 
 _AT_ONCE = 1 << 21
 """Number of values resampled at once."""
+_ACCURACY = 1e-5
+"""Relative accuracy of stored numbers: f32 sums over a map."""
 
 
 def compare_units(
@@ -238,7 +240,8 @@ def compare_matched(
 ) -> pd.DataFrame:
     """Return how numbers of units change from one network to another, unit by unit with its counterpart.
 
-    With d the values of counterparts minus those of their units, without NaN:
+    With d the values of counterparts minus those of their units, without NaN, and 0 where they differ by less than
+    1e-5 of the greater one, the accuracy of stored numbers:
 
     - `difference` = median of d;
     - `delta` = (number of pairs with d > 0 - number with d < 0) / number of pairs: Cliff's delta of paired values,
@@ -287,7 +290,7 @@ def compare_matched(
             paired = here & np.isfinite(x) & np.isfinite(y)
             row = {"variable": variable, "layer": layer, "units": int(here.sum()), "pairs": int(paired.sum())}
             row |= {"median_s": _median(x[paired]), "median_r": _median(y[paired])}
-            d = y[paired] - x[paired]
+            d = _apart(x[paired], y[paired])
             for name, of in (("difference", np.median), ("delta", _signs)):
                 low = high = np.nan
                 if len(d) > 1:
@@ -334,6 +337,11 @@ def _counterparts(
     if not ((found >= -1) & (found < robust.sizes["unit"])).all():
         raise ActstatsError("`counterpart=` has indices of units that `robust` does not have")
     return found
+
+
+def _apart(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return y - x, 0 where the difference is within the accuracy of stored numbers, whose sign means nothing."""
+    return np.where(np.abs(y - x) <= _ACCURACY * np.maximum(np.abs(x), np.abs(y)), 0.0, y - x)
 
 
 def _signs(d: NDArray[np.float64], axis: int) -> NDArray[np.float64]:

@@ -1,6 +1,6 @@
 """Smoothness of a unit's maps: total variation, per step, and relative to the scale of the map.
 
-The same three quantities are defined for the kernels of a convolution (`kernel_smoothness`).
+The same quantities are defined for the kernels of a convolution (`kernel_smoothness`).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
 from actstats.analysis.coverage import result, usable
 from actstats.errors import ActstatsError
@@ -26,6 +27,8 @@ _OF_KERNELS = {
     "total_variation": ("weight", "total variation of the filter's kernels"),
     "step": ("weight", "mean difference of neighbouring weights: total variation / pairs"),
     "roughness": ("1", "total variation / pairs / standard deviation of the filter's weights"),
+    "normed_filter": ("1", "mean step of the filter scaled to a root mean square of 1"),
+    "normed_kernels": ("1", "mean step of each kernel scaled to a root mean square of 1, mean over kernels"),
 }
 
 
@@ -67,12 +70,18 @@ def kernel_smoothness(model: nn.Module) -> xr.Dataset:
     """Return the roughness of the kernels of every `torch.nn.Conv2d` in `model`, by filter.
 
     A filter has one kernel per input channel. The formulas are those of `smoothness` for a map, with TV and pairs
-    summed over the filter's kernels, and the variance of all its weights around their mean.
+    summed over the filter's kernels, and the variance of all its weights around their mean. The scale of a filter is
+    free where batch norm follows, and that of its kernels where activations precede, so two more scale it away, with
+    RMS the root mean square of the weights:
+
+    - `normed_filter` = TV / pairs / RMS of the filter: 2 / sqrt(pi) = 1.13 for white normal weights;
+    - `normed_kernels` = mean over the filter's kernels of TV / pairs / RMS of the kernel. Kernels whose weights are
+      all 0 are excluded.
 
     Returns:
-        `total_variation` (of weights), `step`, `roughness`, f64 [unit], with one unit per filter. `layer` is the name
-        of the module, `channel` the filter, `height` and `width` are those of the kernel. NaN for 1 x 1 kernels,
-        which have no step.
+        `total_variation` (of weights), `step`, `roughness`, `normed_filter`, `normed_kernels`, f64 [unit], with one
+        unit per filter. `layer` is the name of the module, `channel` the filter, `height` and `width` are those of
+        the kernel. NaN for 1 x 1 kernels, which have no step.
 
     Raises:
         ActstatsError: the network has no such convolution.
@@ -85,11 +94,19 @@ def kernel_smoothness(model: nn.Module) -> xr.Dataset:
     parts = []
     for name, module in convolutions.items():
         kernels = module.weight.detach().double().cpu().numpy()
-        filters, channels, height, width = kernels.shape
-        total = sum(np.abs(np.diff(kernels, axis=axis)).sum((1, 2, 3)) for axis in (2, 3))
-        pairs = channels * (height * (width - 1) + width * (height - 1)) or np.nan
-        spread = kernels.std((1, 2, 3))
-        values = (total, total / pairs, total / pairs / np.where(spread > 0, spread, np.nan))
+        filters, _, height, width = kernels.shape
+        each = np.abs(np.diff(kernels, axis=2)).sum((2, 3)) + np.abs(np.diff(kernels, axis=3)).sum((2, 3))
+        pairs = height * (width - 1) + width * (height - 1) or np.nan
+        total, step = each.sum(1), each.mean(1) / pairs
+        energy = (kernels**2).mean((2, 3))
+        normed = xr.DataArray(each / pairs / _positive(np.sqrt(energy)), dims=("unit", "kernel"))
+        values = (
+            total,
+            step,
+            step / _positive(kernels.std((1, 2, 3))),
+            step / _positive(np.sqrt(energy.mean(1))),
+            normed.mean("kernel").values,
+        )
         sizes = {"height": height, "width": width}
         parts.append(
             xr.Dataset(
@@ -103,6 +120,10 @@ def kernel_smoothness(model: nn.Module) -> xr.Dataset:
         )
     whole = xr.concat(parts, "unit").assign_attrs(analysis="kernel_smoothness", arch=type(model).__name__)
     return _described({name: whole[name] for name in _OF_KERNELS}, whole, _OF_KERNELS)
+
+
+def _positive(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.where(values > 0, values, np.nan)
 
 
 def _described(

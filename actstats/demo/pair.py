@@ -17,10 +17,10 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
 from actstats.analysis import compare_units, kernel_smoothness, noise, selectivity, smoothness, spectrum
+from actstats.analysis.measures import MEASURES
 from actstats.analysis.plotting import COLOURS
 from actstats.data import Source, open_source
 from actstats.models import Loaded
-from actstats.report.findings import MEASURES
 from actstats.store import open_dataset
 from actstats.sweeping.planning import plan
 from actstats.sweeping.progress import Progress, Started, Summary

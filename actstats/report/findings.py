@@ -25,127 +25,17 @@ from actstats.analysis import (
 from actstats.analysis.comparing import require_same_units
 from actstats.analysis.coverage import notes as coverage_notes
 from actstats.analysis.coverage import usable
+from actstats.analysis.measures import KERNELS, MEASURES, Measure
 from actstats.attributes import find_manifest
 from actstats.errors import ActstatsError
 from actstats.report.networks import rebuild
 from actstats.report.pairing import BY_MATCH, Pairing, pair_units
+from actstats.report.verdicts import Comparison, compare_layers, compare_pairs
 from actstats.store import open_dataset
 from actstats.store.manifest import treatment
 from actstats.support import html_facts
 
-
-@dataclass(frozen=True)
-class Measure:
-    """One number per unit: the variable `key` of the dataset that `analysis` returns."""
-
-    analysis: str
-    key: str
-    name: str
-    unit: str
-    about: str
-
-
-MEASURES: Final = (
-    Measure(
-        "smoothness",
-        "roughness",
-        "roughness",
-        "1",
-        "Total variation per pair of neighbours, divided by the map's standard deviation: 1.13 for white noise, "
-        "near 0 for smooth maps.",
-    ),
-    Measure(
-        "smoothness",
-        "step",
-        "mean step between neighbours",
-        "activation",
-        "Mean absolute difference between neighbouring positions of the map.",
-    ),
-    Measure(
-        "smoothness",
-        "total_variation",
-        "total variation",
-        "activation",
-        "Sum of the absolute differences between neighbouring positions. Grows with the map's size and scale.",
-    ),
-    Measure(
-        "spectrum",
-        "high_share",
-        "high-frequency share",
-        "1",
-        "Share of the map's power above half the Nyquist frequency (0.25 cycles/pixel), DC excluded.",
-    ),
-    Measure(
-        "spectrum",
-        "centroid",
-        "spectral centroid",
-        "cycles/pixel",
-        "Power-weighted mean frequency of the map, DC excluded.",
-    ),
-    Measure(
-        "spectrum",
-        "slope",
-        "spectral slope",
-        "1",
-        "Exponent of power as a function of frequency: 0 for white noise, about -2 for photographs.",
-    ),
-    Measure(
-        "selectivity",
-        "top_classes",
-        "classes among the top images",
-        "1",
-        "Number of distinct classes among the images that excite the unit most.",
-    ),
-    Measure(
-        "selectivity",
-        "top_entropy",
-        "class entropy of the top images",
-        "bit",
-        "Entropy of the classes of the top images: 0 if all are of one class.",
-    ),
-    Measure(
-        "selectivity",
-        "selectivity",
-        "class selectivity",
-        "1",
-        "0 if all classes excite the unit equally, 1 if only one class does.",
-    ),
-    Measure("quantiles", "sparsity", "sparsity", "1", "Share of activations that are exactly zero."),
-    Measure(
-        "noise",
-        "change",
-        "change under noise",
-        "activation",
-        "Change in total variation when noise is added to the images.",
-    ),
-    Measure(
-        "noise",
-        "relative_change",
-        "relative change under noise",
-        "1",
-        "Change in total variation under noise, divided by the total variation without it.",
-    ),
-)
-"""All measures, in the order of the report, which lists those that its stores have the data for."""
-
 PAPER: Final = "Chen, Agarwal and Nguyen 2020, arXiv 2006.09373"
-SMALLEST_EFFECT: Final = 0.147
-"""The smallest |Cliff's delta| that counts: the usual threshold of a small effect (Romano et al. 2006)."""
-LEAST_UNITS: Final = 5
-"""Number of units of a layer from which on it counts: of 4 against 4, a rank test at 5 % decides only extremes."""
-LEAST_PAIRS: Final = 6
-"""Number of matched units from which on they get a verdict: no sign test of 5 pairs reaches 5 %."""
-RULE: Final = (
-    "Values are medians over all units. In each layer, Cliff's delta compares R's units with S's: -1 if all of R's "
-    "are lower, 0 if neither tends to be, 1 if all are higher. The delta shown is the median over layers. A layer "
-    f"counts as lower or higher if |delta| is at least {SMALLEST_EFFECT}, the usual threshold of a small effect "
-    "(Romano et al. 2006), and the 95 % bootstrap interval over its units excludes 0. As in the paper: R is lower in "
-    "more than half of the layers. Opposite: R is higher in more than half. Negligible: |delta| is below "
-    f"{SMALLEST_EFFECT} in half of the layers or more. Undecided: none of these. For matched units, delta is the "
-    "share of units whose counterpart is higher minus the share of those whose counterpart is lower, over all layers "
-    "together. This one delta, with its bootstrap interval over units, gives the verdict. Layers of fewer than "
-    f"{LEAST_UNITS} units, and fewer than {LEAST_PAIRS} matched units, are too few to count."
-)
 ELSEWHERE: Final = (
     ("R decides by shape, S by texture", "actstats analyze shape-bias"),
     ("R is better on images without texture, worse without shape", "actstats analyze cues"),
@@ -153,54 +43,7 @@ ELSEWHERE: Final = (
     ("Which units carry shape", "actstats analyze ablate"),
 )
 """Findings that stores alone cannot show, and the command for each."""
-_CLAIMS: Final = {
-    "roughness": "R's activation maps are smoother",
-    "total_variation": "R's activation maps have less total variation",
-    "high_share": "R passes on less high-frequency power",
-    "centroid": "R's maps have lower frequencies",
-    "top_classes": "R's units respond to fewer kinds of image",
-    "top_entropy": "R's top images are less mixed",
-    "change": "Noise adds less total variation to R's units",
-    "relative_change": "Noise adds relatively less total variation to R's units",
-}
-"""The paper's claim about each measure, which is always that R's value is lower."""
-_MATCHED: Final = {
-    "roughness": "R's counterparts are smoother than S's units",
-    "centroid": "R's counterparts have lower frequencies",
-    "selectivity": "Class selectivity of counterparts",
-}
-"""Measures that are compared unit by unit, and the claim or the title of the line."""
-_WORDS: Final = {
-    "agrees": "as in the paper",
-    "differs": "opposite",
-    "negligible": "negligible",
-    "open": "undecided",
-}
 _RESAMPLES: Final = 400
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """How one network differs from the first one.
-
-    Attributes:
-        network: its name.
-        difference: how it differs, in words.
-        verdict: `agrees`, `differs`, `negligible` or `open`; empty where the paper makes no claim.
-        words: the verdict in words.
-        layers: number of layers in which it is lower, neither, and higher, by the rule in `RULE`.
-        delta: Cliff's delta against the first network, as the median over layers, or over all matched units; None
-            where nothing was compared.
-        first: the value of the first network over the units that this comparison is of, if these are not all units.
-    """
-
-    network: str
-    difference: str = ""
-    verdict: str = ""
-    words: str = ""
-    layers: tuple[int, int, int] = (0, 0, 0)
-    delta: float | None = None
-    first: str = ""
 
 
 @dataclass(frozen=True)
@@ -233,7 +76,7 @@ class Finding:
                 lower, neither, higher = said.layers
                 facts.append((f"layers{of}", f"lower in {lower}, neither in {neither}, higher in {higher}"))
             if said.words:
-                facts.append((f"verdict{of}", said.words))
+                facts.append((f"verdict{of}", "; ".join(filter(None, (said.words, said.scope)))))
         return html_facts(self.claim, facts)
 
 
@@ -373,7 +216,7 @@ def derive_findings(
     """
     if len(measured) == 1:
         return [_without_claim(measure, measured) for measure in measures]
-    claimed = [measure for measure in measures if measure.key in _CLAIMS]
+    claimed = [measure for measure in measures if measure.claim]
     keys = [measure.key for measure in claimed]
     tables = [
         compare_units(measured[0], other, keys, resamples=_RESAMPLES) if keys else pd.DataFrame()
@@ -381,17 +224,17 @@ def derive_findings(
     ]
     found = [
         Finding(
-            _CLAIMS[measure.key],
+            measure.claim,
             f"{measure.name}: {measure.about}",
             [_median(units[measure.key]) for units in measured],
             tuple(
-                _compared(name, table[table["variable"] == measure.key])
+                compare_layers(name, table[table["variable"] == measure.key], invariant=measure.invariant)
                 for name, table in zip(names[1:], tables, strict=True)
             ),
         )
         for measure in claimed
     ]
-    others = [measure for measure in measures if measure.key not in _CLAIMS]
+    others = [measure for measure in measures if not measure.claim]
     paired = _of_matched(measured, measures, names, pairing) if pairing and pairing.way == "match" else []
     kernels = _kernels(networks, names)
     return [*found, *paired, *kernels, *(_without_claim(measure, measured) for measure in others)]
@@ -399,6 +242,9 @@ def derive_findings(
 
 def finding(claim: str, standard: xr.DataArray, robust: xr.DataArray, *, how: str = "") -> Finding:
     """Return the finding about a measure of your own, by the rule in `RULE`.
+
+    A measure whose attribute `units` is of activations or weights, such as `activation^2`, gets no verdict, because
+    their scale is free.
 
     Args:
         claim: that the measure is lower for the units of `robust`, in words.
@@ -412,61 +258,11 @@ def finding(claim: str, standard: xr.DataArray, robust: xr.DataArray, *, how: st
     units = [array.rename("measure").to_dataset() for array in (standard, robust)]
     require_same_units(*units)
     table = compare_units(units[0], units[1], ["measure"], resamples=_RESAMPLES)
-    said = _compared("R", table)
+    invariant = not any(scaled in str(standard.attrs.get("units", "")) for scaled in ("activation", "weight"))
+    said = compare_layers("R", table, invariant=invariant)
     if said.verdict == "agrees":
-        said = replace(said, words="as claimed")
+        said = replace(said, words=said.words.replace("as in the paper", "as claimed"))
     return Finding(claim, how, [_number(float(of["measure"].median())) for of in units], (said,))
-
-
-def count_layers(table: pd.DataFrame) -> tuple[int, int, int]:
-    """Return the numbers of layers in which R is lower, neither, and higher, by the rule in `RULE`.
-
-    `table` has the rows of one variable from `compare_units`. Layers with too few units to compare are not counted.
-
-    >>> table = pd.DataFrame(
-    ...     {
-    ...         "cliffs_delta": [-0.5, -0.1, 0.3],
-    ...         "delta_low": [-0.6, -0.2, -0.1],
-    ...         "delta_high": [-0.4, -0.05, 0.7],
-    ...         "units_s": 64,
-    ...         "units_r": 64,
-    ...     }
-    ... )
-    >>> count_layers(table)
-    (1, 2, 0)
-    """
-    counted = table[_enough(table)]
-    lower = int(((counted["cliffs_delta"] <= -SMALLEST_EFFECT) & (counted["delta_high"] < 0)).sum())
-    higher = int(((counted["cliffs_delta"] >= SMALLEST_EFFECT) & (counted["delta_low"] > 0)).sum())
-    return lower, len(counted) - lower - higher, higher
-
-
-def _enough(table: pd.DataFrame) -> pd.Series:
-    """Return which rows of `compare_units` have enough units in both networks to count."""
-    return table["delta_low"].notnull() & (table[["units_s", "units_r"]].min(axis=1) >= LEAST_UNITS)
-
-
-def _compared(name: str, table: pd.DataFrame) -> Comparison:
-    """Return the verdict on one variable from its rows in `compare_units`."""
-    lower, _, higher = layers = count_layers(table)
-    compared = table[_enough(table)]
-    if compared.empty:
-        return Comparison(name, "too few units to compare", "open", _WORDS["open"], layers)
-    delta = float(compared["cliffs_delta"].median())
-    if len(compared) == 1:
-        low, high = (float(compared[end].iloc[0]) for end in ("delta_low", "delta_high"))
-        difference = f"delta {delta:+.2f} ({low:+.2f} to {high:+.2f})"
-    else:
-        difference = f"delta {delta:+.2f}; lower in {lower} of {len(compared)} layers, higher in {higher}"
-    if lower > len(compared) / 2:
-        verdict = "agrees"
-    elif higher > len(compared) / 2:
-        verdict = "differs"
-    elif (compared["cliffs_delta"].abs() < SMALLEST_EFFECT).mean() >= 0.5:
-        verdict = "negligible"
-    else:
-        verdict = "open"
-    return Comparison(name, difference, verdict, _WORDS[verdict], layers, delta)
 
 
 def _without_claim(measure: Measure, measured: Sequence[xr.Dataset]) -> Finding:
@@ -496,8 +292,7 @@ def _of_matched(
             words += f"; {int(there.sum()):,} of {len(there):,} in the other direction"
         how_well.append(Comparison(name, words))
     lines = [Finding(f"Units of {names[0]} with a counterpart", BY_MATCH, counts, tuple(how_well))]
-    known = {measure.key: measure for measure in measures}
-    for key in (key for key in _MATCHED if key in known and counterparts):
+    for measure in (measure for measure in measures if measure.matched and counterparts):
         values, compared = [""], []
         for at, name in enumerate(names[1:], 1):
             if at not in counterparts:
@@ -505,35 +300,21 @@ def _of_matched(
                 compared.append(Comparison(name, "not paired"))
                 continue
             table = compare_matched(
-                measured[0], measured[at], counterparts[at], [key], within_layers=False, resamples=_RESAMPLES
+                measured[0],
+                measured[at],
+                counterparts[at],
+                [measure.key],
+                within_layers=False,
+                resamples=_RESAMPLES,
             )
             row = table.iloc[0]
             values.append(_number(row["median_r"]))
-            compared.append(_paired(name, row, claimed=key in _CLAIMS))
+            claimed = bool(measure.claim) and measure.invariant
+            compared.append(compare_pairs(name, row, _number(row["median_s"]), claimed=claimed))
         values[0] = next((said.first for said in compared if said.first), "none")
-        how = f"{known[key].name} of units that have a counterpart, and of the counterparts."
-        lines.append(Finding(_MATCHED[key], how, values, tuple(compared)))
+        how = f"{measure.name} of units that have a counterpart, and of the counterparts."
+        lines.append(Finding(measure.matched, how, values, tuple(compared)))
     return lines
-
-
-def _paired(name: str, row: pd.Series, *, claimed: bool) -> Comparison:
-    """Return the verdict on one row of `compare_matched`."""
-    first = _number(row["median_s"])
-    pairs = int(row["pairs"])
-    if not np.isfinite(row["delta_low"]) or pairs < LEAST_PAIRS:
-        verdict, words = ("open", _WORDS["open"]) if claimed else ("", "")
-        return Comparison(name, f"{pairs} matched units are too few to compare", verdict, words, first=first)
-    delta, low, high = (float(row[key]) for key in ("delta", "delta_low", "delta_high"))
-    difference = f"delta {delta:+.2f} ({low:+.2f} to {high:+.2f}) over {pairs:,} units"
-    if not claimed:
-        return Comparison(name, difference, delta=delta, first=first)
-    if delta <= -SMALLEST_EFFECT and high < 0:
-        verdict = "agrees"
-    elif delta >= SMALLEST_EFFECT and low > 0:
-        verdict = "differs"
-    else:
-        verdict = "negligible" if abs(delta) < SMALLEST_EFFECT else "open"
-    return Comparison(name, difference, verdict, _WORDS[verdict], delta=delta, first=first)
 
 
 def _kernels(networks: Sequence[nn.Module | str], names: Sequence[str]) -> list[Finding]:
@@ -541,40 +322,47 @@ def _kernels(networks: Sequence[nn.Module | str], names: Sequence[str]) -> list[
 
     Where they cannot be compared, the line says why: other findings do not depend on the weights.
     """
-    how = "Roughness of the weights."
+    of_filters, of_kernels = (measure for measure in KERNELS if measure.claim)
     try:
-        every = [_rough_kernels(network, name) for network, name in zip(networks, names, strict=True)]
+        every = [_kernels_of(network, name) for network, name in zip(networks, names, strict=True)]
         for other in every[1:]:
             require_same_units(every[0], other)
     except ActstatsError as error:
         missing = tuple(
             Comparison(name, f"not measured: {error}", "open", "not measured") for name in names[1:]
         )
-        return [Finding("R's kernels are smoother", how, ["none"] * len(names), missing)]
-    first = [units.isel(unit=units["layer"].values == units["layer"].values[0]) for units in every]
+        return [Finding("R's kernels are smoother", of_kernels.about, ["none"] * len(names), missing)]
+    layer = every[0]["layer"].values[0]
+    first = [units.isel(unit=units["layer"].values == layer) for units in every]
+    # Behind another convolution the scale of each input is free, as it is not in the image.
+    measure = of_filters if every[0].attrs["reads_image"] == layer else of_kernels
     lines = []
-    for claim, kernels in (
-        (f"R's first kernels are smoother ({first[0]['layer'].values[0]})", first),
-        ("R's kernels are smoother, over all layers", every),
+    for claim, key, about, kernels in (
+        (f"{of_filters.claim} ({layer})", measure.key, measure.about, first),
+        (of_kernels.claim, of_kernels.key, of_kernels.about, every),
     ):
         compared = tuple(
-            _compared(name, compare_units(kernels[0], other, ["roughness"], resamples=_RESAMPLES))
+            compare_layers(name, compare_units(kernels[0], other, [key], resamples=_RESAMPLES))
             for name, other in zip(names[1:], kernels[1:], strict=True)
         )
-        medians = [_number(float(units["roughness"].median())) for units in kernels]
-        lines.append(Finding(claim, how, medians, compared))
+        medians = [_number(float(units[key].median())) for units in kernels]
+        lines.append(Finding(claim, about, medians, compared))
     return lines
 
 
-def _rough_kernels(network: nn.Module | str, name: str) -> xr.Dataset:
-    """Return the roughness of a network's kernels, those with a value; raises `ActstatsError` if there are none."""
+def _kernels_of(network: nn.Module | str, name: str) -> xr.Dataset:
+    """Return the measures of a network's kernels, those with a value; raises `ActstatsError` if there are none.
+
+    The attribute `reads_image` is the name of the first convolution.
+    """
     if isinstance(network, str):
         raise ActstatsError(network)
-    kernels = kernel_smoothness(network)[["roughness"]]
-    kernels = kernels.isel(unit=np.flatnonzero(kernels["roughness"].notnull()))
+    every = kernel_smoothness(network)
+    kernels = every[[measure.key for measure in KERNELS if measure.claim]]
+    kernels = kernels.isel(unit=np.flatnonzero(kernels["normed_kernels"].notnull()))
     if not kernels.sizes["unit"]:
         raise ActstatsError(f"{name} has no kernel larger than 1 x 1 that varies")
-    return kernels
+    return kernels.assign_attrs(reads_image=every["layer"].values[0])
 
 
 def _loaded(analysis: str, computed: xr.Dataset) -> dict[str, xr.DataArray]:

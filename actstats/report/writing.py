@@ -34,9 +34,10 @@ from actstats.data import Source
 from actstats.data.preprocessing import input_shape
 from actstats.errors import ActstatsError, listed
 from actstats.report.contents import Side, class_names, layer_parts, overview_part, pack, read_side, top_maps
-from actstats.report.findings import ELSEWHERE, PAPER, RULE, Finding, compare
+from actstats.report.findings import ELSEWHERE, PAPER, Finding, compare
 from actstats.report.networks import swept_fields
 from actstats.report.pictures import Collection
+from actstats.report.verdicts import rule
 from actstats.store import open_dataset
 from actstats.store.manifest import versions
 from actstats.sweeping.batches import OnProgress
@@ -146,7 +147,7 @@ def write_report(
         "notes": notes,
         "findings": compared.findings,
         "source": f"{PAPER}. {_sides(compared.names)}" if several else "Medians over all units.",
-        "rule": RULE if several else "",
+        "rule": rule() if several else "",
         "elsewhere": ELSEWHERE if several else (),
         "version": versions().get("actstats", ""),
     }

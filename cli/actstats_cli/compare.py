@@ -176,7 +176,7 @@ def finding_rows(names: Sequence[str], findings: Sequence[Finding]) -> Iterator[
             yield (finding.claim, first)
         for at, value in enumerate(others):
             said = finding.comparisons[at] if finding.comparisons else None
-            words = (said.difference, said.words) if said else ("", "")
+            words = (said.difference, "; ".join(filter(None, (said.words, said.scope)))) if said else ("", "")
             if len(names) == 2:
                 yield (finding.claim, first, value, *words)
             else:

@@ -32,7 +32,7 @@ from actstats.demo.pair import (
 )
 from actstats.models import Loaded
 from actstats.probing.inputs import input_increase
-from actstats.report.findings import SMALLEST_EFFECT, count_layers
+from actstats.report.verdicts import SMALLEST_EFFECT, count_layers
 
 BY_LAYER = {
     "total_variation": "Total variation of the activations, clean",
@@ -79,7 +79,7 @@ class Row:
         delta: Cliff's delta of R against S, over all units together. The report's is the median over layers.
         low: lower end of the 95 % bootstrap interval of `delta` over units.
         high: upper end of that interval.
-        lower: number of layers in which R is lower, as counted by `report.findings.count_layers`.
+        lower: number of layers in which R is lower, as counted by `report.verdicts.count_layers`.
         higher: number of layers in which R is higher.
         layers: number of layers compared.
     """

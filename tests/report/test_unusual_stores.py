@@ -16,7 +16,8 @@ from actstats.analysis.counterparts import match_table
 from actstats.analysis.tables import write_table
 from actstats.errors import ActstatsError
 from actstats.report import compare, write_report
-from actstats.report.findings import LEAST_PAIRS, derive_findings
+from actstats.report.findings import derive_findings
+from actstats.report.verdicts import LEAST_PAIRS
 from actstats.store.manifest import treatment
 from tests.analysis.made import PREPROCESSING, grating, make_store
 from tests.report.conftest import LAYERS, parts_of, swept
@@ -74,9 +75,9 @@ def test_few_units_get_no_verdict(tmp_path, units):
         findings["R's activation maps are smoother"],
         findings["R's counterparts are smoother than S's units"],
     )
-    assert layer.words == ("as in the paper" if units >= 5 else "undecided")
+    assert layer.words == ("this pair: as in the paper" if units >= 5 else "undecided")
     # All counterparts are smoother, so that the bootstrap interval has no width.
-    assert pairs.words == ("as in the paper" if units >= LEAST_PAIRS else "undecided")
+    assert pairs.words == ("this pair: as in the paper" if units >= LEAST_PAIRS else "undecided")
     if units < LEAST_PAIRS:
         assert pairs.difference == f"{units} matched units are too few to compare"
 
