@@ -10,7 +10,7 @@ The built-in metrics are computed by one fused kernel. A metric of your own is a
 ...         return {"energy": activation.square().sum((-2, -1))}
 """
 
-from actstats.metrics.builtin import BUFFERS, BUILTINS, DEFAULT, Rows
+from actstats.metrics.builtin import BUFFERS, BUILTINS, DEFAULT, PAIRS, Rows
 from actstats.metrics.discovery import Chosen, resolve_metrics
 from actstats.metrics.protocol import ImageBatch, Metric, Output, State, takes_batch
 
@@ -18,6 +18,7 @@ __all__ = [
     "BUFFERS",
     "BUILTINS",
     "DEFAULT",
+    "PAIRS",
     "Chosen",
     "ImageBatch",
     "Metric",

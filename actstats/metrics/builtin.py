@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actstats.metrics.protocol import Output
-from actstats_kernels.bins import MOMENTS, resolved
+from actstats_kernels.bins import MOMENTS, PAIRED, resolved
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -192,6 +192,26 @@ BUILTINS: Final[dict[str, Builtin]] = {
     ),
 }
 """The built-in statistics by name."""
+
+PAIRS: Final = dict(
+    zip(
+        PAIRED,
+        (
+            Output(
+                "map_change",
+                units="activation^2",
+                description="mean over the map's positions of (changed - clean)^2",
+            ),
+            Output(
+                "map_correlation",
+                units="1",
+                description="correlation over positions of the changed and the clean map, NaN if either is constant",
+            ),
+        ),
+        strict=True,
+    )
+)
+"""What a store of changed images has besides, by name: the rows of the kernel that compares two maps."""
 
 DEFAULT: Final = tuple(BUILTINS)
 """The metrics that a sweep computes by default: all built-in statistics."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib.metadata import entry_points
 
 from actstats.errors import ActstatsError, nearest
-from actstats.metrics.builtin import BUILTINS, DEFAULT
+from actstats.metrics.builtin import BUILTINS, DEFAULT, PAIRS
 from actstats.metrics.protocol import Metric, Output
 from actstats.support import named_object, one_or_more
 
@@ -16,14 +16,19 @@ ENTRY_POINTS = "actstats.metrics"
 
 @dataclass(frozen=True)
 class Chosen:
-    """The metrics of one sweep: names of built-in metrics, and custom metrics by name."""
+    """The metrics of one sweep: names of built-in metrics, and custom metrics by name.
+
+    If `paired`, the maps are also compared with those of a clean sweep (`PAIRS`).
+    """
 
     builtin: tuple[str, ...]
     custom: dict[str, Metric]
+    paired: bool = False
 
     def outputs(self, *, wide_counts: bool = False) -> list[Output]:
         """Return every variable that the sweep writes, built-ins first, with uint64 counts if `wide_counts`."""
         found = [o for name in self.builtin for o in BUILTINS[name].outputs_for(wide_counts=wide_counts)]
+        found += PAIRS.values() if self.paired else ()
         return found + [output for metric in self.custom.values() for output in metric.outputs]
 
 
@@ -78,6 +83,7 @@ def _refuse_clashes(chosen: Chosen) -> None:
         "bin",
         "rank",
     }
+    reserved |= {*PAIRS}
     reserved |= {output.name for builtin in BUILTINS.values() for output in builtin.outputs}
     for name, metric in chosen.custom.items():
         for output in metric.outputs:

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Final, Literal
 import numpy as np
 
 from actstats.metrics import Output
-from actstats.metrics.builtin import BUILTINS
+from actstats.metrics.builtin import BUILTINS, PAIRS
 from actstats.records import Identifier, InvalidError, Longest, Range, Text, parse
 from actstats.store.manifest import Manifest
 from actstats.store.schema import unit_chunks
@@ -45,7 +45,7 @@ _OUTPUTS: Final = {
     output.name: (builtin.outputs_for(wide_counts=False), builtin.outputs_for(wide_counts=True))
     for builtin in BUILTINS.values()
     for output in builtin.outputs
-}
+} | {name: ((output,), (output,)) for name, output in PAIRS.items()}
 _MOST_VALUES: Final = 2**31
 """Most values of a unit in a partition or image, or of an image or partition in a further dimension."""
 _CRC32C: Final = {"name": "crc32c"}

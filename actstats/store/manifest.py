@@ -36,6 +36,7 @@ from actstats.records import (
     parse,
 )
 from actstats.version import __version__
+from actstats_kernels.bins import PAIRED
 
 FORMAT: Final = 2
 """Store format that this version of actstats writes."""
@@ -178,6 +179,8 @@ class Manifest:
     classes: Texts | None = None
     distort: Texts = ()
     masks: Text | None = None
+    paired_with: Annotated[str, Form("[0-9a-f]{64}", "a SHA-256")] | None = None
+    """`identity` of the sweep of the clean images with whose maps those of this one were compared."""
     per_image: bool = True
     compile: bool = False
     memory_format: Literal["contiguous"] | None = None
@@ -191,6 +194,8 @@ class Manifest:
                 raise InvalidError(f"{name} is empty")
         if self.units > MOST_UNITS:
             raise InvalidError(f"the layers have {self.units:,} units, more than {MOST_UNITS:,}")
+        if self.paired_with is not None and (lacking := set(PAIRED).difference(self.outputs)):
+            raise InvalidError(f"paired_with is given, but outputs lack {min(lacking)}")
         for name, entries in (
             ("layers", [layer.name for layer in self.layers]),
             ("outputs", self.outputs),
@@ -280,6 +285,13 @@ def treatment(manifest: Mapping[str, Any]) -> dict[str, Any]:
         "bitround": manifest.get("bitround"),
         "preprocessing": manifest.get("preprocessing"),
     }
+
+
+def identity(manifest: Mapping[str, Any]) -> str:
+    """Return the SHA-256, in hex, of the entries of a manifest that affect results, wherever its store is."""
+    entries = flatten(manifest)
+    kept = {name: value for name, value in entries.items() if not _within(name, _TOLD | _RECORDED)}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
 def checksum(manifest: Mapping[str, Any]) -> str:

@@ -6,14 +6,17 @@ images -> decoding threads, distortions -> batch -> upload -> attack -> normalis
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from actstats.data import Batch, Source
+from actstats.data.image import OK
 from actstats.data.loader import View, joint_batches
 from actstats.data.on_device import DeviceDecoder
 from actstats.data.preprocessing import Preprocessing, of_images
@@ -44,6 +47,21 @@ class Wanted:
     decode: str = "pillow"
 
 
+@dataclass(frozen=True)
+class Group:
+    """Networks that only take images that are readable for all of them.
+
+    Attributes:
+        members: their indices among all `Wanted`.
+        excluded: status of each image of the source, int8 [images]; those that are not OK are excluded too.
+        reason: why these are excluded.
+    """
+
+    members: Sequence[int]
+    excluded: NDArray[np.int8]
+    reason: str
+
+
 def _pixels_of(wanted: Wanted) -> tuple[object, ...]:
     """Return a key that is equal for networks with the same pixels, before normalisation, on the same device."""
     preprocessing = wanted.loaded.preprocessing
@@ -70,6 +88,7 @@ class JointFeed:
         source: Source,
         ranges: Iterable[tuple[int, int]],
         *,
+        groups: Sequence[Group] = (),
         workers: int | None = None,
         strict: bool = False,
         on_progress: OnProgress | None = None,
@@ -82,7 +101,7 @@ class JointFeed:
         Raises:
             ActstatsError: images cannot be decoded on this device, or decoding there is combined with distortions.
         """
-        self._wanted, self._source = wanted, source
+        self._wanted, self._source, self._groups = wanted, source, groups
         self._strict, self._on_progress = strict, on_progress
         ranges = list(ranges)
         self._distorters = [self._distorter(w) for w in wanted]
@@ -109,8 +128,9 @@ class JointFeed:
                 if batches is None:
                     return
                 waited += time.perf_counter() - asked
+                agreed = self._agreed([batches[view] for view in self._view_of])
                 for number, upload in enumerate(uploads):
-                    batch = batches[self._view_of[number]]
+                    batch = agreed[number]
                     self._note_failures(number, batch)
                     yield number, *self._with_input(number, batch, upload)
                 self.progress = Progress(
@@ -121,9 +141,22 @@ class JointFeed:
                     waiting=waited,
                     unavailable=len(self._unavailable),
                 )
-                del batch, batches
+                del batch, agreed, batches
                 if self._on_progress is not None:
                     self._on_progress(self.progress)
+
+    def _agreed(self, batches: list[Batch]) -> list[Batch]:
+        """Return the batch of each network, without the images that are unreadable for another one of its group."""
+        for group in self._groups:
+            own = [batches[number] for number in group.members]
+            status = group.excluded[own[0].start : own[0].stop]
+            messages = dict.fromkeys((np.flatnonzero(status != OK) + own[0].start).tolist(), group.reason)
+            for batch in own:
+                status = np.where(status == OK, batch.status, status)
+                messages = {**batch.messages, **messages}
+            for number in group.members:
+                batches[number] = _without(batches[number], status, messages)
+        return batches
 
     def _distorter(self, wanted: Wanted) -> Distorter | None:
         if not wanted.chain:
@@ -171,6 +204,20 @@ class JointFeed:
                     f"{path}: {message} (without `strict=True`, a sweep records unreadable images and continues)"
                 )
             self.failures[number][path] = message
+
+
+def _without(batch: Batch, status: NDArray[np.int8], messages: Mapping[int, str]) -> Batch:
+    """Return a batch without the images that have a `status` other than OK, with the `messages` on them."""
+    if np.array_equal(status, batch.status):
+        return batch
+    kept = np.flatnonzero(status[batch.position] == OK)
+    return replace(
+        batch,
+        pixels=batch.pixels[torch.from_numpy(kept).to(batch.pixels.device)],
+        position=batch.position[kept],
+        status=np.where(batch.status == OK, status, batch.status),
+        messages=dict(sorted({**messages, **batch.messages}.items())),
+    )
 
 
 class Feed:

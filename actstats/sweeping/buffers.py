@@ -17,7 +17,18 @@ from torch import Tensor
 
 from actstats.data import NO_LABEL
 from actstats.errors import ActstatsError, reason_of
-from actstats.metrics import BUFFERS, BUILTINS, Chosen, ImageBatch, Metric, Output, Rows, State, takes_batch
+from actstats.metrics import (
+    BUFFERS,
+    BUILTINS,
+    PAIRS,
+    Chosen,
+    ImageBatch,
+    Metric,
+    Output,
+    Rows,
+    State,
+    takes_batch,
+)
 from actstats.store import Schema
 from actstats_kernels import ops
 from actstats_kernels.bins import MOMENTS
@@ -63,6 +74,8 @@ class Buffers:
                 count = torch.int64 if wide else torch.int32
                 dtype = count if kind.dtype == "count" else getattr(torch, kind.dtype)
                 self.kernel[name] = allocate(kind.dims, dtype, kind.start)
+        rows = (len(PAIRS), schema.partition_size, schema.units)
+        self.pairs = torch.empty(rows, device=layout.device) if layout.chosen.paired else None
         self.custom: dict[str, Tensor] = {}
         for metric in layout.chosen.custom.values():
             for output in metric.outputs:
@@ -72,12 +85,37 @@ class Buffers:
     @property
     def nbytes(self) -> int:
         """Total size of the buffers."""
-        return sum(buffer.nbytes for buffer in (*self.kernel.values(), *self.custom.values()))
+        pairs = () if self.pairs is None else (self.pairs,)
+        return sum(buffer.nbytes for buffer in (*self.kernel.values(), *pairs, *self.custom.values()))
 
     def begin(self) -> None:
         """Reset the sums for the next partition. Rows of images need no reset, as they are overwritten."""
         for total, start in self._sums:
             total.fill_(start)
+
+
+class KeptMaps:
+    """The clean maps of one batch by layer, kept until other passes over the same images are compared with them.
+
+    The memory is reused for later batches.
+    """
+
+    def __init__(self) -> None:
+        self._memory: dict[int, Tensor] = {}
+        self._count = 0
+
+    def keep(self, layer: int, maps: Tensor) -> None:
+        """Copy the maps [N, C, H, W] of a layer, which the network may change later."""
+        memory = self._memory.get(layer)
+        self._count = len(maps)
+        if memory is None or len(memory) < len(maps) or memory.dtype != maps.dtype:
+            with torch.inference_mode(False):  # written again and again, whatever the mode of the pass
+                memory = self._memory[layer] = torch.empty_like(maps)
+        memory[: len(maps)].copy_(maps)
+
+    def __getitem__(self, layer: int) -> Tensor:
+        """Return the maps of a layer for the current batch."""
+        return self._memory[layer][: self._count]
 
 
 class Partition:
@@ -96,7 +134,7 @@ class Partition:
         self._outputs = {o.name: o for metric in layout.chosen.custom.values() for o in metric.outputs}
         self._ranges: dict[str, Tensor] = {}
         buffers.begin()
-        self._kernel, self._custom = buffers.kernel, buffers.custom
+        self._kernel, self._pairs, self._custom = buffers.kernel, buffers.pairs, buffers.custom
         self._states = [
             [
                 State(
@@ -118,10 +156,12 @@ class Partition:
             known = np.full(len(readable), NO_LABEL) if labels is None else labels[readable]
             self._images = self._on_device(readable), self._on_device(known)
 
-    def update(self, layer: int, maps: Tensor) -> None:
-        """Add the maps [N, C, H, W] of one layer for the current batch."""
+    def update(self, layer: int, maps: Tensor, clean: Tensor | None = None) -> None:
+        """Add the maps [N, C, H, W] of one layer for the current batch, and compare them with the `clean` ones."""
         if self._kernel:
             ops.accumulate(maps, *(self._part(name, layer) for name in BUFFERS))
+        if self._pairs is not None and clean is not None:
+            ops.compare(clean, maps, self._pairs[:, self._rows, self._slices[layer]])
         for (name, metric), state in zip(self.layout.chosen.custom.items(), self._states[layer], strict=True):
             self._update_custom(name, metric, state, maps, self._slices[layer])
 
@@ -138,6 +178,8 @@ class Partition:
         found: dict[str, Tensor] = {}
         for name in self.layout.chosen.builtin:
             found |= BUILTINS[name].finish(rows, schema.top_k)
+        if self._pairs is not None:
+            found |= zip(PAIRS, self._pairs[:, :filled], strict=True)
         for name, values in self._custom.items():
             if name in stored:
                 found[name] = values[:filled] if stored[name].per_image else values

@@ -32,8 +32,8 @@ from actstats.store import Schema, Store, parse_compression, place_of
 from actstats.store import manifest as manifests
 from actstats.store.description import Attack, computed_on
 from actstats.store.store import missing_error
-from actstats.support import html_facts, located, named_object, on_this_machine
-from actstats.sweeping.progress import Progress, Started, Summary, bar
+from actstats.support import html_facts, located, named_object, on_this_machine, one_or_more
+from actstats.sweeping.progress import Estimate, Progress, Started, Summary, bar
 from actstats.sweeping.settings import Execution, Settings, names_of, require_known
 
 if TYPE_CHECKING:
@@ -51,25 +51,6 @@ if TYPE_CHECKING:
 _JSON: Final = 1
 """Version of the JSON format of a plan."""
 _LAYER: Final = ("name", "module", "call", "kind", "units", "height", "width", "shape", "axes", "prefix")
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """Estimated cost of a sweep.
-
-    Attributes:
-        images: number of images in the whole sweep.
-        partitions: number of partitions, the blocks that are completed one by one.
-        bytes: size of the store before compression.
-        memory: approximate peak memory in bytes, of the GPU if the sweep runs on one, else of this process.
-        seconds: duration of the whole sweep, extrapolated from a few batches; None if not measured.
-    """
-
-    images: int
-    partitions: int
-    bytes: int
-    memory: int
-    seconds: float | None = None
 
 
 @dataclass
@@ -353,6 +334,40 @@ class SweepPlan:
 
     # Estimating and running.
 
+    def changed(self, distort: str | Sequence[str] | Chain, store: str | Path) -> Self:
+        """Plan a sweep of the same images, changed by `distort`, whose maps are compared with those of this one.
+
+        `sweep_together([clean, changed])` runs both in one pass. `store` has the variables of a separate sweep, and
+        also `map_change` and `map_correlation`, f32 [image, unit]. If this sweep has distortions, they come first.
+
+        Raises:
+            ActstatsError: there is no distortion, it does not apply to these images, or this sweep has no per-image
+                variables.
+        """
+        from actstats.data.preprocessing import of_images
+        from actstats.distort import Chain, parse
+
+        before = self.manifest.get("distort", ())
+        chain = parse([*before, *one_or_more(distort.specs if isinstance(distort, Chain) else distort)])
+        if len(chain.steps) == len(before):
+            raise ActstatsError(
+                f"the images for {store} are not changed; name a distortion, such as noise:0.1"
+            )
+        if "paired_with" in self.manifest:
+            raise ActstatsError(f"{self.store} is itself of changed images; pair {store} with the clean ones")
+        if not self.settings.per_image:
+            raise ActstatsError(f"the maps for {store} are compared image by image; use `per_image=True`")
+        if self.settings.decode == "device":
+            raise ActstatsError("distortions run on the CPU; use `decode=pillow`, or omit the distortions")
+        chain.check(of_images(self.preprocessing, "distorting images"))
+        manifest = {**self.manifest, **chain.record(), "paired_with": manifests.identity(self.manifest)}
+        chosen = replace(self._metrics(), paired=True)
+        made = type(self)(
+            manifest, store, loaded=self.network(), source=self.images(), chosen=chosen, trust=self._trust
+        )
+        made.manifest["outputs"] = [output.name for output in made.schema.outputs]
+        return made
+
     def estimate(self, *, measure: bool = False) -> Estimate:
         """Estimate disk space, memory and, with `measure`, the duration by timing a few batches.
 
@@ -374,6 +389,8 @@ class SweepPlan:
         memory = (
             3 * partition + 2 * weights + 4 * 3 * self.settings.batch_size * shape[0] * shape[1] * shape[2]
         )
+        if "paired_with" in self.manifest:
+            memory += maps * (4 if self.settings.amp == "off" else 2)  # the clean maps
         return Estimate(
             images=schema.images,
             partitions=schema.partitions,
@@ -398,6 +415,11 @@ class SweepPlan:
         """
         require_known(execution, "run", *names_of(Execution))
         how = Execution(**execution)
+        if "paired_with" in self.manifest:
+            raise ActstatsError(
+                f"{self.store} is compared with a sweep of the clean images, so both run together: "
+                "sweep_together([clean, changed])"
+            )
         from actstats.sweeping.run import run_partitions
 
         # Check for the cluster or device before the store is created.
@@ -471,14 +493,17 @@ class SweepPlan:
         finally:
             store.close()
 
-    def job(self, device: str | torch.device | None = None) -> Job:
+    def job(self, device: str | torch.device | None = None, *, beside: Job | None = None) -> Job:
         """Return what this process needs to compute partitions on `device`.
+
+        With `beside`, the job of the clean images, changed images run through the same network, compiled or not.
 
         Raises:
             ActstatsError: the network or the images are unavailable, or the plan is for another type of device.
         """
         from actstats.sweeping.buffers import PartitionLayout
         from actstats.sweeping.device import refuse_meta
+        from actstats.sweeping.forward import Network
         from actstats.sweeping.run import Job
 
         target = self._target(device)
@@ -488,7 +513,11 @@ class SweepPlan:
             self.schema, self._metrics(), target, self.settings.bitround, self.images().labels
         )
         channels_last = "memory_format" not in self.manifest
-        return Job(loaded, self.images(), layout, self.settings, self.chain, channels_last)
+        network = Network(loaded.model, self.schema.layers, target, self.settings.amp, channels_last)
+        made = Job(loaded, self.images(), layout, self.settings, network, self.chain, channels_last)
+        if beside is None:
+            return made
+        return replace(made, loaded=beside.loaded, network=beside.network, turn=beside.turn)
 
     def _target(self, device: str | torch.device | None) -> torch.device:
         from actstats.sweeping.device import find_device
@@ -514,7 +543,8 @@ class SweepPlan:
                 raise ActstatsError(
                     f"{self.store} uses the custom metric {custom[0]}; trust the store to import its code"
                 )
-            self._chosen = resolve_metrics(self.settings.metrics, custom)
+            resolved = resolve_metrics(self.settings.metrics, custom)
+            self._chosen = replace(resolved, paired="paired_with" in self.manifest)
         return self._chosen
 
     def _measured_seconds(self) -> float:

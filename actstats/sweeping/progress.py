@@ -1,4 +1,4 @@
-"""Progress reports of a sweep: before it starts, after each batch, and at the end."""
+"""Reports of a sweep: what it will cost, its start, its progress after each batch, and its end."""
 
 from __future__ import annotations
 
@@ -14,6 +14,25 @@ from actstats.support import URL, html_facts
 
 if TYPE_CHECKING:
     from actstats.store.description import Attack
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Estimated cost of a sweep.
+
+    Attributes:
+        images: number of images in the whole sweep.
+        partitions: number of partitions, the blocks that are completed one by one.
+        bytes: size of the store before compression.
+        memory: approximate peak memory in bytes, of the GPU if the sweep runs on one, else of this process.
+        seconds: duration of the whole sweep, extrapolated from a few batches; None if not measured.
+    """
+
+    images: int
+    partitions: int
+    bytes: int
+    memory: int
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -96,6 +115,8 @@ class Summary:
     """Number of complete partitions in the store by the device and versions that computed them."""
     attack: Attack | None = None
     """How far an adversarial distortion moved the images of the complete partitions."""
+    changed: Mapping[str, Summary] = field(default_factory=dict)
+    """Summary of the sweep of changed images for each of `sweep`'s `changed`."""
     failed: bool = False
     """Whether the fraction of unreadable images in the whole sweep exceeds `Execution.max_failed`."""
 

@@ -1,7 +1,7 @@
 """Run a sweep: compute the statistics of all units, partition by partition, and write them to the store.
 
 `Job` holds what a process needs to compute partitions: the network on its device, the images and the layout of the
-buffers. `run_partitions` computes them.
+buffers. `run_partitions` computes those of one sweep, `run_together` those of several in one pass.
 
 images -> Feed -> forward pass, one hook per layer -> fused kernel -> partition's buffers -> writer thread -> store
 """
@@ -13,19 +13,21 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, closing
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from actstats.data import Batch, Source
+from actstats.data.image import OK
 from actstats.data.loader import split
 from actstats.distort import Chain
 from actstats.errors import ActstatsError
@@ -33,9 +35,10 @@ from actstats.layers.passes import ready
 from actstats.models import Loaded
 from actstats.store import Store
 from actstats.store.manifest import versions
-from actstats.sweeping.batches import Feed
-from actstats.sweeping.buffers import Buffers, Partition, PartitionLayout, PartitionResult
-from actstats.sweeping.device import memory_for, refuse_uncompilable
+from actstats.support import URL
+from actstats.sweeping.batches import Feed, Group, JointFeed, Wanted
+from actstats.sweeping.buffers import Buffers, KeptMaps, Partition, PartitionLayout, PartitionResult
+from actstats.sweeping.device import memory_for, out_of_memory_explained, refuse_uncompilable
 from actstats.sweeping.forward import Network
 from actstats.sweeping.progress import Progress
 from actstats.sweeping.settings import Execution, Settings
@@ -56,6 +59,8 @@ class Job:
     source: Source
     layout: PartitionLayout
     settings: Settings
+    network: Network
+    """Runs the forward passes, eagerly until `compile` is called. Sweeps of clean and changed images share it."""
     chain: Chain | None = None
     channels_last: bool = True
     turn: threading.Lock = field(default_factory=threading.Lock)
@@ -63,12 +68,6 @@ class Job:
     def ready(self) -> AbstractContextManager[None]:
         """Have the network on its device in eval mode, in the memory format of the sweep, and leave it as it was."""
         return ready(self.loaded.model, self.layout.device, channels_last=self.channels_last)
-
-    @cached_property
-    def network(self) -> Network:
-        """The network that runs the forward passes, eagerly until `compile` is called."""
-        layers, amp = self.layout.schema.layers, self.settings.amp
-        return Network(self.loaded.model, layers, self.layout.device, amp, self.channels_last)
 
     def compile(self, execution: Execution) -> float:
         """Compile the network once if the settings ask for it, report the outcome, and return the seconds it took.
@@ -93,6 +92,36 @@ class Job:
         return seconds
 
 
+@dataclass(frozen=True)
+class JointSweep:
+    """One of the sweeps of a pass: its job, its store, and the partitions to compute.
+
+    `clean` is None, or the number of the member, before this one, with whose maps those of this one are compared.
+    """
+
+    job: Job
+    store: Store
+    indices: Sequence[int]
+    clean: int | None = None
+
+
+@dataclass
+class Outcome:
+    """What became of one of the sweeps of a pass: a dict from each unreadable image to the reason, and its error."""
+
+    failures: dict[str, str]
+    error: ActstatsError | None = None
+
+    @contextmanager
+    def noting(self, batch_size: int) -> Iterator[None]:
+        """Keep an `ActstatsError` of the block, instead of raising it."""
+        try:
+            with out_of_memory_explained(batch_size):
+                yield
+        except ActstatsError as error:
+            self.error = self.error or error
+
+
 def run_partitions(
     job: Job, store: Store, indices: Sequence[int], execution: Execution
 ) -> tuple[Progress, dict[str, str]]:
@@ -105,43 +134,140 @@ def run_partitions(
         ActstatsError: any error that the user can fix, in one line. Completed partitions are kept.
         KeyboardInterrupt: on Ctrl-C, once the partition being written is complete.
     """
-    settings, layout = job.settings, job.layout
-    ranges = [r for index in indices for r in split(*store.bounds(index), settings.batch_size)]
-    feed = Feed(
-        job.loaded,
-        job.source,
-        layout.device,
-        ranges,
-        chain=job.chain,
-        decode=settings.decode,
+    progress, outcomes = run_together({0: JointSweep(job, store, indices)}, execution)
+    if outcomes[0].error is not None:
+        raise outcomes[0].error
+    return progress, outcomes[0].failures
+
+
+def run_together(
+    members: Mapping[int, JointSweep], execution: Execution
+) -> tuple[Progress, dict[int, Outcome]]:
+    """Compute partitions of several sweeps of the same images in one pass, decoding each image once.
+
+    The networks run one after the other on each batch. An error stops one sweep, and those compared with it.
+
+    Returns:
+        The progress of the run, and the outcome of each sweep, by the numbers of the members.
+
+    Raises:
+        ActstatsError: any error that concerns all sweeps, in one line. Completed partitions are kept.
+        KeyboardInterrupt: on Ctrl-C, once the partitions being written are complete.
+    """
+    some = next(iter(members.values()))
+    size = some.job.settings.batch_size
+    todo = sorted(set().union(*(member.indices for member in members.values())))
+    feed = JointFeed(
+        [
+            Wanted(m.job.loaded, m.job.layout.device, m.job.chain, m.job.settings.decode)
+            for m in members.values()
+        ],
+        some.job.source,
+        [r for index in todo for r in split(*some.store.bounds(index), size)],
+        groups=_groups(members),
         workers=execution.workers,
         strict=execution.strict,
         on_progress=execution.on_progress,
     )
-    with (
-        memory_for(settings.batch_size),
-        Writer(store) as writer,
-        closing(iter(feed)) as batches,
-    ):
-        # The lock covers neither reading the first images, unless they are distorted by the network itself, nor
-        # writing the last partition.
-        first = () if job.chain else (next(batches),)
+    numbers = list(members)
+    outcomes = {number: Outcome(failures) for number, failures in zip(numbers, feed.failures, strict=True)}
+    with memory_for(size), ExitStack() as stack, closing(iter(feed)) as batches:
+        writers = {number: stack.enter_context(Writer(m.store)) for number, m in members.items()}
+        # The locks cover neither reading the first images, unless they are distorted by a network itself, nor
+        # writing the last partitions.
+        first = () if any(m.job.chain for m in members.values()) else (next(batches),)
         asked = time.perf_counter()
-        with job.turn, job.ready():
-            job.compile(execution)
-            filling = Filling(job, writer, indices)
-            feed.leave_out(time.perf_counter() - asked)
-            for batch, images in chain(first, batches):
-                filling.take(batch, images)
-    return feed.progress, feed.failures
+        with ExitStack() as running:
+            fillings = _ready(members, writers, outcomes, running, execution)
+            feed.idle += time.perf_counter() - asked
+            for place, batch, images in chain(first, batches):
+                number = numbers[place]
+                outcome, clean = outcomes[number], members[number].clean
+                if clean is not None and outcomes[clean].error is not None:
+                    outcome.error = outcome.error or unpaired_error(members[number].store.path)
+                if outcome.error is None:
+                    with outcome.noting(size):
+                        fillings[number].take(batch, images)
+                if all(outcome.error is not None for outcome in outcomes.values()):
+                    break
+                del batch, images  # free them before the next batch is created
+        for number, writer in writers.items():
+            with outcomes[number].noting(size):
+                writer.wait()
+    return feed.progress, outcomes
+
+
+def unpaired_error(store: Path | URL) -> ActstatsError:
+    """Return the error of a sweep of changed images without the clean maps."""
+    return ActstatsError(f"{store} was not completed, because the sweep of the clean images failed")
+
+
+def _ready(
+    members: Mapping[int, JointSweep],
+    writers: Mapping[int, Writer],
+    outcomes: Mapping[int, Outcome],
+    stack: ExitStack,
+    execution: Execution,
+) -> dict[int, Filling]:
+    """Have all networks ready until `stack` closes, and return what fills the partitions of each member."""
+    fillings: dict[int, Filling] = {}
+    kept = {m.clean: KeptMaps() for m in members.values() if m.clean is not None}
+    for turn in dict.fromkeys(m.job.turn for m in members.values()):
+        stack.enter_context(turn)
+    for number, member in members.items():
+        with outcomes[number].noting(member.job.settings.batch_size):
+            if member.clean is None:
+                stack.enter_context(member.job.ready())
+                member.job.compile(execution)
+            fillings[number] = Filling(
+                member.job,
+                writers[number],
+                member.indices,
+                clean=None if member.clean is None else kept[member.clean],
+                kept=kept.get(number),
+                kept_in=set().union(*(m.indices for m in members.values() if m.clean == number)),
+            )
+    return fillings
+
+
+def _groups(members: Mapping[int, JointSweep]) -> list[Group]:
+    """Return the members that are compared with each other, with the images that are missing in their stores."""
+    groups = []
+    for clean in dict.fromkeys(m.clean for m in members.values() if m.clean is not None):
+        paired = {
+            place: member
+            for place, (number, member) in enumerate(members.items())
+            if clean in (number, member.clean)
+        }
+        excluded = np.full(len(members[clean].job.source), OK, dtype=np.int8)
+        for member in paired.values():
+            status = member.store.statuses()
+            for index in member.indices:
+                status[slice(*member.store.bounds(index))] = OK
+            excluded = np.where((excluded == OK) & (status > OK), status, excluded)
+        groups.append(Group(list(paired), excluded, "it could not be read when it was swept before"))
+    return groups
 
 
 class Filling:
     """Fills the partitions of a job batch by batch, and hands each to the writer when it is full."""
 
-    def __init__(self, job: Job, writer: Writer, indices: Sequence[int]) -> None:
-        """Prepare to fill the partitions `indices`."""
+    def __init__(
+        self,
+        job: Job,
+        writer: Writer,
+        indices: Sequence[int],
+        *,
+        clean: KeptMaps | None = None,
+        kept: KeptMaps | None = None,
+        kept_in: Collection[int] = (),
+    ) -> None:
+        """Prepare to fill the partitions `indices`, comparing the maps with those of `clean`.
+
+        The maps of the partitions `kept_in` are also copied to `kept`.
+        """
         self._job, self._writer, self._indices = job, writer, frozenset(indices)
+        self._clean, self._kept, self._kept_in = clean, kept, kept_in
         # One set is filled while the writer reads the other, which is free again before the next partition begins.
         self._buffers = [Buffers(job.layout) for _ in indices[:2]]
         self._partition: Partition | None = None
@@ -149,25 +275,28 @@ class Filling:
         self._moved: list[Tensor] = []
 
     def take(self, batch: Batch, images: Tensor | None) -> None:
-        """Run the network on the next batch; batches of partitions that are not to be filled are skipped.
+        """Run the network on the next batch, unless it is of a partition whose maps nobody needs.
 
         Raises:
             ActstatsError: the network or a metric fails, or the previous partition could not be written.
         """
-        layout = self._job.layout
-        index = batch.start // layout.schema.partition_size
+        index = batch.start // self._job.layout.schema.partition_size
+        kept = self._kept if index in self._kept_in else None
         if index not in self._indices:
+            if kept is not None and images is not None:
+                self._job.network(images, kept.keep)
             return
-        partition = self._partition
-        if partition is None:
-            self._buffers.reverse()
-            partition = self._partition = Partition(layout, self._buffers[0], index)
-            self._begun = time.perf_counter()
-            self._moved.clear()
+        partition = self._partition or self._begin(index)
         partition.status[batch.start - partition.start : batch.stop - partition.start] = batch.status
         if images is not None:
+
+            def receive(layer: int, maps: Tensor) -> None:
+                if kept is not None:
+                    kept.keep(layer, maps)
+                partition.update(layer, maps, None if self._clean is None else self._clean[layer])
+
             partition.begin_batch(batch.position + batch.start)
-            self._job.network(images, partition.update)
+            self._job.network(images, receive)
         if batch.moved is not None:
             self._moved.append(batch.moved)
         if batch.stop == partition.stop:
@@ -175,6 +304,13 @@ class Filling:
             self._writer.put(result, provenance(self._job, seconds) | self._attack())
             self._partition = None
         self._writer.check()
+
+    def _begin(self, index: int) -> Partition:
+        self._buffers.reverse()
+        self._partition = Partition(self._job.layout, self._buffers[0], index)
+        self._begun = time.perf_counter()
+        self._moved.clear()
+        return self._partition
 
     def _attack(self) -> dict[str, Any]:
         """Return the entry of the provenance that says over what distance an attack moved the partition's images."""

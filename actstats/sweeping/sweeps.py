@@ -26,6 +26,7 @@ def sweep(
     images: Any,
     store: str | Path,
     *,
+    changed: Mapping[str, str | Path] | None = None,
     device: str = "auto",
     **options: Any,
 ) -> Summary:
@@ -40,13 +41,15 @@ def sweep(
         images: a folder, tar files or `"demo"`; a torch `Dataset` or `DataLoader`, a Hugging Face dataset or a
             tensor; or an open source (see `open_source`).
         store: path or URL of the Zarr store, created if missing.
+        changed: stores for the same images, changed, by their distortions: `{"noise:0.1": "noisy.zarr"}`. They are
+            swept in the same pass, and each map is compared with the clean one (see `SweepPlan.changed`).
         device: "cpu", "cuda", "cuda:1", or "auto" for a GPU if there is one.
         **options: the other arguments of `plan` (weights, robust, seed, offline, preprocessing, limit, sample,
             fingerprint), and the fields of `Settings` (layers, metrics, batch_size, ...) and `Execution` (workers,
             part, strict, overwrite, on_start, on_progress, progress, client, ...).
 
     Returns:
-        A summary of this run.
+        A summary of this run, with those of the changed images as `changed`.
 
     Raises:
         ActstatsError: any error that the user can fix, in one line. Completed partitions are kept.
@@ -60,13 +63,20 @@ def sweep(
         from actstats.sweeping.cluster import device_of
 
         device = device_of(how, device)
-    if finished := _complete_already(model, images, store, device, how, options):
+    if not changed and (finished := _complete_already(model, images, store, device, how, options)):
         return finished
     if how.client is None:
         from actstats.sweeping.device import find_device
 
         find_device(device)
-    return plan(model, images, store, device=device, **options).run(**execution, device=device)
+    clean = plan(model, images, store, device=device, **options)
+    if not changed:
+        return clean.run(**execution, device=device)
+    from actstats.sweeping.together import sweep_together
+
+    plans = [clean.changed(specs, path) for specs, path in changed.items()]
+    summaries: list[Summary] = sweep_together([clean, *plans], **execution, device=device)
+    return replace(summaries[0], changed=dict(zip(changed, summaries[1:], strict=True)))
 
 
 _PLANNING: Final = ("weights", "robust", "seed", "offline", "preprocessing", "limit", "sample", "fingerprint")

@@ -2,22 +2,23 @@
 
 Networks with the same preprocessing also share the pixels. They run one after the other on each batch. Each writes
 its own store, byte for byte the same as in a separate sweep. If one fails, the others continue.
+
+A sweep of changed images (`SweepPlan.changed`) runs after that of the clean ones, with the same network, and compares
+its maps with the clean ones.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from typing import Any, Final, Literal, overload
 
-from actstats.data.loader import split
 from actstats.errors import ActstatsError
+from actstats.store import manifest as manifests
 from actstats.support import URL
-from actstats.sweeping.batches import JointFeed, Wanted
-from actstats.sweeping.device import memory_reused, out_of_memory_explained
 from actstats.sweeping.planning import Run, SweepPlan
 from actstats.sweeping.progress import Summary
-from actstats.sweeping.run import Filling, Job, Writer
+from actstats.sweeping.run import JointSweep, run_together, unpaired_error
 from actstats.sweeping.settings import Execution, names_of, require_known
 
 _SHARED: Final = ("batch_size", "partition_size")
@@ -62,6 +63,7 @@ def sweep_together(
     if how.client is not None:
         raise ActstatsError("a cluster computes one sweep at a time; run each plan by itself with `client=`")
     _require_shared(plans)
+    clean = _clean_of(plans)
     results: dict[int, Summary | ActstatsError] = {}
     with ExitStack() as stack:
         runs: dict[int, Run] = {}
@@ -70,9 +72,27 @@ def sweep_together(
                 runs[number] = stack.enter_context(plan.opened(how))
             except ActstatsError as error:
                 results[number] = error
-        going = {number: run for number, run in runs.items() if run.todo}
-        if going:
-            results |= _run(plans, going, how)
+        members: dict[int, JointSweep] = {}
+        # Clean images come before changed ones, and are needed for them even if their own store is complete.
+        needed = {clean[number] for number, run in runs.items() if run.todo}
+        for number in sorted(runs, key=lambda number: (clean[number], number != clean[number])):
+            run, paired = runs[number], clean[number] if clean[number] != number else None
+            if not run.todo and number not in needed:
+                continue
+            try:
+                if paired is not None and paired not in members:
+                    raise unpaired_error(run.store.path)
+                beside = None if paired is None else members[paired].job
+                job = plans[number].job(how.device, beside=beside)
+                members[number] = JointSweep(job, run.store, run.todo, paired)
+            except ActstatsError as error:
+                results[number] = error
+        if members:
+            progress, outcomes = run_together(members, how)
+            for number, outcome in outcomes.items():
+                runs[number].progress, runs[number].failures = progress, outcome.failures
+                if outcome.error is not None:
+                    results[number] = outcome.error
         results |= {number: run.summary() for number, run in runs.items() if number not in results}
     found = [results[number] for number in range(len(plans))]
     if not return_errors:
@@ -80,6 +100,24 @@ def sweep_together(
             if isinstance(result, ActstatsError):
                 raise result
     return found
+
+
+def _clean_of(plans: Sequence[SweepPlan]) -> list[int]:
+    """Return for each plan the number of the plan of its clean images, which is its own if it is not paired.
+
+    Raises:
+        ActstatsError: the plan of the clean images is missing.
+    """
+    numbers = {manifests.identity(plan.manifest): number for number, plan in enumerate(plans)}
+    clean = []
+    for number, plan in enumerate(plans):
+        paired = plan.manifest.get("paired_with")
+        if paired is not None and paired not in numbers:
+            raise ActstatsError(
+                f"{plan.store} is compared with a sweep of the clean images; pass the plan of that sweep too"
+            )
+        clean.append(number if paired is None else numbers[paired])
+    return clean
 
 
 def _require_shared(plans: Sequence[SweepPlan]) -> None:
@@ -101,61 +139,3 @@ def _require_shared(plans: Sequence[SweepPlan]) -> None:
     for plan, store in zip(plans, stores, strict=True):
         if stores.count(store) > 1:
             raise ActstatsError(f"two sweeps in one pass have the same store {plan.store}; give each its own")
-
-
-def _run(
-    plans: Sequence[SweepPlan], runs: dict[int, Run], how: Execution
-) -> dict[int, Summary | ActstatsError]:
-    """Compute the open partitions of all runs, update the runs, and return the errors of failed ones by number."""
-    errors: dict[int, Summary | ActstatsError] = {}
-    with ExitStack() as stack:
-        stack.enter_context(memory_reused())
-        jobs: dict[int, Job] = {}
-        writers: dict[int, Writer] = {}
-        fillings: dict[int, Filling] = {}
-        for number, run in runs.items():
-            try:
-                with out_of_memory_explained(plans[number].settings.batch_size):
-                    job = jobs[number] = plans[number].job(how.device)
-                    stack.enter_context(job.ready())
-                    job.compile(how)
-                    writer = writers[number] = stack.enter_context(Writer(run.store))
-                    fillings[number] = Filling(job, writer, run.todo)
-            except ActstatsError as error:
-                errors[number] = error
-        numbers = list(fillings)
-        if not numbers:
-            return errors
-        todo = sorted(set().union(*(runs[number].todo for number in numbers)))
-        bounds = runs[numbers[0]].schema.bounds
-        size = plans[numbers[0]].settings.batch_size
-        feed = JointFeed(
-            [
-                Wanted(job.loaded, job.layout.device, job.chain, job.settings.decode)
-                for job in (jobs[number] for number in numbers)
-            ],
-            jobs[numbers[0]].source,
-            [r for index in todo for r in split(*bounds(index), size)],
-            workers=how.workers,
-            strict=how.strict,
-            on_progress=how.on_progress,
-        )
-        with closing(iter(feed)) as batches:
-            for place, batch, images in batches:
-                number = numbers[place]
-                if number in errors:
-                    continue
-                try:
-                    with out_of_memory_explained(size):
-                        fillings[number].take(batch, images)
-                except ActstatsError as error:
-                    errors[number] = error
-                    if all(n in errors for n in numbers):
-                        break
-        for place, number in enumerate(numbers):
-            try:
-                writers[number].wait()
-            except ActstatsError as error:
-                errors.setdefault(number, error)
-            runs[number].progress, runs[number].failures = feed.progress, feed.failures[place]
-    return errors

@@ -22,8 +22,8 @@ from actstats_cli.printing import count, duration, message, note, print_json, si
 from actstats_cli.progress import Reporter
 
 if TYPE_CHECKING:
-    from actstats.sweeping.planning import Estimate, SweepPlan
-    from actstats.sweeping.progress import Summary
+    from actstats.sweeping.planning import SweepPlan
+    from actstats.sweeping.progress import Estimate, Summary
 
 SHOWN: Final = 5
 """Number of unreadable images that the summary lists."""
@@ -32,7 +32,7 @@ _LONGEST_NAME: Final = 150
 DEMO: Final = "demo"
 GROUPS: Final = {
     "Network": ("--arch", "--weights", "--robust", "--seed", "--preprocessing", "--offline", "--also"),
-    "Images": ("--data", "--limit", "--sample", "--distort"),
+    "Images": ("--data", "--limit", "--sample", "--distort", "--changed"),
     "What is computed": (
         "--layers",
         "--metrics",
@@ -60,7 +60,7 @@ _OF_AN_ARCH: Final = ("weights", "robust", "preprocessing")
 """Options that --also does not take from the first network if it gives another --arch."""
 _OF_A_NETWORK: Final = frozenset(
     {
-        *("arch", "seed", "out", *_OF_AN_ARCH),
+        *("arch", "seed", "out", "changed", *_OF_AN_ARCH),
         *("distort", "layers", "metrics", "custom", "per_image", "top_k"),
         *("amp", "compile", "decode", "bitround", "compression"),
     }
@@ -74,6 +74,21 @@ def _part(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, 
     if not (slash and first.isdecimal() and second.isdecimal() and int(first) < int(second)):
         raise click.BadParameter(f"{value!r} is not I/N with 0 <= I < N, such as 0/8", ctx, param)
     return int(first), int(second)
+
+
+def _changed(
+    ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
+) -> tuple[tuple[str, Path | URL], ...]:
+    """Return the distortions and the store of each SPECS=STORE."""
+    pairs = []
+    for value in values:
+        specs, equals, store = (part.strip() for part in value.partition("="))
+        if not (specs and equals and store):
+            raise click.BadParameter(
+                f"{value!r} is not SPECS=STORE, such as noise:0.1=noisy.zarr", ctx, param
+            )
+        pairs.append((specs, located(store)))
+    return tuple(pairs)
 
 
 @click.command(cls=options.Grouped, groups=GROUPS)
@@ -102,6 +117,14 @@ def _part(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, 
     "its weights, the images, their distortion, the layers and the metrics, such as googlenet-robust-demo.zarr.",
 )
 @options.distort
+@click.option(
+    "--changed",
+    multiple=True,
+    callback=_changed,
+    metavar="SPECS=STORE",
+    help="Sweep the same images, changed by these distortions, to STORE in the same pass, and compare each map with "
+    "the clean one, such as --changed noise:0.1=noisy.zarr. Repeatable.",
+)
 @options.layers
 @options.stored
 @options.limit
@@ -202,6 +225,7 @@ def sweep(
         actstats sweep --arch alexnet --data photographs/ --metric my_metrics:Kurtosis
         actstats sweep --arch alexnet --data photographs/ --distort scramble:4+noise:0.1
         actstats sweep --arch resnet50 --data photographs/ --out s.zarr --also "--robust --out r.zarr"
+        actstats sweep --arch resnet50 --data photographs/ --out clean.zarr --changed noise:0.1=noisy.zarr
         actstats sweep --arch resnet50 --data /shared/val.tar --out /shared/val.zarr --scheduler tcp://host:8786
     """
     if metrics:
@@ -209,9 +233,11 @@ def sweep(
     planning["compile"] = COMPILE[planning["compile"]]
     if measure and not dry_run:
         raise click.UsageError("--measure requires --dry-run")
-    if scheduler and (dry_run or also):
-        raise click.UsageError(f"{'--dry-run' if dry_run else '--also'} cannot be combined with --scheduler")
     wanted = [planning, *(_another(words, planning) for words in also)]
+    joint = bool(also) or any(options_of["changed"] for options_of in wanted)
+    if scheduler and (dry_run or joint):
+        option = "--dry-run" if dry_run else "--also" if also else "--changed"
+        raise click.UsageError(f"{option} cannot be combined with --scheduler")
     for options_of in wanted:
         options_of["out"] = options_of["out"] or Path(default_name(data or DEMO, **options_of))
         if data is None and _embedded_instead(options_of, download=not dry_run):
@@ -236,18 +262,19 @@ def sweep(
         }
         results: Sequence[Summary | ActstatsError]
         try:
-            if also:
+            if joint:
                 plans = _plans(data or DEMO, wanted)
                 results = actstats.sweep_together(plans, return_errors=True, **execution)
             else:
                 model, store = planning.pop("arch"), planning.pop("out")
+                del planning["changed"]
                 results = [actstats.sweep(model, data or DEMO, store, **planning, **execution)]
         except KeyboardInterrupt:
             raise KeyboardInterrupt(*_how_to_resume(reporter)) from None
     summaries = [result for result in results if not isinstance(result, ActstatsError)]
     if as_json:
         found = [_as_dict(summary) for summary in summaries]
-        print_json({"sweeps": found} if also else found[0])
+        print_json({"sweeps": found} if joint else found[0])
     else:
         for line in (line for summary in summaries for line in _lines(summary)):
             click.echo(line)
@@ -284,7 +311,7 @@ def _another(words: str, first: Mapping[str, Any]) -> dict[str, Any]:
             given[name] = inner.params[name]
     if "compile" in given:
         given["compile"] = COMPILE[given["compile"]]
-    fresh = {"out"}
+    fresh = {"out", "changed"}
     if "arch" in given:
         fresh |= {*_OF_AN_ARCH}
     if "weights" in given:
@@ -295,18 +322,21 @@ def _another(words: str, first: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plans(data: str, wanted: Sequence[Mapping[str, Any]]) -> list[SweepPlan]:
-    """Return the plans of all networks over the images, which are listed once."""
+    """Return the plans of all networks over the images, which are listed once, and over the changed images."""
     import actstats
 
     source = actstats.open_source(data, limit=wanted[0]["limit"], sample=wanted[0]["sample"])
-    return [_plan(source, options_of) for options_of in wanted]
+    return [plan for options_of in wanted for plan in _plan(source, options_of)]
 
 
-def _plan(source: Any, options_of: Mapping[str, Any]) -> SweepPlan:
+def _plan(source: Any, options_of: Mapping[str, Any]) -> list[SweepPlan]:
+    """Return the plans of one network: over the images, and over those changed."""
     import actstats
 
     named = {**options_of, "limit": None, "sample": None}
-    return actstats.plan(named.pop("arch"), source, named.pop("out"), **named)
+    changed = named.pop("changed")
+    clean = actstats.plan(named.pop("arch"), source, named.pop("out"), **named)
+    return [clean, *(clean.changed(specs, store) for specs, store in changed)]
 
 
 def _raise_what_failed(results: Sequence[Summary | ActstatsError], max_failed: float) -> None:
@@ -420,8 +450,8 @@ def _embedded_instead(planning: Mapping[str, Any], *, download: bool) -> bool:
     return True
 
 
-def _plan_without_download(source: Any, options_of: Mapping[str, Any]) -> tuple[SweepPlan, bool]:
-    """Return the plan of a network, and whether it has its weights.
+def _plan_without_download(source: Any, options_of: Mapping[str, Any]) -> tuple[list[SweepPlan], bool]:
+    """Return the plans of a network, and whether it has its weights.
 
     Weights that would have to be downloaded are left out: the layers, and thus the size of the store, are the
     architecture's.
@@ -439,7 +469,7 @@ def _print_plans(data: str, wanted: Sequence[dict[str, Any]], *, measure: bool, 
 
     source = actstats.open_source(data, limit=wanted[0]["limit"], sample=wanted[0]["sample"])
     planned = [_plan_without_download(source, options_of) for options_of in wanted]
-    found = [(plan, plan.estimate(measure=measure), known) for plan, known in planned]
+    found = [(plan, plan.estimate(measure=measure), known) for plans, known in planned for plan in plans]
     if as_json:
         records = [
             {
@@ -485,6 +515,8 @@ def _facts(plan: SweepPlan, estimate: Estimate, weights_known: bool) -> list[tup
     ]
     if manifest.get("distort"):
         facts.insert(3, ("distorted", " + ".join(manifest["distort"])))
+    if "paired_with" in manifest:
+        facts.insert(4, ("compared", "each map with that of the clean image"))
     if estimate.seconds is not None:
         facts.append(("time", f"about {duration(estimate.seconds)}"))
     return facts
