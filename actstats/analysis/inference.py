@@ -65,9 +65,10 @@ def crossed_interval(
     Trials on the same shape image, on the same texture or by the same observer are not independent. The variance is
     clustered by all factors: the sum over their non-empty subsets, alternating in sign, of the variance clustered by
     the combination of a subset (Cameron, Gelbach and Miller 2011, doi:10.1198/jbes.2010.07136), for two factors
-    V(shape) + V(texture) - V(both). It is at least that of each factor alone, and at least binomial. The interval is
-    symmetric on the logit, with Student's t of as many degrees of freedom as the factor of fewest clusters has, less
-    one. Where all trials succeed or none does, it is Wilson's with that number of clusters as trials.
+    V(shape) + V(texture) - V(both), each times G / (G - 1) for its G clusters. It is at least that of each factor
+    alone, and at least binomial. The interval is symmetric on the logit, with Student's t of as many degrees of
+    freedom as the factor of fewest clusters has, less one. Where all trials succeed or none does, it is Wilson's with
+    that number of clusters as trials.
 
     A factor of fewer than two clusters is left out. Without any other, the interval is Wilson's over trials.
 
@@ -126,7 +127,9 @@ def crossed_difference(
         low = one - two - np.hypot(one - a.low, b.high - two)
         high = one - two + np.hypot(a.high - one, two - b.low)
         return Interval(float(low), float(high), min(a.clusters, b.clusters))
-    clusters = min(int(codes.max()) + 1 for codes in levels)
+    # Each factor has as many clusters as on the side that has more: an observer beside people is none of them.
+    split = [(codes[: len(first)], codes[len(first) :]) for codes in levels]
+    clusters = min(max(len(np.unique(side)) for side in sides) for sides in split)
     scores = np.concatenate([(first - one) / len(first), (two - second) / len(second)])
     half = stats.t.ppf((1 + confidence) / 2, clusters - 1) * np.sqrt(_variance(scores, levels))
     return Interval(float(max(one - two - half, -1)), float(min(one - two + half, 1)), clusters)
@@ -136,7 +139,8 @@ def paired_p(before: NDArray[np.bool_], after: NDArray[np.bool_], factors: Seque
     """Return the p-value of the hypothesis that as many trials are lost as gained.
 
     Without factors this is McNemar's exact test. Trials that share the levels of crossed factors are not independent:
-    the test is Student's, of the mean change with the variance of `crossed_interval`, and never below McNemar's.
+    the test is Student's, of the mean change with the variance of `crossed_interval`, and never below McNemar's. If
+    all trials change alike, it is McNemar's of as many trials as the factor of fewest clusters has.
 
     Args:
         before: successes, bool [trials].
@@ -150,10 +154,10 @@ def paired_p(before: NDArray[np.bool_], after: NDArray[np.bool_], factors: Seque
     change = after.astype(np.float64) - before
     if not levels or not change.any():
         return exact
-    variance = _variance((change - change.mean()) / len(change), levels)
-    if variance == 0:
-        return exact
     clusters = min(int(codes.max()) + 1 for codes in levels)
+    if not np.ptp(change):
+        return mcnemar(clusters, 0)
+    variance = _variance((change - change.mean()) / len(change), levels)
     return max(exact, float(2 * stats.t.sf(abs(change.mean()) / np.sqrt(variance), clusters - 1)))
 
 
@@ -172,7 +176,7 @@ def _variance(scores: Floats, factors: Sequence[NDArray[np.int64]]) -> float:
             for other in subset[1:]:
                 codes = codes * (other.max() + 1) + other
             sums = np.bincount(np.unique(codes, return_inverse=True)[1], scores)
-            part = float(sums @ sums)
+            part = float(sums @ sums) * len(sums) / max(len(sums) - 1, 1)
             total += part if size % 2 else -part
             if size in (1, len(factors)):
                 floor = max(floor, part)

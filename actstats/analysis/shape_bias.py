@@ -9,29 +9,16 @@ import io
 import re
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import stats
 
-from actstats.errors import ActstatsError, nearest, one_line
-
-
-def proportion_interval(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Return Wilson's score interval of a proportion; (NaN, NaN) if there are no trials."""
-    if trials == 0:
-        return np.nan, np.nan
-    interval = stats.binomtest(successes, trials).proportion_ci(confidence, method="wilson")
-    return float(interval.low), float(interval.high)
-
-
-def mcnemar(lost: int, gained: int) -> float:
-    """Return the p-value of McNemar's exact test that `lost` and `gained` are equally likely; 1 if both are 0."""
-    return float(stats.binomtest(lost, lost + gained, 0.5).pvalue) if lost + gained else 1.0
-
+from actstats.analysis.inference import FEWEST_CLUSTERS, crossed_difference, crossed_interval
+from actstats.errors import ActstatsError, first, nearest, one_line
 
 COLUMNS: Final = (
     "subj", "session", "trial", "rt", "object_response", "category", "condition", "imagename",
@@ -241,7 +228,11 @@ ALL: Final = "all"
 """Value of the column `category` in rows for all shape categories together."""
 HUMANS: Final = "humans"
 """Name under which the trials of all human observers are pooled."""
-RESAMPLES: Final = 9999
+UNNUMBERED: Final = (
+    "the names of the images shown to {} do not number the images of shape and texture, as cat7-bear1.png does: "
+    "trials count as independent, and intervals may be too narrow"
+)
+"""Note on intervals that take no account of shared stimuli."""
 _COUNTS: Final = ["shape", "texture", "other"]
 
 
@@ -260,23 +251,76 @@ def shape_bias(decisions: pd.DataFrame, *, confidence: float = 0.95) -> pd.DataF
 
     shape bias = decisions for the shape / (decisions for the shape + decisions for the texture), over the trials
     whose shape and texture differ (Geirhos et al. 2019, arXiv 1811.12231). Human observers are pooled over their
-    trials rather than averaged, as published. Their interval is a percentile bootstrap over observers (9,999
-    resamples, seeded), since the trials of an observer are not independent. All other intervals are Wilson's over
-    trials.
+    trials rather than averaged, as published.
+
+    Trials share shape images and texture images, so they are not independent: intervals are clustered by both, those
+    of pooled people by observer, too (`crossed_interval`). The images are read from `imagename`, `cat7` and `bear1`
+    from `cat7-bear1.png`. Where a name lacks them, trials on the same stimuli cannot be recognised and count as
+    independent (those of pooled people are clustered by observer), as `attrs["notes"]` says.
 
     Args:
-        decisions: one row per trial, with the text columns `observer`, `response`, `shape` and `texture`.
+        decisions: one row per trial, with the text columns `observer`, `response`, `shape`, `texture` and, to
+            recognise the stimuli, `imagename`.
         confidence: confidence level of the intervals `low` to `high`, in (0, 1).
 
     Returns:
         For each observer, and for the `humans` together if there are several, one row for `all` categories and one
         for each shape category: `observer`, `category`, `observers` (number pooled), `trials`, `shape`, `texture`,
-        `other` (decisions), `shape_bias`, `low`, `high` (NaN without decisions for either cue), and `accuracy`, the
-        fraction of trials decided by either cue.
+        `other` (decisions), `shape_bias`, `low`, `high` (NaN without decisions for either cue), `clusters` (the least
+        of the numbers of shape images, texture images and people; 0: trials count as independent), and `accuracy`,
+        the fraction of trials decided by either cue. `attrs["notes"]` names intervals to be wary of.
 
     Raises:
         ActstatsError: no trial has a conflict, an observer decides one trial twice, or `confidence` is out of range.
     """
+    trials = _informative(decisions, confidence)
+    rows = [row for name, part in _groups(trials) for row in _rows(name, part, confidence)]
+    table = pd.DataFrame(rows)
+    table.attrs["notes"] = _notes(trials, table["clusters"])
+    return table
+
+
+def compare_shape_bias(decisions: pd.DataFrame, *, confidence: float = 0.95) -> pd.DataFrame:
+    """Return how much the shape biases of every two observers differ on the stimuli that both were shown.
+
+    The same stimuli are hard or easy for both, so the interval of the difference is narrower than those of the two
+    biases suggest: two intervals that overlap may belong to a difference that is decided. It is clustered by shape
+    image and texture image, with pooled people by observer, too (`crossed_difference`).
+
+    Args:
+        decisions: as for `shape_bias`.
+        confidence: confidence level of each interval by itself, in (0, 1).
+
+    Returns:
+        For every two observers (`humans` pooled, if there are several, and each of them): `observer`, `other`,
+        `stimuli` (images shown to both), `shape_bias` and `other_bias` on these, `difference` = shape_bias -
+        other_bias, its interval `low` to `high`, and `clusters`, as in `shape_bias`. NaN without common stimuli, or
+        where image names do not state them. `attrs["notes"]` names intervals to be wary of.
+
+    Raises:
+        ActstatsError: as `shape_bias`, or there is only one observer.
+    """
+    trials = _informative(decisions, confidence)
+    groups = dict(_groups(trials))
+    # Pooled people are not compared with one of them.
+    pairs = [pair for pair in combinations(groups, 2) if HUMANS not in pair or not is_human(pair[1])]
+    if not pairs:
+        raise ActstatsError(
+            f"a comparison needs two observers or more, and all trials are of {first(list(groups))}"
+        )
+    known = {
+        name: part[part["shape_image"] >= 0].assign(
+            stimulus=lambda known: known["shape_image"] * len(trials) + known["texture_image"]
+        )
+        for name, part in groups.items()
+    }
+    table = pd.DataFrame([_difference(*pair, known[pair[0]], known[pair[1]], confidence) for pair in pairs])
+    table.attrs["notes"] = _notes(trials, table["clusters"])
+    return table
+
+
+def _informative(decisions: pd.DataFrame, confidence: float) -> pd.DataFrame:
+    """Return the trials with a conflict: a flag for each decision, and by number the factors, -1 where unknown."""
     if not 0 < confidence < 1:
         raise ActstatsError(f"`confidence=` must be between 0 and 1, not {confidence}")
     _refuse_repeated_trials(decisions)
@@ -285,14 +329,52 @@ def shape_bias(decisions: pd.DataFrame, *, confidence: float = 0.95) -> pd.DataF
         raise ActstatsError(
             f"none of the {len(decisions)} trials has a conflict: the shape and texture of each image are the same"
         )
-    counts = _counts(trials)
-    people = [name for name in counts.index.unique("observer") if is_human(name)]
-    rows = []
-    if len(people) > 1:
-        rows += list(_rows(HUMANS, counts.loc[people], confidence))
-    for observer in counts.index.unique("observer"):
-        rows += list(_rows(observer, counts.loc[[observer]], confidence))
-    return pd.DataFrame(rows)
+    by_shape, by_texture = (trials["response"] == trials[cue] for cue in ("shape", "texture"))
+    images = (
+        stimulus_images(trials["imagename"].tolist(), trials["shape"].tolist(), trials["texture"].tolist())
+        if "imagename" in trials
+        else [None] * len(trials)
+    )
+    numbered = [
+        pd.factorize(np.array([pair and pair[at] for pair in images], dtype=object))[0] for at in (0, 1)
+    ]
+    return pd.DataFrame(
+        {
+            "observer": trials["observer"],
+            "category": trials["shape"],
+            "shape": by_shape,
+            "texture": by_texture,
+            "other": ~(by_shape | by_texture),
+            "person": pd.factorize(trials["observer"])[0],
+            **{f"{cue}_image": numbers for cue, numbers in zip(("shape", "texture"), numbered, strict=True)},
+        }
+    )
+
+
+def stimulus_images(
+    names: Sequence[str], shapes: Sequence[str], textures: Sequence[str]
+) -> list[tuple[str, str] | None]:
+    """Return the images of shape and texture that make each stimulus, or None where its name does not number them.
+
+    >>> stimulus_images(["0001_cat7-bear1.png", "cat-bear.png"], ["cat"] * 2, ["bear"] * 2)
+    [('cat7', 'bear1'), None]
+    """
+    made: dict[tuple[str, str, str], tuple[str, str] | None] = {}
+    for key in set(zip(map(str, names), shapes, textures, strict=True)):
+        name, shape, texture = key
+        stem = name.rpartition("/")[2].lower()
+        stated = re.search(
+            rf"(?:^|_)({re.escape(shape)}\d[\d_]*) *- *({re.escape(texture)}\d[\d_]*)(?:\.\w+)?$", stem
+        )
+        made[key] = None if stated is None else (stated[1].rstrip("_"), stated[2].rstrip("_"))
+    return [made[key] for key in zip(map(str, names), shapes, textures, strict=True)]
+
+
+def stimulus_factors(images: Sequence[tuple[str, str] | None]) -> list[NDArray[np.object_]]:
+    """Return the levels of the factors of crossed stimuli, shape image and texture image; none if one is unknown."""
+    if None in images:
+        return []
+    return [np.array([pair[at] for pair in images if pair], dtype=object) for at in (0, 1)]
 
 
 def _refuse_repeated_trials(decisions: pd.DataFrame) -> None:
@@ -317,61 +399,76 @@ def _refuse_repeated_trials(decisions: pd.DataFrame) -> None:
         )
 
 
-def _counts(trials: pd.DataFrame) -> pd.DataFrame:
-    """Return the number of decisions for `shape`, `texture` and `other` by (observer, category), int [.., 3]."""
-    by_shape, by_texture = (trials["response"] == trials[cue] for cue in ("shape", "texture"))
-    kinds = pd.DataFrame(
-        {
-            "observer": trials["observer"],
-            "category": trials["shape"],
-            "shape": by_shape.astype(int),
-            "texture": by_texture.astype(int),
-            "other": (~(by_shape | by_texture)).astype(int),
-        }
-    )
-    return kinds.groupby(["observer", "category"], sort=True)[_COUNTS].sum()
+def _groups(trials: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Yield the trials of people pooled, if there are several, and of each observer."""
+    observers = sorted(trials["observer"].unique())
+    people = trials[trials["observer"].isin([name for name in observers if is_human(name)])]
+    if people["observer"].nunique() > 1:
+        yield HUMANS, people
+    for observer in observers:
+        yield observer, trials[trials["observer"] == observer]
 
 
-def _rows(name: str, counts: pd.DataFrame, confidence: float) -> Iterator[dict[str, Any]]:
+def _factors(decided: pd.DataFrame) -> list[NDArray[Any]]:
+    """Return the levels of each factor of some trials: observer, and the stimuli's images if all are known."""
+    images = ["shape_image", "texture_image"] if (decided["shape_image"] >= 0).all() else []
+    return [decided[name].to_numpy() for name in ("person", *images)]
+
+
+def _rows(name: str, trials: pd.DataFrame, confidence: float) -> Iterator[dict[str, Any]]:
     """Yield the rows of one observer, or of several pooled under `name`: `all`, then each category."""
-    for category in (ALL, *counts.index.unique("category")):
-        chosen = counts if category == ALL else counts.xs(category, level="category", drop_level=False)
-        each = chosen.groupby("observer").sum()
-        shape, texture, other = (int(each[kind].sum()) for kind in _COUNTS)
-        trials = shape + texture + other
-        low, high = bias_interval(each["shape"].to_numpy(), each["texture"].to_numpy(), confidence)
+    for category in (ALL, *sorted(trials["category"].unique())):
+        chosen = trials if category == ALL else trials[trials["category"] == category]
+        decided = chosen[~chosen["other"]]
+        hits = decided["shape"].to_numpy()
+        interval = crossed_interval(hits, _factors(decided), confidence)
         yield {
             "observer": name,
             "category": category,
-            "observers": len(each),
-            "trials": trials,
-            "shape": shape,
-            "texture": texture,
-            "other": other,
-            "shape_bias": shape / (shape + texture) if shape + texture else np.nan,
-            "low": low,
-            "high": high,
-            "accuracy": (shape + texture) / trials,
+            "observers": chosen["observer"].nunique(),
+            "trials": len(chosen),
+            **{kind: int(chosen[kind].sum()) for kind in _COUNTS},
+            "shape_bias": hits.mean() if len(hits) else np.nan,
+            "low": interval.low,
+            "high": interval.high,
+            "clusters": interval.clusters,
+            "accuracy": len(decided) / len(chosen),
         }
 
 
-def bias_interval(
-    shape: NDArray[np.int64], texture: NDArray[np.int64], confidence: float = 0.95
-) -> tuple[float, float]:
-    """Return the interval of the pooled shape bias of observers, given their decisions, i64 [observers] each.
+def _difference(
+    name: str, other: str, one: pd.DataFrame, two: pd.DataFrame, confidence: float
+) -> dict[str, Any]:
+    """Return the row of two observers, from their trials on known stimuli."""
+    common = set(one["stimulus"]) & set(two["stimulus"])
+    sides = [part[part["stimulus"].isin(common) & ~part["other"]] for part in (one, two)]
+    hits = [part["shape"].to_numpy() for part in sides]
+    pooled = HUMANS in (name, other)
+    factors = [(a, b) for a, b in zip(*map(_factors, sides), strict=True)][0 if pooled else 1 :]
+    biases = [float(each.mean()) if len(each) else np.nan for each in hits]
+    interval = crossed_difference(hits[0], hits[1], factors, confidence)
+    return {
+        "observer": name,
+        "other": other,
+        "stimuli": len(common),
+        "shape_bias": biases[0],
+        "other_bias": biases[1],
+        "difference": biases[0] - biases[1],
+        "low": interval.low,
+        "high": interval.high,
+        "clusters": interval.clusters,
+    }
 
-    This is Wilson's interval for one observer, and a percentile bootstrap over observers for several; (NaN, NaN)
-    without decisions for either cue.
-    """
-    total = int(shape.sum() + texture.sum())
-    if total == 0:
-        return np.nan, np.nan
-    if len(shape) == 1:
-        return proportion_interval(int(shape.sum()), total, confidence)
-    rng = np.random.default_rng(0)
-    drawn = rng.integers(0, len(shape), (RESAMPLES, len(shape)))
-    by_shape, by_either = shape[drawn].sum(1), (shape + texture)[drawn].sum(1)
-    tail = 50 * (1 - confidence)
-    ratios = by_shape[by_either > 0] / by_either[by_either > 0]
-    low, high = np.percentile(ratios, [tail, 100 - tail])
-    return float(low), float(high)
+
+def _notes(trials: pd.DataFrame, clusters: pd.Series[int]) -> list[str]:
+    unknown = trials.loc[trials["shape_image"] < 0, "observer"].unique().tolist()
+    few = int(clusters.between(1, FEWEST_CLUSTERS - 1).sum())
+    notes = []
+    if unknown:
+        notes.append(UNNUMBERED.format(first(sorted(unknown))))
+    if few:
+        notes.append(
+            f"{few} of {len(clusters)} intervals are of fewer than {FEWEST_CLUSTERS} shape images, texture images or "
+            "people (`clusters`), and may be too narrow"
+        )
+    return notes

@@ -15,7 +15,8 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from actstats.analysis.shape_bias import bias_interval, mcnemar
+from actstats.analysis.inference import crossed_interval, mcnemar, paired_p
+from actstats.analysis.shape_bias import UNNUMBERED, stimulus_factors, stimulus_images
 from actstats.data import NO_LABEL, Source
 from actstats.data.source import Subset
 from actstats.errors import ActstatsError
@@ -114,10 +115,10 @@ def ablate_decisions(
 
     Returns:
         A row for the network `intact` and one for each set: `ablation`, `layers`, `units`, `trials`, the decisions
-        for `shape`, `texture`, `other`, `shape_bias` with its interval `low`, `high`; the changes against the intact
-        network of the share of trials decided by shape, by texture, and of the bias: `shape_change`,
-        `texture_change`, `bias_change`; and `p`, of McNemar's exact test that the shape loses as many trials as it
-        gains. `attrs["notes"]` says how many stimuli are excluded.
+        for `shape`, `texture`, `other`, `shape_bias` with its interval `low`, `high`, clustered by shape image and
+        texture image (`crossed_interval`); the changes against the intact network of the share of trials decided by
+        shape, by texture, and of the bias: `shape_change`, `texture_change`, `bias_change`; and `p`, of the test that
+        the shape loses as many trials as it gains (`paired_p`). `attrs["notes"]` says how many stimuli are excluded.
 
     Raises:
         ActstatsError: units that the layers lack, no stimuli, or a network that knows fewer than two categories.
@@ -133,7 +134,7 @@ def ablate_decisions(
         cue: shown[cue].map({n: i for i, n in enumerate(readout.names)}).to_numpy()
         for cue in ("shape", "texture")
     }
-    counts = np.zeros((len(sets) + 1, 5), dtype=np.int64)
+    decided_by = np.full((len(sets) + 1, len(shown)), -1, dtype=np.int8)
     chosen = Subset(source, shown["image"].tolist())
     unchanged = np.full(len(conflicts), UNREAD)
     places = np.flatnonzero(known)
@@ -141,13 +142,20 @@ def ablate_decisions(
         loaded, chosen, layers, sets, readout, target, at_once, passes
     ):
         unchanged[places[rows]] = intact
-        shape, texture = (decided == cues[cue][rows] for cue in ("shape", "texture"))
-        before = intact == cues["shape"][rows]
-        counts[at] += len(rows), shape.sum(), texture.sum(), (before & ~shape).sum(), (shape & ~before).sum()
-    trials, shape, texture, lost, gained = counts.T
+        decided_by[at, rows] = np.where(
+            decided == cues["shape"][rows], 1, np.where(decided == cues["texture"][rows], 2, 0)
+        )
+    images = stimulus_images(*(shown[name].tolist() for name in ("imagename", "shape", "texture")))
+    factors = stimulus_factors(images)
+    trials, shape, texture = ((decided_by >= 0).sum(1), *((decided_by == cue).sum(1) for cue in (1, 2)))
     with np.errstate(invalid="ignore"):
         bias = shape / (shape + texture)
-    intervals = [bias_interval(counts[i : i + 1, 1], counts[i : i + 1, 2]) for i in range(len(counts))]
+    intervals = []
+    for row in decided_by:
+        kept = row > 0
+        intervals.append(crossed_interval(row[kept] == 1, [factor[kept] for factor in factors]))
+    read = decided_by[0] >= 0
+    before, on_read = decided_by[0, read] == 1, [factor[read] for factor in factors]
     table = pd.DataFrame(
         {
             **_described(sets),
@@ -156,15 +164,17 @@ def ablate_decisions(
             "texture": texture,
             "other": trials - shape - texture,
             "shape_bias": bias,
-            "low": [low for low, _ in intervals],
-            "high": [high for _, high in intervals],
+            "low": [interval.low for interval in intervals],
+            "high": [interval.high for interval in intervals],
             "shape_change": shape / trials - shape[0] / trials[0],
             "texture_change": texture / trials - texture[0] / trials[0],
             "bias_change": bias - bias[0],
-            "p": list(map(mcnemar, lost.tolist(), gained.tolist())),
+            "p": [paired_p(before, row[read] == 1, on_read) for row in decided_by],
         }
     )
     table.attrs["notes"] = exclusions(INTACT, known, unchanged, "stimuli")
+    if not factors:
+        table.attrs["notes"].append(UNNUMBERED.format(INTACT))
     return table
 
 

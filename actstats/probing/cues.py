@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from actstats.analysis.shape_bias import mcnemar, proportion_interval
+from actstats.analysis.inference import crossed_interval, paired_p
+from actstats.analysis.shape_bias import UNNUMBERED, cues_of, stimulus_factors, stimulus_images
 from actstats.data import NO_LABEL, Source
 from actstats.data.image import is_image_name
 from actstats.data.preprocessing import of_images
@@ -63,7 +64,9 @@ def cue_accuracy(
     Returns:
         A row for each version, `clean` first, and network: `version`, `network`, `images`, `correct`, `accuracy`,
         with Wilson's 95 % interval `low`, `high`; `change`, against the clean images; and against the first network
-        on the same images, `difference` of the accuracies and `p` of McNemar's exact test (NaN for itself). Images
+        on the same images, `difference` of the accuracies and `p` of McNemar's exact test (NaN for itself). Versions
+        whose images are named as cue-conflict stimuli share shape and texture images: their intervals and tests are
+        clustered by both (`crossed_interval`, `paired_p`). Images
         that could not be read, or whose class one of the networks does not know, are excluded; `attrs["notes"]` says
         how many.
 
@@ -106,34 +109,51 @@ def cue_accuracy(
                 if correct_only
                 else np.ones(len(version.source), bool)
             )
-        table += _rows(version.name, right[version.name], chosen)
+        factors = _factors((version.source or source).paths, notes)
+        table += _rows(version.name, right[version.name], chosen, factors)
     result = _with_change(pd.DataFrame(table))
-    result.attrs["notes"] = notes
+    result.attrs["notes"] = list(dict.fromkeys(notes))
     return result
 
 
 def _rows(
-    version: str, right: Mapping[str, NDArray[np.int8]], kept: NDArray[np.bool_]
+    version: str,
+    right: Mapping[str, NDArray[np.int8]],
+    kept: NDArray[np.bool_],
+    factors: Sequence[NDArray[np.object_]],
 ) -> list[dict[str, object]]:
     """Return the rows of one version: right is 1, wrong 0, and unread -1, i8 [images] for each network."""
     kept = kept & np.all([said >= 0 for said in right.values()], axis=0)
     if not kept.any():
         raise ActstatsError(f"no image of the version {version!r} is left to count")
+    factors = [factor[kept] for factor in factors]
     first: NDArray[np.bool_] | None = None
     rows = []
     for network, said in right.items():
         good = said[kept] == 1
         images, correct = len(good), int(good.sum())
-        low, high = proportion_interval(correct, images)
+        interval = crossed_interval(good, factors)
         against = good if first is None else first
         rows.append({
             "version": version, "network": network, "images": images, "correct": correct,
-            "accuracy": correct / images, "low": low, "high": high,
+            "accuracy": correct / images, "low": interval.low, "high": interval.high,
             "difference": np.nan if first is None else float(good.mean() - against.mean()),
-            "p": np.nan if first is None else mcnemar(int((against & ~good).sum()), int((good & ~against).sum())),
+            "p": np.nan if first is None else paired_p(against, good, factors),
         })  # fmt: skip
         first = against
     return rows
+
+
+def _factors(paths: Sequence[str], notes: list[str]) -> list[NDArray[np.object_]]:
+    """Return the levels of the factors of crossed stimuli, `<shape>/<shape><n>-<texture><n>.png`; none for others."""
+    pairs = [pair for pair in cues_of(paths) if pair is not None]
+    shapes, textures = ([pair[at] for pair in pairs] for at in (0, 1))
+    if shapes != [path.rpartition("/")[0].rpartition("/")[2].lower() for path in paths]:
+        return []
+    factors = stimulus_factors(stimulus_images(paths, shapes, textures))
+    if not factors:
+        notes.append(UNNUMBERED.format("the networks"))
+    return factors
 
 
 def _with_change(table: pd.DataFrame) -> pd.DataFrame:

@@ -10,10 +10,12 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
+from actstats.analysis.inference import crossed_interval, paired_p
 from actstats.analysis.shape_bias import (
     COLUMNS,
-    bias_interval,
+    compare_shape_bias,
     cues,
     read_decisions,
     shape_bias,
@@ -122,17 +124,199 @@ def test_the_counts_are_those_of_a_plain_loop(drawn):
             assert np.isnan(row.low)
 
 
-def test_intervals_are_wilsons_for_one_observer_and_over_observers_for_several():
-    # Wilson's interval of 8 in 10, from its formula.
-    z, n, p = 1.959963984540054, 10, 0.8
-    centre, half = p + z**2 / (2 * n), z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
-    expected = ((centre - half) / (1 + z**2 / n), (centre + half) / (1 + z**2 / n))
-    assert bias_interval(np.array([8]), np.array([2])) == pytest.approx(expected)
-    # Observers who agree leave no spread; such as disagree leave more than Wilson's of all their trials.
-    assert bias_interval(np.full(5, 80), np.full(5, 20)) == pytest.approx((0.8, 0.8))
-    low, high = bias_interval(np.array([100, 60, 100, 60]), np.array([0, 40, 0, 40]))
-    assert low < 0.65
-    assert high > 0.95
+CATEGORIES = ("bear", "bird", "boat", "bottle", "car", "cat", "chair", "dog")
+
+
+def crossed_trials(rng: np.random.Generator, shapes: int, textures: int, number: int) -> np.ndarray:
+    """The shape image and the texture image of each trial, of different categories (number modulo 8)."""
+    cells = [(s, t) for s in range(shapes) for t in range(textures) if s % 8 != t % 8]
+    return np.array(cells)[np.sort(rng.permutation(len(cells))[:number])]
+
+
+def recorded(stimuli: np.ndarray, said: np.ndarray, observer: str = "net") -> pd.DataFrame:
+    """Decisions (1: shape, 2: texture, 0: neither) on stimuli, named by their images."""
+    shape, texture = (np.array(CATEGORIES)[stimuli[:, at] % 8] for at in (0, 1))
+    names = [f"{a}{s}-{b}{t}.png" for a, b, (s, t) in zip(shape, texture, stimuli, strict=True)]
+    return pd.DataFrame({
+        "observer": observer, "response": np.choose(said, ["oven", shape, texture]), "shape": shape,
+        "texture": texture, "imagename": names,
+    })  # fmt: skip
+
+
+def clustered(scores: np.ndarray, *factors: np.ndarray) -> float:
+    """The variance of a sum of scores clustered by several factors, by the definition: over pairs that share any.
+
+    Each part of the inclusion and exclusion counts the pairs of trials that agree in all its factors.
+    """
+    total, alone = 0.0, []
+    for subset in range(1, 2 ** len(factors)):
+        chosen = [factor for at, factor in enumerate(factors) if subset >> at & 1]
+        alike = np.ones((len(scores), len(scores)), dtype=bool)
+        for factor in chosen:
+            alike &= factor[:, None] == factor
+        clusters = len(set(zip(*chosen, strict=True)))
+        part = scores @ alike @ scores * clusters / (clusters - 1)
+        total += part if len(chosen) % 2 else -part
+        alone += [part] * (len(chosen) == 1)
+    return max(total, *alone)
+
+
+def logit_interval(share: float, variance: float, clusters: int) -> tuple[float, float]:
+    half = stats.t.ppf(0.975, clusters - 1) * np.sqrt(variance) / (share * (1 - share))
+    middle = np.log(share / (1 - share))
+    return tuple(1 / (1 + np.exp(-(middle + sign * half))) for sign in (-1, 1))
+
+
+def drawn(rng: np.random.Generator, stimuli: np.ndarray, middle: float = -0.5) -> np.ndarray:
+    """Decisions with random effects of shape images (s.d. 0.8) and textures (1.4) on the logit; 60 % are decided."""
+    by_shape = rng.normal(0, 0.8, stimuli[:, 0].max() + 1)[stimuli[:, 0]]
+    by_texture = rng.normal(0, 1.4, stimuli[:, 1].max() + 1)[stimuli[:, 1]]
+    shape = rng.random(len(stimuli)) < 1 / (1 + np.exp(-middle - by_shape - by_texture))
+    return np.where(rng.random(len(stimuli)) < 0.6, np.where(shape, 1, 2), 0)
+
+
+def test_intervals_are_clustered_by_shape_image_and_texture_image():
+    rng = np.random.default_rng(0)
+    stimuli = crossed_trials(rng, 40, 16, 300)
+    said = drawn(rng, stimuli)
+    row = shape_bias(recorded(stimuli, said)).iloc[0]
+    kept, hits = stimuli[said > 0], said[said > 0] == 1
+    share = hits.mean()
+    variance = clustered((hits - share) / len(hits), *kept.T)
+    assert variance > 2 * share * (1 - share) / len(hits)
+    assert row["clusters"] == 16
+    assert (row["low"], row["high"]) == pytest.approx(logit_interval(share, variance, 16))
+
+
+def test_intervals_of_people_are_clustered_by_person_too():
+    rng = np.random.default_rng(1)
+    stimuli = crossed_trials(rng, 24, 16, 100)
+    people = [drawn(rng, stimuli, middle) for middle in (-2, 0, 0, 1, 2)]
+    table = shape_bias(
+        pd.concat([recorded(stimuli, said, f"subject-0{at}") for at, said in enumerate(people)])
+    )
+    row = table.iloc[0]
+    said = np.concatenate(people)
+    hits, decided = said[said > 0] == 1, said > 0
+    person = np.repeat(np.arange(5), len(stimuli))[decided]
+    share = hits.mean()
+    variance = clustered((hits - share) / len(hits), *np.tile(stimuli.T, 5)[:, decided], person)
+    assert row["clusters"] == 5
+    assert (row["low"], row["high"]) == pytest.approx(logit_interval(share, variance, 5))
+    assert any(
+        "fewer than 10 shape images, texture images or people" in note for note in table.attrs["notes"]
+    )
+
+
+def test_observers_are_compared_on_the_stimuli_that_both_were_shown():
+    rng = np.random.default_rng(2)
+    stimuli = crossed_trials(rng, 40, 16, 400)
+    # Both decide much alike.
+    one = drawn(rng, stimuli)
+    two = np.where(rng.random(len(one)) < 0.2, rng.integers(0, 3, len(one)), one)
+    decisions = pd.concat([recorded(stimuli, one, "a"), recorded(stimuli[50:], two[50:], "b")])
+    row = compare_shape_bias(decisions).iloc[0]
+    one, two, common = one[50:], two[50:], stimuli[50:]
+    shares = [(said == 1).sum() / (said > 0).sum() for said in (one, two)]
+    deviation = [
+        ((said == 1) - share * (said > 0)) / (said > 0).sum()
+        for said, share in zip((one, two), shares, strict=True)
+    ]
+    half = stats.t.ppf(0.975, 15) * np.sqrt(clustered(deviation[0] - deviation[1], *common.T))
+    difference = shares[0] - shares[1]
+    assert (row["observer"], row["other"], row["stimuli"], row["clusters"]) == ("a", "b", 350, 16)
+    assert (row["difference"], row["low"], row["high"]) == pytest.approx(
+        (difference, difference - half, difference + half)
+    )
+    alone = shape_bias(decisions).set_index("category").loc["all"]
+    assert row["high"] - row["low"] < 0.7 * np.hypot(*(alone["high"] - alone["low"]))
+
+
+def test_paired_decisions_are_tested_with_their_clusters():
+    rng = np.random.default_rng(6)
+    stimuli = crossed_trials(rng, 40, 16, 400)
+    before = drawn(rng, stimuli) == 1
+    # What is lost is lost with the texture.
+    after = before & ~np.isin(stimuli[:, 1], (0, 5))
+    change = after.astype(float) - before
+    variance = clustered((change - change.mean()) / 400, *stimuli.T)
+    expected = 2 * stats.t.sf(-change.mean() / np.sqrt(variance), 15)
+    lost = int((before & ~after).sum())
+    assert paired_p(before, after, []) == pytest.approx(2 * 0.5**lost)
+    assert expected > 0.05 > 2 * 0.5**lost
+    assert paired_p(before, after, stimuli.T) == pytest.approx(expected)
+    assert paired_p(before, before, stimuli.T) == 1
+
+
+def wilson(share: float, n: int) -> tuple[float, float]:
+    z = stats.norm.ppf(0.975)
+    centre, half = share + z**2 / (2 * n), z * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    return (centre - half) / (1 + z**2 / n), (centre + half) / (1 + z**2 / n)
+
+
+def test_decisions_for_one_cue_alone_have_an_interval():
+    stimuli = crossed_trials(np.random.default_rng(3), 40, 16, 200)
+    said = np.ones(200, dtype=int)
+    table = shape_bias(recorded(stimuli, said)).iloc[0]
+    assert (table["low"], table["high"]) == pytest.approx(wilson(1, 16))
+    # As many clusters as there are trials per texture: a difference to one who decides by texture alone.
+    both = pd.concat([recorded(stimuli, said), recorded(stimuli, said + 1, "other")])
+    row = compare_shape_bias(both).iloc[0]
+    low = 1 - np.hypot(1 - wilson(1, 16)[0], wilson(0, 16)[1])
+    assert (row["difference"], row["low"], row["high"]) == pytest.approx((1, low, 1))
+
+
+def test_a_factor_of_one_level_is_left_out():
+    rng = np.random.default_rng(4)
+    stimuli = np.stack([np.arange(1, 101) * 8, np.full(100, 1)], 1)
+    said = rng.integers(1, 3, 100)
+    row = shape_bias(recorded(stimuli, said)).iloc[0]
+    share = (said == 1).mean()
+    # No two trials share a shape image, so that its clusters are the trials.
+    variance = share * (1 - share) / 99
+    assert row["clusters"] == 100
+    assert (row["low"], row["high"]) == pytest.approx(logit_interval(share, variance, 100))
+
+
+@pytest.mark.parametrize("names", [None, "cat-bear.png", "photo.png"])
+def test_intervals_where_names_do_not_identify_the_stimuli_are_wilsons(names):
+    table = pd.DataFrame(
+        {"observer": "net", "response": ["cat"] * 8 + ["bear"] * 2, "shape": "cat", "texture": "bear"}
+    )
+    if names is not None:
+        table = table.assign(imagename=names, trial=[str(at) for at in range(10)])
+    found = shape_bias(table)
+    assert found["clusters"].tolist() == [0, 0]
+    assert (found["low"][0], found["high"][0]) == pytest.approx(wilson(0.8, 10))
+    assert any("shown to net do not number the images" in note for note in found.attrs["notes"])
+    people = pd.concat([table.assign(observer=f"subject-{at}", response=said) for at, said in enumerate(
+        (["cat"] * 10, ["cat"] * 5 + ["bear"] * 5, ["cat"] * 9 + ["bear"])
+    )])  # fmt: skip
+    pooled = shape_bias(people).iloc[0]
+    deviation = np.array([10 - 8, 5 - 8, 9 - 8]) / 30
+    assert pooled["clusters"] == 3
+    assert (pooled["low"], pooled["high"]) == pytest.approx(
+        logit_interval(0.8, (deviation**2).sum() * 3 / 2, 3)
+    )
+    difference = compare_shape_bias(people).iloc[0]
+    assert difference["stimuli"] == 0
+    assert np.isnan([difference["difference"], difference["low"], difference["high"]]).all()
+
+
+@pytest.mark.parametrize(("shapes", "textures", "number"), [(80, 24, 600), (160, 48, 600), (160, 48, 1200)])
+def test_95_percent_intervals_cover_the_bias_of_95_percent_of_networks(shapes, textures, number):
+    """Crossed trials with random effects of shape images and textures; a network's true bias is the mean over all."""
+    rng = np.random.default_rng(5)
+    networks = 4000
+    stimuli = crossed_trials(rng, shapes, textures, number)
+    truth = (1 / (1 + np.exp(0.5 - np.hypot(0.8, 1.4) * rng.normal(size=4_000_000)))).mean()
+    covered = 0
+    for _ in range(networks):
+        said = drawn(rng, stimuli)
+        kept = said > 0
+        interval = crossed_interval(said[kept] == 1, [factor[kept] for factor in stimuli.T])
+        covered += interval.low <= truth <= interval.high
+    assert 0.93 <= covered / networks <= 0.97
 
 
 def test_written_decisions_read_back(tmp_path):

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torchvision
 from PIL import Image
+from scipy import stats
 from torch import Tensor, nn
 
 from actstats import ActstatsError, Loaded, open_source, select_layers
@@ -60,7 +61,11 @@ def test_it_finds_the_one_unit_that_carries_shape(shape_net, stimuli):
     assert found["shape_bias"].tolist() == [1, 1, 1, 1, 0]
     assert found["bias_change"].tolist() == [0, 0, 0, 0, -1]
     assert found.set_index("ablation")["shape_change"].idxmin() == "relu/3"
-    assert found["p"].tolist() == [1, 1, 1, 1, 2 * 0.5**6]
+    # The six stimuli are made of three images each of shapes and of textures: as much as three trials.
+    assert found["p"].tolist() == [1, 1, 1, 1, 2 * 0.5**3]
+    z2 = stats.norm.ppf(0.975) ** 2
+    for row in found.itertuples():
+        assert row.high - row.low == pytest.approx(z2 / (3 + z2))
 
 
 def test_it_finds_the_units_that_carry_accuracy(shape_net, stimuli):

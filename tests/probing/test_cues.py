@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torch import Tensor
 
 from actstats import ActstatsError, Loaded, open_source
@@ -15,7 +16,7 @@ from actstats.distort import parse
 from actstats.probing.cues import Version, cue_accuracy
 from actstats.probing.forward import Passes, halves
 from actstats.probing.networks import open_network, parse_network
-from tests.probing.probed import COLOURS, PLAIN, ByColour, ByPlace, stimulus
+from tests.probing.probed import COLOURS, PLAIN, ByColour, ByPlace, stimulus, write_stimuli
 
 CPU = Passes(device="cpu", workers=0)
 
@@ -111,6 +112,25 @@ def test_each_network_fails_where_its_cue_is_gone(images, networks):
     assert ((table["low"] <= table["accuracy"]) & (table["accuracy"] <= table["high"])).all()
     assert len(seen) == 8 * 4
     assert seen[3] == (18, 18)
+
+
+def test_crossed_stimuli_are_not_independent(networks, tmp_path):
+    """Nine stimuli of three shapes and three textures: who goes by colour is right where both agree."""
+    table = cue_accuracy(networks, open_source(write_stimuli(tmp_path / "stimuli")), [], passes=CPU)
+    assert table["correct"].tolist() == [3, 9]
+    # As many are right of each shape and of each texture, so that the variance is that of the nine by themselves.
+    half = stats.t.ppf(0.975, 2) * np.sqrt(2 / 9 / 8) / (2 / 9)
+    ends = [1 / (1 + np.exp(-(np.log(1 / 2) + sign * half))) for sign in (-1, 1)]
+    assert table.loc[0, ["low", "high"]].tolist() == pytest.approx(ends)
+    assert table["p"][1] == pytest.approx(2 * stats.t.sf(2 / 3 / np.sqrt(2 / 9 / 8), 2))
+    unnumbered = tmp_path / "unnumbered"
+    for path in (tmp_path / "stimuli").rglob("*.png"):
+        to = unnumbered / path.parent.name / path.name.replace("1-", "-").replace("2.", ".")
+        to.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(to)
+    table = cue_accuracy(networks, open_source(unnumbered), [], passes=CPU)
+    assert table["p"][1] == 2 * 0.5**6
+    assert any("do not number the images of shape and texture" in note for note in table.attrs["notes"])
 
 
 def test_only_images_that_all_get_right_count(images, networks, tmp_path):

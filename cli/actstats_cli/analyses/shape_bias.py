@@ -52,10 +52,11 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--by",
-    type=click.Choice(["observer", "category"]),
+    type=click.Choice(["observer", "category", "pair"]),
     default="observer",
     show_default=True,
-    help="Print a row for each observer, or for each of its shape categories too. --out and --json have all.",
+    help="Print a row for each observer, for each of its shape categories too (--out and --json have all), or for "
+    "every two observers: how much their shape biases differ on the same stimuli.",
 )
 @click.option(
     "--confidence",
@@ -92,20 +93,21 @@ def shape_bias(
     Shape bias is shape / (shape + texture) decisions on cue-conflict images (Geirhos et al. 2019). Decisions are
     read from CSV files of the texture-vs-shape and model-vs-human projects, or made by networks that are shown the
     stimuli: among the 16 categories of the test for ImageNet's 1,000 outputs, otherwise among the network's own
-    classes.
-    People (subject-01 ...) are also pooled as "humans". A network is ARCH or ARCH=WEIGHTS, ARCH+robust or
+    classes. People (subject-01 ...) are also pooled as "humans". Intervals allow for shape images and textures that
+    several stimuli share: name stimuli like cat7-bear1.png. A network is ARCH or ARCH=WEIGHTS, ARCH+robust or
     ARCH+robust=l2:3, as for sweep's --arch, --weights and --robust, or a sweep's store.
 
     \b
         actstats analyze shape-bias --network googlenet=demo --network googlenet=demo+robust
         actstats analyze shape-bias --decisions subject-01.csv resnet50.csv --json
         actstats analyze shape-bias --decisions raw-data/ --by category --out bias.csv
+        actstats analyze shape-bias --decisions raw-data/ --by pair
         actstats analyze shape-bias --stimuli stimuli/ --network resnet50 --network resnet50+robust \\
             --decisions humans.tar.gz --save-decisions networks.csv
     """
     import pandas as pd
 
-    from actstats.analysis.shape_bias import ALL, read_decisions
+    from actstats.analysis.shape_bias import ALL, compare_shape_bias, read_decisions
     from actstats.analysis.shape_bias import shape_bias as analysis
 
     recorded = [*decisions, *files]
@@ -132,9 +134,13 @@ def shape_bias(
             write_decisions(shown, save_decisions)
             notes.append(f"wrote {count(len(shown), 'decision')} to {save_decisions}")
         tables.append(shown)
-    found = analysis(pd.concat(tables, ignore_index=True), confidence=confidence)
-    printed = found if by == "category" else found[found["category"] == ALL].drop(columns="category")
-    output.put(found, printed, notes, out=out, as_json=as_json)
+    together = pd.concat(tables, ignore_index=True)
+    if by == "pair":
+        found = printed = compare_shape_bias(together, confidence=confidence)
+    else:
+        found = analysis(together, confidence=confidence)
+        printed = found if by == "category" else found[found["category"] == ALL].drop(columns="category")
+    output.put(found, printed, [*notes, *found.attrs["notes"]], out=out, as_json=as_json)
 
 
 def _shown(
