@@ -1,6 +1,6 @@
-"""The four kinds of file that PyTorch has written: zip, stream, tar, and a bare pickle; opened without unpacking.
+"""Read the four formats that PyTorch has written, without unpacking them: zip, stream, tar, and a bare pickle.
 
-Nothing of a file is ever written to a disk, and no more is held in memory than the file has bytes.
+Nothing is written to a disk, and memory is bounded by the size of the file.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _TAR_MEMBERS: Final = ("storages", "tensors", "pickle")
 
 
 def read_archive(file: IO[bytes]) -> tuple[Any, Machine]:
-    """Return what a file holds, and the machine that read it; tensors are read later, while the file is open.
+    """Return the content of a file, and the machine that read it; tensors are read later, while the file is open.
 
-    Raises `Refused` for what must not be read; and ValueError, KeyError, `zipfile.BadZipFile`, `tarfile.TarError` or
-    the like for a damaged file.
+    Raises `Refused` for a file that must not be read; and ValueError, KeyError, `zipfile.BadZipFile`,
+    `tarfile.TarError` or the like for a damaged file.
     """
     end = file.seek(0, io.SEEK_END)
     file.seek(257)
@@ -46,7 +46,7 @@ def read_archive(file: IO[bytes]) -> tuple[Any, Machine]:
 
 
 class Window:
-    """A file as pickles may read it: to its end, and no more bytes in all than pickles may have."""
+    """A file for reading pickles, which limits the total number of bytes that are read."""
 
     def __init__(self, file: IO[bytes], end: int) -> None:
         self._file = file
@@ -54,7 +54,7 @@ class Window:
         self._allowed = MOST_BYTES
 
     def read(self, size: int = -1, /) -> bytes:
-        """Return `size` bytes, or none if there are fewer: memory is taken only for what is there."""
+        """Return `size` bytes, or none if there are fewer, so that a claimed size takes no memory."""
         return self._count(self._file.read(size)) if 0 <= size <= self._left else b""
 
     def readline(self) -> bytes:
@@ -70,7 +70,7 @@ class Window:
 
 
 class _Bounded:
-    """A file that takes memory only for the bytes there are, whatever size a header claims."""
+    """A file whose reads take memory only for bytes that exist, whatever size a header claims."""
 
     def __init__(self, file: IO[bytes], end: int) -> None:
         self._file = file
@@ -85,7 +85,7 @@ class _Bounded:
 
 
 class _Places:
-    """An archive whose storages lie in one file, each at a known place."""
+    """An archive whose storages are in one file, each at a known offset."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.places: dict[str, tuple[int, int]] = {}
@@ -100,7 +100,7 @@ class _Places:
         return _at_least(size, self._read[key])
 
     def place(self, key: str, itemsize: int, end: int) -> None:
-        """Note the storage that begins here with its number of values, and skip it."""
+        """Record the storage at the file's position, which begins with its number of values, and skip it."""
         (numel,) = struct.unpack("<q", self._file.read(8))
         start = self._file.tell()
         if numel < 0 or start + numel * itemsize > end:
@@ -110,7 +110,7 @@ class _Places:
 
 
 def _read_stream(file: IO[bytes], end: int, budget: Budget | None = None) -> tuple[Any, Machine]:
-    """Read what `torch.save` wrote before its version 1.6, or a bare pickle. A nested one has its parent's budget."""
+    """Read what `torch.save` wrote before version 1.6, or a bare pickle. A nested file shares its parent's budget."""
     archive = _Places(file)
     machine = Machine(archive, unpack=_read_nested if budget is None else None, budget=budget or Budget(end))
     window = Window(file, end)
@@ -129,7 +129,7 @@ def _read_stream(file: IO[bytes], end: int, budget: Budget | None = None) -> tup
 
 
 def _read_nested(data: bytes, parent: Machine) -> Any:
-    """Read a storage as Python's own pickle keeps it: a stream within the pickle."""
+    """Read a storage that Python's own pickle wrote: a stream within the pickle."""
     file = io.BytesIO(data)
     content, machine = _read_stream(file, len(data), parent.budget)
     parent.foreign |= machine.foreign
@@ -192,7 +192,7 @@ _OF_ZIPS: Final = {
     "model.weights.h5": "a Keras model; convert its weights to PyTorch's names and layouts",
     ".npy": "an archive of NumPy arrays; save them with torch.save or safetensors",
 }
-"""What a zip archive with a member of this ending is."""
+"""Description of a zip archive by the ending of one of its members."""
 _BEGINNINGS: Final = {
     b"\x89HDF": "an HDF5 file, as Keras writes them; convert its weights to PyTorch's names and layouts",
     b"\x93NUMPY": "a NumPy array",
@@ -204,11 +204,11 @@ _BEGINNINGS: Final = {
     b"version https://git-lfs": "only a pointer of Git LFS; download the file that it points to",
     b"<": "a web page, not the file that was to be downloaded",
 }
-"""What a file that begins with these bytes is."""
+"""Description of a file by its first bytes."""
 
 
 def kind_of(start: bytes) -> str | None:
-    """Return what a file of another kind than PyTorch's is, given its first bytes; None if that is unknown."""
+    """Return a description of a file that PyTorch did not write, from its first bytes; None if it is unknown."""
     if start[:1] == b"\x08" and start[2:3] == b"\x12":  # the version of its format, and the producer's name
         return "an ONNX file; convert its weights to PyTorch's names"
     return next((kind for first, kind in _BEGINNINGS.items() if start.lstrip().startswith(first)), None)
@@ -220,7 +220,7 @@ def _kind_of_zip(names: Iterable[str]) -> str:
 
 
 def _directory_size(file: IO[bytes], end: int) -> int:
-    """Return how long a zip's directory is, which `zipfile` reads at once; PyTorch writes no comment behind it."""
+    """Return the size of a zip's directory, which `zipfile` reads at once; PyTorch writes no comment after it."""
     file.seek(max(0, end - 98))
     tail = file.read()
     if tail[-22:-18] != b"PK\x05\x06":

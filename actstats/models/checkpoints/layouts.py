@@ -1,4 +1,4 @@
-"""How training programs lay out checkpoints: where weights lie, under which names, behind which normaliser."""
+"""Layouts of training programs' checkpoints: keys and names of weights, and normalisers before the network."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from actstats.models.checkpoints.records import Foreign, Refused, TensorRecord
 AVERAGES: Final = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
 """Keys of averaged copies of the weights: these are what a training program that keeps them evaluates."""
 PARTS: Final = (*AVERAGES, "state_dict", "model", "model_state_dict", "net", "network", "weights")
-"""Keys under which training programs keep weights among other things; the first that is there is taken."""
+"""Keys under which training programs keep weights among other things; the first that exists is used."""
 _MEANS: Final = {"new_mean": "new_std", "mean": "std", "_mean": "_std", "mu": "sigma"}
-"""What normalisers call their mean, and then their standard deviation."""
+"""Names of a normaliser's standard deviation, by that of its mean."""
 _RENAMED: Final = (
     # `robustness` splits AlexNet's last layer off; its GoogLeNet of 2019 names a branch's convolution.
     (re.compile(r"(^|\.)last_layer\."), r"\1classifier.6."),
@@ -40,7 +40,7 @@ _SCRIPTED: Final = "__torch__."
 
 
 class Part(NamedTuple):
-    """Weights as they lie in a checkpoint: the key they were under, and what PyTorch noted of modules' versions."""
+    """Weights of a checkpoint: the key that they were under, and the versions of modules that PyTorch recorded."""
 
     key: str
     state: dict[str, Tensor | TensorRecord]
@@ -49,7 +49,7 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Normaliser:
-    """A normalisation of the input that a checkpoint brings: (x - mean) / std on images in [0, 1]."""
+    """A normalisation of the input that is part of a checkpoint: (x - mean) / std on images in [0, 1]."""
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
@@ -58,7 +58,7 @@ class Normaliser:
 def find_part(content: Any, key: str | None = None) -> Part:
     """Return the weights in a checkpoint's content: those under `key`, or under the first of `PARTS`, or all.
 
-    Raises `Refused`, which says what there is, where none are found.
+    Raises `Refused` with the keys of the checkpoint if there are none.
     """
     choices = {"": content}
     if isinstance(content, Mapping):
@@ -80,7 +80,7 @@ def find_part(content: Any, key: str | None = None) -> Part:
 
 
 def renamed(names: Iterable[str]) -> dict[str, str]:
-    """Return the name that each has today, by the name in the file.
+    """Return the current name of each weight, by the name in the file.
 
     >>> renamed(["module.model.inception3a.branch4_conv.bn.bias"])
     {'module.model.inception3a.branch4_conv.bn.bias': 'module.model.inception3a.branch4.1.bn.bias'}
@@ -102,9 +102,9 @@ def require_plain(names: Iterable[str]) -> None:
 
 
 def find_normaliser(state: Mapping[str, Tensor]) -> tuple[Normaliser | None, set[str]]:
-    """Return the normaliser among tensors, and the names that are its; several must agree.
+    """Return the normaliser among tensors, and the names of its tensors.
 
-    Raises `Refused` for two that differ.
+    Raises `Refused` if there are several that differ.
     """
     found: dict[Normaliser, str] = {}
     names: set[str] = set()
@@ -156,7 +156,7 @@ def _state_of(value: Any) -> tuple[dict[str, Tensor | TensorRecord], Mapping[str
 
 
 def _state_of_module(module: Foreign, prefix: str, seen: set[int]) -> dict[str, Tensor | TensorRecord]:
-    """Return the weights in a placeholder of a whole module, as its `state_dict()` would name them."""
+    """Return the weights in the placeholder of a whole module, by their names in its `state_dict()`."""
     fields = module.state
     if id(module) in seen or not isinstance(fields, Mapping):
         return {}

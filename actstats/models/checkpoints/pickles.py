@@ -1,4 +1,4 @@
-r"""A pickle read as plain data: tensors are noted, all else that it names stays an inert placeholder.
+r"""Read a pickle as plain data: tensors are recorded, and everything else that it names becomes an inert placeholder.
 
 Python's own unpickler imports what a pickle names, and calls it. This one has no way to do either: it handles
 numbers, texts, bytes, lists, tuples, sets and dicts, does by name the few functions that PyTorch rebuilds tensors
@@ -62,10 +62,10 @@ _SINCE_MARK: Final = frozenset(
 
 
 class Readable(Protocol):
-    """What `pickletools` reads from."""
+    """A file as `pickletools` reads it."""
 
     def read(self, size: int = -1, /) -> bytes:
-        """Return so many bytes, fewer at the end."""
+        """Return up to `size` bytes."""
         ...
 
     def readline(self) -> bytes:
@@ -80,14 +80,15 @@ class _NoTensors:
 
 
 NO_TENSORS: Final = _NoTensors()
-"""The archive of a pickle that is alone."""
+"""The archive of a bare pickle, which has no storages."""
 
 
 class Budget:
-    """What reading one file may take, however its pickles are nested.
+    """Limits on reading one file, however its pickles are nested.
 
     `opcodes` bounds the work. `copies` bounds the memory: the bytes that calls within a pickle may copy, three times
-    the file's `size` and a mebibyte. What is honest is copied twice at most, as text made bytes and as a nested file.
+    the file's `size` and a mebibyte. Files of training programs are copied at most twice: text encoded as bytes, and
+    a nested file.
     """
 
     def __init__(self, size: int) -> None:
@@ -95,13 +96,13 @@ class Budget:
         self.copies = 3 * size + (1 << 20)
 
     def step(self, count: int = 1) -> None:
-        """Pay for opcodes; raise `Refused` where none are left."""
+        """Count opcodes; raise `Refused` if there are more than `MOST_OPCODES`."""
         self.opcodes -= count
         if self.opcodes < 0:
             raise Refused(f"its pickle has more than {MOST_OPCODES:,} opcodes")
 
     def copy(self, size: int) -> None:
-        """Pay for a copy of so many bytes; raise `Refused` where too many were made."""
+        """Count a copy of `size` bytes; raise `Refused` if the pickle copies more than it may."""
         self.copies -= size
         if self.copies < 0:
             raise Refused("its pickle copies its own content over and over")
@@ -110,8 +111,8 @@ class Budget:
 class Machine:
     """Reads pickles that belong together, within one budget.
 
-    `foreign` collects the names that tensors do not need, `storages` the storages that were named, by key. `find`
-    says what a persistent id stands for, `unpack` what a file of PyTorch's within the pickle holds.
+    `foreign` collects the names that tensors do not need, `storages` the storages by key. `find` returns what a
+    persistent id stands for, and `unpack` the content of a PyTorch file within the pickle.
     """
 
     def __init__(
@@ -130,9 +131,9 @@ class Machine:
         self._unpack = unpack
 
     def read(self, file: Readable) -> Any:
-        """Return what the pickle that begins here holds; the file is left behind its end.
+        """Return the content of the pickle that begins at the file's position, which moves to the end of the pickle.
 
-        Raises `Refused`; and ValueError, IndexError, KeyError, TypeError or the like where it is damaged.
+        Raises `Refused`; and ValueError, IndexError, KeyError, TypeError or the like if it is damaged.
         """
         stack: list[Any] = []
         frames: list[list[Any]] = []
@@ -284,12 +285,12 @@ def is_known(name: Name) -> bool:
 
 
 def pairs(items: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
-    """Return keys and values that follow each other."""
+    """Return pairs of keys and values from a flat list."""
     return zip(items[::2], items[1::2], strict=True)
 
 
 def key(value: Any) -> Any:
-    """Return `value` if it is a plain one, else a placeholder.
+    """Return `value` if it is a string or another scalar, otherwise a placeholder.
 
     Tuples in tuples could take forever to hash. Tuples, complex and huge numbers can be made to collide, and a dict
     of colliding keys takes time that grows with their square; texts cannot, since Python salts their hashes.
@@ -300,7 +301,7 @@ def key(value: Any) -> Any:
 
 
 def storage_key(value: Any) -> str:
-    """Return the key of a storage as text; raise `Refused` for what is neither a short text nor a number."""
+    """Return the key of a storage as text; raise `Refused` unless it is a short text or a number."""
     if not isinstance(value, str | int) or (isinstance(value, str) and len(value) > _LONGEST_NAME):
         raise Refused("it has a storage whose key is neither a short text nor a number")
     return str(value)
@@ -386,7 +387,7 @@ def _set(machine: Machine, items: Sequence[Any] = ()) -> set[Any]:
 
 
 def _pay(machine: Machine, items: Any) -> None:
-    """Pay for a copy of a container that may have been copied before."""
+    """Count a copy of a container that may have been copied before."""
     machine.budget.copy(64 * len(items))
 
 

@@ -30,7 +30,7 @@ _TRIED: Final = 64
 
 @dataclass
 class Location:
-    """Where in a file a network lies.
+    """Place of a network in a file.
 
     Attributes:
         prefix: what precedes its names, ending in a dot, or empty.
@@ -46,7 +46,7 @@ class Location:
 
 
 def find_places(names: Collection[str], network: Mapping[str, int]) -> list[Location]:
-    """Return the places where the network lies in a file, by decreasing hits and increasing length of the prefix.
+    """Return the places of the network in a file, by decreasing hits and increasing length of the prefix.
 
     Args:
         names: all names in the file.
@@ -144,7 +144,7 @@ def _tree(names: Collection[str]) -> Tree:
 
 
 def _roots(tree: Tree) -> Iterator[tuple[str, Tree]]:
-    """Yield the network, and what is inside of each wrapper around all of it, with the wrapper's name."""
+    """Yield the network, and the content of each wrapper around all of it, with the wrapper's name."""
     path = ""
     yield path, tree
     while len(tree) == 1 and (inner := next(iter(tree.values()))):

@@ -1,4 +1,4 @@
-"""From a weights file to a `Checkpoint`, without running anything in it."""
+"""Read a weights file into a `Checkpoint` without running code from it."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ from actstats.models.checkpoints.places import Location, find_places
 from actstats.models.checkpoints.records import Refused
 
 _AVERAGED: Final = "n_averaged"
-"""What PyTorch's averaged models count beside their weights."""
+"""Counters that PyTorch's averaged models store beside their weights."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """The content of a weights file.
 
-    `state` maps names to tensors on the CPU; `layout` is what PyTorch noted of each module's version beside
-    them; `notes` is the text metadata of a safetensors file; `sha256` is that of the file, in hex. `part` is the
-    key that the weights were under, `prefix` what precedes the network's names in the file, if `unwrap` removed it;
-    `foreign` names what the file holds beside tensors and plain values, none of
-    which was made or called; `normaliser` is the normalisation of the input that it brings, if `unwrap` found one.
+    `state` maps names to tensors on the CPU; `layout` has the version of each module that PyTorch recorded beside
+    them; `notes` is the text metadata of a safetensors file; `sha256` is that of the file, in hex. `part` is the key
+    that the weights were under, `prefix` what precedes the network's names in the file, if `unwrap` removed it;
+    `foreign` are the names of what the file contains beside tensors and plain values, none of which was created or
+    called; `normaliser` is the normalisation of the input that is part of the file, if `unwrap` found one.
     """
 
     path: Path
@@ -52,9 +52,9 @@ class Checkpoint:
     prefix: str = ""
 
     def note(self, name: str) -> Any:
-        """Return the JSON under `name` in the notes of a safetensors file, None where there is none.
+        """Return the JSON under `name` in the notes of a safetensors file, or None.
 
-        Raises `ActstatsError` where it is no JSON.
+        Raises `ActstatsError` if it is not JSON.
         """
         text = self.notes.get(name)
         try:
@@ -66,8 +66,8 @@ class Checkpoint:
 def read_checkpoint(path: Path, part: str | None = None, sha256: str | None = None) -> Checkpoint:
     """Read the weights in a `.safetensors` file, or in one that `torch.save` or a pickle wrote.
 
-    They may lie under a key such as `state_dict` or `model` (`layouts.PARTS`; or `part` says which). The
-    weights of a TorchScript program are read, too. `sha256` is what the file's must begin with, in hex.
+    They may be under a key such as `state_dict` or `model` (one of `layouts.PARTS`, or `part`). The weights of a
+    TorchScript program are read, too. `sha256` is the beginning of the file's SHA-256, in hex.
 
     Nothing in the file is ever run, and little more memory is taken than the file has bytes: foreign objects become
     placeholders, and are named in `foreign`.

@@ -1,4 +1,4 @@
-"""What a pickle is read into: names, placeholders, and tensors that still lie in the file."""
+"""The records that a pickle is read into: names, placeholders, and tensors whose values are still in the file."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ _LARGEST: Final = 1 << 62
 
 
 class Refused(Exception):  # noqa: N818 - an answer, not an error of ours
-    """Why a file is not read any further; its text goes on after "the file is refused: "."""
+    """Reason for which a file is not read any further; its text follows "the file is refused: "."""
 
 
 class Archive(Protocol):
-    """Where the bytes of storages lie."""
+    """The bytes of storages, by their keys."""
 
     def data(self, key: str, size: int) -> bytearray:
         """Return the first `size` bytes of the storage named `key`; raise `Refused` if it has fewer."""
@@ -54,7 +54,7 @@ class Name:
 
 @dataclass(eq=False, repr=False)
 class Foreign:
-    """What a pickle wanted made by something foreign: its name, the arguments, and the state set afterwards."""
+    """Placeholder for the result of a foreign function: its name, the arguments, and the state set afterwards."""
 
     name: str
     arguments: tuple[Any, ...] = ()
@@ -82,7 +82,7 @@ class Storage:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TensorRecord:
-    """A tensor that has not been read yet: how it lies in its storage."""
+    """A tensor that has not been read yet: its place and layout in a storage."""
 
     storage: Storage
     offset: int
@@ -93,7 +93,7 @@ class TensorRecord:
     def read(self) -> torch.Tensor:
         """Return the tensor, a view of its storage.
 
-        Raises `Refused` where it reaches beyond it, or repeats values so that it is larger.
+        Raises `Refused` if it extends beyond the storage, or is larger because it repeats values.
         """
         numbers = (self.offset, *self.size, *self.stride)
         if not all(type(number) is int and 0 <= number < _LARGEST for number in numbers):
@@ -109,7 +109,7 @@ class TensorRecord:
 
 
 def dtype_named(name: Any) -> torch.dtype | None:
-    """Return the dtype that a name of PyTorch's stands for, be it a storage's or its own; None for others."""
+    """Return the dtype that a name in PyTorch stands for, that of a storage or of a dtype; None for other names."""
     if not isinstance(name, Name) or name.module not in _HOMES:
         return None
     return _STORAGES.get(name.name) or (_DTYPES.get(name.name) if name.module == "torch" else None)
