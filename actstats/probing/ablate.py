@@ -22,6 +22,7 @@ from actstats.data.source import Subset
 from actstats.errors import ActstatsError
 from actstats.layers import Layer
 from actstats.models import Loaded
+from actstats.probing.controls import Control, activity, compare_with_random, describe, with_random_sets
 from actstats.probing.cue_conflict import known_stimuli, stimuli, stimuli_readout
 from actstats.probing.forward import Passes, inputs, one_pass, prepared, ready_for_images
 from actstats.probing.readout import UNREAD, NearestMean, Readout, exclusions, labelled_readout, nearest_mean
@@ -42,6 +43,7 @@ def ablate_accuracy(
     *,
     classes: Sequence[str] | None = None,
     learn_from: Source | None = None,
+    control: Control | None = None,
     at_once: int = 8,
     passes: Passes | None = None,
 ) -> pd.DataFrame:
@@ -55,13 +57,16 @@ def ablate_accuracy(
         classes: names of the network's outputs in order; None: as its weights file has them, or ImageNet's.
         learn_from: other images of the same classes, for a network that has other classes: an image is said to be of
             the class whose mean outputs on these, with no unit at zero, are nearest. None: as the outputs are named.
+        control: random sets to compare each set with; None: none. The images are shown once more before.
         at_once: ablations in one pass, each of a batch of images.
         passes: batch size, device, progress over the images.
 
     Returns:
         A row for the network `intact` and one for each set: `ablation`, `layers`, `units` (at zero), `images`,
         `correct`, `accuracy`, `change` (of the accuracy), `lost` (images no longer right), `gained`, and `p` of the
-        exact McNemar test that as many are lost as gained. `attrs["notes"]` says how many images are excluded.
+        exact McNemar test that as many are lost as gained. With `control`, the mean and the worst `change` of its
+        random sets, `random_mean` and `random_worst`, and `p_random` = (random sets that leave as few images right
+        or fewer + 1) / (random sets + 1). `attrs["notes"]` says how many images are excluded.
 
     Raises:
         ActstatsError: units that the layers lack, images without classes, or classes that the network cannot say.
@@ -71,15 +76,17 @@ def ablate_accuracy(
     learned = None if learn_from is None else nearest_mean(loaded, learn_from, target, passes)
     readout, truth = labelled_readout(loaded, source, target, classes=classes, learned=learned)
     shown = np.flatnonzero(truth != NO_LABEL)
-    counts = np.zeros((len(sets) + 1, 4), dtype=np.int64)
+    images_of = Subset(source, shown.tolist())
+    every, places = _with_control(loaded, images_of, layers, sets, control, target, passes)
+    counts = np.zeros((len(every) + 1, 4), dtype=np.int64)
     unchanged = np.full(len(truth), UNREAD)
     for at, rows, intact, decided in _decisions(
-        loaded, Subset(source, shown.tolist()), layers, sets, readout, target, at_once, passes
+        loaded, images_of, layers, every, readout, target, at_once, passes
     ):
         unchanged[shown[rows]] = intact
         right, before = decided == truth[shown[rows]], intact == truth[shown[rows]]
         counts[at] += len(rows), right.sum(), (before & ~right).sum(), (right & ~before).sum()
-    images, correct, lost, gained = counts.T
+    images, correct, lost, gained = counts[: len(sets) + 1].T
     accuracy = correct / images
     table = pd.DataFrame(
         {
@@ -91,9 +98,11 @@ def ablate_accuracy(
             "lost": lost,
             "gained": gained,
             "p": list(map(mcnemar, lost.tolist(), gained.tolist())),
+            **({} if control is None else compare_with_random(counts[:, 1], places, images[0])),
         }
     )
-    table.attrs["notes"] = exclusions(INTACT, truth != NO_LABEL, unchanged)
+    notes = exclusions(INTACT, truth != NO_LABEL, unchanged)
+    table.attrs["notes"] = notes if control is None else [*notes, *describe(control)]
     return table
 
 
@@ -105,6 +114,7 @@ def ablate_decisions(
     *,
     classes: Sequence[str] | None = None,
     learn_from: Source | None = None,
+    control: Control | None = None,
     at_once: int = 8,
     passes: Passes | None = None,
 ) -> pd.DataFrame:
@@ -118,7 +128,9 @@ def ablate_decisions(
         for `shape`, `texture`, `other`, `shape_bias` with its interval `low`, `high`, clustered by shape image and
         texture image (`crossed_interval`); the changes against the intact network of the share of trials decided by
         shape, by texture, and of the bias: `shape_change`, `texture_change`, `bias_change`; and `p`, of the test that
-        the shape loses as many trials as it gains (`paired_p`). `attrs["notes"]` says how many stimuli are excluded.
+        the shape loses as many trials as it gains (`paired_p`). With `control`, the mean and the worst `shape_change`
+        of its random sets, `random_mean` and `random_worst`, and `p_random` = (random sets with as few decisions for
+        shape or fewer + 1) / (random sets + 1). `attrs["notes"]` says how many stimuli are excluded.
 
     Raises:
         ActstatsError: units that the layers lack, no stimuli, or a network that knows fewer than two categories.
@@ -134,17 +146,19 @@ def ablate_decisions(
         cue: shown[cue].map({n: i for i, n in enumerate(readout.names)}).to_numpy()
         for cue in ("shape", "texture")
     }
-    decided_by = np.full((len(sets) + 1, len(shown)), -1, dtype=np.int8)
     chosen = Subset(source, shown["image"].tolist())
+    every, random = _with_control(loaded, chosen, layers, sets, control, target, passes)
+    decided_by = np.full((len(every) + 1, len(shown)), -1, dtype=np.int8)
     unchanged = np.full(len(conflicts), UNREAD)
     places = np.flatnonzero(known)
     for at, rows, intact, decided in _decisions(
-        loaded, chosen, layers, sets, readout, target, at_once, passes
+        loaded, chosen, layers, every, readout, target, at_once, passes
     ):
         unchanged[places[rows]] = intact
         decided_by[at, rows] = np.where(
             decided == cues["shape"][rows], 1, np.where(decided == cues["texture"][rows], 2, 0)
         )
+    scores, decided_by = (decided_by == 1).sum(1), decided_by[: len(sets) + 1]
     images = stimulus_images(*(shown[name].tolist() for name in ("imagename", "shape", "texture")))
     factors = stimulus_factors(images)
     trials, shape, texture = ((decided_by >= 0).sum(1), *((decided_by == cue).sum(1) for cue in (1, 2)))
@@ -170,11 +184,13 @@ def ablate_decisions(
             "texture_change": texture / trials - texture[0] / trials[0],
             "bias_change": bias - bias[0],
             "p": [paired_p(before, row[read] == 1, on_read) for row in decided_by],
+            **({} if control is None else compare_with_random(scores, random, trials[0])),
         }
     )
-    table.attrs["notes"] = exclusions(INTACT, known, unchanged, "stimuli")
+    notes = exclusions(INTACT, known, unchanged, "stimuli")
     if not factors:
-        table.attrs["notes"].append(UNNUMBERED.format(INTACT))
+        notes.append(UNNUMBERED.format(INTACT))
+    table.attrs["notes"] = notes if control is None else [*notes, *describe(control)]
     return table
 
 
@@ -187,6 +203,23 @@ def _checked(
         raise ActstatsError(f"the ablations in one pass are {at_once}; they must be at least 1")
     check_units(sets, layers)
     return prepared(loaded, passes.device)
+
+
+def _with_control(
+    loaded: Loaded,
+    source: Source,
+    layers: Sequence[Layer],
+    sets: Sequence[UnitSet],
+    control: Control | None,
+    device: torch.device,
+    passes: Passes,
+) -> tuple[Sequence[UnitSet], NDArray[np.int64]]:
+    """Return the sets and the random sets of a control, and where those of each set are; see `with_random_sets`."""
+    if control is None:
+        return sets, np.empty((len(sets), 0), dtype=np.int64)
+    touched = {name for chosen in sets for name in chosen.units}
+    active = activity(loaded, source, [layer for layer in layers if layer.name in touched], device, passes)
+    return with_random_sets(sets, active, control)
 
 
 def _decisions(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from actstats.errors import ActstatsError
 from actstats_cli import options
@@ -62,6 +63,19 @@ SHOWN = 20
 @click.option(
     "--keep", is_flag=True, help="Keep only the set, and set the other units of its layers to zero."
 )
+@click.option(
+    "--random",
+    "random",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Compare each set with N random sets of as many living units of the same layers, active on some image.",
+)
+@click.option(
+    "--matched", is_flag=True, help="Draw the random sets from units of about the same activity as the set's."
+)
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the random sets."
+)
 @passing.classes
 @passing.learn_from
 @options.limit
@@ -81,6 +95,9 @@ def ablate(
     rank: str | None,
     shares: tuple[float, ...],
     keep: bool,
+    random: int | None,
+    matched: bool,
+    seed: int,
     classes: tuple[str, ...],
     learn_from: str | None,
     limit: int | None,
@@ -103,16 +120,22 @@ def ablate(
         actstats analyze ablate alexnet --data val/ --unit features.1/3,features.1/7
         actstats analyze ablate alexnet.zarr --data val/ --concepts units.csv --keep
         actstats analyze ablate alexnet.zarr --stimuli stimuli/ --rank smooth.csv:roughness --share 0.1
+        actstats analyze ablate googlenet=demo --unit conv1/3,conv1/7 --random 99 --matched
     """
     import torch
 
     from actstats.layers import named_layers, select_layers
     from actstats.probing.ablate import ablate_accuracy, ablate_decisions
+    from actstats.probing.controls import Control
     from actstats.probing.networks import open_network
     from actstats.probing.unit_sets import check_units, complement, each_unit
 
     if data is not None and stimuli is not None:
         raise ActstatsError("give either --data, to measure accuracy, or --stimuli, for shape and texture")
+    context = click.get_current_context()
+    for name in ("matched", "seed"):
+        if random is None and context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            raise ActstatsError(f"--{name} is for random sets: give --random too")
     sets = _sets(units, concepts, rank, shares or (0.25,))
     names = layers or tuple(dict.fromkeys(layer for chosen in sets for layer in chosen.units))
     if not names:
@@ -139,6 +162,7 @@ def ablate(
             sets,
             classes=classes or None,
             learn_from=taught,
+            control=None if random is None else Control(random, matched, seed),
             at_once=at_once,
             passes=passes,
         )
