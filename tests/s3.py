@@ -22,6 +22,7 @@ class Network(ThreadingHTTPServer):
     `refused_every` n: one request in n is answered 503 instead; `down_until`: connections are dropped before that
     time (`time.monotonic`). `cut_every` n: the body of one GET in n is cut in half, with a Content-Length that
     agrees, as by a proxy that gave up. `answers`: the status and the code of an error for paths with this ending.
+    `refused_from` n: after n more PUTs, each is answered 403, as when a process ends there.
     `held` is the ending of a path: a PUT there waits until another one arrives, for a minute at most. `seen` are the
     method and the path of each request.
     """
@@ -36,6 +37,7 @@ class Network(ThreadingHTTPServer):
         self.cut_every = 0
         self.bodies = self.cut = 0
         self.answers: dict[str, tuple[int, str]] = {}
+        self.refused_from: int | None = None
         self.down_until = 0.0
         self.seen: list[tuple[str, str]] = []
         self.refused = self.dropped = 0
@@ -73,6 +75,11 @@ class Handler(BaseHTTPRequestHandler):
                 503, {}, b"<Error><Code>SlowDown</Code><Message>Please reduce your rate</Message></Error>"
             )
             return
+        if server.refused_from is not None and self.command == "PUT":
+            server.refused_from -= 1
+            if server.refused_from < 0:
+                self.answer(403, {}, b"<Error><Code>AccessDenied</Code><Message>No</Message></Error>")
+                return
         for ending, (status, code) in server.answers.items():
             if self.path.partition("?")[0].endswith(ending):
                 self.answer(status, {}, f"<Error><Code>{code}</Code><Message>No</Message></Error>".encode())

@@ -10,6 +10,7 @@ A store is removed by first replacing its root with a notice, on condition that 
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import os
@@ -24,7 +25,6 @@ from obstore.exceptions import AlreadyExistsError, PreconditionError
 from zarr.abc.store import Store as Objects
 from zarr.storage import MemoryStore, ObjectStore
 
-from actstats.errors import ActstatsError
 from actstats.remote import FIRST_PATIENCE, RESUME, explained, opened
 from actstats.support import URL
 
@@ -127,15 +127,20 @@ class Bucket:
                 self._at_once(lambda key: self._put_new(key, tree[key]), others)
                 self._put_new(_LAST, tree[_LAST])
 
-    def clear(self) -> None:
-        """Remove the store; a sweep that is writing to it stops before its next partition."""
+    def clear(self, unwanted: Callable[[], bool]) -> None:
+        """Remove the store if it is unwanted; a sweep that is writing to it stops before its next partition."""
         with self.explained():
-            if root := self._root(self._store):
+            root = self._root(self._store)
+            if root is not None and not _is_notice(root[0]) and unwanted():
                 self._remove_all(list(json.loads(root[0])["consolidated_metadata"]["metadata"]), root[1])
 
     def use(self) -> BucketInUse:
         """Return a record of the current store, which detects its replacement."""
-        return BucketInUse(self)
+        with self.explained():
+            root = self._root(self._store)
+        if root is None or _is_notice(root[0]):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.location))
+        return BucketInUse(self, root[1].get("e_tag"))
 
     def explained(self) -> AbstractContextManager[None]:
         """Turn network errors into a one-line `ActstatsError`."""
@@ -160,14 +165,15 @@ class Bucket:
             obstore.put(self._store, key, data, mode="create", use_multipart=False)
 
     def _remove_all(self, folders: list[str], root: UpdateVersion) -> None:
-        """Remove the objects in `folders`, then the root, provided that it still has this version."""
-        for folder in folders:
-            root = self._put_notice(folders, root)
-            keys = [f"{folder}/{key}" for key in self.sizes(folder)]
-            for first in range(0, len(keys), _AT_A_TIME):
-                self.remove(keys[first : first + _AT_A_TIME])
+        """Remove the objects in `folders`, then the root, as long as no other process changes the root."""
+        with suppress(_OvertakenError):
+            for folder in folders:
                 root = self._put_notice(folders, root)
-        self.remove([_ROOT])
+                keys = [f"{folder}/{key}" for key in self.sizes(folder)]
+                for first in range(0, len(keys), _AT_A_TIME):
+                    self.remove(keys[first : first + _AT_A_TIME])
+                    root = self._put_notice(folders, root)
+            self.remove([_ROOT])
 
     def _put_notice(self, folders: list[str], root: UpdateVersion) -> UpdateVersion:
         notice = json.dumps({_NOTICE: folders, "sign_of_life": os.urandom(8).hex()}).encode()
@@ -177,21 +183,22 @@ class Bucket:
             found = self._root(self._store)
             if found is not None and found[0] == notice:  # the write succeeded, but its response was lost
                 return found[1]
-            raise ActstatsError(
-                f"{self.location} is being created or removed by another process; wait for it to finish, or choose "
-                "another `store=`"
-            ) from None
+            raise _OvertakenError from None
 
     def _at_once(self, do: Callable[[str], R], keys: Sequence[str]) -> list[R]:
         with ThreadPoolExecutor(max(1, min(_AT_ONCE, len(keys)))) as pool:
             return list(pool.map(do, keys))
 
 
+class _OvertakenError(Exception):
+    """Another process has removed, replaced or taken over the store that this one is removing."""
+
+
 class BucketInUse:
     """A store in a bucket that this process is using, which is not visible to other processes."""
 
-    def __init__(self, bucket: Bucket) -> None:
-        self._bucket, self._version = bucket, bucket.version()
+    def __init__(self, bucket: Bucket, version: str | None) -> None:
+        self._bucket, self._version = bucket, version
 
     def is_there(self) -> bool:
         """Whether the store still has the same root."""

@@ -1,7 +1,11 @@
-"""Zarr stores on a local disk that survive power failures, and locks between processes that use them.
+"""Zarr stores on a local disk that survive power failures, and what several processes need to share one.
 
 The data of a partition must reach the disk before the flag that marks it complete. `DurableStore.flush` is the
 barrier between the two.
+
+Temporary files and folders are named after the process that makes them (`_marked`), so that any other process of the
+same machine can find out whether it is still alive. This needs no locks, which network file systems may lack, or
+keep to one node. Locks (`flock`) only protect a store from being overwritten while it is used.
 """
 
 from __future__ import annotations
@@ -9,9 +13,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
-import glob
+import functools
+import hashlib
 import os
+import re
 import shutil
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,16 +30,23 @@ if TYPE_CHECKING:
     from zarr.core.buffer import Buffer
 
 
-_SUFFIX: Final = 8
-"""Number of hexadecimal digits appended to the name of a store that is being created or removed."""
 _PARTIAL: Final = ".partial"
 """Suffix of a file that is being written."""
+_REMOVED: Final = "removed-"
+"""Begins the mark of a store that is being removed, which any process may finish."""
+_MARK: Final = re.compile(
+    rf"{_REMOVED}[0-9a-f]{{8}}|(?:(?P<machine>[0-9a-f]{{8}})-(?P<pid>\d+)-(?P<start>[0-9a-f]{{8}})-)?[0-9a-f]{{8}}"
+)
+"""The marks of temporary files and folders; earlier versions did not name the process."""
+_UNKNOWN: Final = "0" * 8
+_OURS: Final[set[str]] = set()
+"""The marks that this process uses at the moment."""
 
 
 class DurableStore(LocalStore):
     """A Zarr store of local files that are durable, together with their folders, after `flush`.
 
-    Each object is written to a file `.XXXXXXXX.partial` in the root and then renamed, so readers never see a partial
+    Each object is written to a file `.MARK.partial` in the root and then renamed, so readers never see a partial
     object. The root itself is never created: if it has been moved, writing fails.
     """
 
@@ -53,15 +67,17 @@ class DurableStore(LocalStore):
     def set_sync(self, key: str, value: Buffer) -> None:
         """Write an object synchronously, see `set`."""
         self._check_writable()
-        file, partial = self.root / key, self.root / f".{os.urandom(_SUFFIX // 2).hex()}{_PARTIAL}"
-        try:
-            partial.write_bytes(value.as_buffer_like())
-            if file.parent != self.root:
-                file.parent.mkdir(exist_ok=True)
-            partial.replace(file)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
+        file = self.root / key
+        with _marked() as mark:
+            partial = self.root / f".{mark}{_PARTIAL}"
+            try:
+                partial.write_bytes(value.as_buffer_like())
+                if file.parent != self.root:
+                    file.parent.mkdir(exist_ok=True)
+                partial.replace(file)
+            except BaseException:
+                partial.unlink(missing_ok=True)
+                raise
         with self._lock:
             self._written.add(file)
 
@@ -86,17 +102,17 @@ def sync(path: Path) -> None:
 
 
 class InUse:
-    """A lock that marks a folder as used by this process, and tells whether others use it (`flock` on the folder).
+    """A shared lock that marks a folder as used by this process, and tells whether others use it (`flock`).
 
     File systems without locks behave as if no other process used the folder. The lock is released when the process
     ends, even if it is killed.
     """
 
     def __init__(self, folder: Path) -> None:
-        """Acquire a shared lock on `folder`."""
+        """Lock `folder`; wait while another process is about to remove it."""
         self._folder = folder
-        self._descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        self.share()
+        self._descriptor = _opened(folder)
+        self._lock(fcntl.LOCK_SH)
 
     def _lock(self, kind: int) -> bool:
         try:
@@ -118,50 +134,143 @@ class InUse:
         """Try to make the lock exclusive; return False if another process uses the folder."""
         return self._lock(fcntl.LOCK_EX | fcntl.LOCK_NB)
 
-    def share(self) -> None:
-        """Make the lock shared; wait while another process holds an exclusive lock."""
-        self._lock(fcntl.LOCK_SH)
-
     def close(self) -> None:
         """Release the lock."""
         os.close(self._descriptor)
 
 
 @contextlib.contextmanager
-def in_use(folder: Path) -> Iterator[InUse]:
-    """Hold a shared lock on a folder within a `with` block."""
-    use = InUse(folder)
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """Let one process at a time run the block, if the file system supports locks."""
     try:
-        yield use
+        descriptor = _opened(folder)
+    except PermissionError:  # a folder may be written but not read
+        yield
+        return
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
     finally:
-        use.close()
+        os.close(descriptor)
 
 
-def remove_abandoned(path: Path) -> list[Path]:
-    """Remove the folders that killed processes left beside `path` while creating or removing a store.
-
-    Return the removed folders.
-    """
-    removed = []
-    for folder in path.parent.glob(f".{glob.escape(path.name)}.*"):
-        suffix = folder.name.removeprefix(f".{path.name}.")
-        if len(suffix) != _SUFFIX or not set(suffix) <= set("0123456789abcdef") or not folder.is_dir():
-            continue
-        with contextlib.suppress(OSError), in_use(folder) as use:
-            if use.alone():
-                shutil.rmtree(folder)
-                removed.append(folder)
-    return removed
+def _opened(folder: Path) -> int:
+    return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
-def remove_partial(path: Path, use: InUse) -> None:
-    """Remove partial files that killed processes left in the store at `path`, unless another process uses it."""
-    if use.alone():
-        for partial in path.glob(f".*{_PARTIAL}"):
+@contextlib.contextmanager
+def made_beside(path: Path) -> Iterator[Path]:
+    """Create a folder beside `path`, to be renamed within the block; it is removed at the end otherwise."""
+    with _marked() as mark:
+        folder = path.parent / f".{path.name}.{mark}"
+        folder.mkdir()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a folder, durably, so that any process may finish removing it; return its new path."""
+    aside = path.parent / f".{path.name}.{_REMOVED}{os.urandom(4).hex()}"
+    path.rename(aside)
+    sync(path.parent)
+    return aside
+
+
+def remove_abandoned(path: Path) -> None:
+    """Remove the folders that killed processes left beside the store `path`, and the partial files inside it."""
+    for folder in _left(path.parent, f".{path.name}.", ""):
+        shutil.rmtree(folder, ignore_errors=True)
+    for partial in _left(path, ".", _PARTIAL):
+        with contextlib.suppress(OSError):
             partial.unlink()
-    use.share()
 
 
-def beside(path: Path) -> Path:
-    """Return an unused path beside `path` that `remove_abandoned` recognizes."""
-    return path.parent / f".{path.name}.{os.urandom(_SUFFIX // 2).hex()}"
+def _left(folder: Path, before: str, after: str) -> Iterator[Path]:
+    """Yield what is left in a folder under names of a mark between `before` and `after` and is of no process."""
+    try:
+        names = [entry.name for entry in folder.iterdir()]
+    except OSError:  # it does not exist yet, or may not be read
+        return
+    for name in names:
+        if name.startswith(before) and name.endswith(after):
+            mark = _MARK.fullmatch(name[len(before) : len(name) - len(after)])
+            if mark and _abandoned(mark, folder / name if (folder / name).is_dir() else folder):
+                yield folder / name
+
+
+def _abandoned(mark: re.Match[str], folder: Path) -> bool:
+    """Whether no process can be using what has this mark; `folder` is what earlier versions locked meanwhile."""
+    if mark[0].startswith(_REMOVED):
+        return True
+    if mark["pid"] is None:
+        return _unused(folder)
+    pid, start = int(mark["pid"]), mark["start"]
+    if (mark["machine"], pid, start) == (_machine(), os.getpid(), _start(os.getpid())):
+        return mark[0] not in _OURS
+    return mark["machine"] == _machine() and not _runs(pid, start)
+
+
+def _unused(folder: Path) -> bool:
+    """Whether no other process has locked the folder, on a file system whose locks exclude."""
+    with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+        first, second = _opened(folder), _opened(folder)
+        stack.callback(os.close, first)
+        stack.callback(os.close, second)
+        fcntl.flock(first, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+@contextlib.contextmanager
+def _marked() -> Iterator[str]:
+    """Yield a new name that says which process of which machine uses it, until the end of the block."""
+    pid = os.getpid()
+    mark = f"{_machine()}-{pid}-{_start(pid)}-{os.urandom(4).hex()}"
+    _OURS.add(mark)
+    try:
+        yield mark
+    finally:
+        _OURS.discard(mark)
+
+
+@functools.cache
+def _machine() -> str:
+    """Return a name of the process numbers that this process sees: of the machine, or of a container on it."""
+    machine, numbers = Path("/etc/machine-id"), Path("/proc/self/ns/pid")
+    told = [socket.gethostname()]
+    with contextlib.suppress(OSError):
+        told.append(machine.read_text())
+    with contextlib.suppress(OSError):
+        told.append(str(numbers.readlink()))
+    return _digits(*told)
+
+
+def _runs(pid: int, start: str) -> bool:
+    """Whether process `pid` exists, unless it certainly is a later one of the same number."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass  # a process of another user
+    return _start(pid) in (start, _UNKNOWN)
+
+
+def _start(pid: int) -> str:
+    """Return digits for the time at which a process started, as numbers of processes are used again."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text()
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return _UNKNOWN  # not on Linux, or hidden
+    return _digits(boot, fields[19])
+
+
+def _digits(*told: str) -> str:
+    return hashlib.sha256("\n".join(told).encode()).hexdigest()[:8]

@@ -21,7 +21,15 @@ from zarr.abc.store import Store as Objects
 from zarr.storage import LocalStore
 
 from actstats.errors import ActstatsError
-from actstats.store.files import DurableStore, InUse, beside, remove_abandoned, remove_partial, sync
+from actstats.store.files import (
+    DurableStore,
+    InUse,
+    made_beside,
+    one_at_a_time,
+    remove_abandoned,
+    set_aside,
+    sync,
+)
 from actstats.support import URL, located, require_package
 
 
@@ -81,21 +89,26 @@ class StorePlace(Protocol):
     def make(self, write: Callable[[Objects], None]) -> None:
         """Create the store that `write` writes, unless another process creates it first.
 
-        Every process that writes to the store must call `complete` first; until then it may not be `whole`.
+        Every process that writes to the store must call `complete` first; until then it may not be `whole`. Another
+        process may already have removed or replaced the store again.
         """
 
     def complete(self, write: Callable[[Objects], None]) -> None:
         """Finish creating the store if needed; `write` must be equivalent to the one passed to `make`."""
 
-    def clear(self) -> None:
-        """Remove the existing store.
+    def clear(self, unwanted: Callable[[], bool]) -> None:
+        """Remove the existing store if `unwanted` returns True, unless another process removes or replaces it first.
 
         Raises:
-            ActstatsError: another process is using or removing the store.
+            ActstatsError: another process is using the store.
         """
 
     def use(self) -> Use:
-        """Mark the existing store as used by this process; others may use it too."""
+        """Mark the existing store as used by this process; others may use it too.
+
+        Raises:
+            FileNotFoundError: there is no store.
+        """
 
     def explained(self) -> AbstractContextManager[None]:
         """Turn errors into a one-line `ActstatsError` that names the store and says what to do."""
@@ -117,7 +130,10 @@ def place_of(path: str | Path) -> StorePlace:
 
 
 class Folder:
-    """A folder on a local or mounted disk."""
+    """A folder on a local or mounted disk.
+
+    Where the path is a symbolic link, the store is created and replaced at the link's target.
+    """
 
     def __init__(self, location: Path) -> None:
         self.location = location
@@ -166,58 +182,62 @@ class Folder:
         self._durable.flush()
 
     def tidy(self) -> None:
-        """Remove folders that killed processes left beside the store."""
-        remove_abandoned(self.location)
+        """Remove what killed processes left beside and in the store."""
+        remove_abandoned(self._target())
 
     def make(self, write: Callable[[Objects], None]) -> None:
         """Create the store beside its path and rename it, so that others never see an incomplete store."""
-        path = self.location
+        path = self._target()
         if path.parent.is_file():
             raise NotADirectoryError(errno.ENOTDIR, f"{path.parent} is a file, not a folder")
         path.parent.mkdir(parents=True, exist_ok=True)
-        making = beside(path)
-        making.mkdir()
-        use = InUse(making)
-        try:
+        with made_beside(path) as making:
             files = DurableStore(making)
             write(files)
             files.flush()
             try:
                 making.rename(path)
-            except OSError as error:
-                # Another process has created the store in the meantime.
-                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            except OSError:
+                # Another process has created the store in the meantime, or a network file system has repeated a
+                # request that had succeeded.
+                if not path.exists():
                     raise
             for folder in itertools.takewhile(lambda folder: folder != folder.parent, path.parents):
-                sync(folder)
-        finally:
-            use.close()
-            shutil.rmtree(making, ignore_errors=True)
+                with contextlib.suppress(PermissionError):  # a folder may be written but not read
+                    sync(folder)
 
     def complete(self, write: Callable[[Objects], None]) -> None:
         """Do nothing, as a folder is always whole."""
 
-    def clear(self) -> None:
-        """Remove the folder, unless another process is using it."""
-        path = self.location
-        use = InUse(path)
-        try:
+    def clear(self, unwanted: Callable[[], bool]) -> None:
+        """Remove the folder if it is unwanted, unless another process is using it."""
+        path = self._target()
+        if not path.exists():
+            return
+        with one_at_a_time(path.parent), contextlib.ExitStack() as stack:
+            try:
+                use = InUse(path)
+            except FileNotFoundError:
+                return
+            stack.callback(use.close)
+            if not unwanted():
+                return
             if not use.alone():
                 raise ActstatsError(
-                    f"{path} is in use by another process; stop that process, or choose another `store=`"
+                    f"{self.location} is in use by another process; stop that process, or choose another `store=`"
                 )
-            aside = beside(path)
-            path.rename(aside)
-            sync(path.parent)
-            shutil.rmtree(aside)
-        finally:
-            use.close()
+            if not use.is_there():
+                return
+            aside = set_aside(path)
+        shutil.rmtree(aside, ignore_errors=True)
 
     def use(self) -> Use:
-        """Lock the folder, and remove partial files that killed processes left in it."""
-        use = InUse(self.location)
-        remove_partial(self.location, use)
-        return use
+        """Lock the folder."""
+        return InUse(self.location)
+
+    def _target(self) -> Path:
+        """Return the absolute path of the folder, behind symbolic links."""
+        return Path(os.path.realpath(self.location))
 
     @contextlib.contextmanager
     def explained(self) -> Iterator[None]:

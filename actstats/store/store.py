@@ -11,7 +11,8 @@ import functools
 import json
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -53,6 +54,8 @@ _LARGEST_ROOT: Final = 1 << 28
 _PER_PARTITION: Final = ("status", "provenance", "completed")
 _FLAG_SIZE: Final = 5
 """Bytes of an object of `completed`: a Boolean and its checksum."""
+_TRIES: Final = 10
+"""How many times a process enters a store that others remove meanwhile."""
 _WRITTEN: Final[ArrayConfigParams] = {"write_empty_chunks": True}
 """Objects that hold only fill values are written, too, so that a missing object means damage."""
 STATUSES: Final = {
@@ -103,6 +106,21 @@ class Store:
         return store
 
     @classmethod
+    def find(cls, path: str | Path) -> Store | None:
+        """Open the store at `path` for reading; None if there is none, or it is still being created.
+
+        Raises:
+            ActstatsError: what is at `path` was not written by actstats, or it is damaged.
+        """
+        place = place_of(path)
+        try:
+            return cls.open(path) if place.exists() else None
+        except ActstatsError:
+            if place.exists() and place.whole():
+                raise
+            return None
+
+    @classmethod
     def open_or_create(
         cls,
         path: str | Path,
@@ -123,27 +141,57 @@ class Store:
         """
         place = place_of(path)
         write = functools.partial(_write_group, manifest=manifest, schema=schema, paths=paths, labels=labels)
-        with place.explained():
-            place.tidy()
-            if not place.exists() or (overwrite and _removed_another(place, manifest)):
-                place.make(write)
-        store = cls(place, "r+")
-        if version := manifests.outdated(store.manifest):
-            raise ManifestMismatchError(
-                f"{path} was begun by actstats {version}, and numbers have been corrected since "
-                "(docs/corrections.md): choose another `store=`, or use `overwrite=True` to replace it"
-            )
-        if found := manifests.differences(store.manifest, manifest):
-            raise ManifestMismatchError(
-                f"{path} holds another sweep: {'; '.join(found[:4])}{' and more' * (len(found) > 4)}. "
-                "Choose another `store=`, or use `overwrite=True` to replace it"
-            )
-        with place.explained():
-            place.complete(write)
-        store._require_whole()
-        store._check_coordinates(schema, paths, labels)
-        store.use()
+        store = cls._entered(place, manifest, write, overwrite)
+        try:
+            if version := manifests.outdated(store.manifest):
+                raise ManifestMismatchError(
+                    f"{path} was begun by actstats {version}, and numbers have been corrected since "
+                    "(docs/corrections.md): choose another `store=`, or use `overwrite=True` to replace it"
+                )
+            if found := manifests.differences(store.manifest, manifest):
+                raise ManifestMismatchError(
+                    f"{path} holds another sweep: {'; '.join(found[:4])}{' and more' * (len(found) > 4)}. "
+                    "Choose another `store=`, or use `overwrite=True` to replace it"
+                )
+            with place.explained():
+                place.complete(write)
+            store._require_whole()
+            store._check_coordinates(schema, paths, labels)
+        except BaseException:
+            store.close()
+            raise
         return store
+
+    @classmethod
+    def _entered(
+        cls, place: StorePlace, manifest: Mapping[str, Any], write: Callable[[Objects], None], overwrite: bool
+    ) -> Store:
+        """Return the store in use by this process, created if needed, whatever other processes do meanwhile."""
+        for _ in range(_TRIES):
+            with place.explained():
+                place.tidy()
+                if overwrite:
+                    place.clear(lambda: _is_another(place, manifest))
+                if not place.exists():
+                    place.make(write)
+                try:
+                    use = place.use()
+                except FileNotFoundError:  # another process has removed it again
+                    continue
+            with ExitStack() as stack:
+                stack.callback(use.close)
+                try:
+                    store = cls(place, "r+")
+                except ActstatsError:
+                    if use.is_there():
+                        raise
+                    continue
+                stack.pop_all()
+            store._use = use
+            return store
+        raise ActstatsError(
+            f"{place.location} is removed again and again by other processes; choose another `store=`"
+        )
 
     def use(self) -> None:
         """Prevent other processes from overwriting the store until `close`."""
@@ -229,7 +277,10 @@ class Store:
         self.place.flush()
         self._refuse_moved()
         self._array("completed")[partition] = True
-        self.place.flush()
+        with suppress(
+            FileNotFoundError
+        ):  # another process that computes the same partition has removed the flag
+            self.place.flush()
 
     def _replace(self, name: str, partition: int, values: NDArray[Any]) -> None:
         where = self._where(name, partition)
@@ -510,13 +561,15 @@ def _arrays_in(root: dict[str, Any]) -> dict[str, Any]:
     return arrays
 
 
-def _removed_another(place: StorePlace, manifest: Mapping[str, Any]) -> bool:
-    """Remove the store of another sweep and return True; keep the store of this sweep and return False."""
-    found = Store(place).manifest  # raises an error if it is not a store
-    if found.get("actstats") == manifests.FORMAT and not manifests.differences(found, manifest):
-        return False
-    place.clear()
-    return True
+def _is_another(place: StorePlace, manifest: Mapping[str, Any]) -> bool:
+    """Whether the existing store is of another sweep; raises an error if it is not a store."""
+    try:
+        found = Store(place).manifest
+    except ActstatsError:
+        if place.exists():
+            raise
+        return False  # another process has removed it
+    return found.get("actstats") != manifests.FORMAT or bool(manifests.differences(found, manifest))
 
 
 def _write_group(

@@ -28,7 +28,7 @@ from actstats.data.preprocessing import Preprocessing, described_input, input_sh
 from actstats.data.source import UNNAMED
 from actstats.errors import ActstatsError, nearest
 from actstats.metrics import Chosen, resolve_metrics
-from actstats.store import Schema, Store, parse_compression, place_of
+from actstats.store import Schema, Store, parse_compression
 from actstats.store import manifest as manifests
 from actstats.store.description import Attack, computed_on
 from actstats.store.store import missing_error
@@ -125,8 +125,10 @@ class SweepPlan:
         return cls(Store.open(store).manifest, store, trust=trust)
 
     @classmethod
-    def from_json(cls, text: str, *, trust: bool = True) -> Self:
-        """Return the plan in `text`, as written by `to_json`; see `from_store` for `trust`.
+    def from_json(cls, text: str, *, trust: bool = False) -> Self:
+        """Return the plan in `text`, as written by `to_json`, by default without importing code that it names.
+
+        With `trust`, factories, metrics and files that it names are used, as in `from_store`: for plans of your own.
 
         Raises:
             ActstatsError: the text is not a valid plan.
@@ -541,7 +543,7 @@ class SweepPlan:
             custom = self.settings.custom
             if custom and not self._trust:
                 raise ActstatsError(
-                    f"{self.store} uses the custom metric {custom[0]}; trust the store to import its code"
+                    f"{self.store} uses the custom metric {custom[0]}; to import its code, pass `trust=True`"
                 )
             resolved = resolve_metrics(self.settings.metrics, custom)
             self._chosen = replace(resolved, paired="paired_with" in self.manifest)
@@ -556,8 +558,8 @@ class SweepPlan:
     def _refuse_unnamed(self) -> None:
         """Raise `ActstatsError` if a store exists and its images cannot be compared to those of the plan."""
         data = self.manifest["data"]
-        if data["fingerprint"].startswith(UNNAMED) and place_of(self.store).exists():
-            there = Store.open(self.store).manifest["data"]["fingerprint"]
+        if data["fingerprint"].startswith(UNNAMED) and (store := Store.find(self.store)):
+            there = store.manifest["data"]["fingerprint"]
             if there != data["fingerprint"]:
                 raise ActstatsError(
                     f"{self.store} already exists, and a {data['spec']} has no fingerprint to tell whether its "

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from actstats.data import MISSING
-from actstats.store import Store, place_of
+from actstats.store import Store
 from actstats.store import manifest as manifests
 from actstats.support import sha256_of
 from actstats.sweeping.planning import plan, request
@@ -100,13 +100,12 @@ def _complete_already(
         or not isinstance(model, str)
         or ":" in model
         or not isinstance(images, str | Path)
-        or not place_of(store).exists()
+        or (found := Store.find(store)) is None
     ):
         return None
     settings = Settings(**{name: value for name, value in options.items() if name in names_of(Settings)})
     if settings.custom or options.get("preprocessing") is not None or options.get("fingerprint"):
         return None
-    found = Store.open(store)
     manifest, data = found.manifest, found.manifest["data"]
     settings = replace(settings, compile=settings.compiles(data["images"], manifest["device"]))
     asked = request(
@@ -132,6 +131,8 @@ def _complete_already(
     source = open_source(images, limit=options.get("limit"), sample=options.get("sample"))
     if (len(source), source.fingerprint) != (data["images"], data["fingerprint"]):
         return None
+    if how.overwrite:
+        how.note(f"{found.path} is the store of this very sweep and is kept; remove it to compute it again")
     return Summary(
         store=found.path,
         images=data["images"],

@@ -426,12 +426,12 @@ def _embedded_instead(planning: Mapping[str, Any], *, download: bool) -> bool:
         or planning["robust"] not in (None, "default")
     ):
         return False
-    from actstats.store import Store, place_of
+    from actstats.store import Store
 
     name = "robust googlenet" if planning["robust"] else "googlenet"
     instead = f"sweeping the small {name} that comes with actstats (`weights=demo`)"
-    store = planning["out"]
-    if place_of(store).exists() and Store.open(store).manifest["weights"]["source"].startswith("demo:"):
+    store = Store.find(planning["out"])
+    if store is not None and store.manifest["weights"]["source"].startswith("demo:"):
         message(f"{instead}, as before")
         return True
     from actstats.models import load_model

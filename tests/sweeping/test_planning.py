@@ -46,7 +46,7 @@ def test_a_plan_run_in_another_process_gives_the_bytes_of_a_direct_sweep(photogr
     (tmp_path / "plan.json").write_text(plan.to_json())
     program = (
         "import sys, pathlib; from actstats.sweeping.planning import SweepPlan;"
-        "SweepPlan.from_json(pathlib.Path(sys.argv[1]).read_text()).run(workers=1)"
+        "SweepPlan.from_json(pathlib.Path(sys.argv[1]).read_text(), trust=True).run(workers=1)"
     )
     subprocess.run([sys.executable, "-c", program, str(tmp_path / "plan.json")], check=True)
     actstats.sweep(
@@ -54,6 +54,20 @@ def test_a_plan_run_in_another_process_gives_the_bytes_of_a_direct_sweep(photogr
     )
     assert files_of(tmp_path / "planned.zarr") == files_of(tmp_path / "direct.zarr")
     assert "range" in xr.open_zarr(tmp_path / "planned.zarr")
+
+
+@pytest.mark.parametrize("entry", ["metrics", "arch"])
+def test_code_that_a_plan_in_json_names_is_imported_only_on_trust(entry, photographs, tmp_path, monkeypatch):
+    (tmp_path / "foreign.py").write_text("raise ImportError('the code of the plan runs')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    record = json.loads(plan_of(photographs, tmp_path / "s.zarr").to_json())
+    record["manifest"][entry] = {"metrics": ["mean", "foreign:Metric"], "arch": "foreign:build"}[entry]
+    text = json.dumps(record)
+    with pytest.raises(ActstatsError, match="pass `trust=True`"):
+        SweepPlan.from_json(text).run(workers=0)
+    assert "foreign" not in sys.modules
+    with pytest.raises(ActstatsError, match="the code of the plan runs"):
+        SweepPlan.from_json(text, trust=True).run(workers=0)
 
 
 def test_planning_leaves_nothing_behind_and_pickles(photographs, tmp_path):

@@ -1,0 +1,317 @@
+"""Processes that start on one store at the same moment, what killed ones leave, and file systems without locks."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+import actstats
+from actstats.data.preprocessing import Preprocessing
+from actstats.errors import ActstatsError, ManifestMismatchError
+from actstats.store import Store
+from tests.conftest import SmallNet, files_of
+from tests.s3 import BUCKET
+
+SMALL = Preprocessing.imagenet(size=32, resize=36)
+URL = f"s3://{BUCKET}/s.zarr"
+STARTS = 8
+
+
+def plan(images: Path, store: str | Path, **options) -> actstats.SweepPlan:
+    settings = {"batch_size": 4, "partition_size": 5, "metrics": ["mean", "histogram"], "device": "cpu"}
+    return actstats.plan(SmallNet(), images, store, preprocessing=SMALL, **{**settings, **options})
+
+
+def enter(sweep: actstats.SweepPlan, **options) -> None:
+    """Create or open the store of a sweep, and close it."""
+    source = sweep.images()
+    Store.open_or_create(
+        sweep.store, sweep.manifest, sweep.schema, source.paths, source.labels, **options
+    ).close()
+
+
+def together(start: Callable[[], None], count: int = STARTS) -> list[str]:
+    """Call `start` in `count` processes at the same moment; return how each of them ended."""
+    context = multiprocessing.get_context("fork")
+    barrier, ends = context.Barrier(count), context.Queue()
+
+    def run() -> None:
+        barrier.wait()
+        try:
+            start()
+            ends.put("ok")
+        except BaseException as error:
+            ends.put(f"{type(error).__name__}: {error}")
+
+    processes = [context.Process(target=run) for _ in range(count)]
+    for process in processes:
+        process.start()
+    found = [ends.get(timeout=120) for _ in processes]
+    for process in processes:
+        process.join()
+    return found
+
+
+@pytest.fixture(scope="module")
+def empty(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A new store without partitions."""
+    path = tmp_path_factory.mktemp("empty") / "s.zarr"
+    enter(plan(photographs, path))
+    return path
+
+
+@pytest.mark.parametrize("disk", ["fast", "slow"])
+def test_processes_that_start_together_share_one_new_store(disk, photographs, empty, tmp_path, monkeypatch):
+    if disk == "slow":
+        mkdir, rename = Path.mkdir, Path.rename
+
+        def slow_mkdir(path: Path, *arguments, **options) -> None:
+            mkdir(path, *arguments, **options)
+            time.sleep(0.02)
+
+        def slow_rename(path: Path, target: Path) -> Path:
+            time.sleep(0.02)
+            return rename(path, target)
+
+        monkeypatch.setattr(Path, "mkdir", slow_mkdir)
+        monkeypatch.setattr(Path, "rename", slow_rename)
+    for name in ("a.zarr", "b.zarr"):
+        sweep = plan(photographs, tmp_path / "new" / name)
+        assert together(lambda sweep=sweep: enter(sweep)) == ["ok"] * STARTS
+        assert files_of(tmp_path / "new" / name) == files_of(empty)
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["a.zarr", "b.zarr"]
+
+
+@pytest.mark.parametrize("locks", [True, False])
+def test_of_processes_that_overwrite_together_one_replaces_the_store(
+    locks, photographs, empty, tmp_path, monkeypatch
+):
+    if not locks:
+        monkeypatch.setattr(fcntl, "flock", flock_fails)
+    enter(plan(photographs, tmp_path / "s.zarr", batch_size=3))
+    sweep = plan(photographs, tmp_path / "s.zarr")
+    with pytest.raises(ManifestMismatchError):
+        enter(sweep)
+    assert together(lambda: enter(sweep, overwrite=True)) == ["ok"] * STARTS
+    assert files_of(tmp_path / "s.zarr") == files_of(empty)
+    assert [path.name for path in tmp_path.iterdir()] == ["s.zarr"]
+
+
+def test_processes_that_compute_the_same_partitions_do_not_disturb_each_other(photographs, tmp_path):
+    sweep = plan(photographs, tmp_path / "s.zarr")
+    sweep.run(workers=0)
+    whole = files_of(tmp_path / "s.zarr")
+    store = Store.open(tmp_path / "s.zarr", mode="r+")
+    statuses = store.statuses()
+    arrays = [
+        {name: store.read(name, store._where(name, p)) for name in store.manifest["outputs"]}
+        for p in range(store.partitions)
+    ]
+
+    def write_all() -> None:
+        mine = Store.open(tmp_path / "s.zarr", mode="r+")
+        for _ in range(3):
+            for p in range(store.partitions):
+                mine.write(p, arrays[p], statuses[slice(*store.bounds(p))])
+
+    assert together(write_all, 6) == ["ok"] * 6
+    assert files_of(tmp_path / "s.zarr") == whole
+    assert Store.open(tmp_path / "s.zarr").completed.all()
+
+
+def flock_fails(descriptor: int, kind: int) -> None:
+    """Lock nothing, as on Lustre mounted without `flock`."""
+    raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+
+def flock_succeeds(descriptor: int, kind: int) -> None:
+    """Lock nothing and succeed, as where locks hold within one node only."""
+
+
+LOCKS = {"real": fcntl.flock, "failing": flock_fails, "of one node": flock_succeeds}
+
+WRITING = """
+import os, sys
+from pathlib import Path
+from actstats.store.files import DurableStore, made_beside
+from zarr.core.buffer import default_buffer_prototype
+
+def replace_late(path, target):
+    print("writing", flush=True)
+    sys.stdin.read()
+    os.replace(path, target)
+
+Path.replace = replace_late
+path = Path(sys.argv[1])
+if sys.argv[2] == "object":
+    DurableStore(path).set_sync("other", default_buffer_prototype().buffer.from_bytes(b"data"))
+else:
+    with made_beside(path) as folder:
+        (folder / "file").write_text("")
+        (folder / "file").replace(folder / "renamed")
+"""
+
+
+@contextmanager
+def writing(path: Path, what: str) -> Iterator[subprocess.Popen[str]]:
+    """Another process, while it is writing an object of the store at `path` or creating a store beside it."""
+    with subprocess.Popen(
+        [sys.executable, "-c", WRITING, str(path), what],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        assert process.stdout.readline() == "writing\n"
+        yield process
+
+
+@pytest.mark.parametrize("what", ["object", "store"])
+@pytest.mark.parametrize("locks", LOCKS)
+def test_only_what_killed_processes_left_is_removed(locks, what, photographs, empty, tmp_path, monkeypatch):
+    monkeypatch.setattr(fcntl, "flock", LOCKS[locks])
+    path = tmp_path / "s.zarr"
+    sweep = plan(photographs, path)
+    enter(sweep)
+
+    def left() -> list[Path]:
+        return [p for p in (*tmp_path.iterdir(), *path.iterdir()) if p.name.startswith(".")]
+
+    with writing(path, what) as process:
+        before = left()
+        assert len(before) == 1
+        enter(sweep)
+        assert left() == before
+        process.communicate()
+        assert process.returncode == 0
+    assert left() == []
+    with writing(path, what) as process:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert len(left()) == 1
+    enter(sweep)
+    assert left() == []
+
+
+@pytest.mark.parametrize("locks", LOCKS)
+def test_what_another_machine_or_an_unknown_process_left_is_kept_without_locks(
+    locks, photographs, tmp_path, monkeypatch
+):
+    sweep = plan(photographs, tmp_path / "s.zarr")
+    enter(sweep)
+    foreign, unknown, removed = (
+        f".s.zarr.{mark}" for mark in ("0123abcd-1-0123abcd-0123abcd", "0123abcd", "removed-0123abcd")
+    )
+    for name in (foreign, unknown, removed):
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr(fcntl, "flock", LOCKS[locks])
+    enter(sweep)
+    kept = {foreign} if locks == "real" else {foreign, unknown}
+    assert {path.name for path in tmp_path.iterdir()} == {"s.zarr", *kept}
+
+
+def test_a_symbolic_link_keeps_pointing_to_the_store_that_is_replaced(photographs, empty, tmp_path):
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    (tmp_path / "folder").symlink_to(scratch)
+    (tmp_path / "link.zarr").symlink_to("folder/s.zarr")  # a link through a link, to a store to be created
+    enter(plan(photographs, tmp_path / "link.zarr", batch_size=3))
+    for location in (tmp_path / "link.zarr", tmp_path / "folder" / "s.zarr"):
+        enter(plan(photographs, location, batch_size=2), overwrite=True)
+        enter(plan(photographs, location), overwrite=True)
+        assert (tmp_path / "link.zarr").readlink() == Path("folder/s.zarr")
+        assert (tmp_path / "folder").readlink() == scratch
+        assert files_of(scratch / "s.zarr") == files_of(empty)
+    assert [path.name for path in scratch.iterdir()] == ["s.zarr"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "link.zarr", "scratch"]
+    (tmp_path / "loop.zarr").symlink_to("loop.zarr")
+    with pytest.raises(ActstatsError, match=r"loop\.zarr"):
+        enter(plan(photographs, tmp_path / "loop.zarr"))
+
+
+def test_a_rename_that_succeeded_but_was_reported_as_failed_creates_the_store(
+    photographs, empty, tmp_path, monkeypatch
+):
+    rename = Path.rename
+
+    def repeated(path: Path, target: Path) -> Path:
+        """As NFS does when the answer to the first request was lost."""
+        rename(path, target)
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", repeated)
+    enter(plan(photographs, tmp_path / "s.zarr"))
+    assert files_of(tmp_path / "s.zarr") == files_of(empty)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_cannot_be_written_is_reported_and_an_existing_store_in_it_resumed(
+    photographs, tmp_path
+):
+    sweep = plan(photographs, tmp_path / "folder" / "s.zarr")
+    enter(sweep)
+    (tmp_path / "folder").chmod(0o500)
+    try:
+        enter(sweep)
+        with pytest.raises(ActstatsError, match="Permission denied"):
+            enter(plan(photographs, tmp_path / "folder" / "new.zarr"))
+        with pytest.raises(ActstatsError, match="Permission denied"):
+            enter(plan(photographs, tmp_path / "folder" / "s.zarr", batch_size=3), overwrite=True)
+    finally:
+        (tmp_path / "folder").chmod(0o700)
+    enter(sweep)
+
+
+@pytest.mark.parametrize("then", [{}, {"overwrite": True}, {"repair": True}])
+def test_a_bucket_store_whose_creation_stopped_at_any_request_is_finished(then, photographs, s3):
+    sweep = plan(photographs, URL)
+    enter(sweep)
+    objects = sum(method == "PUT" for method, _ in s3.seen)
+    for stopped_after in {1, 2, objects // 2, objects - 1}:
+        other = plan(photographs, f"{URL}.{stopped_after}", batch_size=3 if "overwrite" in then else 4)
+        s3.refused_from = stopped_after
+        with pytest.raises(ActstatsError):
+            enter(other)
+        s3.refused_from = None
+        with pytest.raises(ActstatsError, match="creation was interrupted"):
+            Store.open(other.store)
+        assert Store.find(other.store) is None
+        resumed = plan(photographs, other.store)
+        assert resumed.run(workers=0, **then).complete
+        assert list(Store.open(other.store).damage()) == []
+
+
+def test_processes_that_overwrite_a_bucket_store_together_all_go_on(photographs, s3):
+    enter(plan(photographs, URL, batch_size=3))
+    program = (
+        "import sys; from pathlib import Path; from tests.store.test_starting import enter, plan;"
+        "sweep = plan(Path(sys.argv[1]), sys.argv[2]); sweep.schema; print('ready', flush=True);"
+        "sys.stdin.readline(); enter(sweep, overwrite=True)"
+    )
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, str(photographs), URL],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(3)
+    ]
+    assert [process.stdout.readline() for process in processes] == ["ready\n"] * 3
+    for process in processes:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    ended = [process.communicate() for process in processes]
+    assert [process.returncode for process in processes] == [0] * 3, ended
+    assert list(Store.open(URL).damage()) == []
+    enter(plan(photographs, URL))
