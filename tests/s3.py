@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import itertools
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -22,7 +23,8 @@ class Network(ThreadingHTTPServer):
     `refused_every` n: one request in n is answered 503 instead; `down_until`: connections are dropped before that
     time (`time.monotonic`). `cut_every` n: the body of one GET in n is cut in half, with a Content-Length that
     agrees, as by a proxy that gave up. `answers`: the status and the code of an error for paths with this ending.
-    `refused_from` n: after n more PUTs, each is answered 403, as when a process ends there.
+    `fault`: asked for each request, by its method and path; it returns the status and the code of an error, status 0
+    to drop the connection, or None.
     `held` is the ending of a path: a PUT there waits until another one arrives, for a minute at most. `seen` are the
     method and the path of each request.
     """
@@ -37,7 +39,7 @@ class Network(ThreadingHTTPServer):
         self.cut_every = 0
         self.bodies = self.cut = 0
         self.answers: dict[str, tuple[int, str]] = {}
-        self.refused_from: int | None = None
+        self.fault: Callable[[str, str], tuple[int, str] | None] = lambda method, path: None
         self.down_until = 0.0
         self.seen: list[tuple[str, str]] = []
         self.refused = self.dropped = 0
@@ -75,11 +77,13 @@ class Handler(BaseHTTPRequestHandler):
                 503, {}, b"<Error><Code>SlowDown</Code><Message>Please reduce your rate</Message></Error>"
             )
             return
-        if server.refused_from is not None and self.command == "PUT":
-            server.refused_from -= 1
-            if server.refused_from < 0:
-                self.answer(403, {}, b"<Error><Code>AccessDenied</Code><Message>No</Message></Error>")
+        if (fault := server.fault(self.command, self.path)) is not None:
+            status, code = fault
+            if not status:
+                self.close_connection = True
                 return
+            self.answer(status, {}, f"<Error><Code>{code}</Code><Message>No</Message></Error>".encode())
+            return
         for ending, (status, code) in server.answers.items():
             if self.path.partition("?")[0].endswith(ending):
                 self.answer(status, {}, f"<Error><Code>{code}</Code><Message>No</Message></Error>".encode())
@@ -117,6 +121,12 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *arguments: object) -> None:
         """Say nothing."""
+
+
+def refused_after(puts: int) -> Callable[[str, str], tuple[int, str] | None]:
+    """A fault that lets this many PUTs through and refuses all others, as if the process had ended there."""
+    left = itertools.count(puts, -1)
+    return lambda method, path: (403, "AccessDenied") if method == "PUT" and next(left) <= 0 else None
 
 
 @contextmanager

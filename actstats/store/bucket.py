@@ -136,11 +136,9 @@ class Bucket:
 
     def use(self) -> BucketInUse:
         """Return a record of the current store, which detects its replacement."""
-        with self.explained():
-            root = self._root(self._store)
-        if root is None or _is_notice(root[0]):
+        if not self.exists():
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.location))
-        return BucketInUse(self, root[1].get("e_tag"))
+        return BucketInUse(self, self.version())
 
     def explained(self) -> AbstractContextManager[None]:
         """Turn network errors into a one-line `ActstatsError`."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
+
 from actstats import remote
 from actstats.store import bucket
 from tests.cli.conftest import SWEEP, output_of
 from tests.cli.conftest import actstats as command
-from tests.s3 import BUCKET
+from tests.s3 import BUCKET, refused_after
 
 URL = f"s3://{BUCKET}/s.zarr"
 
@@ -55,3 +57,22 @@ def test_what_cannot_be_opened_is_told_in_one_line(images, s3, monkeypatch):
     assert ended(f"{swept} {URL}").startswith(
         f"actstats: error: no credentials for {URL}: set AWS_ACCESS_KEY_ID and"
     )
+
+
+@pytest.mark.parametrize("option", ["", "--repair", "--overwrite"])
+def test_a_creation_that_was_interrupted_is_finished_by_the_same_command(option, images, s3):
+    sweep = f"{SWEEP} --data {images} --limit 1 --metrics mean --out {URL}"
+    none, s3.fault = s3.fault, refused_after(1)
+    assert "Access" in ended(sweep) or "denied" in ended(sweep)
+    assert "creation was interrupted" in ended(f"info {URL}")
+    s3.fault = none
+    assert "1 image in" in output_of(f"{sweep} {option}")
+    assert "intact" in output_of(f"info {URL} --verify")
+
+
+def test_a_complete_store_of_the_same_sweep_is_kept_with_a_note(images, tmp_path):
+    sweep = f"{SWEEP} --data {images} --limit 1 --metrics mean --out {tmp_path / 's.zarr'} --overwrite"
+    output_of(sweep)
+    result = command(sweep)
+    assert "already complete" in result.stdout
+    assert "is the store of this very sweep and is kept" in result.stderr

@@ -21,7 +21,7 @@ from actstats.data.preprocessing import Preprocessing
 from actstats.errors import ActstatsError, ManifestMismatchError
 from actstats.store import Store
 from tests.conftest import SmallNet, files_of
-from tests.s3 import BUCKET
+from tests.s3 import BUCKET, refused_after
 
 SMALL = Preprocessing.imagenet(size=32, resize=36)
 URL = f"s3://{BUCKET}/s.zarr"
@@ -275,13 +275,14 @@ def test_a_folder_that_cannot_be_written_is_reported_and_an_existing_store_in_it
 def test_a_bucket_store_whose_creation_stopped_at_any_request_is_finished(then, photographs, s3):
     sweep = plan(photographs, URL)
     enter(sweep)
+    none = s3.fault
     objects = sum(method == "PUT" for method, _ in s3.seen)
     for stopped_after in {1, 2, objects // 2, objects - 1}:
         other = plan(photographs, f"{URL}.{stopped_after}", batch_size=3 if "overwrite" in then else 4)
-        s3.refused_from = stopped_after
+        s3.fault = refused_after(stopped_after)
         with pytest.raises(ActstatsError):
             enter(other)
-        s3.refused_from = None
+        s3.fault = none
         with pytest.raises(ActstatsError, match="creation was interrupted"):
             Store.open(other.store)
         assert Store.find(other.store) is None
