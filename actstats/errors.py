@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import difflib
+import re
 import traceback
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from actstats.text import printable
+
 
 class ActstatsError(Exception):
-    """A problem that the user can fix. The message is a single line."""
+    """A problem that the user can fix. The message is a single line that a terminal shows as it is."""
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(printable(re.sub(r"\s*[\r\n]\s*", " ", str(message))))
 
 
 class UnavailableError(ActstatsError):

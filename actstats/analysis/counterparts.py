@@ -18,7 +18,7 @@ from actstats.analysis.aligned import Aligned, Floats, Rows, align, cover, sprea
 from actstats.analysis.comparing import unit_index
 from actstats.analysis.coverage import result, usable
 from actstats.analysis.inference import PERMUTATIONS, benjamini_hochberg, permutation_test
-from actstats.analysis.tables import unit_table
+from actstats.analysis.tables import from_csv, unit_table
 from actstats.attributes import require_manifest
 from actstats.errors import ActstatsError
 from actstats.store.manifest import treatment
@@ -143,7 +143,9 @@ def read_matches(paths: Iterable[str | Path]) -> pd.DataFrame:
             elif path.suffix == ".json":
                 table = pd.DataFrame(json.loads(path.read_text(encoding="utf-8")))
             else:
-                table = pd.read_csv(path, dtype=names, keep_default_na=False, na_values={"held_out": [""]})
+                table = from_csv(
+                    pd.read_csv(path, dtype=names, keep_default_na=False, na_values={"held_out": [""]})
+                )
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or "it is no table"
             raise ActstatsError(f"cannot read the matches in {path}: {reason}") from error

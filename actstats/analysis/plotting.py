@@ -17,6 +17,7 @@ from actstats.analysis.spectra import per_coefficient
 from actstats.analysis.tables import by_layer, columns_of, counts_of, unit_table
 from actstats.errors import ActstatsError
 from actstats.support import require_package
+from actstats.text import for_plot
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -104,48 +105,51 @@ def draw_layers(found: Mapping[str, xr.Dataset], numbers: Sequence[str], path: s
     }
     columns = [column for column in columns if column not in same] or columns
     shades = dict(zip(tables, colours(len(tables)), strict=True))
-    figure, panels = _panels(len(columns), 2.2, sharex=True)
-    for axes, column in zip(panels, columns, strict=True):
-        for name, table in tables.items():
-            places = np.arange(len(table))
-            if f"{column}_median" in table:
-                low, high = table[f"{column}_p10"], table[f"{column}_p90"]
-                axes.fill_between(
-                    places, low, high, color=shades[name], alpha=0.2, linewidth=0,
-                    label=f"{name}, 10 % to 90 % of units",
-                )  # fmt: skip
-                axes.plot(
-                    places,
-                    table[f"{column}_median"],
-                    marker=".",
-                    color=shades[name],
-                    label=f"{name}, median",
-                )
-            else:
-                axes.plot(
-                    places, table[column], marker=".", color=shades[name], label=f"{name}, number of units"
-                )
-        axes.set_ylabel(_axis(next(iter(found.values())), str(column)))
-        if partly := _partly(tables, column):
-            axes.set_title(partly, fontsize="small", loc="left")
-    _name_layers(panels[-1], first["layer"].tolist())
-    # One entry per kind of line over all panels.
-    labelled = {
-        label: handle
-        for axes in panels
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
-    }
-    figure.legend(
-        list(labelled.values()),
-        list(labelled),
-        frameon=False,
-        loc="outside upper center",
-        ncols=min(2, len(labelled)) if _style.get().column > 4 else 1,
-    )
-    if same and len(columns) + len(same) > len(panels):
-        text = ", ".join(f"{column} is {value:g}" for column, value in same.items())
-        figure.supxlabel(f"in every layer, and for nearly all units: {text}", fontsize="small")
-    _save(figure, path)
+    with _drawn(path, len(columns), 2.2, sharex=True) as (figure, panels):
+        for axes, column in zip(panels, columns, strict=True):
+            for name, table in tables.items():
+                places = np.arange(len(table))
+                if f"{column}_median" in table:
+                    low, high = table[f"{column}_p10"], table[f"{column}_p90"]
+                    axes.fill_between(
+                        places, low, high, color=shades[name], alpha=0.2, linewidth=0,
+                        label=f"{_entry(name)}, 10 % to 90 % of units",
+                    )  # fmt: skip
+                    axes.plot(
+                        places,
+                        table[f"{column}_median"],
+                        marker=".",
+                        color=shades[name],
+                        label=f"{_entry(name)}, median",
+                    )
+                else:
+                    axes.plot(
+                        places,
+                        table[column],
+                        marker=".",
+                        color=shades[name],
+                        label=f"{_entry(name)}, number of units",
+                    )
+            axes.set_ylabel(_axis(next(iter(found.values())), str(column)))
+            if partly := _partly(tables, column):
+                axes.set_title(partly, fontsize="small", loc="left")
+        _name_layers(panels[-1], first["layer"].tolist())
+        # One entry per kind of line over all panels.
+        labelled = {
+            label: handle
+            for axes in panels
+            for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+        }
+        figure.legend(
+            list(labelled.values()),
+            list(labelled),
+            frameon=False,
+            loc="outside upper center",
+            ncols=min(2, len(labelled)) if _style.get().column > 4 else 1,
+        )
+        if same and len(columns) + len(same) > len(panels):
+            text = ", ".join(f"{column} is {value:g}" for column, value in same.items())
+            figure.supxlabel(f"in every layer, and for nearly all units: {text}", fontsize="small")
 
 
 def _partly(tables: Mapping[str, pd.DataFrame], column: str) -> str:
@@ -187,24 +191,34 @@ def draw_spectra(found: Mapping[str, xr.Dataset], numbers: Sequence[str], path: 
     """
     curves = {name: _layer_curves(result) for name, result in found.items()}
     layers = list(dict.fromkeys(layer for curve in curves.values() for layer in curve))
-    figure, panels = _panels(len(layers), 2.2, columns=min(5, len(layers)), sharex=True, sharey=True)
-    for axes, layer in zip(panels, layers, strict=True):
-        partly = []
-        for (name, curve), colour in zip(curves.items(), colours(len(curves)), strict=True):
-            if layer in curve:
-                frequency, density, alive, units = curve[layer]
-                axes.plot(frequency, density, marker=".", markersize=3, linewidth=1, color=colour, label=name)
-                partly += [f"{alive} of {units} units"] * (alive < units)
-        axes.set_xscale("log", base=2)
-        axes.xaxis.set_major_formatter(lambda value, _: f"1/{1 / value:.0f}")
-        axes.set_yscale("log", nonpositive="mask")
-        axes.set_title("\n".join([str(layer), *partly]), fontsize="small")
-        axes.tick_params(labelsize="x-small")
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, frameon=False, loc="outside upper center", ncols=len(labels) or 1)
-    figure.supxlabel("spatial frequency (cycles per pixel of the map)")
-    figure.supylabel("share of power of one coefficient")
-    _save(figure, path)
+    with _drawn(path, len(layers), 2.2, columns=min(5, len(layers)), sharex=True, sharey=True) as (
+        figure,
+        panels,
+    ):
+        for axes, layer in zip(panels, layers, strict=True):
+            partly = []
+            for (name, curve), colour in zip(curves.items(), colours(len(curves)), strict=True):
+                if layer in curve:
+                    frequency, density, alive, units = curve[layer]
+                    axes.plot(
+                        frequency,
+                        density,
+                        marker=".",
+                        markersize=3,
+                        linewidth=1,
+                        color=colour,
+                        label=_entry(name),
+                    )
+                    partly += [f"{alive} of {units} units"] * (alive < units)
+            axes.set_xscale("log", base=2)
+            axes.xaxis.set_major_formatter(lambda value, _: f"1/{1 / value:.0f}")
+            axes.set_yscale("log", nonpositive="mask")
+            axes.set_title("\n".join([str(layer), *partly]), fontsize="small")
+            axes.tick_params(labelsize="x-small")
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, frameon=False, loc="outside upper center", ncols=len(labels) or 1)
+        figure.supxlabel("spatial frequency (cycles per pixel of the map)")
+        figure.supylabel("share of power of one coefficient")
 
 
 def _layer_curves(found: xr.Dataset) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64], int, int]]:
@@ -235,30 +249,33 @@ def draw_similarity(found: xr.Dataset, path: str | Path) -> None:
         ActstatsError: the file cannot be written, or matplotlib is not installed.
     """
     names = [str(name) for name in found]
-    figure, panels = _panels(len(names), 6.0)
-    networks, layers = found["network"].values.tolist(), found["layer"].values.tolist()
-    several = len(set(networks)) > 1
-    starts = [at for at in range(len(networks)) if not at or networks[at] != networks[at - 1]]
-    middles = [(start + end - 1) / 2 for start, end in zip(starts, [*starts[1:], len(networks)], strict=True)]
-    places = list(range(0, len(layers), -(-len(layers) // 40)))
-    for axes, name in zip(panels, names, strict=True):
-        image = axes.imshow(np.ma.masked_invalid(found[name].values), vmin=0, vmax=1, cmap="viridis")
-        axes.set_facecolor("#bbbbbb")
-        axes.set_xticks(places, [layers[at] for at in places], rotation=90, fontsize="xx-small")
-        axes.set_yticks(places, [layers[at] for at in places], fontsize="xx-small")
-        for start in starts[1:]:
-            axes.axhline(start - 0.5, color="white", linewidth=1)
-            axes.axvline(start - 0.5, color="white", linewidth=1)
-        if several:
-            for side in (axes.secondary_xaxis("top"), axes.secondary_yaxis("right")):
-                side.tick_params(length=0, labelsize="small")
-            axes.child_axes[0].set_xticks(middles, [networks[at] for at in starts])
-            axes.child_axes[1].set_yticks(middles, [networks[at] for at in starts], rotation=-90, va="center")
-        axes.set_title(str(found[name].attrs.get("long_name", name)), fontsize="medium")
-        figure.colorbar(
-            image, ax=axes, shrink=0.75, extend="min" if float(found[name].min()) < 0 else "neither"
-        )
-    _save(figure, path)
+    with _drawn(path, len(names), 6.0) as (figure, panels):
+        networks, layers = found["network"].values.tolist(), found["layer"].values.tolist()
+        several = len(set(networks)) > 1
+        starts = [at for at in range(len(networks)) if not at or networks[at] != networks[at - 1]]
+        middles = [
+            (start + end - 1) / 2 for start, end in zip(starts, [*starts[1:], len(networks)], strict=True)
+        ]
+        places = list(range(0, len(layers), -(-len(layers) // 40)))
+        for axes, name in zip(panels, names, strict=True):
+            image = axes.imshow(np.ma.masked_invalid(found[name].values), vmin=0, vmax=1, cmap="viridis")
+            axes.set_facecolor("#bbbbbb")
+            axes.set_xticks(places, [for_plot(layers[at]) for at in places], rotation=90, fontsize="xx-small")
+            axes.set_yticks(places, [for_plot(layers[at]) for at in places], fontsize="xx-small")
+            for start in starts[1:]:
+                axes.axhline(start - 0.5, color="white", linewidth=1)
+                axes.axvline(start - 0.5, color="white", linewidth=1)
+            if several:
+                for side in (axes.secondary_xaxis("top"), axes.secondary_yaxis("right")):
+                    side.tick_params(length=0, labelsize="small")
+                axes.child_axes[0].set_xticks(middles, [for_plot(networks[at]) for at in starts])
+                axes.child_axes[1].set_yticks(
+                    middles, [for_plot(networks[at]) for at in starts], rotation=-90, va="center"
+                )
+            axes.set_title(str(found[name].attrs.get("long_name", name)), fontsize="medium")
+            figure.colorbar(
+                image, ax=axes, shrink=0.75, extend="min" if float(found[name].min()) < 0 else "neither"
+            )
 
 
 def draw_noise(found: xr.Dataset, path: str | Path) -> None:
@@ -269,35 +286,53 @@ def draw_noise(found: xr.Dataset, path: str | Path) -> None:
     """
     table = unit_table(found)
     layers = table["layer"].unique().tolist()
-    figure, panels = _panels(len(layers), 2.4, columns=min(5, len(layers)))
-    for axes, layer in zip(panels, layers, strict=True):
-        units = table[table["layer"] == layer]
-        for marked, (label, style, sign) in enumerate(_MARKS):
-            some = units[units["outlier"] == bool(marked)]
-            axes.scatter(some["clean"], some["noisy"], s=10, color=style, marker=sign, label=label)
-        end = float(np.nanmax(units[["clean", "noisy"]].to_numpy(), initial=0)) or 1.0
-        axes.plot([0, end], [0, end], color="grey", linewidth=0.8, zorder=0, label="no change")
-        measured = int(units["change"].count())
-        partly = [f"{measured} of {len(units)} units"] * (measured < len(units))
-        axes.set_title("\n".join([str(layer), *partly]), fontsize="small")
-        axes.tick_params(labelsize="x-small")
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, frameon=False, loc="outside upper center", ncols=len(labels))
-    figure.supxlabel("total variation, clean")
-    figure.supylabel("total variation, noisy")
-    _save(figure, path)
+    with _drawn(path, len(layers), 2.4, columns=min(5, len(layers))) as (figure, panels):
+        for axes, layer in zip(panels, layers, strict=True):
+            units = table[table["layer"] == layer]
+            for marked, (label, style, sign) in enumerate(_MARKS):
+                some = units[units["outlier"] == bool(marked)]
+                axes.scatter(some["clean"], some["noisy"], s=10, color=style, marker=sign, label=label)
+            end = float(np.nanmax(units[["clean", "noisy"]].to_numpy(), initial=0)) or 1.0
+            axes.plot([0, end], [0, end], color="grey", linewidth=0.8, zorder=0, label="no change")
+            measured = int(units["change"].count())
+            partly = [f"{measured} of {len(units)} units"] * (measured < len(units))
+            axes.set_title("\n".join([str(layer), *partly]), fontsize="small")
+            axes.tick_params(labelsize="x-small")
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, frameon=False, loc="outside upper center", ncols=len(labels))
+        figure.supxlabel("total variation, clean")
+        figure.supylabel("total variation, noisy")
 
 
-def _panels(count: int, height: float, *, columns: int = 1, **options: Any) -> tuple[Figure, list[Axes]]:
-    """Return a figure with `count` axes, created without pyplot and therefore without a display."""
+@contextmanager
+def _drawn(
+    path: str | Path, count: int, height: float, *, columns: int = 1, **options: Any
+) -> Iterator[tuple[Figure, list[Axes]]]:
+    """Yield a figure with `count` axes, created without pyplot and therefore without a display; save it at the end.
+
+    Text is drawn as it is, not as mathematics, and without control characters: names come from files.
+    """
+    matplotlib = require_package("matplotlib", "a plot")
     figure_class = require_package("matplotlib.figure", "a plot").Figure
     rows, style = -(-count // columns), _style.get()
     width = style.column if columns == 1 else style.page * max(columns, 2) / 5
-    figure = figure_class(figsize=(width, height * style.height * rows), layout="constrained")
-    panels = np.atleast_1d(figure.subplots(rows, columns, **options)).ravel()
-    for spare in panels[count:]:
-        spare.remove()
-    return figure, list(panels[:count])
+    with matplotlib.rc_context({"text.usetex": False}):
+        figure = figure_class(figsize=(width, height * style.height * rows), layout="constrained")
+        panels = np.atleast_1d(figure.subplots(rows, columns, **options)).ravel()
+        for spare in panels[count:]:
+            spare.remove()
+        yield figure, list(panels[:count])
+        for text in figure.findobj(matplotlib.text.Text):
+            text.set_text("\n".join(map(for_plot, text.get_text().split("\n"))))
+        try:
+            figure.savefig(path, bbox_inches="tight" if style is STYLES["screen"] else None)
+        except OSError as error:
+            raise ActstatsError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _entry(name: str) -> str:
+    """Return the name of a result for a legend, from which matplotlib leaves out what begins with an underscore."""
+    return f" {name}" if name.startswith("_") else name
 
 
 def _axis(found: xr.Dataset, column: str) -> str:
@@ -308,11 +343,4 @@ def _axis(found: xr.Dataset, column: str) -> str:
 def _name_layers(axes: Axes, layers: Sequence[str], most: int = 30) -> None:
     """Label an axis with the layers' names, skipping some if there are many."""
     places = range(0, len(layers), -(-len(layers) // most))
-    axes.set_xticks(list(places), [layers[at] for at in places], rotation=90, fontsize="x-small")
-
-
-def _save(figure: Figure, path: str | Path) -> None:
-    try:
-        figure.savefig(path, bbox_inches="tight" if _style.get() is STYLES["screen"] else None)
-    except OSError as error:
-        raise ActstatsError(f"cannot write {path}: {error.strerror or error}") from error
+    axes.set_xticks(list(places), [for_plot(layers[at]) for at in places], rotation=90, fontsize="x-small")

@@ -18,6 +18,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from actstats.analysis.inference import FEWEST_CLUSTERS, crossed_difference, crossed_interval
+from actstats.analysis.tables import from_csv, write_csv
 from actstats.errors import ActstatsError, first, nearest, one_line
 
 COLUMNS: Final = (
@@ -147,7 +148,7 @@ def write_decisions(decisions: pd.DataFrame, path: str | Path) -> None:
     }
     table = pd.DataFrame({name: decisions.get(name, made[name]) for name in COLUMNS})
     try:
-        table.to_csv(path, index=False)
+        write_csv(table, path)
     except OSError as error:
         raise ActstatsError(f"cannot write {path}: {error.strerror or error}") from error
 
@@ -193,6 +194,7 @@ def _table(data: bytes, name: str) -> pd.DataFrame:
         )
     except (ValueError, UnicodeError) as error:  # includes pandas' own errors
         raise ActstatsError(f"{name} is not a CSV table of decisions: {one_line(error)}") from None
+    table = from_csv(table)
     table.columns = table.columns.str.strip().str.lower()
     missing = [column for column in NEEDED if column not in table]
     if missing:

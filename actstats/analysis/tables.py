@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,6 +14,7 @@ import xarray as xr
 from actstats.errors import ActstatsError
 from actstats.store.dataset import plain
 from actstats.support import require_package
+from actstats.text import for_spreadsheet, from_spreadsheet
 
 FORMATS: Final = (".csv", ".parquet", ".json")
 _KEYS: Final = ("layer", "channel")
@@ -89,13 +90,28 @@ def write_table(table: pd.DataFrame, path: str | Path) -> None:
         require_package("pyarrow", "a Parquet file")
     try:
         if path.suffix == ".csv":
-            table.to_csv(path, index=False)
+            write_csv(table, path)
         elif path.suffix == ".parquet":
             table.to_parquet(path, index=False)
         else:
             path.write_text(to_json(table) + "\n", encoding="utf-8")
     except OSError as error:
         raise ActstatsError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def write_csv(table: pd.DataFrame, path: Path) -> None:
+    """Write a table as CSV; texts that a spreadsheet would compute begin with an apostrophe, as `from_csv` knows."""
+    _texts(table, for_spreadsheet).to_csv(path, index=False)
+
+
+def from_csv(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table that pandas read from a file of `write_csv`, with its texts as they were."""
+    return _texts(table, from_spreadsheet)
+
+
+def _texts(table: pd.DataFrame, change: Callable[[str], str]) -> pd.DataFrame:
+    changed = table.map(lambda value: change(value) if isinstance(value, str) else value)
+    return changed.rename(columns=lambda name: change(name) if isinstance(name, str) else name)
 
 
 def to_json(table: pd.DataFrame) -> str:

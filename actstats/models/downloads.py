@@ -25,6 +25,7 @@ from urllib.request import Request, urlopen
 
 from actstats.errors import ActstatsError, NotCachedError
 from actstats.support import cache_folder, replace_file
+from actstats.text import printable
 
 _TIMEOUT: Final = 30.0
 """Seconds without a response after which a connection fails."""
@@ -109,7 +110,7 @@ def sha256_of(path: Path) -> str:
 
 def _download(url: str, part: Path, note: Path, advice: str) -> None:
     """Download the whole file to `part`, which may already hold its beginning."""
-    print(f"downloading {url} to {part.with_suffix('')}", file=sys.stderr)
+    print(printable(f"downloading {url} to {part.with_suffix('')}"), file=sys.stderr)
     tries, pauses = _TRIES, iter(_PAUSES)
     while True:
         before = part.stat().st_size

@@ -11,6 +11,7 @@ from typing import Final
 
 from actstats.errors import ActstatsError, NotCachedError, one_line
 from actstats.support import cache_folder, needs
+from actstats.text import printable
 
 _ADDRESS: Final = re.compile(
     r"hf://(?P<repository>[\w.-]+/[\w.-]+)/(?P<file>[^@#]+)(?:@(?P<revision>[\w./-]+))?"
@@ -46,7 +47,7 @@ def hub_file(repository: str, file: str, revision: str | None = None, *, offline
     folder = cache_folder() / "hub" if os.environ.get("ACTSTATS_CACHE") else None
     address = f"hf://{repository}/{file}"
     if not offline:
-        print(f"looking for {address} on the Hugging Face hub", file=sys.stderr)
+        print(printable(f"looking for {address} on the Hugging Face hub"), file=sys.stderr)
     chatter = logging.getLogger("huggingface_hub")
     before = chatter.level
     chatter.setLevel(logging.ERROR)  # Our own error reports the same.

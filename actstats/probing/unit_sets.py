@@ -138,9 +138,11 @@ def read_units(path: Path) -> pd.DataFrame:
     """
     import pandas as pd
 
+    from actstats.analysis.tables import from_csv
+
     readers: dict[str, Callable[[Path], pd.DataFrame]] = {
         # Names of layers and concepts may look like numbers, or like no value: "0.10", "null".
-        ".csv": lambda path: _typed(pd.read_csv(path, dtype=str, keep_default_na=False)),
+        ".csv": lambda path: _typed(from_csv(pd.read_csv(path, dtype=str, keep_default_na=False))),
         ".parquet": pd.read_parquet,
         ".json": lambda path: pd.DataFrame(json.loads(path.read_text(encoding="utf-8"))),
     }

@@ -16,6 +16,7 @@ from actstats.data.preprocessing import Preprocessing, of_images
 from actstats.errors import ActstatsError
 from actstats.store.top import Hit, Unit, find_unit, top_images
 from actstats.sweeping.planning import SweepPlan
+from actstats.text import printable
 
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom, in pixels."""
@@ -183,6 +184,7 @@ def _at_least(box: Box, side: float) -> Box:
 
 def _fitted(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
     """Return the text, shortened to `width` pixels from the left, since the end of a path is its informative part."""
+    text = printable(text)
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(f"...{text}") > width:

@@ -35,6 +35,7 @@ from actstats.store.store import missing_error
 from actstats.support import html_facts, located, named_object, on_this_machine, one_or_more
 from actstats.sweeping.progress import Estimate, Progress, Started, Summary, bar
 from actstats.sweeping.settings import Execution, Settings, names_of, require_known
+from actstats.text import printable
 
 if TYPE_CHECKING:
     import torch
@@ -159,7 +160,7 @@ class SweepPlan:
 
     def __repr__(self) -> str:
         m = self.manifest
-        return (
+        return printable(
             f"<SweepPlan: {m['arch']} over {self.images_count:,} images of {m['data']['spec']}, "
             f"{len(m['layers'])} layers, {self.units:,} units, to {self.store}>"
         )

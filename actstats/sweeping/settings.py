@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from actstats.errors import ActstatsError, nearest
 from actstats.metrics import DEFAULT, Metric
 from actstats.support import one_or_more
+from actstats.text import printable
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -170,7 +171,7 @@ class Execution:
         if self.on_note is not None:
             self.on_note(text)
         else:
-            warnings.warn(text, stacklevel=2)
+            warnings.warn(printable(text), stacklevel=2)
 
 
 def names_of(kind: type[Settings] | type[Execution]) -> list[str]:

@@ -13,7 +13,7 @@ from actstats.errors import ActstatsError
 from actstats.support import located
 from actstats_cli import options
 from actstats_cli.analyses.output import computing, some
-from actstats_cli.printing import note, print_json, size, table
+from actstats_cli.printing import note, print_json, say, size, table
 from actstats_cli.progress import Bar
 
 if TYPE_CHECKING:
@@ -154,12 +154,12 @@ def compare(
         return
     columns = {1: "<>", 2: "<>><<"}.get(len(called), "<<>><<")
     for line in table(list(finding_rows(called, findings)), columns):
-        click.echo(line)
+        say(line)
     for text in notes:
         note(text)
     if page is not None:
         beside = f" and {report.folder}" if report.folder else ""
-        click.echo(f"wrote {page}{beside}, {size(report.bytes)}")
+        say(f"wrote {page}{beside}, {size(report.bytes)}")
 
 
 def finding_rows(names: Sequence[str], findings: Sequence[Finding]) -> Iterator[tuple[str, ...]]:

@@ -11,7 +11,7 @@ import click
 
 from actstats_cli import options
 from actstats_cli.compare import finding_rows
-from actstats_cli.printing import message, note, print_json, table
+from actstats_cli.printing import message, note, print_json, say, table
 from actstats_cli.progress import Reporter
 
 if TYPE_CHECKING:
@@ -74,14 +74,14 @@ def demo(
         })  # fmt: skip
         return
     for line in table(list(_cue_rows(made.cues)), "<>>>>"):
-        click.echo(line)
-    click.echo()
+        say(line)
+    say()
     for line in table(list(finding_rows(["S", "R"], made.findings)), "<>><<"):
-        click.echo(line)
+        say(line)
     for text in made.notes:
         note(text)
     for file in made.files:
-        click.echo(f"wrote {file}")
+        say(f"wrote {file}")
 
 
 def _cue_rows(cues: pd.DataFrame) -> Iterator[tuple[str, ...]]:

@@ -11,7 +11,7 @@ import click
 from actstats.errors import ActstatsError
 from actstats.support import located
 from actstats_cli import options
-from actstats_cli.printing import count, print_json, size, table
+from actstats_cli.printing import count, print_json, say, size, table
 
 if TYPE_CHECKING:
     from actstats.store.description import Description, Variable
@@ -50,7 +50,7 @@ def info(store: str, verify: bool, as_json: bool) -> None:
         print_json({**found, "path": str(description.path), **derived})
     else:
         for line in _lines(description):
-            click.echo(line)
+            say(line)
 
 
 def _verify(path: str, as_json: bool) -> None:
@@ -67,9 +67,9 @@ def _verify(path: str, as_json: bool) -> None:
     else:
         for entry in found:
             where = "" if entry["partition"] is None else f" of partition {entry['partition']}"
-            click.echo(f"{path}: {entry['variable']}{where} is damaged: {entry['reason']}")
+            say(f"{path}: {entry['variable']}{where} is damaged: {entry['reason']}")
         if not found:
-            click.echo(f"{path}: all objects of {count(done, 'complete partition')} are intact")
+            say(f"{path}: all objects of {count(done, 'complete partition')} are intact")
     if found:
         raise ActstatsError(
             f"{path}: {count(len(found), 'object')} damaged; sweep again with `repair=True` to recompute them"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from actstats_cli import options
-from actstats_cli.printing import count, print_json, size, table
+from actstats_cli.printing import count, print_json, say, size, table
 
 if TYPE_CHECKING:
     from actstats.sweeping.listing import LayerListing
@@ -54,7 +54,7 @@ def layers(arch: str, weights: str | None, metrics: tuple[str, ...], as_json: bo
         print_json(_as_dict(arch, listing, sizes))
     else:
         for line in _lines(listing, sizes):
-            click.echo(line)
+            say(line)
 
 
 def _lines(listing: LayerListing, sizes: bool) -> Iterator[str]:

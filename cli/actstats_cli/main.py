@@ -14,6 +14,7 @@ from typing import IO, Any, Final
 import click
 
 from actstats.errors import ActstatsError
+from actstats.text import printable
 from actstats.version import __version__
 from actstats_cli.analyze import ANALYSES
 from actstats_cli.lazy import LazyGroup
@@ -37,7 +38,7 @@ class Failure(click.ClickException):
     """A failure, reported to the user in one line on stderr, with exit status 1."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.split()))
+        super().__init__(printable(" ".join(message.split())))
 
     def show(self, file: IO[Any] | None = None) -> None:
         """Print the line."""

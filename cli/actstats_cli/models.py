@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from actstats_cli import options
-from actstats_cli.printing import count, print_json, table
+from actstats_cli.printing import count, print_json, say, table
 
 if TYPE_CHECKING:
     from actstats.models.catalogue import Entry
@@ -53,11 +53,9 @@ def models(arch: str | None, robust: str | None, cached: bool, as_json: bool) ->
         print_json({"cache": str(cache_folder()), "models": [entry.to_dict() for entry in found]})
         return
     for line in _lines(found):
-        click.echo(line)
+        say(line)
     here = sum(entry.file is not None for entry in found)
-    click.echo(
-        f"{count(len(found), 'set')} of weights, {here:,} of them on this machine; cache: {cache_folder()}"
-    )
+    say(f"{count(len(found), 'set')} of weights, {here:,} of them on this machine; cache: {cache_folder()}")
 
 
 def _fits(entry: Entry, arch: str | None, threat: str | None) -> bool:

@@ -10,6 +10,8 @@ from typing import Any, Final
 
 import click
 
+from actstats.text import printable, printable_json
+
 _FLAGS: Final = {"custom": "metric", "images": "data", "store": "out"}
 """Arguments whose command-line options have another name."""
 
@@ -33,9 +35,14 @@ def with_flags(message: str) -> str:
     return re.sub(r"`(?P<name>[a-z_]+)=(?P<value>[^`]*)`", flag, message)
 
 
+def say(text: str = "") -> None:
+    """Print a line on stdout. Everything that commands print goes through here, `message` and `print_json`."""
+    click.echo(printable(text))
+
+
 def message(text: str) -> None:
     """Print a line on stderr; arguments that it names become options."""
-    click.echo(with_flags(text), err=True)
+    click.echo(printable(with_flags(text)), err=True)
 
 
 def note(text: str) -> None:
@@ -89,15 +96,16 @@ def table(rows: Sequence[Sequence[str]], align: str) -> Iterator[str]:
     >>> list(table([["name", "units"], ["conv1", "64"]], "<>"))
     ['name   units', 'conv1     64']
     """
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
+    shown = [[printable(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
+    for row in shown:
         cells = (f"{cell:{side}{width}}" for cell, side, width in zip(row, align, widths, strict=True))
         yield "  ".join(cells).rstrip()
 
 
 def print_json(value: Any) -> None:
     """Print one JSON object on stdout; numbers that are not finite become null, as JSON cannot represent them."""
-    click.echo(json.dumps(_finite(value), indent=2, ensure_ascii=False))
+    click.echo(printable_json(json.dumps(_finite(value), indent=2, ensure_ascii=False)))
 
 
 def _finite(value: Any) -> Any:

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from actstats.support import URL
+from actstats.text import printable
 from actstats_cli.printing import count, duration, message, note, with_flags
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class Bar:
         if _has_room_for_a_bar():
             if self._bar is None or self._bar.total != progress.total or progress.done < self._bar.n:
                 self.begin(progress.total)
-            self._bar.set_postfix_str(waiting, refresh=False)
+            self._bar.set_postfix_str(printable(waiting), refresh=False)
             self._bar.update(progress.done - self._bar.n)
         elif time.monotonic() - self._last >= EVERY or progress.done == progress.total:
             self._last = time.monotonic()
@@ -69,7 +70,7 @@ class Bar:
         if self._bar is None:
             message(text)
         else:
-            self._bar.write(with_flags(text), file=sys.stderr)
+            self._bar.write(printable(with_flags(text)), file=sys.stderr)
 
     def __enter__(self) -> Self:
         return self

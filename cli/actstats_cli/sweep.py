@@ -18,7 +18,7 @@ from actstats.errors import ActstatsError, NotCachedError
 from actstats.support import URL, located
 from actstats.sweeping.settings import AMP, Execution, Settings
 from actstats_cli import options
-from actstats_cli.printing import count, duration, message, note, print_json, size, table
+from actstats_cli.printing import count, duration, message, note, print_json, say, size, table
 from actstats_cli.progress import Reporter
 
 if TYPE_CHECKING:
@@ -277,7 +277,7 @@ def sweep(
         print_json({"sweeps": found} if joint else found[0])
     else:
         for line in (line for summary in summaries for line in _lines(summary)):
-            click.echo(line)
+            say(line)
     for summary in summaries:
         if summary.attack is not None:
             note(f"the attack {summary.attack}")
@@ -483,9 +483,9 @@ def _print_plans(data: str, wanted: Sequence[dict[str, Any]], *, measure: bool, 
         return
     for number, (plan, estimate, known) in enumerate(found):
         if number:
-            click.echo()
+            say()
         for line in table(list(_facts(plan, estimate, known)), "<<"):
-            click.echo(line)
+            say(line)
 
 
 def _facts(plan: SweepPlan, estimate: Estimate, weights_known: bool) -> list[tuple[str, str]]:

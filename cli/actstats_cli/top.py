@@ -11,7 +11,7 @@ import click
 
 from actstats.support import located
 from actstats_cli import options
-from actstats_cli.printing import note, print_json, table
+from actstats_cli.printing import note, print_json, say, table
 
 if TYPE_CHECKING:
     from actstats.store.top import Hit
@@ -61,11 +61,11 @@ def top(
         print_json(found if out is None else {**found, "sheet": str(out)})
         return
     for line in table(_rows(hits), ">><>>"):
-        click.echo(line)
+        say(line)
     if still := sum(hit.value == 0 for hit in hits):
         note(f"{still} of {len(hits)} images do not activate {unit}; their order is that of the sweep")
     if out is not None:
-        click.echo(f"drawn to {out}")
+        say(f"drawn to {out}")
 
 
 def _rows(hits: Sequence[Hit]) -> list[tuple[str, ...]]:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import math
-import os
 import re
 import shlex
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
+import matplotlib
+import pandas as pd
 import pytest
 import torch
 from click.testing import CliRunner, Result
@@ -52,22 +56,29 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path.parent.mkdir(exist_ok=True, parents=True)
         photograph(index, (64, 48)).save(path)
     (folder / "images" / CLASSES[0] / "+broken\x1b[2J.png").write_bytes(b"no image")
+    with contextlib.chdir(folder):
+        result = run(LINES["sweep"][0])
+        assert result.exit_code == 0, result.output
+        shutil.copytree(STORE, COPY)
     return folder
 
 
 @pytest.fixture
-def here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder, as working directory; plots keep their text as text."""
     monkeypatch.chdir(folder)
-    return folder
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        yield folder
 
 
 ARCH = f"{__name__}:network"
+COPY = "copy\x1b[7m.zarr"
 STORE = "$\\alpha$=\x1b[7m.zarr"
 INPUT = "--preprocessing 'resize=36 crop=32 mean=0.5 std=0.3'"
 SWEEP = f"sweep --arch {ARCH} --data images --device cpu --batch-size 4 --top-k 3 {INPUT}"
 LINES = {
     "sweep": [
-        f"{SWEEP} --out {{store}}", f"{SWEEP} --out {{store}} --json",
+        f"{SWEEP} --max-failed 0.5 --out {{store}}", f"{SWEEP} --out {{store}} --json",
         f"{SWEEP} --dry-run", f"{SWEEP} --layers '\x1b[2J' --out x.zarr", f"{SWEEP} --strict --out y.zarr",
     ],
     "layers": [f"layers --arch {ARCH} {INPUT}"],
@@ -79,18 +90,73 @@ LINES = {
     "selectivity": ["selectivity {store} --by unit --out 3.csv --plot 4.svg"],
     "quantiles": ["quantiles {store} --out 4.csv --plot 5.svg"],
     "match": ["match {store} {copy} --by unit --out 5.csv", "match {store} {copy} --json"],
-    "similarity": [f"similarity {{store}} {{copy}} --out 6.csv --plot 6.svg --name '$\\x$' --name _b --arch {ARCH}"],
+    "similarity": ["similarity {store} {copy} --out 6.csv --plot 6.svg --name '$\\x$' --name _b"],
     "noise": ["noise {store} {copy} --by unit --out 7.csv --plot 7.svg"],
     "kernels": [f"kernels {{store}} --arch {ARCH} --by unit --out 8.csv"],
-    "cues": [f"cues {ARCH} --data images --distort scramble:4 {INPUT} --out 9.csv"],
-    "dissect": ["dissect {store} --data images"],
-    "ablate": [f"ablate {{store}} --arch {ARCH} --data images --concepts 1.csv --out 10.csv"],
-    "shape-bias": ["shape-bias --network {store} --stimuli images"],
+    "cues": ["cues {store} --trust --data images --distort scramble:4 --out 9.csv"],
+    "dissect": ["dissect {store} --trust --data images"],
+    "ablate": ["ablate {store} --trust --data images --concepts 1.csv --out 10.csv"],
+    "shape-bias": ["shape-bias --network {store} --trust --stimuli images"],
 }  # fmt: skip
 """Every command that prints or writes names from files; the paths of stores and of a unit are filled in."""
 
 
 def run(line: str) -> Result:
-    filled = {"store": STORE, "copy": "copy\x1b[7m.zarr", "unit": f"{LAYERS[5]}.1/0"}
+    filled = {"store": STORE, "copy": COPY, "unit": f"{LAYERS[5]}/0"}
     words = [word.format(**filled) for word in shlex.split(line)]
     return CliRunner().invoke(main, words, catch_exceptions=False)
+
+
+def drawn(file: Path) -> str:
+    """All text in a plot."""
+    return "\n".join(text.strip() for text in ElementTree.parse(file).getroot().itertext() if text.strip())
+
+
+@pytest.mark.parametrize("command", LINES)
+def test_names_from_files_are_escaped_wherever_they_are_shown(command, here):
+    before = set(here.iterdir())
+    for line in LINES[command]:
+        result = run(line if command in COMMANDS else f"analyze {line}")
+        shown = result.stdout + result.stderr
+        assert result.exit_code in (0, 1), shown
+        assert not HIDDEN.search(shown), line
+        if "--json" in line:
+            json.loads(result.stdout)
+    for file in set(here.iterdir()) - before:
+        if file.suffix == ".csv":
+            for row in csv.reader(file.open(newline="", encoding="utf-8")):
+                for cell in row:
+                    assert not cell.startswith(("=", "+", "-", "@", "\t", "\r")) or math.isfinite(float(cell))
+        elif file.suffix == ".svg":
+            assert not HIDDEN.search(drawn(file))
+
+
+def test_every_command_is_tried():
+    assert {*LINES, "demo", "models", "analyze"} == {*COMMANDS, *ANALYSES}
+
+
+def test_plots_show_names_as_they_are(here):
+    assert run("analyze smoothness {store} {copy} --plot text.svg").exit_code == 0
+    text = drawn(here / "text.svg")
+    for name in (
+        "$\\frac$",
+        "_x",
+        "two\\nlines",
+        "clip\\x1b]52;c;cm0=\\x07",
+        "$\\alpha$=\\x1b[7m, median",
+    ):
+        assert name in text
+
+
+def test_tables_are_read_back_as_they_were(here):
+    assert run("analyze smoothness {store} --by unit --out again.csv").exit_code == 0
+    assert list(dict.fromkeys(read_units(here / "again.csv")["layer"])) == list(LAYERS)
+    names = ["=1", "'=1", "''-", "'quoted'", "", "plain", "@a", "\tb", "1", "＝x"]  # noqa: RUF001
+    table = pd.DataFrame({"=name": names, "value": [-1.5] * len(names)})
+    write_csv(table, here / "texts.csv")
+    read = pd.read_csv(here / "texts.csv", dtype={"'=name": str}, keep_default_na=False)
+    pd.testing.assert_frame_equal(from_csv(read), table)
+
+
+def test_errors_of_the_library_are_one_line_for_a_terminal():
+    assert str(ActstatsError("no \x1b[2J\x9b\u202e in\n  here")) == "no \\x1b[2J\\x9b\\u202e in here"

@@ -13,7 +13,7 @@ import click
 from actstats.errors import ActstatsError, nearest
 from actstats.support import located
 from actstats_cli import options
-from actstats_cli.printing import message, note
+from actstats_cli.printing import message, note, print_json, say
 from actstats_cli.printing import table as text_table
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ def put(
     if out is not None:
         write_table(table, out)
     if as_json:
-        click.echo(json.dumps({"notes": list(notes), "rows": json.loads(to_json(table))}, indent=2))
+        print_json({"notes": list(notes), "rows": json.loads(to_json(table))})
     else:
         rows = [
             [str(name) for name in printed],
@@ -175,7 +175,7 @@ def put(
         ]
         texts = [not pd.api.types.is_numeric_dtype(printed[name]) for name in printed]
         for line in text_table(rows, "".join("<" if text else ">" for text in texts)):
-            click.echo(line)
+            say(line)
     for text in notes:
         note(text)
     for path in filter(None, (out, plot)):
