@@ -99,7 +99,7 @@ def write_table(table: pd.DataFrame, path: str | Path) -> None:
         raise ActstatsError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def write_csv(table: pd.DataFrame, path: Path) -> None:
+def write_csv(table: pd.DataFrame, path: str | Path) -> None:
     """Write a table as CSV; texts that a spreadsheet would compute begin with an apostrophe, as `from_csv` knows."""
     _texts(table, for_spreadsheet).to_csv(path, index=False)
 

@@ -88,11 +88,14 @@ class Bucket:
 
     def root(self, most: int) -> bytes:
         """Return the object `zarr.json`."""
-        with explained(self.location):
-            found = obstore.get(self._store, _ROOT)
-            if found.meta["size"] > most:
-                raise ValueError(f"{_ROOT} is larger than {most >> 20} MiB")
-            return bytes(found.bytes())
+        try:
+            with explained(self.location):
+                found = obstore.get(self._store, _ROOT)
+                if found.meta["size"] > most:
+                    raise ValueError(f"{_ROOT} is larger than {most >> 20} MiB")
+                return bytes(found.bytes())
+        except FileNotFoundError:
+            raise FileNotFoundError(errno.ENOENT, f"it has no {_ROOT}") from None
 
     def remove(self, keys: Iterable[str]) -> None:
         """Remove these objects; on S3 a thousand per request."""
@@ -127,12 +130,14 @@ class Bucket:
                 self._at_once(lambda key: self._put_new(key, tree[key]), others)
                 self._put_new(_LAST, tree[_LAST])
 
-    def clear(self, unwanted: Callable[[], bool]) -> None:
+    def clear(self, unwanted: Callable[[], bool]) -> bool:
         """Remove the store if it is unwanted; a sweep that is writing to it stops before its next partition."""
         with self.explained():
             root = self._root(self._store)
-            if root is not None and not _is_notice(root[0]) and unwanted():
-                self._remove_all(list(json.loads(root[0])["consolidated_metadata"]["metadata"]), root[1])
+            if root is None or _is_notice(root[0]) or not unwanted():
+                return False
+            self._remove_all(list(json.loads(root[0])["consolidated_metadata"]["metadata"]), root[1])
+            return True
 
     def use(self) -> BucketInUse:
         """Return a record of the current store, which detects its replacement."""

@@ -96,8 +96,10 @@ class StorePlace(Protocol):
     def complete(self, write: Callable[[Objects], None]) -> None:
         """Finish creating the store if needed; `write` must be equivalent to the one passed to `make`."""
 
-    def clear(self, unwanted: Callable[[], bool]) -> None:
+    def clear(self, unwanted: Callable[[], bool]) -> bool:
         """Remove the existing store if `unwanted` returns True, unless another process removes or replaces it first.
+
+        Return whether it was unwanted.
 
         Raises:
             ActstatsError: another process is using the store.
@@ -209,27 +211,28 @@ class Folder:
     def complete(self, write: Callable[[Objects], None]) -> None:
         """Do nothing, as a folder is always whole."""
 
-    def clear(self, unwanted: Callable[[], bool]) -> None:
+    def clear(self, unwanted: Callable[[], bool]) -> bool:
         """Remove the folder if it is unwanted, unless another process is using it."""
         path = self._target()
         if not path.exists():
-            return
+            return False
         with one_at_a_time(path.parent), contextlib.ExitStack() as stack:
             try:
                 use = InUse(path)
             except FileNotFoundError:
-                return
+                return False
             stack.callback(use.close)
             if not unwanted():
-                return
+                return False
             if not use.alone():
                 raise ActstatsError(
                     f"{self.location} is in use by another process; stop that process, or choose another `store=`"
                 )
             if not use.is_there():
-                return
+                return True
             aside = set_aside(path)
         shutil.rmtree(aside, ignore_errors=True)
+        return True
 
     def use(self) -> Use:
         """Lock the folder."""

@@ -170,9 +170,7 @@ class Store:
         for _ in range(_TRIES):
             with place.explained():
                 place.tidy()
-                if overwrite:
-                    place.clear(lambda: _is_another(place, manifest))
-                if not place.exists():
+                if (overwrite and place.clear(lambda: _is_another(place, manifest))) or not place.exists():
                     place.make(write)
                 try:
                     use = place.use()
