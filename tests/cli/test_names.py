@@ -20,6 +20,8 @@ import torch
 from click.testing import CliRunner, Result
 from torch import nn
 
+import actstats
+import actstats_cli
 from actstats.analysis.tables import from_csv, write_csv
 from actstats.errors import ActstatsError
 from actstats.probing.unit_sets import read_units
@@ -160,3 +162,19 @@ def test_tables_are_read_back_as_they_were(here):
 
 def test_errors_of_the_library_are_one_line_for_a_terminal():
     assert str(ActstatsError("no \x1b[2J\x9b\u202e in\n  here")) == "no \\x1b[2J\\x9b\\u202e in here"
+
+
+@pytest.mark.parametrize(
+    ("call", "packages", "allowed"),
+    [
+        ("click.echo(", [actstats_cli], {"printing.py", "main.py"}),
+        ("print(", [actstats_cli], set()),
+        (".to_csv(", [actstats, actstats_cli], {"tables.py"}),
+        (".savefig(", [actstats, actstats_cli], {"plotting.py", "pair.py"}),
+    ],
+)
+def test_text_leaves_through_one_function(call, packages, allowed):
+    modules = [file for package in packages for file in Path(package.__path__[0]).rglob("*.py")]
+    pattern = re.compile(rf"(?<![\w.>]){re.escape(call)}" if call[0] != "." else re.escape(call))
+    found = {file.name for file in modules if pattern.search(file.read_text())}
+    assert found <= allowed
