@@ -7,9 +7,9 @@
 >>> dataset = actstats.open_dataset("googlenet.zarr")  # doctest: +SKIP
 
 `sweep` computes the statistics and writes them to a store. `plan` checks a sweep without running it, to run it later
-or elsewhere. `sweep_together` runs several plans in one pass. `open_dataset` opens a store, `merge` merges its
-partitions, and `SweepPlan.from_store` gives access to its network and images. `Metric` and `Output` define custom
-metrics.
+or elsewhere. `sweep_together` runs several plans in one pass. `repair` restores what is damaged in a store.
+`open_dataset` opens a store, `merge` merges its partitions, and `SweepPlan.from_store` gives access to its network
+and images. `Metric` and `Output` define custom metrics.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from actstats.store.merging import merge
     from actstats.sweeping.planning import SweepPlan, plan
     from actstats.sweeping.progress import Summary
+    from actstats.sweeping.repairing import repair
     from actstats.sweeping.settings import Execution, Settings
     from actstats.sweeping.sweeps import sweep
     from actstats.sweeping.together import sweep_together
@@ -50,6 +51,7 @@ __all__ = [
     "open_dataset",
     "open_source",
     "plan",
+    "repair",
     "select_layers",
     "sweep",
     "sweep_together",
@@ -71,6 +73,7 @@ _HOMES = {
     "open_dataset": "store.dataset",
     "open_source": "data",
     "plan": "sweeping.planning",
+    "repair": "sweeping.repairing",
     "select_layers": "layers",
     "sweep": "sweeping.sweeps",
     "sweep_together": "sweeping.together",

@@ -7,6 +7,7 @@
     python benchmarks/decoding.py photographs/ --json benchmarks/results/decoding.json
     python benchmarks/gpu_report.py
     python benchmarks/precision.py --json benchmarks/results/precision.json
+    python benchmarks/faults/damage.py > benchmarks/results/damage.json
     python benchmarks/tables.py
 
 Reads `benchmarks/results/` and writes `docs/measured/*.md`, which `docs/performance.md` shows, and the table of other
@@ -163,6 +164,24 @@ def durability(lines: list[dict[str, Any]]) -> str:
     return f"{table(['written', *ways], rows)}\n{where}\n"
 
 
+def damage(results: dict[str, Any]) -> str:
+    """Return the table of trials of `faults/damage.py`: tried and held, by kind of object."""
+    trials = {(line["object"], line["what"]): line for line in results["trials"]}
+    columns = list(dict.fromkeys(what for _, what in trials))
+    rows = [
+        [
+            kind,
+            *(
+                f"{line['tried']:,} / {line['held']:,}" if (line := trials.get((kind, what))) else ""
+                for what in columns
+            ),
+        ]
+        for kind in dict.fromkeys(kind for kind, _ in trials)
+    ]
+    where = f"Trials / those that held. Seed {results['seed']}."
+    return f"{table(['object', *columns], rows)}\n{where}\n"
+
+
 def cluster(lines: list[dict[str, Any]]) -> str:
     """Return the table of figures of a cluster on one machine."""
     by_kind = defaultdict(list)
@@ -298,7 +317,12 @@ def main() -> None:
     if (file := RESULTS / "gpu.json").exists():
         for name, made in gpu_tables(json.loads(file.read_text())).items():
             (MEASURED / f"{name}.md").write_text(made)
-    for name, make in (("commands", commands), ("decoding", decoding), ("precision", precision)):
+    for name, make in (
+        ("commands", commands),
+        ("decoding", decoding),
+        ("precision", precision),
+        ("damage", damage),
+    ):
         if (file := RESULTS / f"{name}.json").exists():
             (MEASURED / f"{name}.md").write_text(make(json.loads(file.read_text())))
 

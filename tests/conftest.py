@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -57,12 +59,21 @@ class SmallNet(nn.Module):
 
 
 def files_of(store: Path) -> dict[str, int]:
-    """A checksum of each object but the manifest and the provenance, which hold dates and times."""
+    """A checksum of each object but the manifests and the provenance, which hold dates and times."""
     return {
         str(path.relative_to(store)): zlib.crc32(path.read_bytes())
         for path in sorted(store.rglob("*"))
-        if path.is_file() and path != store / "zarr.json" and path.parent.name != "provenance"
+        if path.is_file() and path.parent != store and path.parent.name != "provenance"
     }
+
+
+def reseal(store: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change the root document of a store, with the checksum and the digest that belong to the change."""
+    from actstats.store.digests import as_json, sealed
+
+    document = json.loads((store / "zarr.json").read_bytes())
+    change(document)
+    (store / "zarr.json").write_bytes(as_json(sealed(document)))
 
 
 def damages(path: Path) -> Iterator[tuple[str, bytes | None]]:

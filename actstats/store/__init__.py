@@ -2,9 +2,10 @@
 
 from typing import TYPE_CHECKING, Any
 
+from actstats.store.creation import parse_compression
 from actstats.store.place import place_of
 from actstats.store.schema import Schema
-from actstats.store.store import Store, damage_in, parse_compression
+from actstats.store.store import Store, damage_in
 
 if TYPE_CHECKING:
     from actstats.store.dataset import open_dataset

@@ -15,7 +15,7 @@ import functools
 import json
 import os
 import time
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
 from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, TypeVar
@@ -23,14 +23,14 @@ from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, TypeVar
 import obstore
 from obstore.exceptions import AlreadyExistsError, PreconditionError
 from zarr.abc.store import Store as Objects
-from zarr.storage import MemoryStore, ObjectStore
+from zarr.storage import ObjectStore
 
 from actstats.remote import FIRST_PATIENCE, RESUME, explained, opened
+from actstats.store.digests import COPY
 from actstats.support import URL
 
 if TYPE_CHECKING:
     from obstore import UpdateVersion
-    from zarr.core.buffer import Buffer
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -97,6 +97,11 @@ class Bucket:
         except FileNotFoundError:
             raise FileNotFoundError(errno.ENOENT, f"it has no {_ROOT}") from None
 
+    def put(self, key: str, data: bytes) -> None:
+        """Write an object."""
+        with self.explained():
+            obstore.put(self._store, key, data)
+
     def remove(self, keys: Iterable[str]) -> None:
         """Remove these objects; on S3 a thousand per request."""
         with self.explained(), suppress(FileNotFoundError):
@@ -117,14 +122,14 @@ class Bucket:
                     return
                 time.sleep(1)
 
-    def make(self, write: Callable[[Objects], None]) -> None:
+    def make(self, objects: Mapping[str, bytes]) -> None:
         """Write the root, unless it exists."""
-        self._put_new(_ROOT, _written(write)[_ROOT])
+        self._put_new(_ROOT, objects[_ROOT])
 
-    def complete(self, write: Callable[[Objects], None]) -> None:
+    def complete(self, objects: Callable[[], Mapping[str, bytes]]) -> None:
         """Write the objects of a new store that are missing."""
         if not self.whole():
-            tree = _written(write)
+            tree = objects()
             others = [key for key in tree if key not in (_ROOT, _LAST)]
             with self.explained():
                 self._at_once(lambda key: self._put_new(key, tree[key]), others)
@@ -176,6 +181,7 @@ class Bucket:
                 for first in range(0, len(keys), _AT_A_TIME):
                     self.remove(keys[first : first + _AT_A_TIME])
                     root = self._put_notice(folders, root)
+            self.remove([COPY])
             self.remove([_ROOT])
 
     def _put_notice(self, folders: list[str], root: UpdateVersion) -> UpdateVersion:
@@ -242,13 +248,6 @@ class BucketObjects(ObjectStore[Any]):
     exists = _explaining(ObjectStore.exists)
     set = _explaining(ObjectStore.set)
     delete = _explaining(ObjectStore.delete)
-
-
-def _written(write: Callable[[Objects], None]) -> dict[str, bytes]:
-    """Return the objects that `write` writes, by key."""
-    tree: dict[str, Buffer] = {}
-    write(MemoryStore(tree))
-    return {key: value.to_bytes() for key, value in tree.items()}
 
 
 def _is_notice(root: bytes) -> bool:

@@ -22,7 +22,7 @@ from xarray.indexes import PandasIndex
 
 from actstats.attributes import require_manifest, to_attributes
 from actstats.errors import ActstatsError
-from actstats.store.store import Store, missing_error
+from actstats.store.store import Store
 
 if TYPE_CHECKING:
     import zarr
@@ -54,12 +54,7 @@ def open_dataset(path: str | Path) -> xr.Dataset:
         ActstatsError: there is no store at `path`, or it is damaged.
     """
     store = Store.open(path)
-    if missing := store.missing_objects():
-        raise missing_error(path, missing)
-    if gone := store.missing_coordinates():
-        raise ActstatsError(
-            f"{path} is damaged: its coordinate {gone[0]!r} is missing or empty; remove the store and sweep again"
-        )
+    store.require_objects()
     stored = as_stored(store, drop=_LAZY)
     size, status = store.partition_size, store.statuses()
     known = {name: coordinate.variable for name, coordinate in stored.coords.items()}

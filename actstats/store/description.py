@@ -11,9 +11,10 @@ from typing import Any
 import zarr
 
 from actstats.errors import ActstatsError
+from actstats.store.creation import STATUSES
 from actstats.store.manifest import outdated
 from actstats.store.place import StorePlace
-from actstats.store.store import STATUSES, Store
+from actstats.store.store import Store
 from actstats.support import URL
 
 
@@ -69,6 +70,7 @@ def describe(path: str | Path) -> Description:
         ActstatsError: the store does not exist or is damaged.
     """
     store = Store.open(path)
+    store.require_objects()
     try:
         status = store.statuses().tolist()
         paths = [str(value) for value in store.read("path", ...)]

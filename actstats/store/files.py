@@ -22,7 +22,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from zarr.storage import LocalStore
 
@@ -66,12 +66,16 @@ class DurableStore(LocalStore):
 
     def set_sync(self, key: str, value: Buffer) -> None:
         """Write an object synchronously, see `set`."""
+        self.put(key, value.as_buffer_like())
+
+    def put(self, key: str, data: Any) -> None:
+        """Write an object given as bytes, see `set`."""
         self._check_writable()
         file = self.root / key
         with _marked() as mark:
             partial = self.root / f".{mark}{_PARTIAL}"
             try:
-                partial.write_bytes(value.as_buffer_like())
+                partial.write_bytes(data)
                 if file.parent != self.root:
                     file.parent.mkdir(exist_ok=True)
                 partial.replace(file)

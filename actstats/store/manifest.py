@@ -51,6 +51,7 @@ _RECORDED: Final = frozenset(
     {
         "checksum",
         "created",
+        "digests",
         "machine",
         "request",
         "data.spec",
@@ -66,6 +67,9 @@ _PACKAGES: Final = ("torch", "torchvision", "triton", "numba", "pillow", "zarr")
 MOST_UNITS: Final = 2**26
 """Most units of all layers together."""
 _Side = Annotated[int, Range(1, 2**20)]
+
+
+Digest = Annotated[str, Form("[0-9a-f]{8}", "a digest of 8 hexadecimal digits")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,6 +190,7 @@ class Manifest:
     memory_format: Literal["contiguous"] | None = None
     decode: Literal["pillow", "device"] = "pillow"
     request: RequestRecord | None = None
+    digests: Mapping[str, Digest] | None = None
     checksum: Text | None = None
 
     def __post_init__(self) -> None:

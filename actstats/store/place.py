@@ -12,7 +12,7 @@ import itertools
 import os
 import shutil
 import stat
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
@@ -77,6 +77,9 @@ class StorePlace(Protocol):
             ValueError: it is larger, or not a file.
         """
 
+    def put(self, key: str, data: bytes) -> None:
+        """Write an object, replacing any previous one atomically."""
+
     def remove(self, keys: Iterable[str]) -> None:
         """Remove these objects durably; ignore those that do not exist."""
 
@@ -86,15 +89,15 @@ class StorePlace(Protocol):
     def tidy(self) -> None:
         """Clean up after processes that were killed while creating or removing a store."""
 
-    def make(self, write: Callable[[Objects], None]) -> None:
-        """Create the store that `write` writes, unless another process creates it first.
+    def make(self, objects: Mapping[str, bytes]) -> None:
+        """Create the store of these objects, by key, unless another process creates it first.
 
         Every process that writes to the store must call `complete` first; until then it may not be `whole`. Another
         process may already have removed or replaced the store again.
         """
 
-    def complete(self, write: Callable[[Objects], None]) -> None:
-        """Finish creating the store if needed; `write` must be equivalent to the one passed to `make`."""
+    def complete(self, objects: Callable[[], Mapping[str, bytes]]) -> None:
+        """Finish creating the store if needed; `objects` returns those that follow from its manifest."""
 
     def clear(self, unwanted: Callable[[], bool]) -> bool:
         """Remove the existing store if `unwanted` returns True, unless another process removes or replaces it first.
@@ -169,6 +172,10 @@ class Folder:
             raise ValueError(f"zarr.json is not a file of at most {most >> 20} MiB")
         return file.read_bytes()
 
+    def put(self, key: str, data: bytes) -> None:
+        """Write a file."""
+        self._durable.put(key, data)
+
     def remove(self, keys: Iterable[str]) -> None:
         """Remove these files, and flush the removal to the disk."""
         folders = set()
@@ -187,7 +194,7 @@ class Folder:
         """Remove what killed processes left beside and in the store."""
         remove_abandoned(self._target())
 
-    def make(self, write: Callable[[Objects], None]) -> None:
+    def make(self, objects: Mapping[str, bytes]) -> None:
         """Create the store beside its path and rename it, so that others never see an incomplete store."""
         path = self._target()
         if path.parent.is_file():
@@ -195,7 +202,8 @@ class Folder:
         path.parent.mkdir(parents=True, exist_ok=True)
         with made_beside(path) as making:
             files = DurableStore(making)
-            write(files)
+            for key, data in objects.items():
+                files.put(key, data)
             files.flush()
             try:
                 making.rename(path)
@@ -208,7 +216,7 @@ class Folder:
                 with contextlib.suppress(PermissionError):  # a folder may be written but not read
                     sync(folder)
 
-    def complete(self, write: Callable[[Objects], None]) -> None:
+    def complete(self, objects: Callable[[], Mapping[str, bytes]]) -> None:
         """Do nothing, as a folder is always whole."""
 
     def clear(self, unwanted: Callable[[], bool]) -> bool:

@@ -9,63 +9,63 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import traceback
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from operator import floordiv
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import google_crc32c
 import numpy as np
 import zarr
-import zarr.codecs
 import zarr.core.group
 from numpy.typing import NDArray
-from zarr.storage import StorePath
+from zarr.storage import MemoryStore, StorePath
 
-from actstats.data import MISSING, OK, PENDING, REFUSED, UNREADABLE
+from actstats.data import OK
 from actstats.errors import ActstatsError, ManifestMismatchError, one_line
 from actstats.records import InvalidError, load, shortened
 from actstats.store import manifest as manifests
 from actstats.store.arrays import check_arrays
+from actstats.store.creation import WRITTEN, objects_of
+from actstats.store.digests import (
+    ABSENT,
+    COPY,
+    FLAG,
+    NOT_WRITTEN,
+    ROOT,
+    Entry,
+    Record,
+    VerifiedObjects,
+    as_json,
+    broken_seal,
+    chunks_in,
+    damaged,
+    damaged_chunk,
+    described,
+    digest,
+    entry_of,
+    read_record,
+)
 from actstats.store.manifest import Manifest
 from actstats.store.place import StorePlace, Use, place_of
+from actstats.store.repair import recovered_manifest, restore
 from actstats.store.schema import Schema
 from actstats.support import URL, html_facts
 
 if TYPE_CHECKING:
-    from zarr.abc.store import Store as Objects
-    from zarr.core.array_spec import ArrayConfigParams
-
-    from actstats.metrics import Output
+    from zarr.core.buffer import Buffer
 
 # A shard has a hundred chunks and more. Encoding or decoding them one by one, the default, takes half again as long.
 zarr.config.update_defaults({"codec_pipeline": {"batch_size": 128}})
 
-_INDEXES: Final = ("image", "partition")
-"""Coordinates that number images and partitions; stores of earlier versions lack them."""
-_COORDINATES: Final = (
-    "path", "label", "status", "layer", "channel", "height", "width",
-    "bin_left", "bin_right", "completed",
-)  # fmt: skip
 _LARGEST_ROOT: Final = 1 << 28
 """Most bytes of `zarr.json`: the manifest and the metadata of all arrays, a few megabytes in a large store."""
 _PER_PARTITION: Final = ("status", "provenance", "completed")
-_FLAG_SIZE: Final = 5
-"""Bytes of an object of `completed`: a Boolean and its checksum."""
 _TRIES: Final = 10
 """How many times a process enters a store that others remove meanwhile."""
-_WRITTEN: Final[ArrayConfigParams] = {"write_empty_chunks": True}
-"""Objects that hold only fill values are written, too, so that a missing object means damage."""
-STATUSES: Final = {
-    PENDING: "pending",
-    OK: "read",
-    MISSING: "missing",
-    UNREADABLE: "unreadable",
-    REFUSED: "refused",
-}
-"""Names of the values of the coordinate `status`."""
 _DAMAGE: Final = (ValueError, OSError, RuntimeError, KeyError)
 """Exceptions that Zarr raises for damaged objects."""
 
@@ -75,12 +75,17 @@ class Store:
 
     def __init__(self, place: StorePlace, mode: str = "r") -> None:
         self.place = place
-        self.group, self.record = _group(place, mode)
+        self.objects = VerifiedObjects(place.objects(read_only=True), place.location)
+        """The objects, which are checked as they are read."""
+        self.group, self.record = _group(place, self.objects, mode)
         self.manifest: dict[str, Any] = {
             k: v for k, v in self.group.attrs.asdict().items() if k != "coordinates"
         }
+        self.restored: list[str] = []
+        """Keys of the damaged objects that were restored when the store was opened."""
         self._use: Use | None = None
         self._rest: dict[str, str] = {}
+        self._encoded: dict[str, Buffer] = {}
 
     def _repr_html_(self) -> str:
         record, complete = self.record, self.completed
@@ -130,31 +135,24 @@ class Store:
         labels: NDArray[np.int64],
         *,
         overwrite: bool = False,
+        repair: bool = False,
     ) -> Store:
         """Open the store of this sweep to resume it, or create it.
 
-        With `overwrite`, the store of another sweep is replaced; the store of this sweep is always kept.
+        With `overwrite`, the store of another sweep is replaced; the store of this sweep is always kept. With
+        `repair`, the damaged objects that all partitions share are restored.
 
         Raises:
             ManifestMismatchError: `path` holds the store of another sweep, and `overwrite` is not set.
             ActstatsError: `path` is not a store, or the store is damaged, in use, or cannot be written.
         """
         place = place_of(path)
-        write = functools.partial(_write_group, manifest=manifest, schema=schema, paths=paths, labels=labels)
-        store = cls._entered(place, manifest, write, overwrite)
+        created = functools.partial(objects_of, schema=schema, paths=paths, labels=labels)
+        store = cls._entered(place, manifest, created, overwrite=overwrite, repair=repair)
         try:
-            if version := manifests.outdated(store.manifest):
-                raise ManifestMismatchError(
-                    f"{path} was begun by actstats {version}, and numbers have been corrected since "
-                    "(docs/corrections.md): choose another `store=`, or use `overwrite=True` to replace it"
-                )
-            if found := manifests.differences(store.manifest, manifest):
-                raise ManifestMismatchError(
-                    f"{path} holds another sweep: {'; '.join(found[:4])}{' and more' * (len(found) > 4)}. "
-                    "Choose another `store=`, or use `overwrite=True` to replace it"
-                )
+            _refuse_another(place, store.manifest, manifest)
             with place.explained():
-                place.complete(write)
+                place.complete(lambda: created(store.manifest))
             store._require_whole()
             store._check_coordinates(schema, paths, labels)
         except BaseException:
@@ -164,14 +162,26 @@ class Store:
 
     @classmethod
     def _entered(
-        cls, place: StorePlace, manifest: Mapping[str, Any], write: Callable[[Objects], None], overwrite: bool
+        cls,
+        place: StorePlace,
+        manifest: Mapping[str, Any],
+        created: Callable[[Mapping[str, Any]], Mapping[str, bytes]],
+        *,
+        overwrite: bool,
+        repair: bool,
     ) -> Store:
         """Return the store in use by this process, created if needed, whatever other processes do meanwhile."""
         for _ in range(_TRIES):
+            restored: list[str] = []
             with place.explained():
                 place.tidy()
                 if (overwrite and place.clear(lambda: _is_another(place, manifest))) or not place.exists():
-                    place.make(write)
+                    place.make(created(manifest))
+                elif repair:
+                    recovered = recovered_manifest(place.location)
+                    _refuse_another(place, recovered, manifest)
+                    place.complete(functools.partial(created, recovered))
+                    restored = restore(place, recovered, functools.partial(created, recovered))
                 try:
                     use = place.use()
                 except FileNotFoundError:  # another process has removed it again
@@ -185,7 +195,7 @@ class Store:
                         raise
                     continue
                 stack.pop_all()
-            store._use = use
+            store._use, store.restored = use, restored
             return store
         raise ActstatsError(
             f"{place.location} is removed again and again by other processes; choose another `store=`"
@@ -226,7 +236,7 @@ class Store:
         """Whether each partition is complete, bool [partitions]; found with a single listing."""
         done = np.zeros(self.partitions, dtype=bool)
         # A power cut may leave a flag that is empty or cut short; format 1 had no checksums.
-        least = 1 if self.record.format == 1 else _FLAG_SIZE
+        least = 1 if self.record.format == 1 else len(FLAG)
         sizes = self._objects("completed")
         done[[partition for partition, size in sizes.items() if size >= least]] = True
         return done
@@ -257,44 +267,54 @@ class Store:
         """
         with self.place.explained():
             try:
-                self._write(partition, arrays, status, json.dumps(provenance or {}))
+                self._write(partition, arrays, status, provenance or {})
             except FileNotFoundError:
                 self._refuse_moved()
                 raise
 
     def _write(
-        self, partition: int, arrays: Mapping[str, NDArray[Any]], status: NDArray[np.int8], provenance: str
+        self,
+        partition: int,
+        arrays: Mapping[str, NDArray[Any]],
+        status: NDArray[np.int8],
+        provenance: Mapping[str, Any],
     ) -> None:
         self._refuse_moved()
         # Remove only the flag: another process may be writing data of the same partition.
         self.place.remove([self._key("completed", partition)])
-        for name, values in arrays.items():
-            self._replace(name, partition, values)
-        self._array("status")[self._where("status", partition)] = status
-        self._array("provenance")[partition] = provenance
+        digests = {}
+        for name, values in {**arrays, "status": status}.items():
+            digests[name] = self._put(name, partition, values)
+        record = {**provenance, "partition": partition, "digests": digests}
+        self._put("provenance", partition, np.array(json.dumps(record), dtype=object))
         self.place.flush()
         self._refuse_moved()
-        self._array("completed")[partition] = True
-        with suppress(
-            FileNotFoundError
-        ):  # another process that computes the same partition has removed the flag
+        self._put("completed", partition, np.array(True))
+        # Another process that computes the same partition may have removed the flag.
+        with suppress(FileNotFoundError):
             self.place.flush()
 
-    def _replace(self, name: str, partition: int, values: NDArray[Any]) -> None:
-        where = self._where(name, partition)
-        try:
-            self._array(name)[where] = values
-        except OSError:  # of the disk or the bucket, not of the data
-            raise
-        except _DAMAGE:
-            # To replace part of an object, as in a smaller last partition, Zarr reads it first; this one is damaged.
-            self.place.remove([self._key(name, partition)])
-            self._array(name)[where] = values
+    def _put(self, name: str, partition: int, values: NDArray[Any]) -> Entry:
+        """Write the object of a partition, and return its entry for the partition's record."""
+        key = self._key(name, partition)
+        array: Any = self._encoder[name]
+        array[self._where(name, partition)] = values
+        data = self._encoded.pop(key).to_bytes()
+        self.place.put(key, data)
+        chunks = None if array.shards is None else math.prod(map(floordiv, array.shards, array.chunks))
+        entry = entry_of(key, data, chunks)
+        assert entry is not None
+        return entry
 
-    def _array(self, name: str) -> Any:
-        """Return an array to write to. Zarr does not store that objects of fill values are written, too."""
-        array: Any = self.group[name]
-        return array.with_config(_WRITTEN)
+    @functools.cached_property
+    def _encoder(self) -> Mapping[str, Any]:
+        """The arrays of the store, which encode what is assigned to them into `_encoded`."""
+        memory = MemoryStore(self._encoded)
+        # Zarr does not store that objects of fill values are written, too.
+        return {
+            name: zarr.Array.from_dict(StorePath(memory, name), array.metadata.to_dict()).with_config(WRITTEN)
+            for name, array in self.group.arrays()
+        }
 
     def discard(self, partitions: Sequence[int]) -> None:
         """Remove these partitions: first their flags, durably, then their data."""
@@ -312,16 +332,36 @@ class Store:
                 status[start:stop] = self.read("status", slice(start, stop))
             return status
         # Decode the objects directly, ten times faster than Zarr: there may be thousands when a sweep starts.
-        objects = self.place.read([self._key("status", partition) for partition in done])
+        objects = self._read_with_records("status", done)
         for partition, data in zip(done, objects, strict=True):
             values, checksum = data[:-4], int.from_bytes(data[-4:], "little")
             if len(values) != size or google_crc32c.value(values) != checksum:
-                raise ActstatsError(
-                    f"{self.path} is damaged: status of partition {partition}; sweep again with `repair=True`"
-                )
+                raise damaged(self.path, f"status of partition {partition}", "does not match its checksum")
             start, stop = self.bounds(partition)
             status[start:stop] = np.frombuffer(values, dtype=np.int8)[: stop - start]
         return status
+
+    def _read_with_records(self, name: str, partitions: Sequence[int]) -> list[bytes]:
+        """Return the objects of these partitions, checked against the partitions' records."""
+        keys = [self._key(name, partition) for partition in partitions]
+        if "provenance" not in self.group:
+            return self.place.read(keys)
+        for again in (True, False):
+            records = [self._key("provenance", partition) for partition in partitions]
+            found = self.place.read([*keys, *records])
+            try:
+                for partition, key, data, record in zip(
+                    partitions, keys, found, found[len(keys) :], strict=False
+                ):
+                    self.objects.keep_record(partition, record)
+                    if not self.objects.matches(key, name, partition, data):
+                        raise damaged(self.path, described(key), NOT_WRITTEN)
+            except ActstatsError:  # or the partition was computed again between the two requests
+                if not again:
+                    raise
+            else:
+                break
+        return found[: len(keys)]
 
     def provenance(self) -> list[dict[str, Any]]:
         """Return the provenance of each complete partition; empty in format 1."""
@@ -363,27 +403,95 @@ class Store:
         outputs = self.record.outputs
         return sorted(n for n in self.group.array_keys() if n not in outputs and n not in _PER_PARTITION)
 
-    def damage(self) -> Iterator[tuple[str, int | None, str]]:
-        """Read every object of the complete partitions, and yield (variable, partition, reason) for damaged ones.
+    def require_objects(self) -> None:
+        """Raise `ActstatsError` if an object of a complete partition or a coordinate is missing or empty."""
+        if missing := self.missing_objects():
+            (name, partition), more = missing[0], len(missing) - 1
+            others = f" and {more} more object{'s' * (more > 1)}" if more else ""
+            raise damaged(
+                self.path,
+                f"{name} of partition {partition}{others}",
+                "are missing or empty" if more else ABSENT,
+            )
+        if gone := self.missing_coordinates():
+            raise damaged(self.path, f"its coordinate {gone[0]}", ABSENT)
 
-        The partition is None for coordinates, which all partitions share.
+    def damage(self) -> Iterator[tuple[str, int | None, str]]:
+        """Read every object of the complete partitions, and yield (name, partition, reason) for damaged ones.
+
+        The partition is None for objects that all partitions share, such as coordinates. A partition with all its
+        data, but without its flag, is included, though it counts as incomplete.
         """
-        yield from (("zarr.json", None, reason) for reason in self._damaged_metadata())
-        missing = set(self.missing_objects())
-        yield from (
-            (name, partition, "its object is missing or empty") for name, partition in sorted(missing)
-        )
+        yield from ((name, None, reason) for name, reason in self._damage_to_shared())
+        complete, missing = self.completed, self.missing_objects()
+        for partition in range(self.partitions):
+            if complete[partition]:
+                gone = {name for name, p in missing if p == partition}
+                yield from ((name, partition, reason) for name, reason in self._damage_to(partition, gone))
+            elif [name for name, _ in self._damage_to(partition)] == ["completed"]:
+                yield "completed", partition, "the flag is lost, so the partition counts as incomplete"
+
+    def without_digests(self) -> list[int]:
+        """Return the complete partitions whose objects have checksums only, which earlier versions wrote."""
+        done = np.flatnonzero(self.completed).tolist()
+        if "provenance" not in self.group:
+            return done
+        records = self.place.read([self._key("provenance", partition) for partition in done])
+        return [p for p, data in zip(done, records, strict=True) if read_record(p, data) is None]
+
+    def _damage_to_shared(self) -> Iterator[tuple[str, str]]:
+        """Yield the name of each damaged object that all partitions share, and the reason."""
+        for key, expected in self.objects.digests.items():
+            if key != ROOT and digest(key, data := self._bytes(key)) != expected:
+                yield (
+                    key if key.endswith(ROOT) else key.partition("/")[0],
+                    f"it {NOT_WRITTEN if data else ABSENT}",
+                )
+        if self.objects.digests:
+            root = self._bytes(ROOT)
+            if root != as_json(json.loads(root)):
+                yield ROOT, "it has other bytes than were written"
+            if self._bytes(COPY) != as_json(self.manifest):
+                yield COPY, "it is not a copy of the manifest"
+            return
+        yield from ((f"{name}/{ROOT}", reason) for name, reason in self._damaged_metadata())
         gone = self.missing_coordinates()
-        yield from ((name, None, "its object is missing or empty") for name in gone)
         for name in self._shared():
-            if name not in gone and (reason := self._unreadable(name, ...)):
-                yield name, None, reason
-        for partition in np.flatnonzero(self.completed).tolist():
-            for name in (*self.record.outputs, *_PER_PARTITION):
-                if name not in self.group or (name, partition) in missing:
-                    continue
-                if reason := self._unreadable(name, self._where(name, partition)):
-                    yield name, partition, reason
+            reason = f"it {ABSENT}" if name in gone else self._unreadable(name, ...)
+            if reason:
+                yield name, reason
+
+    def _damage_to(self, partition: int, missing: Container[str] = ()) -> Iterator[tuple[str, str]]:
+        """Yield the name of each damaged object of a partition, and the reason."""
+        names = [name for name in (*self.record.outputs, *_PER_PARTITION) if name in self.group]
+        record: Record | None = None
+        if "provenance" in names and "provenance" not in missing:
+            try:
+                record = self.objects.record_in(partition, self._bytes(self._key("provenance", partition)))
+            except ValueError as error:
+                yield "provenance", f"it {error}"
+                return  # nothing says what the other objects were
+        for name in names:
+            key = self._key(name, partition)
+            if name in missing:
+                yield name, f"it {ABSENT}"
+            elif name == "completed" and self.record.format != 1:
+                if self._bytes(key) != FLAG:
+                    yield name, "the flag is damaged"
+            elif record is not None and name in record:
+                data, chunks = self._bytes(key), chunks_in(record[name])
+                if entry_of(key, data, chunks) != record[name]:
+                    yield name, f"it {NOT_WRITTEN}"
+                elif chunks is not None and (bad := damaged_chunk(data, chunks)) is not None:
+                    yield name, f"its chunk {bad} does not match its checksum"
+            elif reason := self._unreadable(name, self._where(name, partition)):
+                yield name, reason
+
+    def _bytes(self, key: str) -> bytes:
+        """Return an object; empty if it does not exist."""
+        with suppress(FileNotFoundError, NotADirectoryError):
+            return self.place.read([key])[0]
+        return b""
 
     def read(self, name: str, where: Any) -> NDArray[Any]:
         """Return the values of an array at `where`, a NumPy index.
@@ -399,20 +507,18 @@ class Store:
                 f"run `actstats info --verify {self.path}` to list all damage"
             ) from error
 
-    def _damaged_metadata(self) -> Iterator[str]:
-        """Yield damage to the manifest and to the metadata of arrays, which the store holds twice."""
+    def _damaged_metadata(self) -> Iterator[tuple[str, str]]:
+        """Yield the arrays whose metadata are not the consolidated ones, and the reason."""
         if self.record.format == 1:
             return
-        if self.manifest.get("checksum") != manifests.checksum(self.manifest):
-            yield "the manifest does not match its checksum"
-        root = json.loads(self.place.read(["zarr.json"])[0])
+        root = json.loads(self.place.read([ROOT])[0])
         for name, metadata in root["consolidated_metadata"]["metadata"].items():
             try:
-                same = json.loads(self.place.read([f"{name}/zarr.json"])[0]) == metadata
-            except (OSError, ValueError):
+                same = json.loads(self._bytes(f"{name}/{ROOT}")) == metadata
+            except ValueError:
                 same = False
             if not same:
-                yield f"the metadata of {name} do not match the consolidated metadata"
+                yield name, "does not match the consolidated metadata"
 
     def _unreadable(self, name: str, where: Any) -> str | None:
         try:
@@ -422,6 +528,9 @@ class Store:
         return None
 
     def _require_whole(self) -> None:
+        if not self.objects.digests and isinstance(self.path, Path):
+            for name, reason in self._damaged_metadata():
+                raise damaged(self.path, f"{name}/{ROOT}", reason)
         if not self.place.whole():
             raise ActstatsError(
                 f"{self.path} is still being created, or its creation was interrupted; rerun its sweep to finish it"
@@ -434,8 +543,8 @@ class Store:
             same = np.array_equal(found, expected, equal_nan=expected.dtype.kind == "f")
             if not same:
                 raise ActstatsError(
-                    f"{self.path} is damaged: its coordinate {name!r} does not match its images and layers; "
-                    "remove the store and sweep again"
+                    f"{self.path} is damaged: its coordinate {name} does not match its images and layers; "
+                    "sweep again with `repair=True`"
                 )
 
     def _objects(self, name: str) -> dict[int, int]:
@@ -487,37 +596,29 @@ def damage_in(error: Exception) -> ActstatsError | None:
     return None
 
 
-def missing_error(path: str | Path, missing: Sequence[tuple[str, int]]) -> ActstatsError:
-    """Return the error about missing objects of complete partitions."""
-    name, partition = missing[0]
-    more = f" and {len(missing) - 1} more objects are" if len(missing) > 1 else " is"
-    return ActstatsError(
-        f"{path} is damaged: {name} of partition {partition}{more} missing or empty; sweep again with `repair=True`"
-    )
-
-
-def _group(place: StorePlace, mode: str) -> tuple[zarr.Group, Manifest]:
+def _group(place: StorePlace, objects: VerifiedObjects, mode: str) -> tuple[zarr.Group, Manifest]:
     """Open the Zarr group of a store, and check its manifest and the metadata of its arrays.
 
     Raises:
-        ActstatsError: it is not a store that this version supports.
+        ActstatsError: it is not a store that this version supports, or it is damaged.
     """
     path = place.location
     if not place.exists():
         raise ActstatsError(f"no store at {path}; create one with `actstats sweep --out {path} ...`")
+    root, reason = None, ""
     try:
         root = load(place.root(_LARGEST_ROOT))
     except PermissionError as error:
         raise ActstatsError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, OSError) as error:
-        raise ActstatsError(
-            f"{path} is not a store of actstats: it is not a Zarr v3 group ({one_line(error)})"
-        ) from error
+        reason = f" ({one_line(error)})"
     attributes = root.get("attributes") if isinstance(root, dict) and root.get("zarr_format") == 3 else None
-    if not isinstance(attributes, dict):
-        raise ActstatsError(f"{path} is not a store of actstats: it is not a Zarr v3 group")
-    if "actstats" not in attributes:
-        raise ActstatsError(f"{path} is not a store of actstats, but another Zarr group")
+    if not isinstance(root, dict) or not isinstance(attributes, dict) or "actstats" not in attributes:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            place.read([COPY])  # only stores of actstats have it
+            raise damaged(path, ROOT, f"is missing or cannot be read{reason}")
+        kind = "another Zarr group" if isinstance(attributes, dict) else "not a Zarr v3 group"
+        raise ActstatsError(f"{path} is not a store of actstats: it is {kind}{reason}")
     found = attributes["actstats"]
     if found not in manifests.READABLE:
         readable = " and ".join(map(str, manifests.READABLE))
@@ -530,6 +631,8 @@ def _group(place: StorePlace, mode: str) -> tuple[zarr.Group, Manifest]:
             f"{path} has store format {found}, which this version of actstats reads but does not write; "
             "choose another `store=`, or `overwrite=True`"
         )
+    if reason := broken_seal(root) or "":
+        raise damaged(path, ROOT, f"was changed ({reason})")
     try:
         record = Manifest.from_json(attributes)
         check_arrays(_arrays_in(root), record)
@@ -537,7 +640,7 @@ def _group(place: StorePlace, mode: str) -> tuple[zarr.Group, Manifest]:
         raise ActstatsError(
             f"{path} is damaged, or was not written by actstats: {error}; remove the store and sweep again"
         ) from error
-    objects = place.objects(read_only=mode == "r")
+    objects.digests = record.digests or {}
     metadata = zarr.core.group.GroupMetadata.from_dict(root)
     return zarr.Group(zarr.AsyncGroup(metadata, StorePath(objects))), record
 
@@ -570,98 +673,16 @@ def _is_another(place: StorePlace, manifest: Mapping[str, Any]) -> bool:
     return found.get("actstats") != manifests.FORMAT or bool(manifests.differences(found, manifest))
 
 
-def _write_group(
-    objects: Objects,
-    manifest: Mapping[str, Any],
-    schema: Schema,
-    paths: Sequence[str],
-    labels: NDArray[np.int64],
-) -> None:
-    coordinates = " ".join((*_INDEXES, *_COORDINATES, "provenance"))
-    group = zarr.create_group(
-        objects,
-        zarr_format=3,
-        attributes={**manifest, "checksum": manifests.checksum(manifest), "coordinates": coordinates},
-    )
-    # A flat folder per array, so that a single listing finds its partitions.
-    common: dict[str, Any] = {"chunk_key_encoding": {"name": "default", "separator": "."}}
-    checksum = zarr.codecs.Crc32cCodec()
-    codec, level = parse_compression(manifest.get("compression", "zstd:1"))
-    compressors = [checksum] if codec == "none" else [zarr.codecs.ZstdCodec(level=level), checksum]
-    for output in schema.outputs:
-        chunks, shards = schema.chunks(output)
-        group.create_array(
-            output.name,
-            shape=tuple(schema.lengths[dim] for dim in output.dims),
-            dtype=output.dtype,
-            chunks=chunks,
-            shards=shards,
-            compressors=compressors,
-            fill_value=output.missing if output.per_image or output.merge == "rank" else output.neutral,
-            dimension_names=output.dims,
-            attributes=_attributes(output),
-            config=_WRITTEN,
-            **common,
+def _refuse_another(place: StorePlace, found: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:
+    """Raise `ManifestMismatchError` if the manifest `found` in a store is not that of this sweep."""
+    path = place.location
+    if version := manifests.outdated(found):
+        raise ManifestMismatchError(
+            f"{path} was begun by actstats {version}, and numbers have been corrected since "
+            "(docs/corrections.md): choose another `store=`, or use `overwrite=True` to replace it"
         )
-    for name, (dims, values) in schema.coordinates(paths, labels).items():
-        array = group.create_array(
-            name,
-            shape=values.shape,
-            dtype=str if values.dtype.kind == "O" else values.dtype,
-            chunks=tuple(max(1, n) for n in values.shape),
-            compressors=[zarr.codecs.ZstdCodec(level=1), checksum],
-            dimension_names=dims,
-            config=_WRITTEN,
-            **common,
+    if differences := manifests.differences(found, manifest):
+        raise ManifestMismatchError(
+            f"{path} holds another sweep: {'; '.join(differences[:4])}{' and more' * (len(differences) > 4)}. "
+            "Choose another `store=`, or use `overwrite=True` to replace it"
         )
-        array[...] = values
-    flags: dict[str, Any] = {"flag_values": list(STATUSES), "flag_meanings": " ".join(STATUSES.values())}
-    for name, dtype, fill, size, dims, attributes in (
-        ("status", "int8", -1, schema.partition_size, ("image",), flags),
-        ("provenance", str, "", 1, ("partition",), {}),
-        ("completed", "bool", False, 1, ("partition",), {}),
-    ):
-        group.create_array(
-            name,
-            shape=(schema.lengths[dims[0]],),
-            dtype=dtype,
-            chunks=(size,),
-            compressors=[checksum],
-            fill_value=fill,
-            dimension_names=dims,
-            attributes=attributes,
-            config=_WRITTEN,
-            **common,
-        )
-    with warnings.catch_warnings():
-        # With consolidated metadata, xarray opens a store in one read; without, it warns.
-        warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
-        zarr.consolidate_metadata(objects)
-
-
-def _attributes(output: Output) -> dict[str, Any]:
-    found = {
-        "units": output.units,
-        "long_name": output.description,
-        "merge": "" if output.per_image else output.merge,
-    }
-    return {name: value for name, value in found.items() if value}
-
-
-def parse_compression(text: str) -> tuple[str, int]:
-    """Return the codec and level of "none", "zstd" or "zstd:LEVEL".
-
-    >>> parse_compression("zstd")
-    ('zstd', 1)
-
-    Raises:
-        ActstatsError: the codec is unknown, or the level is not between 1 and 22.
-    """
-    codec, _, level = text.partition(":")
-    if codec == "none" and not level:
-        return "none", 0
-    if codec == "zstd" and (not level or level.isdecimal()) and 1 <= int(level or 1) <= 22:
-        return "zstd", int(level or 1)
-    raise ActstatsError(
-        f"unknown compression {text!r}; choose none, zstd or zstd:LEVEL with LEVEL from 1 to 22"
-    )

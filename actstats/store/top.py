@@ -11,7 +11,6 @@ from actstats.errors import ActstatsError, nearest
 from actstats.store import Store
 from actstats.store.dataset import as_stored
 from actstats.store.merging import merge
-from actstats.store.store import missing_error
 
 
 @dataclass(frozen=True)
@@ -86,11 +85,11 @@ def top_images(store: str | Path, unit: str | Unit) -> list[Hit]:
         raise ActstatsError(f"{store} has no top images; sweep again with the metric top")
     if not opened.completed.any():
         raise ActstatsError(f"no partition of {store} is complete yet; rerun its sweep to resume")
-    if missing := opened.missing_objects():
-        raise missing_error(store, missing)
+    opened.require_objects()
     # Without dask, so that only the chunk with this unit is read from each partition.
     dataset = as_stored(opened)
-    lists = dataset[["top_value", "top_image", "top_position"]].isel(unit=[unit.index]).load()
+    named = dataset[["top_value", "top_image", "top_position"]].reset_coords(drop=True)
+    lists = named.isel(unit=[unit.index]).load()
     merged = merge(lists.assign_coords(completed=("partition", opened.completed))).isel(unit=0)
     paths, labels = (dataset[name].values for name in ("path", "label"))
     found = []

@@ -31,7 +31,6 @@ from actstats.metrics import Chosen, resolve_metrics
 from actstats.store import Schema, Store, parse_compression
 from actstats.store import manifest as manifests
 from actstats.store.description import Attack, computed_on
-from actstats.store.store import missing_error
 from actstats.support import html_facts, located, named_object, on_this_machine, one_or_more
 from actstats.sweeping.progress import Estimate, Progress, Started, Summary, bar
 from actstats.sweeping.settings import Execution, Settings, names_of, require_known
@@ -454,17 +453,24 @@ class SweepPlan:
             from actstats.sweeping.device import refuse_uncompilable
 
             refuse_uncompilable(self.manifest["device"])
-        if not how.overwrite:
+        if not (how.overwrite or how.repair):
             self._refuse_unnamed()
         store = Store.open_or_create(
-            self.store, self.manifest, schema, source.paths, source.labels, overwrite=how.overwrite
+            self.store,
+            self.manifest,
+            schema,
+            source.paths,
+            source.labels,
+            overwrite=how.overwrite,
+            repair=how.repair,
         )
         try:
             notes = manifests.changes(store.manifest, self.manifest)
             if how.repair:
-                notes += _discard_damaged(store)
-            elif missing := store.missing_objects():
-                raise missing_error(store.path, missing)
+                notes += [f"{key} is damaged; restored it" for key in store.restored]
+                notes += self._discard_damaged(store)
+            else:
+                store.require_objects()
             index, parts = how.part
             complete = store.completed
             # Missing images may be available again; images that could not be decoded are not retried.
@@ -549,6 +555,18 @@ class SweepPlan:
             resolved = resolve_metrics(self.settings.metrics, custom)
             self._chosen = replace(resolved, paired="paired_with" in self.manifest)
         return self._chosen
+
+    def _discard_damaged(self, store: Store) -> list[str]:
+        """Discard the partitions with a damaged object, and return a line about each."""
+        found: dict[int | None, list[str]] = {}
+        for name, partition, _ in store.damage():
+            found.setdefault(partition, []).append(name)
+        if found:
+            self.network()  # raises an error before anything is discarded that could not be computed again
+        store.discard(sorted(p for p in found if p is not None))
+        return [
+            f"partition {p} is damaged ({', '.join(names)}); computing it again" for p, names in found.items()
+        ]
 
     def _measured_seconds(self) -> float:
         """Return the duration of the whole sweep in seconds, extrapolated from a few batches."""
@@ -750,27 +768,6 @@ def _with_preprocessing(model: nn.Module | Loaded, given: object, item: object) 
     loaded = model if isinstance(model, Loaded) else Loaded.of(model)
     found = choose_preprocessing(given, loaded.own_preprocessing, item)
     return replace(loaded, own_preprocessing=found)
-
-
-def _discard_damaged(store: Store) -> list[str]:
-    """Discard the partitions with a damaged object, and return a line about each.
-
-    Raises:
-        ActstatsError: a coordinate is damaged, which all partitions share.
-    """
-    found: dict[int, list[str]] = {}
-    for name, partition, reason in store.damage():
-        if partition is None:
-            raise ActstatsError(
-                f"{store.path}: the coordinate {name} is damaged ({reason}) and cannot be repaired; "
-                "remove the store and sweep again"
-            )
-        found.setdefault(partition, []).append(name)
-    store.discard(sorted(found))
-    return [
-        f"partition {p} is damaged ({', '.join(names)}); computing it again"
-        for p, names in sorted(found.items())
-    ]
 
 
 def _count(number: int, noun: str) -> str:

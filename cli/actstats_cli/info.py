@@ -62,17 +62,24 @@ def _verify(path: str, as_json: bool) -> None:
         for name, partition, reason in store.damage()
     ]
     done = int(store.completed.sum())
+    older = [] if found else store.without_digests()
     if as_json:
-        print_json({"path": path, "partitions": done, "damage": found})
+        print_json({"path": str(path), "partitions": done, "damage": found, "without_digests": older})
     else:
         for entry in found:
             where = "" if entry["partition"] is None else f" of partition {entry['partition']}"
             say(f"{path}: {entry['variable']}{where} is damaged: {entry['reason']}")
         if not found:
             say(f"{path}: all objects of {count(done, 'complete partition')} are intact")
+        if older:
+            say(
+                f"{path}: {count(len(older), 'partition')} of an earlier version without digests: swapped objects "
+                "would not be noticed"
+            )
     if found:
         raise ActstatsError(
-            f"{path}: {count(len(found), 'object')} damaged; sweep again with `repair=True` to recompute them"
+            f"{path}: {count(len(found), 'object')} damaged; run `actstats repair {path}`, or sweep again with "
+            "`repair=True`"
         )
 
 

@@ -27,6 +27,7 @@ COMMANDS: Final = {
     "layers": "actstats_cli.layers",
     "models": "actstats_cli.models",
     "info": "actstats_cli.info",
+    "repair": "actstats_cli.repair",
     "top": "actstats_cli.top",
     "analyze": "actstats_cli.analyze",
     "compare": "actstats_cli.compare",

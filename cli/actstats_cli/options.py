@@ -179,6 +179,7 @@ batch_size = number("--batch-size", "Images per forward pass.", default=Settings
 device = click.option(
     "--device", default="auto", show_default=True, help="cpu, cuda, cuda:N, or auto: a GPU if there is one."
 )
+device_of_the_sweep = click.option("--device", help="cpu, cuda or cuda:N, of the kind that the sweep ran on.")
 decode = click.option(
     "--decode",
     type=click.Choice(DECODERS),

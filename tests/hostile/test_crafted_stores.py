@@ -65,6 +65,7 @@ READERS = {
     "layers": lambda store: plan(store).layers(),
     "estimate": lambda store: plan(store).estimate(),
     "run": lambda store: plan(store).run(),
+    "repair": lambda store: actstats.repair(store),
     "pickled": lambda store: pickle.loads(pickle.dumps(plan(store))).network(),
 }
 found = {}
@@ -90,6 +91,7 @@ COMMANDS = {
     "top": ["top {store} features.1/0", "top {store} features.1/0 --out sheet.png"],
     "compare": ["compare {store}", "compare {store} {store} --name a --name b --report report.html"],
     "sweep": ["sweep --arch squeezenet1_1 --weights none --data images --out {store} --repair"],
+    "repair": ["repair {store}"],
     "smoothness": ["analyze smoothness {store}"],
     "kernels": ["analyze kernels {store}"],
     "noise": ["analyze noise {store} {store} --of-input"],

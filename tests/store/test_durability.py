@@ -62,7 +62,7 @@ def test_every_object_damaged_in_four_ways_is_noticed_and_repaired(photographs, 
                 # Not complete, which is not damage: the sweep computes it again.
                 assert not Store.open(path).completed.all()
             else:
-                assert noticed(path) & {variable, name.name, "opening"}, (name, how)
+                assert noticed(path) & {variable, str(name), "opening"}, (name, how)
             shutil.copyfile(whole / name, path / name)
     outputs = Store.open(whole).manifest["outputs"]
     for name in (name for name in objects if name.parts[0] in outputs and name.name.startswith("c.1")):
@@ -76,7 +76,7 @@ def test_every_object_damaged_in_four_ways_is_noticed_and_repaired(photographs, 
 def test_a_missing_object_is_an_error_and_no_plausible_number(photographs, whole, tmp_path):
     shutil.copytree(whole, tmp_path / "s.zarr")
     (tmp_path / "s.zarr" / "total_variation" / "c.1.0").unlink()
-    message = r"total_variation of partition 1 is missing or empty; sweep again with `repair=True`"
+    message = r"total_variation of partition 1 is missing or empty; .*sweep again with `repair=True`"
     for attempt in (open_dataset, lambda path: sweep(photographs, path)):
         with pytest.raises(ActstatsError, match=message):
             attempt(tmp_path / "s.zarr")
@@ -176,6 +176,8 @@ def test_a_store_of_format_1_is_read_and_not_continued(photographs, tmp_path):
     group = zarr.open_group(path, mode="r+")
     old = tmp_path / "s.zarr"
     manifest = {**group.attrs.asdict(), "actstats": 1}
+    for later in ("checksum", "digests"):
+        del manifest[later]
     made = zarr.create_group(old, zarr_format=3, attributes=manifest)
     for name, array in group.arrays():
         if name == "provenance":

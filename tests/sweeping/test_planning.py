@@ -18,7 +18,7 @@ from actstats.data.preprocessing import Preprocessing
 from actstats.errors import ActstatsError, ManifestMismatchError
 from actstats.metrics import Metric, Output
 from actstats.sweeping.planning import SweepPlan
-from tests.conftest import SmallNet, files_of
+from tests.conftest import SmallNet, files_of, reseal
 
 FACTORY = f"{__name__}:small_net"
 SMALL = Preprocessing.imagenet(size=32, resize=36)
@@ -169,10 +169,7 @@ def test_moved_images_are_found_where_they_are_said_to_be(photographs, tmp_path)
 
 def changed(store: Path, entry: str, value: str) -> None:
     """Give a store's manifest another version of a package."""
-    for file in [store / "zarr.json"]:
-        record = json.loads(file.read_text())
-        record["attributes"]["versions"][entry] = value
-        file.write_text(json.dumps(record))
+    reseal(store, lambda root: root["attributes"]["versions"].update({entry: value}))
 
 
 def test_another_release_of_python_or_zarr_is_told_and_another_torch_refused(photographs, tmp_path):
