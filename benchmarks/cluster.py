@@ -148,7 +148,7 @@ def scheduler(workers: int, partitions: int, seconds: float) -> None:
         crowd.start()
         with distributed.Client(cluster.address, set_as_default=False) as client:
             client.wait_for_workers(workers)
-            module._prepare, module._compute = _prepare_nothing, _compute_nothing
+            module.prepare, module.compute = _prepare_nothing, _compute_nothing
             store = Store.open_or_create(
                 plan.store, plan.manifest, plan.schema, plan.images().paths, plan.images().labels
             )
@@ -171,20 +171,22 @@ def scheduler(workers: int, partitions: int, seconds: float) -> None:
     )  # fmt: skip
 
 
-def _prepare_nothing(task: Any, manifest: Any) -> None:
-    return None
+def _prepare_nothing(task: Any, manifest: Any) -> Any:
+    from actstats.sweeping.tasks import Readiness
+
+    return Readiness()
 
 
 def _compute_nothing(task: Any, index: int, again: bool) -> Any:
     import distributed
 
-    from actstats.sweeping.cluster import _Outcome
+    from actstats.sweeping.tasks import Outcome
 
     worker = distributed.get_worker()
     worker.log_event(task.topic, {"worker": worker.address, "partition": index})
     seconds = float(os.environ["SECONDS"])
     time.sleep(seconds)
-    return _Outcome(worker.address, 1, seconds)
+    return Outcome(worker.address, 1, seconds)
 
 
 def _crowd(address: str, number: int, seconds: float) -> None:

@@ -24,7 +24,8 @@ PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(
     [
         "distributed", "torchvision", "torch._dynamo", "actstats_kernels.cpu.fused", "actstats.sweeping.run",
-        "actstats.sweeping.cluster", "actstats.data.opening", "actstats.store.description", "actstats_cli.main",
+        "actstats.sweeping.cluster", "actstats.sweeping.tasks",
+        "actstats.data.opening", "actstats.store.description", "actstats_cli.main",
         "actstats_cli.sweep", "tests.conftest",
     ]
 )  # fmt: skip

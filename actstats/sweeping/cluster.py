@@ -1,145 +1,49 @@
 """Sweep on a dask cluster: each partition is a task of `dask.distributed`.
 
-The client keeps about two partitions per worker in flight. A worker opens network and images once, computes each
+The client gives each worker about two partitions at a time. A worker opens network and images once, computes each
 partition with `run_partitions`, writes it to the store itself and returns a short summary. What is complete is
 recorded in the store only, so after any failure the same command resumes the sweep:
 
     with connect("tcp://host:8786") as client:
         plan.run(client=client)
+
+A partition whose worker is silent or very slow is computed a second time elsewhere, once there is nothing else to do;
+the first to finish writes it.
 """
 
 from __future__ import annotations
 
 import copy
-import logging
-import os
+import math
 import pickle
-import socket
-import threading
 import time
 import uuid
-import weakref
 import zlib
-from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
-from actstats.errors import ActstatsError, StrictError
+from actstats.errors import ActstatsError, StrictError, one_line
 from actstats.store import Store
-from actstats.store import manifest as manifests
-from actstats.support import URL, require_package
+from actstats.support import require_package
 from actstats.sweeping.progress import Progress
+from actstats.sweeping.scheduler import IN_FLIGHT, address_of, patience, require_scheduler
 from actstats.sweeping.settings import Execution
+from actstats.sweeping.tasks import Outcome, Portable, Readiness, Task, compute, prepare
+from actstats.sweeping.workers import DEATHS, TICK, Workers
 
 if TYPE_CHECKING:
-    from distributed import Client, Future
+    from distributed import Future
 
-    from actstats.data import Source
-    from actstats.sweeping.run import Job
-
-LOCAL: Final = "local"
-"""Name of a cluster on this machine, used instead of an address."""
-IN_FLIGHT: Final = 2
-"""Partitions per worker: while one is computed, another reads its first images or is being written."""
 TRIES: Final = 3
 """Errors after which a partition is set aside, and failures in a row after which a worker is excluded."""
-DEATHS: Final = 5
-"""Worker deaths after which a partition is set aside; more than `TRIES`, as most have other causes."""
 HOPELESS: Final = 5
 """Partitions set aside in a row, with none completed in between, after which the sweep stops."""
-_TICK: Final = 1.0
-"""Seconds between checks of which workers are present."""
-_CORES: Final = 4
-"""Default number of cores per worker of a local cluster."""
-
-
-class _Plan(Protocol):
-    """The part of `SweepPlan` that workers use. Plans are pickled as references to network and images."""
-
-    manifest: dict[str, Any]
-    store: Path | URL
-
-    def images(self) -> Source: ...
-
-    def job(self) -> Job: ...
-
-
-# Connecting.
-
-
-@contextmanager
-def connect(scheduler: str, device: str = "cpu") -> Iterator[Client]:
-    """Yield a client of the dask scheduler at the address `scheduler`.
-
-    "local" starts a cluster on this machine for the duration of the context, with one worker per GPU. Without GPUs,
-    or if `device` is "cpu", it has one worker per four cores, or per two with "local:2".
-
-    Raises:
-        ActstatsError: no scheduler answers, the address is invalid, or `distributed` is not installed.
-    """
-    distributed = require_package("distributed", "a cluster")
-    name, _, cores = scheduler.partition(":")
-    if name != LOCAL:
-        try:
-            # As the default client, one that fails to connect would block later dask computations.
-            client = distributed.Client(scheduler, timeout=10, set_as_default=False)
-        except (OSError, ValueError, ImportError) as error:
-            raise ActstatsError(f"no dask scheduler answers at {scheduler}: {error}") from error
-        with client:
-            yield client
-        return
-    if cores and not (cores.isdecimal() and int(cores)):
-        raise ActstatsError(f"invalid scheduler {scheduler!r}; give local or local:CORES, such as local:4")
-    with (
-        _local_cluster(distributed, int(cores or _CORES), device) as cluster,
-        distributed.Client(cluster, set_as_default=False) as client,
-    ):
-        yield client
-
-
-def _local_cluster(distributed: Any, cores: int, device: str) -> Any:
-    """Return a cluster on this machine with one process per GPU, or per `cores` CPU cores."""
-    import dask
-
-    # Without an address, the scheduler's HTTP server would use port 8787, and warn if another cluster has it.
-    served: dict[str, Any] = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}
-    common = {**served, "memory_limit": None, "silence_logs": logging.CRITICAL}
-    # A terminal sends Ctrl-C to workers, too. The client ends them; interrupted, they would print tracebacks.
-    common["preload"] = ["import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"]
-    workers = [
-        {**common, "resources": {"GPU": 1}, "nthreads": IN_FLIGHT, "env": env} for env in _gpus(device)
-    ]
-    environment: dict[str, int] = {}
-    if not workers:
-        # With one arena, the activations in a worker's threads are in the memory that `memory_reused` keeps.
-        environment = {"distributed.nanny.pre-spawn-environ.MALLOC_ARENA_MAX": 1}
-        have = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        cores = min(cores, have)
-        options = {**common, "nthreads": max(IN_FLIGHT, cores), "resources": {"CORES": cores}}
-        workers = [options] * max(1, have // cores)
-    with dask.config.set(environment):
-        return distributed.SpecCluster(
-            workers={i: {"cls": distributed.Nanny, "options": options} for i, options in enumerate(workers)},
-            scheduler={
-                "cls": distributed.Scheduler,
-                "options": {**served, "port": 0, "dashboard": False},
-            },
-            silence_logs=logging.CRITICAL,
-        )
-
-
-def _gpus(device: str) -> list[dict[str, str]]:
-    """Return, for each GPU of this machine, environment variables that hide the others."""
-    if device == "cpu":
-        return []
-    import torch
-
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
-    return [{"CUDA_VISIBLE_DEVICES": name} for name in names[: torch.cuda.device_count()]]
+_SLOW: Final = 2
+"""A partition that takes this many times as long as any before it is computed a second time."""
 
 
 def device_of(execution: Execution, device: str) -> str:
@@ -156,7 +60,9 @@ def device_of(execution: Execution, device: str) -> str:
         raise ActstatsError(
             f"device is {device!r}; on a cluster it must be auto, cpu or cuda, as each worker has one GPU"
         )
-    gpus = any(_Workers(execution).wait().values())
+    workers = Workers(execution)
+    with workers.watched():
+        gpus = any(workers.wait().values())
     if device == "cuda" and not gpus:
         raise _no_gpu(execution.client)
     return "cuda" if gpus else "cpu"
@@ -164,75 +70,15 @@ def device_of(execution: Execution, device: str) -> str:
 
 def _no_gpu(client: Any) -> ActstatsError:
     return ActstatsError(
-        f"no worker of {_address(client)} offers the resource GPU: start workers with --resources GPU=1, "
+        f"no worker of {address_of(client)} offers the resource GPU: start workers with --resources GPU=1, "
         "or use `device=cpu`"
     )
-
-
-def _address(client: Any) -> str:
-    return str(getattr(client.scheduler, "address", "the cluster"))
-
-
-class _Workers:
-    """Tracks the workers of a cluster, and whether each has a GPU."""
-
-    def __init__(self, execution: Execution) -> None:
-        self._client: Any = execution.client
-        self._execution = execution
-        self.gpus: dict[str, bool] = {}
-
-    def look(self) -> set[str]:
-        """Update the workers, and return those that have left since the last call.
-
-        Raises:
-            ActstatsError: the connection to the scheduler is lost.
-        """
-        self.require_scheduler()
-        try:
-            present = set(self._client.nthreads())
-            gone = self.gpus.keys() - present
-            if present - self.gpus.keys():
-                told = self._client.scheduler_info(n_workers=-1)["workers"]
-                self.gpus = {name: bool(told[name]["resources"].get("GPU")) for name in present & told.keys()}
-            else:
-                self.gpus = {name: gpu for name, gpu in self.gpus.items() if name in present}
-        except OSError:
-            raise self._lost() from None
-        return set(gone)
-
-    def wait(self) -> dict[str, bool]:
-        """Wait for a first worker, and return all workers."""
-        self.look()
-        if not self.gpus:
-            self.note(f"{_address(self._client)} has no workers; waiting for the first one")
-        while not self.gpus:
-            time.sleep(_TICK)
-            self.look()
-        return self.gpus
-
-    def note(self, text: str) -> None:
-        """Report `text` to the caller."""
-        self._execution.note(text)
-
-    def require_scheduler(self) -> None:
-        """Raise `ActstatsError` if the connection to the scheduler is lost."""
-        if self._client.status != "running":
-            raise self._lost()
-
-    def _lost(self) -> ActstatsError:
-        return ActstatsError(
-            f"lost the connection to the dask scheduler at {_address(self._client)}; completed partitions are kept: "
-            "restart the scheduler and rerun the same command to resume"
-        )
-
-
-# Client.
 
 
 class Cluster:
     """Computes a plan on the workers of a dask cluster."""
 
-    def __init__(self, plan: _Plan, execution: Execution) -> None:
+    def __init__(self, plan: Portable, execution: Execution) -> None:
         """Use the cluster of `execution.client`.
 
         Raises:
@@ -242,7 +88,7 @@ class Cluster:
         elsewhere = copy.copy(plan)
         if isinstance(elsewhere.store, Path):
             elsewhere.store = elsewhere.store.absolute()
-        self._task = _Task(
+        self._task = Task(
             zlib.compress(pickle.dumps(elsewhere)),
             topic=f"actstats-{uuid.uuid4().hex}",
             workers=execution.workers,
@@ -250,8 +96,9 @@ class Cluster:
         )
         self._client: Any = execution.client
         self._gpu = plan.manifest["device"] == "cuda"
-        self._workers = _Workers(execution)
-        self._ready: set[str] = set()
+        self._workers = Workers(execution)
+        self._ready: dict[str, str] = {}
+        """The machine of each worker that can compute partitions."""
         self._refused: dict[str, str] = {}
         self._preparing: dict[Future, str] = {}
         self._computing: dict[str, set[int]] = defaultdict(set)
@@ -260,10 +107,10 @@ class Cluster:
         """Make every worker open network and images, before a store is created; wait for a worker if there is none.
 
         Raises:
-            ActstatsError: a worker is unsuitable: it has other package versions, no access to the images, or no GPU.
+            ActstatsError: a worker is unsuitable: it has other package versions, no access to the images, or no GPU;
+                or workers die again and again.
         """
-        self._workers.wait()
-        self._have_all_prepared(None)
+        self._watched(lambda: self._have_all_prepared(None))
 
     def run_partitions(
         self,
@@ -284,49 +131,61 @@ class Cluster:
             ActstatsError: any error that the user can fix, in one line. Completed partitions are kept.
             KeyboardInterrupt: on Ctrl-C. Workers may still complete the partitions that they are computing.
         """
-        self._have_all_prepared(store.manifest)
         total = sum(stop - start for start, stop in map(store.bounds, indices))
         run = _Run(store, deque(indices), frozenset(again), total, on_progress)
-        self._client.subscribe_topic(self._task.topic, self._note_begun)
-        try:
+
+        def compute_all() -> None:
+            self._have_all_prepared(store.manifest)
+            run.begun = time.monotonic()
+            self._client.subscribe_topic(self._task.topic, self._note_begun)
             while run.waiting or run.flying:
                 self._look(run)
                 self._top_up(run)
                 for future in self._settled(run.flying):
                     self._take(run, future)
                 self._take_prepared()
-        finally:
-            if self._client.status == "running":
-                with suppress(Exception):
-                    self._client.unsubscribe_topic(self._task.topic)
-                    self._client.cancel([*run.flying, *self._preparing])
+
+        self._watched(compute_all, run.flying)
         return self._progress(run), run.failures, dict(sorted(run.aside.items()))
+
+    def _watched(self, work: Callable[[], None], flying: Mapping[Future, Any] | None = None) -> None:
+        """Do `work` while the scheduler reports deaths; afterwards cancel the tasks that are left."""
+        with self._workers.watched():
+            try:
+                work()
+            finally:
+                if self._client.status == "running":
+                    with suppress(Exception):
+                        self._client.cancel([*(flying or ()), *self._preparing])
 
     # Workers.
 
     def _have_all_prepared(self, manifest: Mapping[str, Any] | None) -> None:
-        """Prepare all workers; raise an error if one is unsuitable."""
-        self._ready, self._manifest = set(), manifest
+        """Prepare all workers; raise an error if one is unsuitable, or if they die again and again."""
+        self._ready, self._manifest = {}, manifest
         while not self._ready:
             self._workers.wait()
             self._prepare_new()
             if not self._preparing and not self._refused:
                 raise _no_gpu(self._client)
-            while self._preparing:
-                for _ in self._settled(self._preparing):
-                    pass
+            while self._preparing and not self._workers.silent.issuperset(self._preparing.values()):
+                self._settled(self._preparing)
                 self._take_prepared()
                 self._workers.look()
+                self._bury(None)
             for name, reason in self._refused.items():
                 more = f"; nor can {len(self._refused) - 1} more" if len(self._refused) > 1 else ""
                 raise ActstatsError(f"worker {name} cannot run this sweep: {reason}{more}")
+            self._bury(None)
+            if not self._ready and self._preparing:
+                time.sleep(TICK)
 
     def _prepare_new(self) -> None:
-        known = self._ready | self._refused.keys() | set(self._preparing.values())
+        known = self._ready.keys() | self._refused.keys() | set(self._preparing.values())
         for name, gpu in self._workers.gpus.items():
             if name not in known and (gpu or not self._gpu):
                 future = self._client.submit(
-                    _prepare, self._task, self._manifest, workers=[name], pure=False, key=_key("prepare")
+                    prepare, self._task, self._manifest, workers=[name], pure=False, key=_key("prepare")
                 )
                 self._preparing[future] = name
 
@@ -336,29 +195,42 @@ class Cluster:
                 del self._preparing[future]
             elif future.status != "pending":
                 del self._preparing[future]
-                reason = _result(future)
-                if reason is None:
-                    self._ready.add(name)
+                found = _result(future)
+                if not isinstance(found, Readiness):
+                    self._refused[name] = str(found)
+                elif found.reason is not None:
+                    self._refused[name] = found.reason
                 else:
-                    self._refused[name] = str(reason)
+                    self._ready[name] = found.machine
+
+    def _bury(self, run: _Run | None) -> None:
+        """Count the workers that have died, and the partitions that they were computing.
+
+        Raises:
+            ActstatsError: so many have died in a row that others will, too.
+        """
+        for name in self._workers.dead():
+            for index in self._computing.pop(name, set()):
+                if run is not None and run.is_open(index):
+                    self._note_death(run, index, name)
+        self._workers.require_hope()
 
     def _look(self, run: _Run) -> None:
         """Check, at most once per tick, which workers joined or left, and requeue the partitions of the latter."""
-        self._workers.require_scheduler()
-        if time.monotonic() - run.looked < _TICK:
+        require_scheduler(self._client)
+        if time.monotonic() - run.looked < TICK:
             return
         refused = set(self._refused)
         for name in self._workers.look():
-            self._ready.discard(name)
+            self._ready.pop(name, None)
             self._refused.pop(name, None)
-            for index in self._computing.pop(name, set()):
-                self._note_death(run, index, name)
+        self._bury(run)
         self._prepare_new()
         self._take_prepared()
         for name in self._refused.keys() - refused:
             self._workers.note(f"excluding worker {name}: {self._refused[name]}")
-        for future, (_, where) in list(run.flying.items()):
-            if where.isdisjoint(self._workers.gpus):  # it could only run on workers that have left
+        for future, flight in list(run.flying.items()):
+            if flight.worker not in self._workers.gpus:
                 self._client.cancel([future])
                 run.again_later(future)
         if not self._ready and not self._preparing:
@@ -379,36 +251,58 @@ class Cluster:
     def _note_death(self, run: _Run, index: int, name: str) -> None:
         run.deaths[index] += 1
         if run.deaths[index] >= DEATHS:
-            for future in [future for future, (flying, _) in run.flying.items() if flying == index]:
-                self._client.cancel([future])
-                del run.flying[future]
-                self._set_aside(
-                    run, index, f"{DEATHS} workers died while computing it, the last one was {name}"
-                )
+            self._abandon(run, index)
+            self._set_aside(run, index, f"{DEATHS} workers died while computing it, the last one was {name}")
+
+    def _abandon(self, run: _Run, index: int) -> None:
+        """Cancel the tasks of a partition, which is complete or set aside."""
+        if tasks := run.close(index):
+            self._client.cancel(tasks)
+        for computing in self._computing.values():
+            computing.discard(index)
 
     # Partitions.
 
     def _top_up(self, run: _Run) -> None:
-        while run.waiting and len(run.flying) < IN_FLIGHT * len(self._ready):
-            index = run.waiting.popleft()
-            where = self._ready - run.failed_at[index] or self._ready
-            future = self._client.submit(
-                _compute,
-                self._task,
-                index,
-                index in run.again,
-                workers=sorted(where),
-                # The partitions in flight on a worker take turns on its GPU.
-                resources={"GPU": 1 / IN_FLIGHT} if self._gpu else None,
-                pure=False,
-                key=_key(f"partition-{index}"),
-            )
-            run.flying[future] = index, frozenset(where)
+        """Give partitions to the workers that have room: those that wait, then those that are overdue."""
+        loads = Counter(flight.worker for flight in run.flying.values())
+        usable = self._ready.keys() - self._workers.silent
+        for index in list(run.waiting):
+            if all(loads[name] >= IN_FLIGHT for name in usable):
+                return
+            able = usable - run.failed_at[index] or usable
+            if name := _least_busy(able, loads):
+                run.waiting.remove(index)
+                self._submit(run, index, name)
+                loads[name] += 1
+        if run.waiting:
+            return
+        for index, worker in run.overdue(self._workers.silent):
+            equal = {name for name in usable if self._ready[name] == self._ready.get(worker)}
+            # On another machine the last bits may differ, so that two that write at once would mix theirs.
+            able = equal if equal or worker not in self._workers.silent else usable
+            if name := _least_busy(able - {worker}, loads):
+                self._submit(run, index, name)
+                loads[name] += 1
+
+    def _submit(self, run: _Run, index: int, name: str) -> None:
+        future = self._client.submit(
+            compute,
+            self._task,
+            index,
+            index in run.again,
+            workers=[name],
+            # The partitions in flight on a worker take turns on its GPU.
+            resources={"GPU": 1 / IN_FLIGHT} if self._gpu else None,
+            pure=False,
+            key=_key(f"partition-{index}"),
+        )
+        run.flying[future] = _Flight(index, name)
 
     def _settled(self, futures: Mapping[Future, Any]) -> list[Future]:
         """Wait at most one tick, and return the futures that are no longer pending."""
         if not futures:
-            time.sleep(_TICK / 10)
+            time.sleep(TICK / 10)
             return []
         import distributed
 
@@ -416,29 +310,35 @@ class Cluster:
             suppress(distributed.TimeoutError, TimeoutError, distributed.CancelledError),
             self._client.as_current(),
         ):
-            distributed.wait(list(futures), timeout=_TICK, return_when="FIRST_COMPLETED")
+            distributed.wait(list(futures), timeout=TICK, return_when="FIRST_COMPLETED")
         return [future for future in futures if future.status != "pending"]
 
     def _take(self, run: _Run, future: Future) -> None:
         """Process the result of a partition that is no longer pending."""
         import distributed
 
-        index = run.flying[future][0]
+        if future not in run.flying:  # another worker was faster
+            return
+        flight = run.flying[future]
         found = _result(future)
-        if isinstance(found, _Outcome):
-            self._computing[found.worker].discard(index)
+        if isinstance(found, Outcome):
+            self._computing[found.worker].discard(flight.index)
             if found.strict:
                 raise StrictError(found.error)
             if found.error is None:
-                del run.flying[future]
-                run.take(index, found)
+                self._abandon(run, flight.index)
+                self._workers.generations.reset()
+                run.take(flight, found)
                 if run.on_progress is not None:
                     run.on_progress(self._progress(run))
             else:
                 self._note_failure(run, future, found.error, found.worker)
-        elif future.status == "cancelled" or isinstance(found, distributed.scheduler.KilledWorker):
-            self._workers.require_scheduler()
-            run.again_later(future)  # deaths are counted in `_note_death`
+        elif future.status == "cancelled" or isinstance(
+            found, distributed.scheduler.KilledWorker | TimeoutError
+        ):
+            # Deaths are counted in `_note_death`. A worker that fell silent afterwards has written the partition.
+            require_scheduler(self._client)
+            run.again_later(future)
         else:
             self._note_failure(run, future, str(found), None)
 
@@ -449,18 +349,19 @@ class Cluster:
             run.failed_at[index].add(name)
             run.streaks[name].add(index)
             if len(run.streaks[name]) >= TRIES and len(self._ready) > 1 and name in self._ready:
-                self._ready.discard(name)
+                del self._ready[name]
                 self._refused[name] = error
                 self._workers.note(
                     f"excluding worker {name} after {TRIES} failed partitions in a row: {error}"
                 )
         if run.errors[index] >= TRIES:
-            run.waiting.remove(index)
+            self._abandon(run, index)
             self._set_aside(run, index, error)
 
     def _set_aside(self, run: _Run, index: int, error: str) -> None:
         run.aside[index] = error
         run.hopeless += 1
+        self._workers.generations.reset()  # its deaths are accounted for
         if run.hopeless >= HOPELESS:
             raise ActstatsError(
                 f"{HOPELESS} partitions in a row failed repeatedly, the last one, {index}, with: {error}; completed "
@@ -483,6 +384,15 @@ class Cluster:
         )
 
 
+@dataclass(frozen=True)
+class _Flight:
+    """A task that computes a partition on a worker."""
+
+    index: int
+    worker: str
+    begun: float = field(default_factory=time.monotonic)
+
+
 @dataclass
 class _Run:
     """State of a run: partitions that are waiting, in flight or failed."""
@@ -492,8 +402,7 @@ class _Run:
     again: frozenset[int]
     total: int
     on_progress: Callable[[Progress], None] | None = None
-    flying: dict[Future, tuple[int, frozenset[str]]] = field(default_factory=dict)
-    """Partition and allowed workers of each task in flight."""
+    flying: dict[Future, _Flight] = field(default_factory=dict)
     done: int = 0
     failures: dict[str, str] = field(default_factory=dict)
     unavailable: int = 0
@@ -510,16 +419,47 @@ class _Run:
     waited: float = 0.0
     begun: float = field(default_factory=time.monotonic)
     looked: float = 0.0
+    slowest: float = 0.0
+    """Seconds that the slowest complete partition was in flight."""
+
+    def is_open(self, index: int) -> bool:
+        """Whether a partition is waiting or in flight."""
+        return index in self.waiting or any(flight.index == index for flight in self.flying.values())
+
+    def overdue(self, silent: set[str]) -> list[tuple[int, str]]:
+        """Return the partitions to compute a second time, each with its worker, which is silent or very slow.
+
+        A complete partition that is computed again is not among them, as both workers would replace it.
+        """
+        limit = max(patience(), _SLOW * self.slowest) if self.slowest else math.inf
+        flights = Counter(flight.index for flight in self.flying.values())
+        now = time.monotonic()
+        return [
+            (flight.index, flight.worker)
+            for flight in self.flying.values()
+            if flights[flight.index] == 1
+            and (flight.worker in silent or (now - flight.begun > limit and flight.index not in self.again))
+        ]
 
     def again_later(self, future: Future) -> int:
-        """Move the partition of `future` back to the waiting ones, and return its index."""
-        index, _ = self.flying.pop(future)
-        self.waiting.append(index)
+        """Move the partition of `future` back to the waiting ones, unless another task computes it, and return it."""
+        index = self.flying.pop(future).index
+        if not self.is_open(index):
+            self.waiting.append(index)
         return index
 
-    def take(self, index: int, outcome: _Outcome) -> None:
+    def close(self, index: int) -> list[Future]:
+        """Forget a partition, and return the tasks that compute it."""
+        futures = [future for future, flight in self.flying.items() if flight.index == index]
+        for future in futures:
+            del self.flying[future]
+        with suppress(ValueError):
+            self.waiting.remove(index)
+        return futures
+
+    def take(self, flight: _Flight, outcome: Outcome) -> None:
         """Record the outcome of a complete partition."""
-        start, stop = self.store.bounds(index)
+        start, stop = self.store.bounds(flight.index)
         images, took = self.rates.get(outcome.worker, (0, 0.0))
         self.rates[outcome.worker] = images + outcome.images, took + outcome.seconds
         self.waited += outcome.waiting
@@ -528,6 +468,13 @@ class _Run:
         self.unavailable += outcome.unavailable
         self.streaks[outcome.worker].clear()
         self.hopeless = 0
+        self.slowest = max(self.slowest, time.monotonic() - flight.begun)
+
+
+def _least_busy(names: set[str], loads: Counter[str]) -> str | None:
+    """Return the worker with the fewest partitions, or None if each has as many as it should."""
+    free = [name for name in sorted(names) if loads[name] < IN_FLIGHT]
+    return min(free, key=loads.__getitem__, default=None)
 
 
 def _key(name: str) -> str:
@@ -537,167 +484,19 @@ def _key(name: str) -> str:
 
 def _result(future: Future) -> Any:
     """Return the result of a task, or the exception that it raised."""
+    import distributed
+
     try:
-        return future.result(timeout=30)
-    except ModuleNotFoundError as error:
-        return ActstatsError(
-            f"{error}; install the same packages on the workers as on the client, including this version of actstats"
-        )
-    except Exception as error:
+        return future.result(timeout=patience())
+    except (TimeoutError, distributed.scheduler.KilledWorker) as error:
         return error
-
-
-# Workers.
-
-
-@dataclass(frozen=True)
-class _Task:
-    """What a worker needs to know about a sweep, for any partition."""
-
-    plan: bytes
-    """Compressed pickle of the plan, a few kB; also the key of `_Opened`."""
-    topic: str
-    """Topic of the events by which workers announce their partitions."""
-    workers: int | None
-    strict: bool
-
-
-@dataclass(frozen=True)
-class _Outcome:
-    """Summary of a partition, returned by its worker."""
-
-    worker: str
-    images: int = 0
-    seconds: float = 0.0
-    waiting: float = 0.0
-    failures: Mapping[str, str] = field(default_factory=dict)
-    error: str | None = None
-    strict: bool = False
-    unavailable: int = 0
-
-
-@dataclass(frozen=True)
-class _Opened:
-    """Network and images that a worker has opened for a plan."""
-
-    key: bytes
-    plan: _Plan
-    job: Job
-    slots: threading.BoundedSemaphore = field(default_factory=lambda: threading.BoundedSemaphore(IN_FLIGHT))
-
-
-_OPENED: Final[weakref.WeakKeyDictionary[Any, _Opened]] = weakref.WeakKeyDictionary()
-"""The last plan that each worker of this process has opened."""
-_OPENING: Final = threading.Lock()
-
-
-def _opened(task: _Task) -> _Opened:
-    """Return the network and images of a plan, opened once per worker."""
-    import distributed
-
-    worker = distributed.get_worker()
-    with _OPENING:
-        found = _OPENED.get(worker)
-        if found is None or found.key != task.plan:
-            _OPENED.pop(worker, None)  # free its memory first
-            # Where threads have arenas of their own, `memory_reused` has no effect on large blocks, and glibc maps
-            # each anew. Torch reads this at its first allocation: clearing huge pages takes less time.
-            os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-            plan: _Plan = pickle.loads(zlib.decompress(task.plan))
-            _refuse_other_versions(plan.manifest["versions"])
-            from actstats.data.dataset import first_readable
-
-            first_readable(plan.images())
-            job = plan.job()
-            job.loaded.model.eval()
-            found = _OPENED[worker] = _Opened(task.plan, plan, job)
-    if found.job.layout.device.type == "cpu":
-        import torch
-
-        # Dask starts workers with one OpenMP thread, regardless of their number of cores.
-        torch.set_num_threads(_cores(worker))
-    return found
-
-
-def _cores(worker: Any) -> int:
-    """Return the number of cores that a worker computes with: its resource CORES, or else its number of threads."""
-    return int(worker.state.total_resources.get("CORES", worker.state.nthreads))
-
-
-def _refuse_other_versions(planned: Mapping[str, str]) -> None:
-    """Raise `ActstatsError` if packages that affect results have other versions than on the client."""
-    here = manifests.versions()
-    both = [name for name in planned if name in here]  # a client without a GPU may lack triton
-    for name in both:
-        there, found = planned[name].partition("+")[0], here[name].partition("+")[0]
-        if manifests.differences({"versions": {name: there}}, {"versions": {name: found}}):
-            raise ActstatsError(
-                f"it has {name} {here[name]}, but the client has {planned[name]}; install the same version"
+    except Exception as error:
+        # The scheduler unpickles every task, too; dask hides what it lacks in a longer text.
+        if isinstance(error, ImportError | AttributeError) or "deserialization of the task graph" in str(
+            error
+        ):
+            return ActstatsError(
+                f"{one_line(error, 200)}; install the same packages on scheduler and workers as on the client, "
+                "including this version of actstats"
             )
-
-
-def _prepare(task: _Task, manifest: Mapping[str, Any] | None) -> str | None:
-    """Open network, images and store on a worker; return None, or the reason for a failure in one line."""
-    try:
-        opened = _opened(task)
-        with opened.job.turn:
-            opened.job.compile(_execution(task))
-        if manifest is not None:
-            found = Store.open(opened.plan.store, mode="r+")
-            if found.manifest != manifest:
-                raise ActstatsError(
-                    f"the store at {found.path} is not that of the client; mount the same storage"
-                )
-            if isinstance(found.path, Path) and not os.access(found.path, os.W_OK):
-                raise ActstatsError(f"no permission to write to {found.path}")
-    except Exception as error:
-        return _told(error)
-    return None
-
-
-def _told(error: Exception) -> str:
-    """Return a message about an error on this worker."""
-    what = str(error) if isinstance(error, ActstatsError) else f"{type(error).__name__}: {error}"
-    return f"{what} (on {socket.gethostname()})"
-
-
-def _execution(task: _Task, workers: int | None = None) -> Execution:
-    """Return the execution options of a worker; its notes are dropped, as the provenance holds the same facts."""
-    return Execution(workers=workers, strict=task.strict, on_note=lambda _: None)
-
-
-def _compute(task: _Task, index: int, again: bool) -> _Outcome:
-    """Compute one partition and write it to the store."""
-    import distributed
-
-    worker = distributed.get_worker()
-    try:
-        opened = _opened(task)
-        from actstats.sweeping.run import run_partitions
-
-        store = Store.open(opened.plan.store, mode="r+")
-        if store.completed[index] and not again:  # by a worker considered lost, or for another client
-            return _Outcome(worker.address)
-        on_gpu = opened.job.layout.device.type == "cuda"
-        threads = task.workers if task.workers is not None or on_gpu else _cores(worker)
-        with opened.slots:
-            worker.log_event(task.topic, {"worker": worker.address, "partition": index})
-            store.use()
-            try:
-                progress, failures = run_partitions(
-                    opened.job, store, [index], _execution(task, workers=threads)
-                )
-            finally:
-                store.close()
-    except StrictError as error:
-        return _Outcome(worker.address, error=str(error), strict=True)
-    except Exception as error:
-        return _Outcome(worker.address, error=_told(error))
-    return _Outcome(
-        worker.address,
-        progress.done,
-        progress.seconds,
-        progress.waiting,
-        failures,
-        unavailable=progress.unavailable,
-    )
+        return ActstatsError(f"{type(error).__name__}: {one_line(error)}") if "\n" in str(error) else error

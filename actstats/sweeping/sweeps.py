@@ -59,17 +59,20 @@ def sweep(
     require_known(options, "sweep", *_PLANNING, *names_of(Settings), *running)
     execution = {name: options.pop(name) for name in running if name in options}
     how = Execution(**execution)  # validated before anything is loaded
+    asked = device
     if how.client is not None:
         from actstats.sweeping.cluster import device_of
 
         device = device_of(how, device)
-    if not changed and (finished := _complete_already(model, images, store, device, how, options)):
+    if not changed and (finished := _complete_already(model, images, store, asked, how, options)):
         return finished
     if how.client is None:
         from actstats.sweeping.device import find_device
 
         find_device(device)
     clean = plan(model, images, store, device=device, **options)
+    if clean.manifest["request"] is not None:  # the same on a cluster as in a single process
+        clean.manifest["request"]["device"] = asked
     if not changed:
         return clean.run(**execution, device=device)
     from actstats.sweeping.together import sweep_together

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import click
 
@@ -192,12 +193,57 @@ workers = number(
 )
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 
-scheduler = click.option(
-    "--scheduler",
-    metavar="ADDRESS",
-    help="Compute on the dask cluster at this address, such as tcp://host:8786, whose workers see the same files; or "
-    "on a local cluster of this machine's GPUs or cores: local, or local:2 with two cores per worker.",
+_TLS: Final = "actstats.tls"
+"""Key of the context's `meta` under which the files of the options --tls-... are."""
+
+
+def _keep_file(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+    if value is not None:
+        ctx.meta.setdefault(_TLS, {})[param.name] = value
+
+
+def _certificate(name: str, text: str) -> Callable[[Decorated], Decorated]:
+    return click.option(
+        name, metavar="FILE", callback=_keep_file, expose_value=False, help=f"For a tls:// scheduler: {text}"
+    )
+
+
+scheduler = together(
+    click.option(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="Compute on the dask cluster at this address, such as tcp://host:8786 or tls://host:8786, whose workers "
+        "see the same files; or on a local cluster of this machine's GPUs or cores: local, or local:2 with two cores "
+        "per worker.",
+    ),
+    _certificate(
+        "--tls-ca", "the certificate authority (PEM). Default for all three: dask's own configuration."
+    ),
+    _certificate("--tls-cert", "the certificate of this client (PEM)."),
+    _certificate("--tls-key", "its key, unless it is in the same file."),
 )
+
+
+@contextmanager
+def client_of(address: str | None, device: str = "cpu") -> Iterator[Any]:
+    """Yield a client of the dask scheduler that the options of `scheduler` name, or None if they name none.
+
+    Raises:
+        ActstatsError: as `actstats.sweeping.scheduler.connect`.
+        click.UsageError: certificates were given without a scheduler.
+    """
+    files = click.get_current_context().meta.get(_TLS, {})
+    if address is None:
+        if files:
+            flag = next(iter(files)).replace("_", "-")
+            raise click.UsageError(f"--{flag} requires --scheduler tls://HOST:PORT")
+        yield None
+        return
+    from actstats.sweeping.scheduler import connect
+
+    with connect(address, device, **files) as client:
+        yield client
+
 
 factory = click.option(
     "--arch",

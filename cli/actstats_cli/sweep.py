@@ -6,8 +6,7 @@ import dataclasses
 import hashlib
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -51,7 +50,8 @@ GROUPS: Final = {
         "--overwrite",
         "--repair",
     ),
-    "Running": ("--device", "--workers", "--decode", "--part", "--scheduler", "--strict", "--max-failed"),
+    "Running": ("--device", "--workers", "--decode", "--part", "--strict", "--max-failed"),
+    "On a cluster": ("--scheduler", "--tls-ca", "--tls-cert", "--tls-key"),
     "Before running": ("--dry-run", "--measure"),
 }
 """The options in `--help`, by heading."""
@@ -247,7 +247,7 @@ def sweep(
         return
     import actstats
 
-    with _client(scheduler, planning["device"]) as client, Reporter() as reporter:
+    with options.client_of(scheduler, planning["device"]) as client, Reporter() as reporter:
         execution: dict[str, Any] = {
             "part": part,
             "workers": workers,
@@ -520,17 +520,6 @@ def _facts(plan: SweepPlan, estimate: Estimate, weights_known: bool) -> list[tup
     if estimate.seconds is not None:
         facts.append(("time", f"about {duration(estimate.seconds)}"))
     return facts
-
-
-@contextmanager
-def _client(scheduler: str | None, device: str) -> Iterator[Any]:
-    if scheduler is None:
-        yield None
-        return
-    from actstats.sweeping.cluster import connect
-
-    with connect(scheduler, device) as client:
-        yield client
 
 
 def _set_aside(summary: Summary) -> str:

@@ -19,7 +19,7 @@ import actstats
 from actstats.errors import ActstatsError
 from actstats.store import Store
 from actstats.store.description import describe
-from actstats.sweeping.cluster import connect
+from actstats.sweeping.scheduler import connect
 from tests.cli.conftest import COMMAND
 from tests.cluster import FACTORY, SWEEP, command, live_cluster, make_images, start_command, trial
 from tests.conftest import SmallNet, files_of

@@ -189,15 +189,14 @@ def computing(scheduler: str | None) -> Iterator[None]:
     Raises:
         ActstatsError: as `connect`.
     """
-    if scheduler is None:
-        yield
-        return
-    import dask
+    with options.client_of(scheduler) as client:
+        if client is None:
+            yield
+            return
+        import dask
 
-    from actstats.sweeping.cluster import connect
-
-    with connect(scheduler) as client, dask.config.set(scheduler=client):
-        yield
+        with dask.config.set(scheduler=client):
+            yield
 
 
 def _known(show: Sequence[str], found: xr.Dataset) -> list[str]:

@@ -1,0 +1,332 @@
+"""Connect to a dask scheduler: its address, TLS certificates, or a cluster on this machine.
+
+with connect("tls://host:8786", tls_ca="ca.pem", tls_cert="me.pem", tls_key="me.key") as client:
+    plan.run(client=client)
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import ssl
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from actstats.errors import ActstatsError, listed, one_line
+from actstats.support import require_package
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+LOCAL: Final = "local"
+"""Name of a cluster on this machine, used instead of an address."""
+IN_FLIGHT: Final = 2
+"""Partitions per worker: while one is computed, another reads its first images or is being written."""
+PATIENCE: Final = 30.0
+"""Seconds without an answer after which a worker or the scheduler is reported as silent. After twice as long without
+an answer from the scheduler, the client ends. `actstats.patience` in dask's configuration sets another number."""
+_CONNECTING: Final = 10
+"""Seconds within which a scheduler has to answer first."""
+_CLOSING: Final = 5
+"""Seconds to say goodbye to a scheduler, which may be frozen."""
+_CORES: Final = 4
+"""Default number of cores per worker of a local cluster."""
+_CERTIFICATES: Final = {
+    "tls_ca": ("tls_ca_file", "ca-file"),
+    "tls_cert": ("tls_client_cert", "client.cert"),
+    "tls_key": ("tls_client_key", "client.key"),
+}
+"""For each file, its name as an argument of `distributed.Security`, and in dask's configuration."""
+_ENCRYPTED: Final = ("tls", "wss")
+"""Protocols that need certificates."""
+
+
+def patience() -> float:
+    """Return the seconds without an answer after which a worker or the scheduler is reported as silent.
+
+    Raises:
+        ActstatsError: `actstats.patience` in dask's configuration is not a duration.
+    """
+    import dask
+    from dask.utils import parse_timedelta
+
+    value = dask.config.get("actstats.patience", PATIENCE)
+    try:
+        seconds = float(parse_timedelta(value))
+    except (ValueError, TypeError, KeyError, AttributeError):
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise ActstatsError(
+            f"actstats.patience is {value!r} in dask's configuration; it must be a duration, such as 30s"
+        )
+    return seconds
+
+
+def address_of(client: Any) -> str:
+    """Return the address of a client's scheduler, for messages."""
+    return str(getattr(client.scheduler, "address", "the cluster"))
+
+
+def ask(client: Any, call: Callable[..., Any], note: Callable[[str], None], **arguments: Any) -> Any:
+    """Return what a coroutine function of `client` returns, such as `client.scheduler.identity`.
+
+    Raises:
+        ActstatsError: the connection to the scheduler is lost, or it has not answered for twice `patience()`.
+    """
+    require_scheduler(client)
+    seconds = patience()
+    for last in (False, True):
+        try:
+            return client.sync(call, callback_timeout=seconds, **arguments)
+        except TimeoutError:
+            if not last:
+                note(f"the dask scheduler at {address_of(client)} has not answered for {seconds:.0f} s")
+        except (OSError, AttributeError):  # the client drops its connections when it closes
+            raise _lost(client) from None
+        require_scheduler(client)
+    raise ActstatsError(
+        f"the dask scheduler at {address_of(client)} has not answered for {2 * seconds:.0f} s; completed partitions "
+        "are kept: restart the scheduler and rerun the same command to resume"
+    )
+
+
+def require_scheduler(client: Any) -> None:
+    """Raise `ActstatsError` if the connection to the scheduler is lost."""
+    if client.status != "running":
+        raise _lost(client)
+
+
+def _lost(client: Any) -> ActstatsError:
+    return ActstatsError(
+        f"lost the connection to the dask scheduler at {address_of(client)}; completed partitions are kept: "
+        "restart the scheduler and rerun the same command to resume"
+    )
+
+
+@contextmanager
+def connect(
+    scheduler: str,
+    device: str = "cpu",
+    *,
+    tls_ca: str | Path | None = None,
+    tls_cert: str | Path | None = None,
+    tls_key: str | Path | None = None,
+) -> Iterator[Client]:
+    """Yield a client of the dask scheduler at the address `scheduler`.
+
+    "local" starts a cluster on this machine for the duration of the context, with one worker per GPU. Without GPUs,
+    or if `device` is "cpu", it has one worker per four cores, or per two with "local:2".
+
+    Args:
+        scheduler: an address, such as `tcp://host:8786` or `tls://host:8786`, or "local".
+        device: "cpu" for a local cluster without GPUs.
+        tls_ca: PEM file of the certificate authority, for a `tls://` address. Here and below, None takes what dask's
+            configuration states (`distributed.comm.tls`).
+        tls_cert: PEM file of this client's certificate.
+        tls_key: PEM file of its key, unless `tls_cert` contains it.
+
+    Raises:
+        ActstatsError: no scheduler answers, the address or a certificate is invalid, or `distributed` is not
+            installed.
+    """
+    distributed = require_package("distributed", "a cluster")
+    files = {
+        name: str(path)
+        for name, path in (("tls_ca", tls_ca), ("tls_cert", tls_cert), ("tls_key", tls_key))
+        if path is not None
+    }
+    name, _, cores = scheduler.partition(":")
+    local = name == LOCAL
+    protocol = scheduler.partition("://")[0] if "://" in scheduler else "tcp"
+    if files and (local or protocol not in _ENCRYPTED):
+        raise ActstatsError(
+            f"{listed([f'`{file}=`' for file in files])} {'needs' if len(files) == 1 else 'need'} a scheduler at "
+            f"an address such as tls://host:8786, not {scheduler}"
+        )
+    # What goes wrong is reported in one line; dask would log a traceback beside it.
+    with distributed.utils.silence_logging_cmgr(logging.CRITICAL), ExitStack() as stack:
+        if local:
+            if cores and not (cores.isdecimal() and int(cores)):
+                raise ActstatsError(
+                    f"invalid scheduler {scheduler!r}; give local or local:CORES, such as local:4"
+                )
+            target = stack.enter_context(_local_cluster(distributed, int(cores or _CORES), device))
+            security = None
+        else:
+            target = scheduler
+            security = _security(distributed, scheduler, files) if protocol in _ENCRYPTED else None
+        client = _client(distributed, target, scheduler, security)
+        stack.callback(_close, client)
+        yield client
+
+
+def _client(distributed: Any, target: Any, scheduler: str, security: Any) -> Any:
+    """Return a client of a cluster, or of the scheduler at an address.
+
+    Raises:
+        ActstatsError: no scheduler answers, or not to this client.
+    """
+    try:
+        # As the default client, one that fails to connect would block later dask computations.
+        return distributed.Client(target, timeout=_CONNECTING, security=security, set_as_default=False)
+    except Exception as error:  # of the socket, of TLS, or of a peer that speaks another protocol
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        reason = one_line(error if cause is error else cause, 200)
+        hint = "" if security else "; a scheduler with TLS has an address that begins with tls://"
+        raise ActstatsError(f"no dask scheduler answers at {scheduler}: {reason}{hint}") from error
+
+
+def _close(client: Any) -> None:
+    with suppress(Exception):  # the connection may be gone, or the scheduler frozen
+        client.close(timeout=_CLOSING)
+
+
+def _security(distributed: Any, scheduler: str, files: Mapping[str, str]) -> Any:
+    """Return the certificates for an encrypted address: those in `files`, else those of dask's configuration.
+
+    Raises:
+        ActstatsError: a certificate is not given, does not exist or is invalid.
+    """
+    named = {_CERTIFICATES[name][0]: path for name, path in files.items()}
+    security = distributed.Security(require_encryption=True, **named)
+    for name, (attribute, configured) in _CERTIFICATES.items():
+        path = getattr(security, attribute)
+        if path is None:
+            if name != "tls_key":
+                raise ActstatsError(
+                    f"{scheduler} needs certificates: give `{name}=FILE`, or set distributed.comm.tls.{configured} "
+                    "in dask's configuration"
+                )
+        elif "\n" not in path:  # dask's configuration may hold the certificate itself
+            _require_readable(name, path)
+    try:
+        security.get_connection_args("client")
+    except (ssl.SSLError, OSError, ValueError) as error:
+        used = [getattr(security, attribute) or "" for attribute, _ in _CERTIFICATES.values()]
+        paths = listed([path for path in used if path and "\n" not in path])
+        raise ActstatsError(f"not certificates and a key that fit each other: {paths}: {error}") from error
+    return security
+
+
+def _require_readable(name: str, path: str) -> None:
+    try:
+        text = Path(path).read_bytes()
+    except OSError as error:
+        raise ActstatsError(f"cannot read `{name}={path}`: {error.strerror}") from error
+    if b"-----BEGIN" not in text:
+        raise ActstatsError(f"`{name}={path}` is not a PEM file")
+    if b"ENCRYPTED" in text:
+        raise ActstatsError(f"the key in `{name}={path}` is encrypted; give one without a passphrase")
+
+
+# A cluster on this machine.
+
+
+@contextmanager
+def _local_cluster(distributed: Any, cores: int, device: str) -> Iterator[Any]:
+    """Yield a cluster on this machine with one process per GPU, or per `cores` CPU cores.
+
+    Raises:
+        ActstatsError: its processes cannot be started.
+    """
+    import dask
+
+    # Without an address, the scheduler's HTTP server would use port 8787, and warn if another cluster has it.
+    served: dict[str, Any] = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}
+    common = {**served, "memory_limit": None, "silence_logs": logging.CRITICAL}
+    workers = [
+        {**common, "resources": {"GPU": 1}, "nthreads": IN_FLIGHT, "env": env} for env in _gpus(device)
+    ]
+    environment: dict[str, int] = {}
+    if not workers:
+        # With one arena, the activations in a worker's threads are in the memory that `memory_reused` keeps.
+        environment = {"distributed.nanny.pre-spawn-environ.MALLOC_ARENA_MAX": 1}
+        have = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cores = min(cores, have)
+        options = {**common, "nthreads": max(IN_FLIGHT, cores), "resources": {"CORES": cores}}
+        workers = [options] * max(1, have // cores)
+    with _ended_by_signals(), dask.config.set(environment), _children_without_interrupts(distributed) as loop:
+        try:
+            cluster = distributed.SpecCluster(
+                workers={
+                    i: {"cls": distributed.Nanny, "options": options} for i, options in enumerate(workers)
+                },
+                scheduler={
+                    "cls": distributed.Scheduler,
+                    "options": {**served, "port": 0, "dashboard": False},
+                },
+                silence_logs=logging.CRITICAL,
+                loop=loop,
+            )
+        except Exception as error:
+            raise ActstatsError(
+                f"cannot start a dask cluster on this machine: {one_line(error, 200)}"
+            ) from error
+        with cluster:
+            yield cluster
+
+
+@contextmanager
+def _children_without_interrupts(distributed: Any) -> Iterator[Any]:
+    """Yield the event loop of a thread whose child processes, and theirs, never see Ctrl-C.
+
+    A terminal sends it to them, too; while they import, they would print tracebacks. The client ends them.
+    """
+    runner = distributed.utils.LoopRunner()
+    if hasattr(signal, "pthread_sigmask"):
+        from multiprocessing import resource_tracker
+
+        # Otherwise started by the first child's thread, which it leaves with SIGINT unblocked.
+        resource_tracker.ensure_running()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            runner.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    else:
+        runner.start()
+    try:
+        yield runner.loop
+    finally:
+        runner.stop()
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """End the block by an exception at SIGTERM and SIGHUP, so that it ends its processes and frees semaphores.
+
+    Handlers that were installed before are kept.
+    """
+
+    def end(number: int, _: Any) -> None:
+        raise SystemExit(128 + number)
+
+    changed = []
+    if threading.current_thread() is threading.main_thread():
+        for name in ("SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+                signal.signal(number, end)
+                changed.append(number)
+    try:
+        yield
+    finally:
+        for number in changed:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _gpus(device: str) -> list[dict[str, str]]:
+    """Return, for each GPU of this machine, environment variables that hide the others."""
+    if device == "cpu":
+        return []
+    import torch
+
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
+    return [{"CUDA_VISIBLE_DEVICES": name} for name in names[: torch.cuda.device_count()]]
