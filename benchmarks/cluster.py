@@ -174,7 +174,7 @@ def scheduler(workers: int, partitions: int, seconds: float) -> None:
 def _prepare_nothing(task: Any, manifest: Any) -> Any:
     from actstats.sweeping.tasks import Readiness
 
-    return Readiness()
+    return Readiness(machine="any")
 
 
 def _compute_nothing(task: Any, index: int, again: bool) -> Any:

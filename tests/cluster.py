@@ -34,7 +34,15 @@ SWEEP = f"sweep --arch {FACTORY} --batch-size 1 --partition-size 2 --top-k 3 --d
 
 
 class FragileNet(SmallNet):
-    """Takes its time where SLOWLY is set, and where DARK is, fails ("raise") or dies ("die") at a black image."""
+    """Takes its time where SLOWLY is set, and where DARK is, fails ("raise") or dies ("die") at a black image.
+
+    Where BORN_TO_DIE is set, it kills its process before it sees any image.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        if "BORN_TO_DIE" in os.environ:
+            os.kill(os.getpid(), signal.SIGKILL)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         time.sleep(float(os.environ.get("SLOWLY", 0)))
@@ -51,20 +59,27 @@ def fragile_net() -> tuple[torch.nn.Module, Any]:
     return FragileNet(), Preprocessing.imagenet(size=32, resize=36)
 
 
-def command(line: str, folder: Path) -> int:
+def command(line: str, folder: Path, **options: Any) -> int:
     """Run `actstats` in a process of its own, on one thread; return its exit status, and leave `out` and `err`."""
-    process = start_command(line, folder)
+    process = start_command(line, folder, **options)
     process.join()
     return process.exitcode
 
 
-def start_command(line: str, folder: Path) -> Any:
-    process = PROCESSES.Process(target=_command, args=(line, folder))
+def start_command(line: str, folder: Path, patience: float | None = None, **environment: str) -> Any:
+    """Start `actstats`; `patience` is that of dask's configuration."""
+    process = PROCESSES.Process(target=_command, args=(line, folder, patience, environment))
     process.start()
     return process
 
 
-def _command(line: str, folder: Path) -> None:
+def _command(line: str, folder: Path, patience: float | None, environment: dict[str, str]) -> None:
+    import dask
+
+    os.environ.update(environment)
+    if patience is not None:
+        os.environ["DASK_ACTSTATS__PATIENCE"] = str(patience)
+    dask.config.refresh()
     os.chdir(folder)
     for name, descriptor in (("out", 1), ("err", 2)):
         with Path(name).open("wb") as file:
@@ -77,11 +92,13 @@ def _command(line: str, folder: Path) -> None:
     main()
 
 
-def _serve_scheduler(port: int) -> None:
+def _serve_scheduler(port: int, options: dict[str, Any]) -> None:
     from distributed import Scheduler
 
     async def serve() -> None:
-        async with Scheduler(host="127.0.0.1", port=port, dashboard=False) as scheduler:
+        async with Scheduler(
+            **{"port": port, "dashboard": False, "host": "127.0.0.1", **options}
+        ) as scheduler:
             await scheduler.finished()
 
     asyncio.run(serve())
@@ -92,10 +109,16 @@ def _serve_worker(address: str, folder: Path, environment: dict[str, str], optio
     os.chdir(folder)
     if path := environment.get("FIRST_ON_PATH"):
         sys.path.insert(0, path)
+    if "WITHOUT_ACTSTATS" in environment:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "actstats"]:
+            del sys.modules[name]
+        sys.modules["actstats"] = None  # type: ignore[assignment] # so it cannot be imported
     from distributed import Worker
 
     async def serve() -> None:
         async with Worker(address, **{"nthreads": 1, "memory_limit": None, **options}) as worker:
+            if "FLEETING" in environment:
+                os._exit(1)
             await worker.finished()
 
     asyncio.run(serve())
@@ -104,18 +127,20 @@ def _serve_worker(address: str, folder: Path, environment: dict[str, str], optio
 class LiveCluster:
     """A scheduler and workers, each a process on loopback."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, security: Any = None, **options: Any) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self._port = probe.getsockname()[1]
-        self.address = f"tcp://127.0.0.1:{self._port}"
+        self.address = f"{'tls' if security else 'tcp'}://127.0.0.1:{self._port}"
+        self._security = {"security": security} if security else {}
+        self._options = {**self._security, **options}
         self._folder = folder
         self.workers: list[Any] = []
         self.scheduler: Any = None
         self.start_scheduler()
 
     def start_scheduler(self) -> None:
-        self.scheduler = PROCESSES.Process(target=_serve_scheduler, args=(self._port,))
+        self.scheduler = PROCESSES.Process(target=_serve_scheduler, args=(self._port, self._options))
         self.scheduler.start()
 
     def add(
@@ -123,7 +148,12 @@ class LiveCluster:
     ) -> None:
         """Start workers; what they are is not waited for."""
         for _ in range(number):
-            arguments = (self.address, folder or self._folder, environment, options or {})
+            arguments = (
+                self.address,
+                folder or self._folder,
+                environment,
+                {**self._security, **(options or {})},
+            )
             process = PROCESSES.Process(target=_serve_worker, args=arguments)
             process.start()
             self.workers.append(process)
@@ -132,7 +162,7 @@ class LiveCluster:
         """Return once all workers that were started have joined."""
         import distributed
 
-        with distributed.Client(self.address, set_as_default=False) as client:
+        with distributed.Client(self.address, set_as_default=False, **self._security) as client:
             client.wait_for_workers(len(self.workers), timeout=120)
 
     def kill(self, index: int) -> None:
@@ -159,8 +189,9 @@ class LiveCluster:
 
 
 @contextmanager
-def live_cluster(folder: Path) -> Iterator[LiveCluster]:
-    cluster = LiveCluster(folder)
+def live_cluster(folder: Path, security: Any = None, **options: Any) -> Iterator[LiveCluster]:
+    """A cluster with a scheduler of these `options`, encrypted if there is a `security`."""
+    cluster = LiveCluster(folder, security, **options)
     try:
         yield cluster
     finally:

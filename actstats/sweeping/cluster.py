@@ -184,8 +184,9 @@ class Cluster:
         known = self._ready.keys() | self._refused.keys() | set(self._preparing.values())
         for name, gpu in self._workers.gpus.items():
             if name not in known and (gpu or not self._gpu):
+                call = pickle.dumps(_Call(prepare, self._task, self._manifest))
                 future = self._client.submit(
-                    prepare, self._task, self._manifest, workers=[name], pure=False, key=_key("prepare")
+                    pickle.loads, call, workers=[name], pure=False, key=_key("prepare")
                 )
                 self._preparing[future] = name
 
@@ -197,10 +198,10 @@ class Cluster:
                 del self._preparing[future]
                 found = _result(future)
                 if not isinstance(found, Readiness):
-                    self._refused[name] = str(found)
-                elif found.reason is not None:
+                    found = Readiness(reason=None if isinstance(found, _LostError) else str(found))
+                if found.reason is not None:
                     self._refused[name] = found.reason
-                else:
+                elif found.machine:
                     self._ready[name] = found.machine
 
     def _bury(self, run: _Run | None) -> None:
@@ -287,10 +288,8 @@ class Cluster:
 
     def _submit(self, run: _Run, index: int, name: str) -> None:
         future = self._client.submit(
-            compute,
-            self._task,
-            index,
-            index in run.again,
+            pickle.loads,
+            pickle.dumps(_Call(compute, self._task, index, index in run.again)),
             workers=[name],
             # The partitions in flight on a worker take turns on its GPU.
             resources={"GPU": 1 / IN_FLIGHT} if self._gpu else None,
@@ -315,8 +314,6 @@ class Cluster:
 
     def _take(self, run: _Run, future: Future) -> None:
         """Process the result of a partition that is no longer pending."""
-        import distributed
-
         if future not in run.flying:  # another worker was faster
             return
         flight = run.flying[future]
@@ -333,10 +330,8 @@ class Cluster:
                     run.on_progress(self._progress(run))
             else:
                 self._note_failure(run, future, found.error, found.worker)
-        elif future.status == "cancelled" or isinstance(
-            found, distributed.scheduler.KilledWorker | TimeoutError
-        ):
-            # Deaths are counted in `_note_death`. A worker that fell silent afterwards has written the partition.
+        elif isinstance(found, _LostError):
+            # Deaths are counted in `_note_death`. A worker that fell silent after its task has written the partition.
             require_scheduler(self._client)
             run.again_later(future)
         else:
@@ -482,21 +477,34 @@ def _key(name: str) -> str:
     return f"actstats-{name}-{uuid.uuid4().hex}"
 
 
+class _Call:
+    """A call that unpickling makes, so that a worker that lacks a package fails in its task, and not before.
+
+    A function of a package that is missing would end the connection of the worker, or of the scheduler.
+    """
+
+    def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
+        self._call = function, arguments
+
+    def __reduce__(self) -> Any:
+        return self._call
+
+
+class _LostError(Exception):
+    """The result of a task is lost, with its worker or its connection."""
+
+
 def _result(future: Future) -> Any:
     """Return the result of a task, or the exception that it raised."""
     import distributed
 
     try:
         return future.result(timeout=patience())
-    except (TimeoutError, distributed.scheduler.KilledWorker) as error:
-        return error
+    except (OSError, distributed.CancelledError, distributed.scheduler.KilledWorker) as error:
+        return _LostError(one_line(error))
     except Exception as error:
-        # The scheduler unpickles every task, too; dask hides what it lacks in a longer text.
-        if isinstance(error, ImportError | AttributeError) or "deserialization of the task graph" in str(
-            error
-        ):
-            return ActstatsError(
-                f"{one_line(error, 200)}; install the same packages on scheduler and workers as on the client, "
-                "including this version of actstats"
-            )
-        return ActstatsError(f"{type(error).__name__}: {one_line(error)}") if "\n" in str(error) else error
+        # Tasks return what they raise themselves, so it could not be unpickled.
+        return ActstatsError(
+            f"{type(error).__name__}: {one_line(error, 200)}; install the same packages on the workers as on the "
+            "client, including this version of actstats"
+        )

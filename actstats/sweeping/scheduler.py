@@ -6,6 +6,7 @@ with connect("tls://host:8786", tls_ca="ca.pem", tls_cert="me.pem", tls_key="me.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import signal
@@ -29,8 +30,8 @@ IN_FLIGHT: Final = 2
 PATIENCE: Final = 30.0
 """Seconds without an answer after which a worker or the scheduler is reported as silent. After twice as long without
 an answer from the scheduler, the client ends. `actstats.patience` in dask's configuration sets another number."""
-_CONNECTING: Final = 10
-"""Seconds within which a scheduler has to answer first."""
+_FIRST: Final = 1 / 3
+"""Share of `patience()` within which a scheduler has to answer first."""
 _CLOSING: Final = 5
 """Seconds to say goodbye to a scheduler, which may be frozen."""
 _CORES: Final = 4
@@ -159,27 +160,48 @@ def connect(
         else:
             target = scheduler
             security = _security(distributed, scheduler, files) if protocol in _ENCRYPTED else None
-        client = _client(distributed, target, scheduler, security)
+            _require_answer(distributed, scheduler, security)
+        # As the default client, it would also compute what is not meant for the cluster.
+        client = distributed.Client(target, timeout=patience(), security=security, set_as_default=False)
         stack.callback(_close, client)
         yield client
 
 
-def _client(distributed: Any, target: Any, scheduler: str, security: Any) -> Any:
-    """Return a client of a cluster, or of the scheduler at an address.
+def _require_answer(distributed: Any, address: str, security: Any) -> None:
+    """Raise `ActstatsError` unless a scheduler answers at `address`; a client waits for ever for a silent peer."""
+    arguments = (security or distributed.Security()).get_connection_args("client")
+    seconds = _FIRST * patience()
 
-    Raises:
-        ActstatsError: no scheduler answers, or not to this client.
-    """
+    async def identity() -> Any:
+        async with distributed.rpc(address, timeout=seconds, connection_args=arguments) as peer:
+            return await asyncio.wait_for(peer.identity(), 1.1 * seconds)  # dask's own error says more
+
     try:
-        # As the default client, one that fails to connect would block later dask computations.
-        return distributed.Client(target, timeout=_CONNECTING, security=security, set_as_default=False)
+        kind = distributed.utils.LoopRunner().run_sync(identity).get("type")
     except Exception as error:  # of the socket, of TLS, or of a peer that speaks another protocol
-        cause: BaseException = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
-        reason = one_line(error if cause is error else cause, 200)
-        hint = "" if security else "; a scheduler with TLS has an address that begins with tls://"
-        raise ActstatsError(f"no dask scheduler answers at {scheduler}: {reason}{hint}") from error
+        raise ActstatsError(f"no dask scheduler answers at {address}: {_reason(error, address)}") from error
+    if kind != "Scheduler":
+        raise ActstatsError(
+            f"no dask scheduler answers at {address}: it is the address of a {str(kind).lower()}"
+        )
+
+
+def _reason(error: BaseException, address: str) -> str:
+    """Return why there is no connection to an address, and what to do."""
+    cause = error
+    while cause.__cause__ is not None and not isinstance(cause.__cause__, asyncio.CancelledError):
+        cause = cause.__cause__
+    protocol = address.partition("://")[0]
+    if protocol.startswith("ucx"):
+        return "this machine has no UCX for dask; install distributed-ucxx, or use the scheduler's tcp:// address"
+    reason = one_line(cause, 200)
+    if isinstance(cause, TimeoutError):
+        reason = f"it does not answer within {_FIRST * patience():.0f} s"
+    elif isinstance(cause, MemoryError):  # of a length that is text
+        reason = "what answers speaks another protocol"
+    elif not isinstance(cause, ConnectionResetError) and "closed" not in reason:
+        return reason
+    return reason if protocol in _ENCRYPTED else f"{reason}; a scheduler with TLS has an address with tls://"
 
 
 def _close(client: Any) -> None:
@@ -209,7 +231,7 @@ def _security(distributed: Any, scheduler: str, files: Mapping[str, str]) -> Any
         security.get_connection_args("client")
     except (ssl.SSLError, OSError, ValueError) as error:
         used = [getattr(security, attribute) or "" for attribute, _ in _CERTIFICATES.values()]
-        paths = listed([path for path in used if path and "\n" not in path])
+        paths = listed([path for path in dict.fromkeys(used) if path and "\n" not in path])
         raise ActstatsError(f"not certificates and a key that fit each other: {paths}: {error}") from error
     return security
 

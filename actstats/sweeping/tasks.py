@@ -1,6 +1,7 @@
 """What a worker of a dask cluster runs: it opens network and images once, and computes partitions.
 
-This module is imported on the workers, and by the scheduler, which unpickles every task.
+The client names its functions in pickles that workers open, and returns are opened by the client; the scheduler needs
+neither.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ class Workers:
         self.gpus: dict[str, bool] = {}
         """Whether each worker has a GPU."""
         self.silent: set[str] = set()
-        """Workers that have not answered the scheduler for `patience()` seconds."""
+        """Workers that have not answered the scheduler, or been paused, for `patience()` seconds."""
         self._limits: dict[str, int] = {}
         """Bytes of memory that dask allows each worker, also those that have left; 0 for no limit."""
         self._heard: dict[str, tuple[float, float]] = {}
@@ -68,12 +68,15 @@ class Workers:
         heard = {}
         for name, worker in known.items():
             before, quiet = self._heard.get(name, (0.0, 0.0))
-            heard[name] = worker["last_seen"], quiet + passed if worker["last_seen"] == before else 0.0
+            idle = worker["last_seen"] == before or worker["status"] == "paused"
+            heard[name] = worker["last_seen"], quiet + passed if idle else 0.0
         self._heard = heard
         silent = {name for name, (_, quiet) in heard.items() if quiet >= self._patience}
         for name in sorted(silent - self.silent):
+            full = f"been paused, as its {self._limits[name] / 2**20:,.0f} MiB of memory are full,"
+            what = full if known[name]["status"] == "paused" else "not answered"
             self.note(
-                f"worker {name} has not answered for {self._patience:.0f} s; doing without it until it does"
+                f"worker {name} has {what} for {self._patience:.0f} s; doing without it until it answers"
             )
         for name in sorted(self.silent & known.keys() - silent):
             self.note(f"worker {name} answers again")
