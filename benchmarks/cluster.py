@@ -180,13 +180,13 @@ def _prepare_nothing(task: Any, manifest: Any) -> Any:
 def _compute_nothing(task: Any, index: int, again: bool) -> Any:
     import distributed
 
-    from actstats.sweeping.tasks import Outcome
+    from actstats.sweeping.tasks import PartitionOutcome
 
     worker = distributed.get_worker()
     worker.log_event(task.topic, {"worker": worker.address, "partition": index})
     seconds = float(os.environ["SECONDS"])
     time.sleep(seconds)
-    return Outcome(worker.address, 1, seconds)
+    return PartitionOutcome(worker.address, 1, seconds)
 
 
 def _crowd(address: str, number: int, seconds: float) -> None:

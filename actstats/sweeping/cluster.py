@@ -32,7 +32,7 @@ from actstats.support import require_package
 from actstats.sweeping.progress import Progress
 from actstats.sweeping.scheduler import IN_FLIGHT, address_of, patience, require_scheduler
 from actstats.sweeping.settings import Execution
-from actstats.sweeping.tasks import Outcome, Portable, Readiness, Task, compute, prepare
+from actstats.sweeping.tasks import PartitionOutcome, Portable, Readiness, Task, compute, prepare
 from actstats.sweeping.workers import DEATHS, TICK, Workers
 
 if TYPE_CHECKING:
@@ -318,7 +318,7 @@ class Cluster:
             return
         flight = run.flying[future]
         found = _result(future)
-        if isinstance(found, Outcome):
+        if isinstance(found, PartitionOutcome):
             self._computing[found.worker].discard(flight.index)
             if found.strict:
                 raise StrictError(found.error)
@@ -452,7 +452,7 @@ class _Run:
             self.waiting.remove(index)
         return futures
 
-    def take(self, flight: _Flight, outcome: Outcome) -> None:
+    def take(self, flight: _Flight, outcome: PartitionOutcome) -> None:
         """Record the outcome of a complete partition."""
         start, stop = self.store.bounds(flight.index)
         images, took = self.rates.get(outcome.worker, (0, 0.0))

@@ -57,7 +57,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class PartitionOutcome:
     """Summary of a partition, returned by its worker."""
 
     worker: str
@@ -181,7 +181,7 @@ class _SharedStore(Store):
             super().write(partition, *results, **also)
 
 
-def compute(task: Task, index: int, again: bool) -> Outcome:
+def compute(task: Task, index: int, again: bool) -> PartitionOutcome:
     """Compute one partition and write it to the store, `again` also if it is complete."""
     import distributed
 
@@ -192,7 +192,7 @@ def compute(task: Task, index: int, again: bool) -> Outcome:
 
         store = (Store if again else _SharedStore).open(opened.plan.store, mode="r+")
         if store.completed[index] and not again:  # by a worker considered lost, or for another client
-            return Outcome(worker.address)
+            return PartitionOutcome(worker.address)
         on_gpu = opened.job.layout.device.type == "cuda"
         threads = task.workers if task.workers is not None or on_gpu else _cores(worker)
         with opened.slots:
@@ -205,10 +205,10 @@ def compute(task: Task, index: int, again: bool) -> Outcome:
             finally:
                 store.close()
     except StrictError as error:
-        return Outcome(worker.address, error=str(error), strict=True)
+        return PartitionOutcome(worker.address, error=str(error), strict=True)
     except Exception as error:
-        return Outcome(worker.address, error=_told(error))
-    return Outcome(
+        return PartitionOutcome(worker.address, error=_told(error))
+    return PartitionOutcome(
         worker.address,
         progress.done,
         progress.seconds,
