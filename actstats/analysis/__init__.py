@@ -12,6 +12,7 @@ results by unit:
 `compare_matched` those of their matched units, and `notes` lists the images that were excluded.
 """
 
+from actstats.analysis.changes import map_changes
 from actstats.analysis.classes import class_means, selectivity, variety
 from actstats.analysis.comparing import cliffs_delta, compare_matched, compare_units
 from actstats.analysis.counterparts import match, match_table
@@ -30,6 +31,7 @@ __all__ = [
     "compare_matched",
     "compare_units",
     "kernel_smoothness",
+    "map_changes",
     "match",
     "match_table",
     "noise",

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from actstats.attributes import find_manifest
 from actstats.errors import ActstatsError
-from actstats.metrics.builtin import BUILTINS
+from actstats.metrics.builtin import BUILTINS, PAIRS
 from actstats.store.dataset import images_of, in_memory, plain, require_whole
 from actstats.store.manifest import outdated, outdated_note
 from actstats_kernels.bins import frequencies, histogram_edges
@@ -92,7 +92,13 @@ def usable(dataset: xr.Dataset, analysis: str, *variables: str) -> xr.Dataset:
 
 def _require_variable(dataset: xr.Dataset, analysis: str, name: str) -> None:
     """Raise an `ActstatsError` if a dataset lacks a variable, or the variable has lost a dimension or bins."""
-    outputs = {output.name: output for output in BUILTINS[_METRICS[name]].outputs} if name in _METRICS else {}
+    outputs = (
+        {output.name: output for output in BUILTINS[_METRICS[name]].outputs} if name in _METRICS else PAIRS
+    )
+    if name not in dataset.data_vars and name in PAIRS:
+        raise ActstatsError(
+            f"{analysis} needs the variable {name}, which this dataset lacks: sweep with `changed=`"
+        )
     if name not in dataset.data_vars:
         per_image = name in outputs and outputs[name].per_image
         raise ActstatsError(

@@ -132,6 +132,16 @@ MEASURES: Final = (
     ),
     Measure(
         "noise",
+        "relative_map_change",
+        "change of the maps under noise",
+        "1",
+        "Mean square of the maps' change under noise, divided by the variance of the clean maps: 0 if nothing "
+        "changes, 2 if nothing is left. Needs a sweep with --changed.",
+        invariant=True,
+        claim="Noise changes R's maps less",
+    ),
+    Measure(
+        "noise",
         "change",
         "change under noise",
         "activation",

@@ -1,4 +1,4 @@
-"""The effect of image noise on each unit's total variation, and how much of it layers block."""
+"""The effect of image noise on each unit: on the total variation of its maps, and on the maps themselves."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from actstats.analysis.comparing import pair_images, pair_units, require_same_network, units_by_layer
+from actstats.analysis.changes import CLEAN, is_compared, map_changes, paired_sweeps
+from actstats.analysis.comparing import units_by_layer
 from actstats.analysis.coverage import result, usable
 from actstats.analysis.tables import unit_table
 from actstats.errors import ActstatsError
-from actstats.store.dataset import images_of
 
 _DESCRIBED = {
     "clean": ("activation", "total variation on the clean images, mean over the images"),
@@ -25,7 +25,7 @@ _DESCRIBED = {
 def noise(
     clean: xr.Dataset, noisy: xr.Dataset, *, reference: xr.Dataset | None = None, share: float = 0.2
 ) -> xr.Dataset:
-    """Return the change in each unit's total variation when noise is added to the images, lazily.
+    """Return how much noise in the images changes each unit, lazily: total variation, and maps if they were compared.
 
     With c[n] and d[n] the total variation of a unit's map for image n, clean and noisy, over the images that have a
     value in both sweeps:
@@ -35,8 +35,13 @@ def noise(
     - `outlier`: abs(change) >= `share` x the mean over the layer's units of the clean total variation of `reference`,
       the rule of Chen et al. 2020 (arXiv 2006.09373), where the reference is the standard network.
 
+    Total variation does not tell noise from what it replaces: maps may change throughout and have as much of it as
+    before. If `noisy` was swept beside `clean` (`sweep --changed`), so that its maps were compared with the clean
+    ones, the variables of `map_changes` are added, which say how much of the maps changes.
+
     Args:
-        clean: dataset of a sweep with `total_variation`, as returned by `open_dataset`.
+        clean: dataset of a sweep with `total_variation`, and `mean` and `variance` for the change of the maps, as
+            returned by `open_dataset`.
         noisy: dataset for the same network and images with noise.
         reference: clean sweep that sets the scale of the outlier rule. Default: `clean`.
         share: threshold of the outlier rule, relative to that scale.
@@ -45,13 +50,12 @@ def noise(
         The variables above, f64 [unit], and `outlier`, bool [unit].
 
     Raises:
-        ActstatsError: the sweeps differ in images, layers or weights, a variable is missing, no partition is
-            complete, or `share` is not above 0.
+        ActstatsError: the sweeps differ in images, layers or weights, the maps were compared with those of another
+            sweep, a variable is missing, no partition is complete, or `share` is not above 0.
     """
     if not share > 0:
         raise ActstatsError(f"`share=` must be above 0, not {share}")
-    require_same_network(clean, noisy, "noise")
-    first, second = _paired(clean, noisy)
+    first, second = paired_sweeps(clean, noisy, "noise", ["total_variation"], ["total_variation"])
     before, after = first["total_variation"], second["total_variation"]
     both = before.notnull() & after.notnull()
     change = after - before
@@ -70,58 +74,53 @@ def noise(
     limit = share * _mean_of_layer(scale, first["layer"])
     found["outlier"] = (abs(found["change"]) >= limit) & (limit > 0)
     described = {n: found[n].assign_attrs(units=u, long_name=text) for n, (u, text) in _DESCRIBED.items()}
+    if is_compared(noisy) and all(name in clean.data_vars for name in CLEAN):
+        changes = map_changes(clean, noisy)
+        described |= {str(name): variable for name, variable in changes.data_vars.items()}
     return result(described, first)
 
 
-def noise_by_layer(found: xr.Dataset, *, input_increase: float | None = None) -> pd.DataFrame:
-    """Return the results of `noise` by layer, and the fraction of the noise that is blocked up to each layer.
+def noise_by_layer(
+    found: xr.Dataset, *, input_increase: float | None = None, input_change: float | None = None
+) -> pd.DataFrame:
+    """Return the results of `noise` by layer, and what arrives of the noise in the input.
 
     With C and D the means over a layer's units of `clean` and `noisy`,
 
-    - `increase` = D / C - 1: the relative increase of the layer's total variation;
-    - `blocked` = 1 - increase / increase of the input: 0 if the layer's increase equals that of the noisy images, 1
-      if no noise is left, negative if noise is amplified.
+    - `increase` = D / C - 1: the relative increase of the layer's total variation (Chen et al. 2020);
+    - `relative_increase` = increase / increase of the input: 1 if the layer's total variation increases as much as
+      that of the images. It says nothing about whether the noise passes, which may replace what was there.
 
-    The increase of the input is `input_increase`, as measured by the function of that name. By default it is that of
-    the first layer, whose `blocked` is then 0.
+    If the maps were compared (`sweep --changed`),
+
+    - `relative_map_change`, `map_correlation`: medians over the layer's units;
+    - `blocked` = 1 - relative_map_change / relative change of the input: 0 if the layer's maps change as much as the
+      input, relative to their variance, 1 if they do not change, negative if they change more.
+
+    The increase and the relative change of the input are `input_increase` and `input_change`, as measured by the
+    functions of these names. By default they are those of the first layer.
 
     Returns:
         One row per layer, in order of execution: `layer`, `units`, `measured` (units with a value, which the means
-        are of), `clean`, `noisy`, `increase`, `blocked`, `outliers` (a count) and `outlier_share` (of the units that
-        are measured).
+        are of), (`relative_map_change`, `map_correlation`, `blocked`,) `clean`, `noisy`, `increase`,
+        `relative_increase`, `outliers` (a count) and `outlier_share` (of the units that are measured).
     """
     units = unit_table(found)
     grouped = units.groupby("layer", sort=False)
     table = grouped[["clean", "noisy"]].mean()
+    if "relative_map_change" in units:
+        changes = grouped[["relative_map_change", "map_correlation"]].median()
+        of_input = changes["relative_map_change"].iloc[0] if input_change is None else input_change
+        changes["blocked"] = 1 - changes["relative_map_change"] / (of_input or np.nan)
+        table = pd.concat([changes, table], axis=1)
     table.insert(0, "units", grouped.size())
     table.insert(1, "measured", grouped["change"].count())
     table["increase"] = table["noisy"] / table["clean"].where(table["clean"] > 0) - 1
-    table["blocked"] = 1 - table["increase"] / (
-        table["increase"].iloc[0] if input_increase is None else input_increase
-    )
+    of_input = table["increase"].iloc[0] if input_increase is None else input_increase
+    table["relative_increase"] = table["increase"] / (of_input or np.nan)
     table["outliers"] = grouped["outlier"].sum()
     table["outlier_share"] = table["outliers"] / table["measured"].where(table["measured"] > 0)
     return table.reset_index()
-
-
-def _paired(clean: xr.Dataset, noisy: xr.Dataset) -> tuple[xr.Dataset, xr.Dataset]:
-    """Return the total variation of the same units for the images that are complete in both sweeps."""
-    both = pair_images([clean, noisy], "noise")
-    both[1] = pair_units(*both)
-    images = [images_of(dataset, (), "noise") for dataset in both]
-    pending = images[0].pending | images[1].pending
-    if pending.any():
-        both = [dataset.isel(image=np.flatnonzero(~pending)) for dataset in both]
-    first, second = (usable(dataset, "noise", "total_variation") for dataset in both)
-    read = int((images[0].read & images[1].read).sum())
-    first.attrs |= {
-        "outdated": first.attrs["outdated"] or second.attrs["outdated"],
-        "images": len(pending),
-        "images_read": read,
-        "images_pending": int(pending.sum()),
-        "images_unreadable": int((~pending).sum()) - read,
-    }
-    return first, second.assign_coords(image=first["image"]) if "image" in first.coords else second
 
 
 def _mean_of_layer(values: xr.DataArray, layer: xr.DataArray) -> xr.DataArray:

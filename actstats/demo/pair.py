@@ -34,6 +34,7 @@ COMPARED: Final = {
     "total_variation": f"{_NAMES['total_variation']} of the activations",
     "noisy_roughness": f"{_NAMES['roughness']} under noise",
     "noisy_total_variation": f"{_NAMES['total_variation']} under noise",
+    "relative_map_change": f"{_NAMES['relative_map_change']}",
     "relative_change": f"{_NAMES['relative_change']}",
     "centroid": f"{_NAMES['centroid']}, cycles/pixel",
     "top_classes": f"{_NAMES['top_classes']}",
@@ -41,7 +42,7 @@ COMPARED: Final = {
 """Display names of the compared measures, in the order of the table."""
 _RESAMPLES: Final = 400
 _SIDE, _GAP, _HEAD = 42, 6, 28
-_SHOWN: Final = ("roughness", "noisy_roughness", "relative_change", "centroid")
+_SHOWN: Final = ("roughness", "noisy_roughness", "relative_map_change", "centroid")
 
 
 @dataclass(frozen=True)
@@ -90,20 +91,21 @@ def sweep_pair(
 ) -> tuple[Stores, list[Summary]]:
     """Sweep both networks over the images, clean and with noise of standard deviation `noise`, into `folder`.
 
-    Images are decoded once, in a single pass, and both networks see the same noise. Complete sweeps are not repeated.
+    Images are decoded once, in a single pass, and both networks see the same noise, whose maps are compared with the
+    clean ones. Complete sweeps are not repeated.
 
     Raises:
         ActstatsError: see `sweep_together`.
     """
     stores = Stores.within(folder)
     source = open_source(images, limit=limit)
-    plans = [
-        plan(loaded, source, place, distort=distort, layers=layers, device=device)
-        for places, distort in ((stores.clean, ()), (stores.noisy, (f"noise:{noise:g}",)))
-        for loaded, place in zip((standard, robust), places, strict=True)
+    clean = [
+        plan(loaded, source, place, layers=layers, device=device)
+        for loaded, place in zip((standard, robust), stores.clean, strict=True)
     ]
+    noisy = [of.changed(f"noise:{noise:g}", place) for of, place in zip(clean, stores.noisy, strict=True)]
     summaries = sweep_together(
-        plans, device=device, overwrite=overwrite, on_progress=on_progress, on_start=on_start
+        [*clean, *noisy], device=device, overwrite=overwrite, on_progress=on_progress, on_start=on_start
     )
     return stores, summaries
 
@@ -112,13 +114,14 @@ def units_of(stores: Stores) -> tuple[xr.Dataset, xr.Dataset]:
     """Return the measures of the units of S and of R, f64 [unit] each, loaded into memory."""
     found = []
     for clean, noisy in zip(stores.opened(), stores.opened(noisy=True), strict=True):
-        calm, rough = smoothness(clean), smoothness(noisy)
+        calm, rough, changed = smoothness(clean), smoothness(noisy), noise(clean, noisy)
         variables = {
             "roughness": calm["roughness"],
             "total_variation": calm["total_variation"],
             "noisy_roughness": rough["roughness"],
             "noisy_total_variation": rough["total_variation"],
-            "relative_change": noise(clean, noisy)["relative_change"],
+            "relative_map_change": changed["relative_map_change"],
+            "relative_change": changed["relative_change"],
             "centroid": spectrum(clean)["centroid"],
             "top_classes": selectivity(clean)["top_classes"],
         }

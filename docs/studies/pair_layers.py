@@ -31,12 +31,13 @@ from actstats.demo.pair import (
     units_of,
 )
 from actstats.models import Loaded
-from actstats.probing.inputs import input_increase
+from actstats.probing.inputs import input_change
 from actstats.report.verdicts import SMALLEST_EFFECT, count_layers
 
 BY_LAYER = {
     "total_variation": "Total variation of the activations, clean",
     "noisy_total_variation": "Total variation of the activations, with noise",
+    "relative_map_change": "Change of the maps by noise",
     "relative_change": "Rise of total variation by noise",
     "roughness": "Roughness of the activations, clean",
     "noisy_roughness": "Roughness of the activations, with noise",
@@ -137,18 +138,22 @@ def _more(stores: Stores) -> Iterator[str]:
 
 
 def _noise(stores: Stores) -> Iterator[str]:
-    """Yield the table of outliers by the paper's rule and of the share of noise that each layer blocks."""
+    """Yield the table of outliers by the paper's rule, and of how much noise changes the maps of each layer."""
     tables = []
     (standard, _), pairs = stores.opened(), zip(stores.opened(), stores.opened(noisy=True), strict=True)
     for clean, noisy in pairs:
         found = noise(clean, noisy, reference=standard)
-        tables.append(noise_by_layer(found, input_increase=input_increase(clean, noisy)))
+        tables.append(noise_by_layer(found, input_change=input_change(clean, noisy)))
     yield from table(
         "**Noise**: outliers, the units whose total variation changes by a fifth of the layer's mean in S or more; "
-        "and the share of the images' own rise of total variation that does not arrive.",
-        ("layer", "units", "outliers S", "R", "blocked S", "R"),
+        "the mean square of the maps' change over the variance of the clean maps, a median over units; and the share "
+        "of the images' own change, likewise relative to their variance, that does not arrive.",
+        ("layer", "units", "outliers S", "R", "change S", "R", "blocked S", "R"),
         (
-            (s.layer, s.units, s.outliers, r.outliers, s.blocked, r.blocked)
+            (
+                *(s.layer, s.units, s.outliers, r.outliers),
+                *(s.relative_map_change, r.relative_map_change, s.blocked, r.blocked),
+            )
             for s, r in zip(*(found.itertuples() for found in tables), strict=True)
         ),
     )

@@ -135,17 +135,17 @@ def test_noise_of_real_sweeps(sweeps, tmp_path):
         "clean",
         "noisy",
         "increase",
-        "blocked",
+        "relative_increase",
         "outliers",
         "outlier_share",
     ]
     first, second = json.loads(output_of(f"noise {pair} --json"))["rows"]
     assert first["increase"] > 0, "noise makes rough"
-    assert first["blocked"] == 0
-    assert second["blocked"] == pytest.approx(1 - second["increase"] / first["increase"], rel=1e-5)
+    assert first["relative_increase"] == 1
+    assert second["relative_increase"] == pytest.approx(second["increase"] / first["increase"], rel=1e-5)
     of_input = json.loads(output_of(f"noise {pair} --of-input --json"))["rows"]
     # The first layer averages over 27 values, so it is less rough than the images with noise are.
-    assert 0 < of_input[0]["blocked"] < 1
+    assert 0 < of_input[0]["relative_increase"] < 1
     units = output_of(f"noise {pair} --by unit --reference {sweeps}/smooth.zarr").splitlines()
     assert len(units) == 1 + 16
     datasets = [xr.open_zarr(sweeps / f"{name}.zarr") for name in ("clean", "noisy")]

@@ -1,4 +1,4 @@
-"""Noise: paired changes, the outlier rule and what a layer blocks, on maps whose total variation is known."""
+"""Noise: paired changes, the outlier rule and the increase by layer, on maps whose total variation is known."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_the_scale_of_the_rule_can_be_the_standard_networks(tmp_path, clean):
     assert noise(clean, noisy, share=0.01)["outlier"].values.tolist() == [True, True, True, True, False]
 
 
-def test_a_layer_that_passes_half_of_the_noise_blocks_half(tmp_path):
+def test_the_increase_of_a_layer_is_relative_to_that_of_the_input(tmp_path):
     names = {"first": 0.4, "half": 0.2, "silent": 0.0, "louder": 0.6}
     clean = make_store(tmp_path / "clean.zarr", {name: steps(1, 2) for name in names})
     noisy = make_store(tmp_path / "noisy.zarr", {name: steps(1, 2, noise=n) for name, n in names.items()})
@@ -59,11 +59,13 @@ def test_a_layer_that_passes_half_of_the_noise_blocks_half(tmp_path):
     table = noise_by_layer(found)
     assert table["layer"].tolist() == list(names)
     np.testing.assert_allclose(table["increase"], list(names.values()), atol=1e-6)
-    np.testing.assert_allclose(table["blocked"], [0, 0.5, 1, -0.5], atol=1e-5)
+    np.testing.assert_allclose(table["relative_increase"], [1, 0.5, 0, 1.5], atol=1e-5)
+    # Total variation does not say whether noise passes.
+    assert not {"blocked", "relative_map_change"} & {*table}
     assert table["outliers"].tolist() == [2, 1, 0, 2]
     assert table["outlier_share"].tolist() == [1, 0.5, 0, 1]
     table = noise_by_layer(found, input_increase=0.8)
-    np.testing.assert_allclose(table["blocked"], [0.5, 0.75, 1, 0.25], atol=1e-5)
+    np.testing.assert_allclose(table["relative_increase"], [0.5, 0.25, 0, 0.75], atol=1e-5)
 
 
 def test_only_images_that_both_sweeps_have_are_paired(tmp_path, clean):

@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors import safe_open
 from torch import nn
 
-from actstats.analysis import kernel_smoothness, smoothness
+from actstats.analysis import kernel_smoothness, map_changes, smoothness
 from actstats.data import open_source
 from actstats.data.preprocessing import Preprocessing
 from actstats.demo.pair import COMPARED, compare_pair, kernel_sheet, sweep_pair
@@ -59,6 +59,8 @@ def test_the_four_sweeps_are_clean_and_noisy_of_both(pair):
     ]
     assert marks[:2] == marks[2:]
     assert marks[0] != marks[1]
+    for clean, noisy in zip(stores.opened(), stores.opened(noisy=True), strict=True):
+        assert 0 < map_changes(clean, noisy)["relative_map_change"].compute().median() < 10
 
 
 def test_the_table_has_every_measure_from_the_analyses(pair):

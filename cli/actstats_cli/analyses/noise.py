@@ -1,4 +1,4 @@
-"""`actstats analyze noise`: what noise in the images does to each unit's total variation."""
+"""`actstats analyze noise`: what noise in the images does to each unit's maps and their total variation."""
 
 from __future__ import annotations
 
@@ -15,10 +15,13 @@ _HEADLINE = [
     "layer",
     "units",
     "measured",
+    "relative_map_change",
+    "map_correlation",
+    "blocked",
     "clean",
     "noisy",
     "increase",
-    "blocked",
+    "relative_increase",
     "outliers",
     "outlier_share",
 ]
@@ -43,8 +46,8 @@ _HEADLINE = [
 @click.option(
     "--of-input",
     is_flag=True,
-    help="Report blocked relative to the increase of the images' own total variation, not of the first layer's; "
-    "reads up to 256 images again.",
+    help="Report blocked and relative_increase relative to the change of the images themselves, not to that of the "
+    "first layer; reads up to 256 images again.",
 )
 @click.option(
     "--data",
@@ -71,11 +74,13 @@ def noise(
     scheduler: str | None,
     as_json: bool,
 ) -> None:
-    """Measure how noise in the images changes the total variation of the units.
+    """Measure how noise in the images changes the maps of the units and their total variation.
 
-    CLEAN and NOISY are sweeps of one network over the same images. increase is the relative change of a layer's
-    mean total variation; blocked is how much of the first layer's increase (or, with --of-input, the images'
-    increase) the layer removes. --plot draws noisy against clean, with one point per unit.
+    CLEAN and NOISY are sweeps of one network over the same images. If they were swept in one pass (sweep --changed),
+    relative_map_change is the median over units of the mean square of the maps' change, relative to the variance
+    of the clean maps; blocked is the share of the first layer's change (or, with --of-input, the images') that does
+    not arrive. increase is the relative change of a layer's mean total variation, which does not say how much noise
+    passes. --plot draws noisy against clean total variation, with one point per unit.
 
     \b
         actstats analyze noise clean.zarr noisy.zarr --plot noise.svg
@@ -83,7 +88,7 @@ def noise(
     """
     from actstats.analysis import noise as analysis
     from actstats.analysis import noise_by_layer, notes, plotting, unit_table
-    from actstats.probing.inputs import input_increase
+    from actstats.probing.inputs import input_change, input_increase
     from actstats.store import open_dataset
 
     if data is not None and not of_input:
@@ -92,15 +97,21 @@ def noise(
     standard = None if reference is None else open_dataset(reference)
     with output.computing(scheduler):
         found = analysis(*sweeps, reference=standard, share=share).load()
+    compared = "relative_map_change" in found
     increase = input_increase(*sweeps, data=data) if of_input else None
+    change = input_change(*sweeps, data=data) if of_input and compared else None
     if by == "unit":
         table = printed = unit_table(found)
     else:
-        table = noise_by_layer(found, input_increase=increase)
-        printed = table[
-            [name for name in _HEADLINE if name != "measured" or any(table.measured < table.units)]
-        ]
+        table = noise_by_layer(found, input_increase=increase, input_change=change)
+        shown = [name for name in _HEADLINE if name in table]
+        printed = table[[name for name in shown if name != "measured" or any(table.measured < table.units)]]
     if plot is not None:
         with plotting.styled(style):
             plotting.draw_noise(found, plot)
-    output.put(table, printed, notes(found), out=out, as_json=as_json, plot=plot)
+    unmeasured = (
+        "the change of the maps themselves is not measured: sweep both in one pass (sweep --changed), with the "
+        "metrics mean and variance"
+    )
+    lines = notes(found) if compared else [*notes(found), unmeasured]
+    output.put(table, printed, lines, out=out, as_json=as_json, plot=plot)
