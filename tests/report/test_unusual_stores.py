@@ -252,7 +252,8 @@ def test_the_reason_why_a_unit_has_no_counterpart_is_its_own(opened, tmp_path):
     lonely = found["counterpart"].values < 0
     assert len(set(found["stable"].values[lonely].tolist())) == 2
     report = opened(write_report(stores, tmp_path / "r.html").page)
-    for unit, stable in enumerate(found["stable"].values.tolist()):
+    reasons = zip(found["stable"].values.tolist(), found["reciprocal"].values.tolist(), strict=True)
+    for unit, (stable, reciprocal) in enumerate(reasons):
         if found["counterpart"].values[unit] >= 0:
             continue
         report.evaluate("unit => { location.hash = `#/unit/${unit}` }", unit)
@@ -260,6 +261,7 @@ def test_the_reason_why_a_unit_has_no_counterpart_is_its_own(opened, tmp_path):
         hint = report.locator(".side.store1 .hint").first
         hint.wait_for()
         assert ("depends on the images" in hint.inner_text()) == (not stable)
+        assert ("not each other's best match" in hint.inner_text()) == (stable and not reciprocal)
 
 
 def test_the_mean_spectrum_of_one_network_is_drawn_where_the_other_is_dead(opened, tmp_path):
