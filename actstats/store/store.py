@@ -617,8 +617,8 @@ def _group(place: StorePlace, objects: VerifiedObjects, mode: str) -> tuple[zarr
         with suppress(FileNotFoundError, NotADirectoryError):
             place.read([COPY])  # only stores of actstats have it
             raise damaged(path, ROOT, f"is missing or cannot be read{reason}")
-        kind = "another Zarr group" if isinstance(attributes, dict) else "not a Zarr v3 group"
-        raise ActstatsError(f"{path} is not a store of actstats: it is {kind}{reason}")
+        kind = ", but another Zarr group" if isinstance(attributes, dict) else ": it is not a Zarr v3 group"
+        raise ActstatsError(f"{path} is not a store of actstats{kind}{reason}")
     found = attributes["actstats"]
     if found not in manifests.READABLE:
         readable = " and ".join(map(str, manifests.READABLE))
