@@ -7,6 +7,7 @@ reached the disk. So however a sweep ends, each partition is either complete or 
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import math
@@ -171,35 +172,39 @@ class Store:
         repair: bool,
     ) -> Store:
         """Return the store in use by this process, created if needed, whatever other processes do meanwhile."""
-        for _ in range(_TRIES):
+        tries = 0
+        while True:
+            tries += 1
             restored: list[str] = []
             with place.explained():
-                place.tidy()
-                if (overwrite and place.clear(lambda: _is_another(place, manifest))) or not place.exists():
-                    place.make(created(manifest))
-                elif repair:
-                    recovered = recovered_manifest(place.location)
-                    _refuse_another(place, recovered, manifest)
-                    place.complete(functools.partial(created, recovered))
-                    restored = restore(place, recovered, functools.partial(created, recovered))
                 try:
+                    place.tidy()
+                    if (
+                        overwrite and place.clear(lambda: _is_another(place, manifest))
+                    ) or not place.exists():
+                        place.make(created(manifest))
+                    elif repair:
+                        recovered = recovered_manifest(place.location)
+                        _refuse_another(place, recovered, manifest)
+                        place.complete(functools.partial(created, recovered))
+                        restored = restore(place, recovered, functools.partial(created, recovered))
                     use = place.use()
-                except FileNotFoundError:  # another process has removed it again
+                except OSError as error:
+                    # Another process has removed or replaced it; network file systems take a moment to notice.
+                    if error.errno not in (errno.ENOENT, errno.ESTALE) or tries == _TRIES:
+                        raise
                     continue
             with ExitStack() as stack:
                 stack.callback(use.close)
                 try:
                     store = cls(place, "r+")
                 except ActstatsError:
-                    if use.is_there():
+                    if use.is_there() or tries == _TRIES:
                         raise
                     continue
                 stack.pop_all()
             store._use, store.restored = use, restored
             return store
-        raise ActstatsError(
-            f"{place.location} is removed again and again by other processes; choose another `store=`"
-        )
 
     def use(self) -> None:
         """Prevent other processes from overwriting the store until `close`."""
@@ -385,12 +390,19 @@ class Store:
         """
         done = np.flatnonzero(self.completed).tolist()
         found = []
-        for name in (*self.record.outputs, *(n for n in _PER_PARTITION if n in self.group)):
+        for name in (
+            *self.record.outputs,
+            *(n for n in _PER_PARTITION if n in self.group and n != "completed"),
+        ):
             sizes = self._objects(name)
             found += [(name, partition) for partition in done if not sizes.get(partition)]
         if found and manifests.outdated(self.manifest) and not any(n in _PER_PARTITION for n, _ in found):
             status = self.statuses()
             found = [(name, p) for name, p in found if (status[slice(*self.bounds(p))] == OK).any()]
+        if found:
+            # Another process may have begun to compute a partition again: to do so it first removes its flag.
+            still = self.completed
+            found = [(name, p) for name, p in found if still[p]]
         return found
 
     def missing_coordinates(self) -> list[str]:

@@ -1,6 +1,6 @@
 """Sweep into a bucket behind a network that fails in every way, and count what holds.
 
-    python benchmarks/faults/buckets.py > benchmarks/results/buckets.json
+    python benchmarks/faults/buckets.py > benchmarks/results/buckets.jsonl
     python benchmarks/tables.py
 
 An S3 server and a network before it run in this process (`tests/s3.py`). A trial holds if the sweep ends with the
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
+import logging
 import os
 import sys
 import tempfile
@@ -221,12 +222,13 @@ def first_pass(count: int, status: int, code: str) -> Fault:
 
 
 def measure() -> None:
-    """Run all trials, and print one JSON object with their numbers by kind."""
+    """Run all trials, and print a JSON object per line with their numbers by kind."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--every", type=int, default=1, metavar="N", help="run one trial in N")
     arguments = parser.parse_args()
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
     moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     moto.start()
     os.environ |= {
@@ -254,7 +256,8 @@ def measure() -> None:
             if wrong:
                 print(f"{what} ({number}): {wrong}", file=sys.stderr, flush=True)
     moto.stop()
-    print(json.dumps({"rows": [{"what": what, **row} for what, row in rows.items()]}, indent=1))
+    for what, row in rows.items():
+        print(json.dumps({"what": what, **row}))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Start many sweeps of one store at the same moment, and count those that succeed.
 
-    python benchmarks/faults/starts.py > benchmarks/results/starts.json
+    python benchmarks/faults/starts.py > benchmarks/results/starts.jsonl
     python benchmarks/tables.py
 
 Each process runs the command line with SqueezeNet on a few images, once all of them have imported what they need. A
@@ -113,7 +113,7 @@ def one_round(kind: str, processes: int, expected: dict[str, int]) -> list[str]:
 
 
 def measure() -> None:
-    """Run all rounds, and print one JSON object with the trials of each kind."""
+    """Run all rounds, and print a JSON object per line with the trials of each kind."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -121,7 +121,6 @@ def measure() -> None:
     parser.add_argument("--processes", type=int, default=16)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     arguments = parser.parse_args()
-    rows = []
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         Path("images").mkdir()
@@ -137,14 +136,18 @@ def measure() -> None:
             for number in range(arguments.rounds):
                 failed = one_round(kind, arguments.processes, expected)
                 rounds += not failed
-                starts += arguments.processes - sum("is left" not in line for line in failed)
+                starts += arguments.processes - min(len(failed), arguments.processes)
                 for line in failed:
                     print(f"{kind}, round {number}: {line}", file=sys.stderr)
-            tried = arguments.rounds * arguments.processes
-            rows.append({"what": kind, "tried": tried, "held": max(starts, 0), "rounds": arguments.rounds,
-                         "rounds_held": rounds})  # fmt: skip
+            row = {
+                "what": kind,
+                "tried": arguments.rounds * arguments.processes,
+                "held": starts,
+                "rounds": arguments.rounds,
+                "rounds_held": rounds,
+            }
+            print(json.dumps(row), flush=True)
         os.chdir("/")
-    print(json.dumps({"processes": arguments.processes, "rows": rows}, indent=1))
 
 
 if __name__ == "__main__":

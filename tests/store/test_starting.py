@@ -122,6 +122,7 @@ def test_processes_that_compute_the_same_partitions_do_not_disturb_each_other(ph
     def write_all() -> None:
         mine = Store.open(tmp_path / "s.zarr", mode="r+")
         for _ in range(3):
+            assert mine.missing_objects() == []
             for p in range(store.partitions):
                 mine.write(p, arrays[p], statuses[slice(*store.bounds(p))])
 
@@ -251,6 +252,22 @@ def test_a_rename_that_succeeded_but_was_reported_as_failed_creates_the_store(
     monkeypatch.setattr(Path, "rename", repeated)
     enter(plan(photographs, tmp_path / "s.zarr"))
     assert files_of(tmp_path / "s.zarr") == files_of(empty)
+
+
+def test_a_stale_handle_of_a_folder_that_was_replaced_is_looked_up_again(photographs, tmp_path, monkeypatch):
+    sweep = plan(photographs, tmp_path / "s.zarr")
+    enter(sweep)
+    opened, failures = os.open, iter([errno.ESTALE, errno.ENOENT])
+
+    def stale(path: str, *arguments, **options) -> int:
+        """As NFS does when another client has renamed the folder."""
+        if Path(path).name == "s.zarr" and (number := next(failures, None)):
+            raise OSError(number, os.strerror(number))
+        return opened(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", stale)
+    enter(sweep)
+    assert next(failures, None) is None
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
