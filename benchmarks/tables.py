@@ -8,6 +8,8 @@
     python benchmarks/gpu_report.py
     python benchmarks/precision.py --json benchmarks/results/precision.json
     python benchmarks/faults/damage.py > benchmarks/results/damage.json
+    python benchmarks/faults/starts.py > benchmarks/results/starts.jsonl
+    python benchmarks/faults/buckets.py > benchmarks/results/buckets.jsonl
     python benchmarks/tables.py
 
 Reads `benchmarks/results/` and writes `docs/measured/*.md`, which `docs/performance.md` shows, and the table of other
@@ -182,6 +184,12 @@ def damage(results: dict[str, Any]) -> str:
     return f"{table(['object', *columns], rows)}\n{where}\n"
 
 
+def faults(lines: list[dict[str, Any]]) -> str:
+    """Return the table of trials of `faults/starts.py` or `faults/buckets.py`: tried and held, by kind."""
+    rows = [[line["what"], f"{line['tried']:,}", f"{line['held']:,}"] for line in lines]
+    return table(["fault", "tried", "held"], rows)
+
+
 def cluster(lines: list[dict[str, Any]]) -> str:
     """Return the table of figures of a cluster on one machine."""
     by_kind = defaultdict(list)
@@ -303,6 +311,7 @@ def main() -> None:
             (MEASURED / f"{name}.md").write_text(make(results))
     by_line = {
         "memory": memory, "durability": durability, "cluster": cluster,
+        "starts": faults, "buckets": faults,
         "analyses": analyses, "counterparts": analyses,
     }  # fmt: skip
     for name, make in by_line.items():

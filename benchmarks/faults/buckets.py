@@ -192,12 +192,12 @@ def writes_refused_after(count: int) -> Fault:
 def trials(server: Network, bench: Bench) -> Iterator[Trial]:
     """Yield all trials."""
     for status, code in ERRORS.items():
-        for count in (3, 5, 10):
-            yield f"{status} to one request in three, five, ten", passing(every(count, status, code))
-        yield "ten errors in a row at the start", passing(first(10, status, code))
-    for count in (3, 5, 10):
-        yield "connections cut, one in three, five, ten", passing(every(count, 0, ""))
-        yield "bodies cut short, one in three, five, ten", passing(none, count)
+        for count in (5, 10, 20):
+            yield f"{status} to one request in 5, 10, 20", passing(every(count, status, code))
+        yield "five errors in a row at the start", passing(first(5, status, code))
+    for count in (5, 10, 20):
+        yield "connections cut, one in 5, 10, 20", passing(every(count, 0, ""))
+        yield "bodies cut short, one in 5, 10, 20", passing(none, count)
     for status, code in REFUSALS.items():
         for count in (0, 1, 3, 10, 30):
             late = first_pass(count, status, code)

@@ -61,7 +61,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with contextlib.chdir(folder):
         result = run(LINES["sweep"][0])
         assert result.exit_code == 0, result.output
-        shutil.copytree(STORE, COPY)
+        for name in (COPY, DAMAGED):
+            shutil.copytree(STORE, name)
+        (Path(DAMAGED) / "mean" / "c.0.0").write_bytes(b"")
     return folder
 
 
@@ -74,6 +76,7 @@ def here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 ARCH = f"{__name__}:network"
+DAMAGED = "broken\x1b[5m.zarr"
 COPY = "copy\x1b[7m.zarr"
 STORE = "$\\alpha$=\x1b[7m.zarr"
 INPUT = "--preprocessing 'resize=36 crop=32 mean=0.5 std=0.3'"
@@ -85,6 +88,7 @@ LINES = {
     ],
     "layers": [f"layers --arch {ARCH} {INPUT}"],
     "info": ["info {store}", "info {store} --json", "info {store} --verify", "info 'none\x1b[2J.zarr'"],
+    "repair": ["info {damaged} --verify", "repair {damaged} --data images --trust", "repair {store} --json"],
     "top": ["top {store} {unit}", "top {store} {unit} --json", "top {store} {unit} --out t.png"],
     "compare": ["compare {store}", "compare {store} {store} --name '=a\x1b[1m' --name b --report r.html"],
     "smoothness": ["smoothness {store} --by unit --out 1.csv --plot 1.svg", "smoothness {store} {copy} --plot 2.svg"],
@@ -104,7 +108,7 @@ LINES = {
 
 
 def run(line: str) -> Result:
-    filled = {"store": STORE, "copy": COPY, "unit": f"{LAYERS[5]}/0"}
+    filled = {"store": STORE, "copy": COPY, "damaged": DAMAGED, "unit": f"{LAYERS[5]}/0"}
     words = [word.format(**filled) for word in shlex.split(line)]
     return CliRunner().invoke(main, words, catch_exceptions=False)
 
