@@ -216,19 +216,19 @@ ELSEWHERE = ("/moved/", "r1.zarr")
 def test_the_examples_of_commands_that_read_stores_run_one_after_the_other(tmp_path):
     pytest.importorskip("matplotlib").use("agg")
     names = {
-        ("", ""): ("googlenet", "standard", "s", "clean", "actstats-demo/s"),
-        ("--robust", ""): ("robust", "r", "actstats-demo/r"),
-        ("", "--distort noise:0.1"): ("noisy", "s-noisy"),
-        ("--robust", "--distort noise:0.1"): ("r-noisy",),
+        "": (("googlenet", "standard", "s", "clean", "actstats-demo/s"), ("noisy", "s-noisy")),
+        "--robust": (("robust", "r", "actstats-demo/r"), ("r-noisy",)),
     }
     with reading(tmp_path) as folder:
-        for (robust, distort), (first, *others) in names.items():
-            options = f"{robust} {distort} --limit 16 --layers conv1,inception4c.branch1 --device cpu"
+        for robust, (clean, noisy) in names.items():
+            options = f"{robust} --limit 16 --layers conv1,inception4c.branch1 --device cpu"
             run_page.run_command(
-                f"actstats sweep --arch googlenet --weights demo {options} --out {first}.zarr"
+                f"actstats sweep --arch googlenet --weights demo {options} --out {clean[0]}.zarr "
+                f"--changed noise:0.1={noisy[0]}.zarr"
             )
-            for other in others:
-                shutil.copytree(folder / f"{first}.zarr", folder / f"{other}.zarr")
+            for first, *others in (clean, noisy):
+                for other in others:
+                    shutil.copytree(folder / f"{first}.zarr", folder / f"{other}.zarr")
         ran = 0
         for command in every_command():
             for example in examples_of(command) if command.name in READING else ():

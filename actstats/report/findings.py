@@ -366,8 +366,8 @@ def _kernels_of(network: nn.Module | str, name: str) -> xr.Dataset:
 
 
 def _loaded(analysis: str, computed: xr.Dataset) -> dict[str, xr.DataArray]:
-    """Compute the measures of one analysis; analyses are computed one by one to limit memory."""
-    keys = [measure.key for measure in MEASURES if measure.analysis == analysis]
+    """Compute the measures that an analysis returned; analyses are computed one by one to limit memory."""
+    keys = [measure.key for measure in MEASURES if measure.analysis == analysis and measure.key in computed]
     return {key: values.astype(float) for key, values in computed[keys].compute().data_vars.items()}  # type: ignore[misc]
 
 
