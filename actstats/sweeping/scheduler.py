@@ -274,24 +274,34 @@ def _local_cluster(distributed: Any, cores: int, device: str) -> Iterator[Any]:
         options = {**common, "nthreads": max(IN_FLIGHT, cores), "resources": {"CORES": cores}}
         workers = [options] * max(1, have // cores)
     with _ended_by_signals(), dask.config.set(environment), _children_without_interrupts(distributed) as loop:
+        cluster = distributed.SpecCluster(
+            scheduler={
+                "cls": distributed.Scheduler,
+                "options": {**served, "port": 0, "dashboard": False},
+            },
+            silence_logs=logging.CRITICAL,
+            loop=loop,
+        )
         try:
-            cluster = distributed.SpecCluster(
-                workers={
-                    i: {"cls": distributed.Nanny, "options": options} for i, options in enumerate(workers)
-                },
-                scheduler={
-                    "cls": distributed.Scheduler,
-                    "options": {**served, "port": 0, "dashboard": False},
-                },
-                silence_logs=logging.CRITICAL,
-                loop=loop,
+            # Added to a cluster that exists, so that it is closed if this is interrupted.
+            cluster.worker_spec.update(
+                {i: {"cls": distributed.Nanny, "options": options} for i, options in enumerate(workers)}
             )
-        except Exception as error:
-            raise ActstatsError(
-                f"cannot start a dask cluster on this machine: {one_line(error, 200)}"
-            ) from error
-        with cluster:
+            try:
+                cluster.sync(cluster._correct_state)
+            except Exception as error:
+                raise ActstatsError(
+                    f"cannot start a dask cluster on this machine: {one_line(error, 200)}"
+                ) from error
             yield cluster
+        finally:
+            try:
+                cluster.close()
+            except (
+                Exception
+            ):  # interrupted while workers start: dask ends them when Python exits, and would log it
+                for name in ("distributed.process", "distributed.nanny"):
+                    logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 @contextmanager

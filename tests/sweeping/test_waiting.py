@@ -366,4 +366,5 @@ def test_a_signal_in_the_first_seconds_leaves_one_line(folder, tmp_path, number,
     _, said = process.communicate(timeout=60)
     assert "Traceback" not in said
     assert "leaked" not in said
+    assert " - distributed." not in said
     assert process.returncode in (status, -number)
