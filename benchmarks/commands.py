@@ -1,11 +1,12 @@
-"""Time whole commands from start to exit: a sweep against a plain loop, and two networks in one pass against two.
+"""Time whole commands from start to exit: a sweep against a plain loop, and one pass against two sweeps.
 
     python benchmarks/commands.py photographs/ --json benchmarks/results/commands.json
     python benchmarks/tables.py
 
 The plain loop is the script that a user would write without actstats: a DataLoader with as many workers and the eager
 forward pass in channels_last memory, without statistics. Two networks in one pass (`--also`) are compared with two
-commands at 64 pixels (the embedded pair) and at 224. The commands of a comparison alternate, after a first round that
+commands at 64 pixels (the embedded pair) and at 224, and so are clean and noisy images (`--changed`), whose maps are
+compared besides. The commands of a comparison alternate, after a first round that
 is not counted. The images have to be JPEGs in folders of classes.
 """
 
@@ -62,6 +63,11 @@ def comparisons(data: Path, arch: str, limit: int) -> list[tuple[Way, Way]]:
         together = sweep(*common, *one, "--also", " ".join([*two, "--out", "{folder}/also.zarr"]))
         apart = [sweep(*common, *one), sweep(*common, *two)]
         found.append(((f"two GoogLeNets in one pass, {side} pixels", [together]), ("two sweeps", apart)))
+        changed = sweep(*common, *one, "--changed", "noise:0.1={folder}/noisy.zarr")
+        apart = [sweep(*common, *one), sweep(*common, *one, "--distort", "noise:0.1")]
+        found.append(
+            ((f"clean and noisy images in one pass, {side} pixels", [changed]), ("two sweeps", apart))
+        )
     return found
 
 

@@ -106,6 +106,7 @@ def _facts(description: Description) -> Iterator[tuple[str, str]]:
     yield "store", str(description.path)
     yield "network", f"{manifest['arch']}, weights {_weights(weights)}"
     distorted = f", distorted: {' + '.join(manifest['distort'])}" if manifest.get("distort") else ""
+    distorted += ", maps compared with the clean ones" if manifest.get("paired_with") else ""
     yield "input", f"{described_input(manifest['preprocessing'])}{distorted}"
     yield "images", f"{data['images']:,} of {data['spec']} ({data['kind']}): {_statuses(description)}"
     yield (

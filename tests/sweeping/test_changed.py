@@ -20,6 +20,7 @@ import actstats
 from actstats import ActstatsError, Preprocessing, plan, sweep, sweep_together
 from actstats.distort import parse
 from actstats.distort.steps import Place
+from actstats.store.manifest import Manifest
 from actstats_cli.main import main
 from tests.conftest import SmallNet, files_of
 
@@ -329,3 +330,46 @@ def test_a_mistaken_option_is_one_line(photographs, words, message):
     ran = CliRunner().invoke(main, ["sweep", "--arch", "alexnet", "--data", str(photographs), *words])
     assert ran.exit_code == 2
     assert message in ran.stderr
+
+
+def test_a_damaged_partition_of_one_store_is_repaired(photographs, tmp_path):
+    stores = {"noise:0.1": tmp_path / "n.zarr"}
+    sweep(SmallNet(), photographs, tmp_path / "clean.zarr", changed=stores, **SIZES)
+    before = {name: files_of(tmp_path / name) for name in ("clean.zarr", "n.zarr")}
+    (damaged,) = (tmp_path / "n.zarr" / "map_change").glob("c.1.0")
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
+    summary = sweep(SmallNet(), photographs, tmp_path / "clean.zarr", changed=stores, repair=True, **SIZES)
+    assert (summary.partitions, summary.changed["noise:0.1"].partitions) == (0, 1)
+    assert {name: files_of(tmp_path / name) for name in before} == before
+
+
+def test_parts_in_a_bucket_add_up_to_the_stores_of_one_pass(photographs, tmp_path):
+    whole = {"noise:0.1": tmp_path / "n.zarr"}
+    sweep(SmallNet(), photographs, tmp_path / "clean.zarr", changed=whole, **SIZES)
+    clean = "memory://changed-in-parts/clean.zarr"
+    for part in ((1, 2), (0, 2)):
+        summary = sweep(
+            SmallNet(), photographs, clean, changed={"noise:0.1": "memory://changed-in-parts/n.zarr"},
+            part=part, **SIZES,
+        )  # fmt: skip
+    assert summary.complete
+    assert summary.changed["noise:0.1"].complete
+    for name in ("clean", "n"):
+        found = actstats.open_dataset(f"memory://changed-in-parts/{name}.zarr")
+        xarray.testing.assert_identical(
+            found.drop_vars("provenance").drop_attrs(),
+            actstats.open_dataset(tmp_path / f"{name}.zarr").drop_vars("provenance").drop_attrs(),
+        )
+
+
+def test_the_record_of_the_clean_sweep_is_checked(photographs, tmp_path):
+    clean = plan(SmallNet(), photographs, tmp_path / "c.zarr", **SIZES)
+    record = json.loads(json.dumps(clean.changed("greyscale", tmp_path / "g.zarr").manifest))
+    assert Manifest.from_json(record).paired_with == record["paired_with"]
+    for wrong, message in (
+        ({"paired_with": "x" * 64}, "a SHA-256"),
+        ({"paired_with": 3}, "paired_with"),
+        ({"outputs": ["mean", "map_change"]}, "outputs lack map_correlation"),
+    ):
+        with pytest.raises(ActstatsError, match=message):
+            Manifest.from_json(record | wrong)
