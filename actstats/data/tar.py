@@ -224,6 +224,8 @@ def _scan(tar: Path | RemoteFile) -> Iterator[Member]:
         raise
     except OSError as error:
         raise ActstatsError(f"cannot read {path}: {error.strerror}") from None
+    except RecursionError:
+        raise ActstatsError(f"{path} is not a readable tar file: its headers form a long chain") from None
     except Exception as error:  # `tarfile` raises many kinds for damaged headers
         raise ActstatsError(
             f"{path} is not a complete tar file ({one_line(error, 100)}); download or create it again"

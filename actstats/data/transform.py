@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import re
 import sys
 import warnings
@@ -31,6 +30,7 @@ from torch import Tensor
 from actstats.data.image import ImageError
 from actstats.data.preprocessing import LARGEST, Preprocessing
 from actstats.errors import ActstatsError, nearest, reason_of
+from actstats.records import load
 from actstats.support import named_object, random_images
 
 FORMS: Final = (
@@ -226,7 +226,7 @@ def parse_preprocessing(text: str) -> Preprocessing | Callable[[Any], Any]:
         return Preprocessing.imagenet()
     if path.suffix == ".json" or path.is_file():
         try:
-            record = json.loads(path.read_bytes())
+            record = load(path.read_bytes())
         except OSError as error:
             raise ActstatsError(f"cannot read the preprocessing {path}: {error.strerror or error}") from None
         except ValueError:

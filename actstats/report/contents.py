@@ -54,17 +54,36 @@ _KINDS: Final = {"f4": "Float32Array", "i4": "Int32Array", "u2": "Uint16Array", 
 
 
 @dataclass(frozen=True)
+class ClassTable:
+    """The classes of a store, whose labels may be any numbers.
+
+    Attributes:
+        labels: the labels in ascending order, i8 [label].
+        indices: the index of each in `Classes.names`, i4 [label].
+    """
+
+    labels: NDArray[np.int64]
+    indices: NDArray[np.int32]
+
+    def __getitem__(self, labels: NDArray[np.int64]) -> NDArray[np.int32]:
+        """Return the index in `Classes.names` of each label, i4, and -1 for images without one (-1)."""
+        if not len(self.labels):
+            return np.full(labels.shape, -1, dtype=np.int32)
+        place = np.searchsorted(self.labels, labels).clip(max=len(self.labels) - 1)
+        return np.where(self.labels[place] == labels, self.indices[place], -1).astype(np.int32)
+
+
+@dataclass(frozen=True)
 class Classes:
     """The classes of all stores.
 
     Attributes:
         names: the distinct class names; two stores may number them differently.
-        tables: for each store, i4 [labels + 1], the index in `names` of each of its labels. The last entry is -1,
-            for images without a label (-1).
+        tables: for each store, the index in `names` of each of its labels.
     """
 
     names: list[str]
-    tables: list[NDArray[np.int32]]
+    tables: list[ClassTable]
 
 
 def class_names(datasets: Sequence[xr.Dataset]) -> Classes:
@@ -73,10 +92,11 @@ def class_names(datasets: Sequence[xr.Dataset]) -> Classes:
     tables = []
     for dataset in datasets:
         known = find_manifest(dataset.attrs)["data"]["classes"]
-        highest = int(dataset["label"].max())
-        names = [known[n] if n < len(known) else f"class {n}" for n in range(max(highest + 1, len(known)))]
-        found = [numbers.setdefault(name, len(numbers)) for name in names]
-        tables.append(np.array([*found, -1], dtype=np.int32))
+        occurring = np.unique(dataset["label"].values.astype(np.int64))
+        labels = np.union1d(occurring[occurring >= 0], np.arange(len(known)))
+        names = [known[label] if label < len(known) else f"class {label}" for label in labels.tolist()]
+        indices = [numbers.setdefault(name, len(numbers)) for name in names]
+        tables.append(ClassTable(labels, np.array(indices, dtype=np.int32)))
     return Classes(list(numbers), tables)
 
 
@@ -118,7 +138,7 @@ class Side:
     profile: Profile | None
 
 
-def read_side(dataset: xr.Dataset, ranks: int, classes: NDArray[np.int32]) -> Side:
+def read_side(dataset: xr.Dataset, ranks: int, classes: ClassTable) -> Side:
     """Read the data of a store's units that the report shows, with one variable in memory at a time.
 
     `ranks` is the number of top images per unit, `classes` the store's table of `Classes`.
@@ -404,7 +424,7 @@ def _bin_shares(counts: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
     return np.asarray(summed / np.maximum(summed.sum(-1, keepdims=True), 1), dtype=np.float32)
 
 
-def _profile(dataset: xr.Dataset, classes: NDArray[np.int32]) -> Profile | None:
+def _profile(dataset: xr.Dataset, classes: ClassTable) -> Profile | None:
     try:
         means = class_means(dataset).transpose("unit", "label").compute()
     except ActstatsError:  # No labels, or no variable `mean`: the page shows the rest.

@@ -33,7 +33,16 @@ from actstats.attributes import find_manifest
 from actstats.data import Source
 from actstats.data.preprocessing import input_shape
 from actstats.errors import ActstatsError, listed
-from actstats.report.contents import Side, class_names, layer_parts, overview_part, pack, read_side, top_maps
+from actstats.report.contents import (
+    ClassTable,
+    Side,
+    class_names,
+    layer_parts,
+    overview_part,
+    pack,
+    read_side,
+    top_maps,
+)
 from actstats.report.findings import ELSEWHERE, PAPER, Finding, compare
 from actstats.report.networks import swept_fields
 from actstats.report.pictures import Collection
@@ -218,7 +227,7 @@ def _numbered(
     collection: Collection,
     dataset: xr.Dataset,
     side: Side,
-    classes: NDArray[np.int32],
+    classes: ClassTable,
     data: str | Path | Source | None,
 ) -> NDArray[np.int32] | None:
     if side.top is None:

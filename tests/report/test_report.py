@@ -412,12 +412,19 @@ def test_classes_of_two_sources_are_told_by_name():
         for labels, classes in (([0, 1, -1], ["cat", "dog"]), ([0, 1, 1], ["ant", "cat"]), ([2, -1, 0], []))
     ]
     found = class_names(stores)
-    assert found.names == ["cat", "dog", "ant", "class 0", "class 1", "class 2"]
+    assert found.names == ["cat", "dog", "ant", "class 0", "class 2"]
     named = [
         [found.names[n] if n >= 0 else None for n in table[store["label"].values]]
         for store, table in zip(stores, found.tables, strict=True)
     ]
     assert named == [["cat", "dog", None], ["ant", "cat", "cat"], ["class 2", None, "class 0"]]
+
+
+def test_labels_may_be_any_numbers():
+    labels = np.array([2**31 - 1, -5, 2**62, 3])
+    found = class_names([xr.Dataset(coords={"label": ("image", labels)}, attrs={"data": {"classes": []}})])
+    assert found.names == ["class 3", "class 2147483647", f"class {2**62}"]
+    assert found.tables[0][labels].tolist() == [1, -1, 2, 0]
 
 
 def test_a_part_comes_back_as_it_was():
