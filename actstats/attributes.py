@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from actstats.errors import ActstatsError
+from actstats.records import load
 
 WHOLE: Final = "manifest"
 """The attribute that holds the whole manifest as JSON."""
@@ -27,7 +28,7 @@ class JsonText(str):
     @property
     def value(self) -> Any:
         """The list or dict."""
-        return json.loads(str(self))
+        return load(str(self))
 
     def __getitem__(self, key: Any) -> Any:
         return self.value[key]
@@ -87,7 +88,7 @@ def find_manifest(attributes: Mapping[str, Any]) -> dict[str, Any]:
     if WHOLE not in attributes:
         return {name: value for name, value in attributes.items() if name != "coordinates"}
     try:
-        found = json.loads(str(attributes[WHOLE]))
+        found = load(str(attributes[WHOLE]))
     except ValueError:
         found = None
     if not isinstance(found, dict):

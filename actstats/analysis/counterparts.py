@@ -21,6 +21,7 @@ from actstats.analysis.inference import PERMUTATIONS, benjamini_hochberg, permut
 from actstats.analysis.tables import from_csv, unit_table
 from actstats.attributes import require_manifest
 from actstats.errors import ActstatsError
+from actstats.records import load
 from actstats.store.manifest import treatment
 from actstats.support import require_package
 
@@ -141,7 +142,7 @@ def read_matches(paths: Iterable[str | Path]) -> pd.DataFrame:
                 require_package("pyarrow", "a Parquet file")
                 table = pd.read_parquet(path)
             elif path.suffix == ".json":
-                table = pd.DataFrame(json.loads(path.read_text(encoding="utf-8")))
+                table = pd.DataFrame(load(path.read_text(encoding="utf-8")))
             else:
                 table = from_csv(
                     pd.read_csv(path, dtype=names, keep_default_na=False, na_values={"held_out": [""]})

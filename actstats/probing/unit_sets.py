@@ -6,7 +6,6 @@ UnitSet(name='conv1/3+conv1/7+fc/0', units={'conv1': (3, 7), 'fc': (0,)})
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from actstats.errors import ActstatsError, nearest, one_line
 from actstats.layers import Layer
+from actstats.records import load
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -144,7 +144,7 @@ def read_units(path: Path) -> pd.DataFrame:
         # Names of layers and concepts may look like numbers, or like no value: "0.10", "null".
         ".csv": lambda path: _typed(from_csv(pd.read_csv(path, dtype=str, keep_default_na=False))),
         ".parquet": pd.read_parquet,
-        ".json": lambda path: pd.DataFrame(json.loads(path.read_text(encoding="utf-8"))),
+        ".json": lambda path: pd.DataFrame(load(path.read_text(encoding="utf-8"))),
     }
     if path.suffix not in readers:
         raise ActstatsError(f"a table of units is read from {', '.join(readers)}, not from {path.name}")

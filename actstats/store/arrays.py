@@ -48,6 +48,8 @@ _OUTPUTS: Final = {
 } | {name: ((output,), (output,)) for name, output in PAIRS.items()}
 _MOST_VALUES: Final = 2**31
 """Most values of a unit in a partition or image, or of an image or partition in a further dimension."""
+_LARGEST_CHUNK: Final = 1 << 30
+"""Most bytes of a decoded chunk."""
 _CRC32C: Final = {"name": "crc32c"}
 
 
@@ -154,6 +156,8 @@ def _variable(
     shape = tuple(lengths[dim] for dim in output.dims)
     first = manifest.partition_length if output.per_image else 1
     units, shard = unit_chunks(shape[1], manifest.format)
+    if math.prod((first, units, *shape[2:])) * np.dtype(output.dtype).itemsize > _LARGEST_CHUNK:
+        raise InvalidError(f"a chunk of {name} has more than {_LARGEST_CHUNK >> 20} MiB")
     level = _level(manifest.compression)
     inner = [_encoding(output.dtype), *([] if level is None else [_zstd(level)])]
     if manifest.format != 1:
@@ -193,6 +197,8 @@ def _document(
     separator = "/" if manifest.format == 1 else "."
     if dtype == "bool":
         fill = bool(fill)
+    elif dtype.startswith("float") and math.isfinite(fill):
+        fill = float(fill)
     elif isinstance(fill, float):
         fill = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}[str(fill)]
     return {
@@ -229,10 +235,10 @@ def _require_equal(name: str, found: Mapping[str, Any], expected: dict[str, Any]
     # Versions of Zarr differ in what they leave out.
     found = {"storage_transformers": [], **_without_empty(found)}
     found.pop("attributes", None)
-    if not _same(found.pop("storage_transformers"), []):
+    if not same_json(found.pop("storage_transformers"), []):
         raise InvalidError(f"{name} has storage transformers")
     for key in sorted({*found, *expected}):
-        if key not in found or key not in expected or not _same(found[key], expected[key]):
+        if key not in found or key not in expected or not same_json(found[key], expected[key]):
             raise InvalidError(f"{ascii(key)[:80]} of {name} is not that of a store with this manifest")
 
 
@@ -246,16 +252,17 @@ def _without_empty(value: Any) -> Any:
     return value
 
 
-def _same(found: Any, expected: Any) -> bool:
-    """Whether two JSON values are equal, where Python says that `true` is 1."""
+def same_json(found: Any, expected: Any) -> bool:
+    """Whether two JSON values are equal and of the same types: Python says that `true` is 1, and 1.0, too."""
     if isinstance(expected, list):
-        return isinstance(found, list) and len(found) == len(expected) and all(map(_same, found, expected))
+        return (
+            isinstance(found, list) and len(found) == len(expected) and all(map(same_json, found, expected))
+        )
     if isinstance(expected, Mapping):
         return (
             isinstance(found, Mapping)
             and found.keys() == expected.keys()
-            and all(_same(found[key], value) for key, value in expected.items())
+            and all(same_json(found[key], value) for key, value in expected.items())
         )
-    if isinstance(found, bool) or isinstance(expected, bool):
-        return found is expected
-    return bool(found == expected)
+    kinds = (int, float) if isinstance(expected, float) else (type(expected),)
+    return type(found) in kinds and bool(found == expected)

@@ -25,6 +25,7 @@ from obstore.exceptions import AlreadyExistsError, PreconditionError
 from zarr.abc.store import Store as Objects
 from zarr.storage import ObjectStore
 
+from actstats.records import load
 from actstats.remote import FIRST_PATIENCE, RESUME, explained, opened
 from actstats.store.digests import COPY
 from actstats.support import URL
@@ -118,7 +119,7 @@ class Bucket:
                 if root[0] != seen:
                     seen, since = root[0], time.monotonic()
                 elif time.monotonic() - since > _ABANDONED:
-                    self._remove_all(json.loads(root[0])[_NOTICE], root[1])
+                    self._remove_all(load(root[0])[_NOTICE], root[1])
                     return
                 time.sleep(1)
 
@@ -141,7 +142,7 @@ class Bucket:
             root = self._root(self._store)
             if root is None or _is_notice(root[0]) or not unwanted():
                 return False
-            self._remove_all(list(json.loads(root[0])["consolidated_metadata"]["metadata"]), root[1])
+            self._remove_all(list(load(root[0])["consolidated_metadata"]["metadata"]), root[1])
             return True
 
     def use(self) -> BucketInUse:

@@ -81,6 +81,9 @@ def open_dataset(path: str | Path) -> xr.Dataset:
             dataset[key] = variable.astype(np.float64)
     lazy = {name: known.pop(name) for name in _LAZY if name in known}
     dataset = dataset.assign_coords({name: in_memory(xr.as_variable(c)) for name, c in known.items()} | lazy)
+    store.require_coordinates(
+        {str(name): dataset[name].values for name in dataset.coords if name not in _LAZY}
+    )
     dataset.attrs = to_attributes(store.manifest)
     return dataset.drop_encoding()
 

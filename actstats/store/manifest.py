@@ -64,7 +64,7 @@ _RECORDED: Final = frozenset(
 _PACKAGES: Final = ("torch", "torchvision", "triton", "numba", "pillow", "zarr")
 
 
-MOST_UNITS: Final = 2**26
+MOST_UNITS: Final = 2**21
 """Most units of all layers together."""
 _Side = Annotated[int, Range(1, 2**20)]
 

@@ -7,7 +7,6 @@ the digest of the original.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -95,14 +94,14 @@ def _is_original(key: str, data: bytes, manifest: Mapping[str, Any]) -> bool:
         expected: str = manifest["digests"][key]
         return digest(key, data) == expected
     with suppress(*_UNREADABLE):
-        root = json.loads(data)
+        root = load(data)
         return data == as_json(root) and manifest_in(root) == manifest and broken_seal(root) is None
     return False
 
 
 def _damaged_without_digests(place: StorePlace, created: Mapping[str, bytes]) -> Iterator[tuple[str, bytes]]:
     """Yield the damaged objects of a store of an earlier version, of which the metadata are stored twice."""
-    root = json.loads(_read(place, ROOT))
+    root = load(_read(place, ROOT))
     consolidated = root["consolidated_metadata"]["metadata"]
     mended = dict(consolidated)
     for key, data in created.items():
@@ -111,7 +110,7 @@ def _damaged_without_digests(place: StorePlace, created: Mapping[str, bytes]) ->
             if name in consolidated and _read(place, key) != data:
                 yield key, data
             continue
-        metadata = json.loads(data)
+        metadata = load(data)
         if name not in consolidated or metadata == consolidated[name] == _parsed(_read(place, key)):
             continue
         mended[name] = metadata
@@ -126,7 +125,7 @@ def _damaged_without_digests(place: StorePlace, created: Mapping[str, bytes]) ->
 
 def _parsed(data: bytes) -> Any:
     with suppress(ValueError):
-        return json.loads(data)
+        return load(data)
     return None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from actstats_kernels.bins import FREQUENCY_BINS, HISTOGRAM_BINS, frequencies, h
 
 if TYPE_CHECKING:
     from actstats.layers import Layer
+    from actstats.store.manifest import LayerRecord
 
 UNITS_PER_CHUNK: Final = 64
 """Units per chunk: few, so that reading one unit or layer does not read many others. It does not add files, as all
@@ -140,26 +141,37 @@ class Schema:
         self, paths: Sequence[str], labels: NDArray[np.int64]
     ) -> dict[str, tuple[tuple[str, ...], NDArray[np.generic]]]:
         """Return the dimensions and values of the coordinates that are known before any image is read."""
-        layers, counts = self.layers, [layer.units for layer in self.layers]
-        left, right = histogram_edges()
-
-        def by_unit(values: Sequence[str | int], dtype: type) -> NDArray[np.generic]:
-            repeated: NDArray[np.generic] = np.repeat(np.array(values, dtype=dtype), counts)
-            return repeated
-
+        fixed = {name: (("unit",), values) for name, values in unit_coordinates(self.layers).items()}
+        fixed |= {name: ((name.partition("_")[0],), values) for name, values in axis_coordinates().items()}
         return {
             "image": (("image",), np.arange(self.images)),
             "partition": (("partition",), np.arange(self.partitions)),
             "path": (("image",), np.array(paths, dtype=object)),
             "label": (("image",), labels),
-            "layer": (("unit",), by_unit([layer.name for layer in layers], object)),
-            "channel": (("unit",), np.concatenate([np.arange(n, dtype=np.int32) for n in counts])),
-            "height": (("unit",), by_unit([layer.height for layer in layers], np.int32)),
-            "width": (("unit",), by_unit([layer.width for layer in layers], np.int32)),
-            "frequency": (("frequency",), frequencies()),
-            "bin_left": (("bin",), left),
-            "bin_right": (("bin",), right),
+            **fixed,
         }
+
+
+def unit_coordinates(layers: Sequence[Layer | LayerRecord]) -> dict[str, NDArray[Any]]:
+    """Return the coordinates along the unit axis, by name."""
+    counts = [layer.units for layer in layers]
+
+    def by_unit(values: Sequence[str | int], dtype: type) -> NDArray[Any]:
+        repeated: NDArray[Any] = np.repeat(np.array(values, dtype=dtype), counts)
+        return repeated
+
+    return {
+        "layer": by_unit([layer.name for layer in layers], object),
+        "channel": np.concatenate([np.arange(n, dtype=np.int32) for n in counts]),
+        "height": by_unit([layer.height for layer in layers], np.int32),
+        "width": by_unit([layer.width for layer in layers], np.int32),
+    }
+
+
+def axis_coordinates() -> dict[str, NDArray[Any]]:
+    """Return the coordinates along `frequency` and `bin`, by name."""
+    left, right = histogram_edges()
+    return {"frequency": frequencies(), "bin_left": left, "bin_right": right}
 
 
 def unit_chunks(units: int, form: int = 2) -> tuple[int, int]:

@@ -29,7 +29,8 @@ from actstats.data import OK
 from actstats.errors import ActstatsError, ManifestMismatchError, one_line
 from actstats.records import InvalidError, load, shortened
 from actstats.store import manifest as manifests
-from actstats.store.arrays import check_arrays
+from actstats.store.arrays import check_arrays, same_json
+from actstats.store.codecs import bounded
 from actstats.store.creation import WRITTEN, objects_of
 from actstats.store.digests import (
     ABSENT,
@@ -53,7 +54,7 @@ from actstats.store.digests import (
 from actstats.store.manifest import Manifest
 from actstats.store.place import StorePlace, Use, place_of
 from actstats.store.repair import recovered_manifest, restore
-from actstats.store.schema import Schema
+from actstats.store.schema import Schema, axis_coordinates, unit_coordinates
 from actstats.support import URL, html_facts
 
 if TYPE_CHECKING:
@@ -64,6 +65,9 @@ zarr.config.update_defaults({"codec_pipeline": {"batch_size": 128}})
 
 _LARGEST_ROOT: Final = 1 << 28
 """Most bytes of `zarr.json`: the manifest and the metadata of all arrays, a few megabytes in a large store."""
+_WITHOUT_EVIDENCE: Final = 1 << 20
+_IMAGES_PER_BYTE: Final = 64
+"""Paths are unique. Those that differ in a running number, and in nothing else, take a byte for five images."""
 _PER_PARTITION: Final = ("status", "provenance", "completed")
 _TRIES: Final = 10
 """How many times a process enters a store that others remove meanwhile."""
@@ -376,7 +380,7 @@ class Store:
         found = []
         for text in self.read("provenance", ...)[done].tolist():
             try:
-                record = json.loads(text)
+                record = load(text)
             except ValueError:
                 record = {}
             found.append(record if isinstance(record, dict) else {})
@@ -461,7 +465,7 @@ class Store:
                 )
         if self.objects.digests:
             root = self._bytes(ROOT)
-            if root != as_json(json.loads(root)):
+            if root != as_json(load(root)):
                 yield ROOT, "it has other bytes than were written"
             if self._bytes(COPY) != as_json(self.manifest):
                 yield COPY, "it is not a copy of the manifest"
@@ -470,6 +474,8 @@ class Store:
         gone = self.missing_coordinates()
         for name in self._shared():
             reason = f"it {ABSENT}" if name in gone else self._unreadable(name, ...)
+            if reason is None and self._contradicts(name, self.read(name, ...)):
+                reason = "it contradicts the manifest"
             if reason:
                 yield name, reason
 
@@ -523,10 +529,10 @@ class Store:
         """Yield the arrays whose metadata are not the consolidated ones, and the reason."""
         if self.record.format == 1:
             return
-        root = json.loads(self.place.read([ROOT])[0])
+        root = load(self.place.root(_LARGEST_ROOT))
         for name, metadata in root["consolidated_metadata"]["metadata"].items():
             try:
-                same = json.loads(self._bytes(f"{name}/{ROOT}")) == metadata
+                same = load(self._bytes(f"{name}/{ROOT}")) == metadata
             except ValueError:
                 same = False
             if not same:
@@ -547,6 +553,34 @@ class Store:
             raise ActstatsError(
                 f"{self.path} is still being created, or its creation was interrupted; rerun its sweep to finish it"
             )
+        # Anything of that size is allocated only if the store has paths for it.
+        if self.images > _WITHOUT_EVIDENCE:
+            size = sum(self.place.sizes("path").values())
+            if self.images > _IMAGES_PER_BYTE * size:
+                raise _foreign(
+                    self.path, f"it claims {self.images:,} images, but their paths take {size:,} bytes"
+                )
+
+    def require_coordinates(self, values: Mapping[str, Any]) -> None:
+        """Raise `ActstatsError` if coordinates, by name, are not those that follow from the manifest."""
+        for name in values:
+            if self._contradicts(name, values[name]):
+                raise _foreign(self.path, f"its coordinate {name!r} contradicts the manifest")
+
+    def _contradicts(self, name: str, values: Any) -> bool:
+        expected = self._derived.get(name)
+        if expected is None:
+            return False
+        return not np.array_equal(np.asarray(values), expected, equal_nan=expected.dtype.kind == "f")
+
+    @functools.cached_property
+    def _derived(self) -> dict[str, NDArray[Any]]:
+        return {
+            **unit_coordinates(self.record.layers),
+            **axis_coordinates(),
+            "image": np.arange(self.images),
+            "partition": np.arange(self.partitions),
+        }
 
     def _check_coordinates(self, schema: Schema, paths: Sequence[str], labels: NDArray[np.int64]) -> None:
         """Raise `ActstatsError` if the coordinates of the store are not those of this sweep."""
@@ -649,12 +683,18 @@ def _group(place: StorePlace, objects: VerifiedObjects, mode: str) -> tuple[zarr
         record = Manifest.from_json(attributes)
         check_arrays(_arrays_in(root), record)
     except InvalidError as error:
-        raise ActstatsError(
-            f"{path} is damaged, or was not written by actstats: {error}; remove the store and sweep again"
-        ) from error
+        raise _foreign(path, str(error)) from error
     objects.digests = record.digests or {}
-    metadata = zarr.core.group.GroupMetadata.from_dict(root)
+    with bounded():
+        metadata = zarr.core.group.GroupMetadata.from_dict(root)
     return zarr.Group(zarr.AsyncGroup(metadata, StorePath(objects))), record
+
+
+def _foreign(path: Path | URL, reason: str) -> ActstatsError:
+    """Return the error about a store that contradicts itself."""
+    return ActstatsError(
+        f"{path} is damaged, or was not written by actstats: {reason}; remove the store and sweep again"
+    )
 
 
 def _arrays_in(root: dict[str, Any]) -> dict[str, Any]:
@@ -665,11 +705,13 @@ def _arrays_in(root: dict[str, Any]) -> dict[str, Any]:
     """
     consolidated = root.get("consolidated_metadata")
     known = {"zarr_format": 3, "node_type": "group", "attributes": root["attributes"]}
-    if not isinstance(consolidated, dict) or root != {**known, "consolidated_metadata": consolidated}:
+    if not isinstance(consolidated, dict) or not same_json(
+        root, {**known, "consolidated_metadata": consolidated}
+    ):
         raise InvalidError("zarr.json has other entries than those of a store")
     arrays = consolidated.get("metadata")
     known = {"kind": "inline", "must_understand": False, "metadata": arrays}
-    if not isinstance(arrays, dict) or consolidated != known:
+    if not isinstance(arrays, dict) or not same_json(consolidated, known):
         raise InvalidError("the consolidated metadata in zarr.json are not those of a store")
     return arrays
 

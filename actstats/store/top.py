@@ -88,6 +88,9 @@ def top_images(store: str | Path, unit: str | Unit) -> list[Hit]:
     opened.require_objects()
     # Without dask, so that only the chunk with this unit is read from each partition.
     dataset = as_stored(opened)
+    opened.require_coordinates(
+        {name: dataset[name].values for name in ("layer", "channel", "height", "width")}
+    )
     named = dataset[["top_value", "top_image", "top_position"]].reset_coords(drop=True)
     lists = named.isel(unit=[unit.index]).load()
     merged = merge(lists.assign_coords(completed=("partition", opened.completed))).isel(unit=0)

@@ -28,6 +28,7 @@ from actstats.data.preprocessing import Preprocessing, described_input, input_sh
 from actstats.data.source import UNNAMED
 from actstats.errors import ActstatsError, nearest
 from actstats.metrics import Chosen, resolve_metrics
+from actstats.records import load
 from actstats.store import Schema, Store, parse_compression
 from actstats.store import manifest as manifests
 from actstats.store.description import Attack, computed_on
@@ -134,7 +135,7 @@ class SweepPlan:
             ActstatsError: the text is not a valid plan.
         """
         try:
-            found = json.loads(text)
+            found = load(text)
             version, manifest, store = found["actstats_plan"], found["manifest"], found["store"]
         except (ValueError, TypeError, KeyError) as error:
             raise ActstatsError(f"not a valid plan in JSON: {error}") from None

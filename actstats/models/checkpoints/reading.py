@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from actstats.models.checkpoints.layouts import (
 )
 from actstats.models.checkpoints.places import Location, find_places
 from actstats.models.checkpoints.records import Refused
+from actstats.records import load
 
 _AVERAGED: Final = "n_averaged"
 """Counters that PyTorch's averaged models store beside their weights."""
@@ -58,7 +58,7 @@ class Checkpoint:
         """
         text = self.notes.get(name)
         try:
-            return None if text is None else json.loads(text)
+            return None if text is None else load(text)
         except ValueError:
             raise ActstatsError(f"{self.path} has no JSON under {name!r} in its metadata") from None
 

@@ -1,0 +1,104 @@
+"""Codecs that decode no more than the metadata of an array allow, whatever a chunk says about itself.
+
+A frame of zstd names the size of its content, and a chunk of strings their number, and decoders allocate that much
+before they look further. Twenty bytes may ask for gigabytes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+
+import zarr
+import zarr.codecs
+from zarr.registry import register_codec
+
+if TYPE_CHECKING:
+    from zarr.core.array_spec import ArraySpec
+    from zarr.core.buffer import Buffer, NDBuffer
+
+_MAGIC: Final = b"\x28\xb5\x2f\xfd"
+_HEADER: Final = 18
+"""Most bytes of the header of a zstd frame."""
+_LONGEST: Final = 4 * 4096
+"""Most bytes of a string of 4,096 characters."""
+_TEXT: Final = 1 << 24
+_RATIO: Final = 64
+"""Strings of more than `_TEXT` bytes are not compressed more than this: paths are unique."""
+
+
+def content_size(frame: bytes) -> int | None:
+    """Return the size in bytes that a zstd frame has when it is decoded, or None if its header does not say it.
+
+    >>> from numcodecs.zstd import Zstd
+    >>> content_size(Zstd().encode(bytes(100_000)))
+    100000
+    """
+    if len(frame) < 6 or frame[:4] != _MAGIC:
+        return None
+    descriptor = frame[4]
+    single = descriptor >> 5 & 1
+    start = 5 + (1 - single) + (0, 1, 2, 4)[descriptor & 3]
+    length = (single, 2, 4, 8)[descriptor >> 6]
+    if not length:
+        return None
+    return int.from_bytes(frame[start : start + length], "little") + 256 * (length == 2)
+
+
+class BoundedZstd(zarr.codecs.ZstdCodec):
+    """zstd, for chunks of the size that the array's metadata say."""
+
+    async def _decode_single(self, chunk_bytes: Buffer, chunk_spec: ArraySpec) -> Buffer:
+        _require_size(chunk_bytes, chunk_spec)
+        return await super()._decode_single(chunk_bytes, chunk_spec)
+
+    def _decode_sync(self, chunk_bytes: Buffer, chunk_spec: ArraySpec) -> Buffer:
+        _require_size(chunk_bytes, chunk_spec)
+        return super()._decode_sync(chunk_bytes, chunk_spec)
+
+
+class VLenUTF8Codec(zarr.codecs.VLenUTF8Codec):  # Zarr knows the codec of strings by this name of its class
+    """Strings, of the number that the array's metadata say."""
+
+    async def _decode_single(self, chunk_bytes: Buffer, chunk_spec: ArraySpec) -> NDBuffer:
+        _require_count(chunk_bytes, chunk_spec)
+        return await super()._decode_single(chunk_bytes, chunk_spec)
+
+    def _decode_sync(self, chunk_bytes: Buffer, chunk_spec: ArraySpec) -> NDBuffer:
+        _require_count(chunk_bytes, chunk_spec)
+        return super()._decode_sync(chunk_bytes, chunk_spec)
+
+
+def _require_size(chunk_bytes: Buffer, chunk_spec: ArraySpec) -> None:
+    """Raise `ValueError` if a frame claims another size than that of the chunk, or more text than paths have."""
+    size = content_size(bytes(chunk_bytes.as_numpy_array()[:_HEADER]))
+    count, dtype = math.prod(chunk_spec.shape), chunk_spec.dtype.to_native_dtype()
+    if dtype.kind in "OTU":
+        most = 4 + 4 * count + min(count * _LONGEST, _TEXT + _RATIO * len(chunk_bytes))
+        fits = size is not None and size <= most
+    else:
+        fits = size == count * dtype.itemsize
+    if not fits:
+        raise ValueError(f"a chunk of {count:,} values claims to have {size} bytes")
+
+
+def _require_count(chunk_bytes: Buffer, chunk_spec: ArraySpec) -> None:
+    """Raise `ValueError` if a chunk claims another number of strings than it has."""
+    count = int.from_bytes(bytes(chunk_bytes.as_numpy_array()[:4]), "little")
+    if count != math.prod(chunk_spec.shape):
+        raise ValueError(f"a chunk of {math.prod(chunk_spec.shape):,} strings claims to have {count:,}")
+
+
+_BOUNDED: Final = {"zstd": BoundedZstd, "vlen-utf8": VLenUTF8Codec}
+for _name, _codec in _BOUNDED.items():
+    register_codec(_name, _codec)
+
+
+@contextmanager
+def bounded() -> Iterator[None]:
+    """Let the arrays whose metadata are read within a `with` block use these codecs."""
+    names = {f"codecs.{name}": f"{codec.__module__}.{codec.__qualname__}" for name, codec in _BOUNDED.items()}
+    with zarr.config.set(names):
+        yield
