@@ -175,11 +175,17 @@ def made_beside(path: Path) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def sync_listing(folder: Path) -> None:
+    """Flush the entries of a folder to the disk, unless it may be written but not read."""
+    with contextlib.suppress(PermissionError):
+        sync(folder)
+
+
 def set_aside(path: Path) -> Path:
     """Rename a folder, durably, so that any process may finish removing it; return its new path."""
     aside = path.parent / f".{path.name}.{_REMOVED}{os.urandom(4).hex()}"
     path.rename(aside)
-    sync(path.parent)
+    sync_listing(path.parent)
     return aside
 
 

@@ -29,6 +29,7 @@ from actstats.store.files import (
     remove_abandoned,
     set_aside,
     sync,
+    sync_listing,
 )
 from actstats.support import URL, located, require_package
 
@@ -213,8 +214,7 @@ class Folder:
                 if not path.exists():
                     raise
             for folder in itertools.takewhile(lambda folder: folder != folder.parent, path.parents):
-                with contextlib.suppress(PermissionError):  # a folder may be written but not read
-                    sync(folder)
+                sync_listing(folder)
 
     def complete(self, objects: Callable[[], Mapping[str, bytes]]) -> None:
         """Do nothing, as a folder is always whole."""
