@@ -25,6 +25,7 @@ from tests.cluster import SWEEP, command, live_cluster, make_images, start_comma
 from tests.conftest import files_of
 
 distributed = pytest.importorskip("distributed")
+dask = pytest.importorskip("dask")
 
 
 @pytest.fixture(scope="module")
@@ -113,17 +114,17 @@ def test_the_partitions_of_a_frozen_worker_are_computed_elsewhere(folder, tmp_pa
     with live_cluster(folder) as cluster:
         cluster.add(2, SLOWLY="0.3")
         cluster.wait()
-        process = start_command(sweep_of(folder, cluster.address), tmp_path, patience=3)
+        process = start_command(sweep_of(folder, cluster.address), tmp_path, patience=4)
         wait_for_partitions(tmp_path / "s.zarr", 1, process)
         frozen = cluster.workers[0]
         os.kill(frozen.pid, signal.SIGSTOP)
         try:
             process.join()
             assert process.exitcode == 0
-            (said,) = [line for line in lines(tmp_path) if "has not answered" in line]
-            assert re.search(
-                r"worker tcp://127\.0\.0\.1:\d+ has not answered for 3 s; doing without it", said
-            )
+            said = [line for line in lines(tmp_path) if "has not answered" in line]
+            silent = r"worker tcp://127\.0\.0\.1:\d+ has not answered for 4 s; doing without it"
+            assert said  # on a busy machine also about the other worker
+            assert all(re.search(silent, line) for line in said)
             assert files_of(tmp_path / "s.zarr") == files_of(folder / "whole.zarr")
         finally:
             os.kill(frozen.pid, signal.SIGCONT)
@@ -140,25 +141,25 @@ def test_the_last_partition_of_a_slow_worker_is_computed_elsewhere(folder, tmp_p
         cluster.add(1)
         cluster.add(1, SLOWLY="60")
         cluster.wait()
-        assert command(sweep_of(folder, cluster.address), tmp_path, patience=3) == 0
+        assert command(sweep_of(folder, cluster.address), tmp_path, patience=4) == 0
     assert files_of(tmp_path / "s.zarr") == files_of(folder / "whole.zarr")
 
 
 def test_a_frozen_scheduler_ends_the_command_within_twice_the_patience(folder, tmp_path):
     with live_cluster(folder) as cluster:
         cluster.add(1, SLOWLY="0.2")
-        process = start_command(sweep_of(folder, cluster.address), tmp_path, patience=3)
+        process = start_command(sweep_of(folder, cluster.address), tmp_path, patience=4)
         wait_for_partitions(tmp_path / "s.zarr", 1, process)
         os.kill(cluster.scheduler.pid, signal.SIGSTOP)
         try:
             process.join(60)
             assert process.exitcode == 1
             *_, note, last = lines(tmp_path)
-            assert note.endswith(f"the dask scheduler at {cluster.address} has not answered for 3 s")
-            assert f"the dask scheduler at {cluster.address} has not answered for 6 s; completed" in last
+            assert note.endswith(f"the dask scheduler at {cluster.address} has not answered for 4 s")
+            assert f"the dask scheduler at {cluster.address} has not answered for 8 s; completed" in last
             assert last.endswith("restart the scheduler and rerun the same command to resume")
             # Nor does one that freezes before the command begins keep it waiting.
-            assert command(sweep_of(folder, cluster.address), tmp_path, patience=3) == 1
+            assert command(sweep_of(folder, cluster.address), tmp_path, patience=4) == 1
             (said,) = lines(tmp_path)
             assert f"no dask scheduler answers at {cluster.address}: it does not answer within 1 s" in said
         finally:
@@ -312,8 +313,6 @@ def something_else(kind: str):
 
 @pytest.mark.parametrize("kind", ["a web server", "a server that speaks first", "a server that says nothing"])
 def test_what_is_no_scheduler_is_one_line(kind):
-    import dask
-
     with (
         something_else(kind) as port,
         dask.config.set({"actstats.patience": "3s"}),
@@ -335,6 +334,7 @@ def test_the_address_of_a_worker_and_of_a_dashboard_are_one_line(folder):
         with pytest.raises(ActstatsError, match="it is the address of a worker"), connect(worker):
             pass
         with (
+            dask.config.set({"actstats.patience": "3s"}),
             pytest.raises(ActstatsError, match="no dask scheduler answers"),
             connect(f"tcp://127.0.0.1:{port}"),
         ):
