@@ -82,13 +82,16 @@ def entry_of(key: str, data: bytes | bytearray | memoryview, chunks: int | None)
     return digest(key, index), "".join(bytes(data[stop - _CRC : stop]).hex() for _, stop in ranges)
 
 
-def damaged_chunk(data: bytes, chunks: int) -> int | None:
-    """Return the first chunk of a shard that does not match its checksum."""
-    for number, (start, stop) in enumerate(_ranges(data[-_INDEX_ENTRY * chunks - _CRC :])):
-        checksum = int.from_bytes(data[stop - _CRC : stop], "little")
-        if google_crc32c.value(data[start : stop - _CRC]) != checksum:
-            return number
-    return None
+def fits(entry: Entry, key: str, data: bytes) -> bool:
+    """Whether an object is, byte by byte, the one with this entry."""
+    chunks = chunks_in(entry)
+    if entry_of(key, data, chunks) != entry:
+        return False
+    ranges = [] if chunks is None else _ranges(data[-_INDEX_ENTRY * chunks - _CRC :])
+    return all(
+        google_crc32c.value(data[start : stop - _CRC]) == int.from_bytes(data[stop - _CRC : stop], "little")
+        for start, stop in ranges
+    )
 
 
 def chunks_in(entry: Entry) -> int | None:
@@ -280,11 +283,9 @@ class VerifiedObjects(WrapperStore[Store]):
     ) -> None:
         """Check the checksum at the end of a chunk, which Zarr compares with the chunk, against the record."""
         expected = self._chunks.get(key, {}).get((byte_range.start, byte_range.end))
-        if (
-            expected is not None
-            and data.to_bytes()[-_CRC:].hex() != expected
-            and await self._complete(partition)
-        ):
+        if expected in (None, data.to_bytes()[-_CRC:].hex()):
+            return
+        if await self._complete(partition):
             raise damaged(self.location, described(key), NOT_WRITTEN)
 
     async def _complete(self, partition: int) -> bool:

@@ -43,12 +43,11 @@ from actstats.store.digests import (
     VerifiedObjects,
     as_json,
     broken_seal,
-    chunks_in,
     damaged,
-    damaged_chunk,
     described,
     digest,
     entry_of,
+    fits,
     read_record,
 )
 from actstats.store.manifest import Manifest
@@ -365,8 +364,9 @@ class Store:
                     self.objects.keep_record(partition, record)
                     if not self.objects.matches(key, name, partition, data):
                         raise damaged(self.path, described(key), NOT_WRITTEN)
-            except ActstatsError:  # or the partition was computed again between the two requests
-                if not again:
+            except ActstatsError:
+                # The partition may have been computed again between the two requests, or be about to be.
+                if not again and self.completed[partition]:
                     raise
             else:
                 break
@@ -497,11 +497,8 @@ class Store:
                 if self._bytes(key) != FLAG:
                     yield name, "the flag is damaged"
             elif record is not None and name in record:
-                data, chunks = self._bytes(key), chunks_in(record[name])
-                if entry_of(key, data, chunks) != record[name]:
+                if not fits(record[name], key, self._bytes(key)):
                     yield name, f"it {NOT_WRITTEN}"
-                elif chunks is not None and (bad := damaged_chunk(data, chunks)) is not None:
-                    yield name, f"its chunk {bad} does not match its checksum"
             elif reason := self._unreadable(name, self._where(name, partition)):
                 yield name, reason
 
