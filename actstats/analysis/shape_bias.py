@@ -361,15 +361,18 @@ def stimulus_images(
     >>> stimulus_images(["0001_cat7-bear1.png", "cat-bear.png"], ["cat"] * 2, ["bear"] * 2)
     [('cat7', 'bear1'), None]
     """
-    made: dict[tuple[str, str, str], tuple[str, str] | None] = {}
-    for key in set(zip(map(str, names), shapes, textures, strict=True)):
-        name, shape, texture = key
-        stem = name.rpartition("/")[2].lower()
-        stated = re.search(
-            rf"(?:^|_)({re.escape(shape)}\d[\d_]*) *- *({re.escape(texture)}\d[\d_]*)(?:\.\w+)?$", stem
-        )
-        made[key] = None if stated is None else (stated[1].rstrip("_"), stated[2].rstrip("_"))
-    return [made[key] for key in zip(map(str, names), shapes, textures, strict=True)]
+    keys = list(zip(map(str, names), map(str, shapes), map(str, textures), strict=True))
+    made = {key: _stimulus_images(*key) for key in set(keys)}
+    return [made[key] for key in keys]
+
+
+def _stimulus_images(name: str, shape: str, texture: str) -> tuple[str, str] | None:
+    stated = re.search(
+        rf"(?:^|_)({re.escape(shape)}\d[\d_]*) *- *({re.escape(texture)}\d[\d_]*)(?:\.\w+)?$",
+        name.rpartition("/")[2],
+        re.IGNORECASE,
+    )
+    return None if stated is None else (stated[1].lower().rstrip("_"), stated[2].lower().rstrip("_"))
 
 
 def stimulus_factors(images: Sequence[tuple[str, str] | None]) -> list[NDArray[np.object_]]:

@@ -19,6 +19,7 @@ from actstats.analysis.shape_bias import (
     cues,
     read_decisions,
     shape_bias,
+    stimulus_images,
     write_decisions,
 )
 from actstats.errors import ActstatsError
@@ -394,6 +395,21 @@ def test_one_image_may_be_shown_in_several_trials():
         "imagename": "cat1-dog1.png", "session": "1", "trial": ["1", "2"],
     })  # fmt: skip
     assert shape_bias(table)["trials"].tolist() == [2, 2]
+
+
+@pytest.mark.parametrize(
+    ("name", "images"),
+    [
+        ("0001_s5n_s01_0_cat_00_cat7-bear12.png", ("cat7", "bear12")),
+        ("cat/Cat7_2 - Bear1.JPEG", ("cat7_2", "bear1")),
+        ("cat7-bear1", ("cat7", "bear1")),
+        ("cat-bear1.png", None),
+        ("cat7-bear.png", None),
+        ("bobcat7-bear1.png", None),
+    ],
+)
+def test_names_state_the_images_of_a_stimulus(name, images):
+    assert stimulus_images([name], ["cat"], ["bear"]) == [images]
 
 
 def test_names_of_images_tell_their_cues():
