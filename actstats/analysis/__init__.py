@@ -9,7 +9,8 @@ results by unit:
 >>> by_layer(smoothness(dataset))  # doctest: +SKIP
 
 `by_layer` and `unit_table` convert results to tables, `compare_units` compares the results of two networks,
-`compare_matched` those of their matched units, and `notes` lists the images that were excluded.
+`compare_matched` those of their matched units, `compare_networks` those of several training runs of each, and `notes`
+lists the images that were excluded.
 """
 
 from actstats.analysis.changes import map_changes
@@ -19,6 +20,7 @@ from actstats.analysis.counterparts import match, match_table
 from actstats.analysis.coverage import notes
 from actstats.analysis.histograms import quantiles
 from actstats.analysis.noise_blocking import noise, noise_by_layer
+from actstats.analysis.replication import compare_networks
 from actstats.analysis.representations import similarity
 from actstats.analysis.roughness import kernel_smoothness, smoothness
 from actstats.analysis.spectra import spectrum
@@ -29,6 +31,7 @@ __all__ = [
     "class_means",
     "cliffs_delta",
     "compare_matched",
+    "compare_networks",
     "compare_units",
     "kernel_smoothness",
     "map_changes",

@@ -38,6 +38,17 @@ def colours(count: int) -> list[str]:
     return [known[at % len(known)] for at in range(count)]
 
 
+def shades(colour: str, count: int) -> list[str]:
+    """Return `count` shades of a colour such as #1b5dbd, from itself to one half-way to white.
+
+    >>> shades("#000000", 3)
+    ['#000000', '#404040', '#808080']
+    """
+    channels = [int(colour[at : at + 2], 16) for at in (1, 3, 5)]
+    shares = [0.5 * at / max(1, count - 1) for at in range(count)]
+    return ["#" + "".join(f"{round(c + (255 - c) * share):02x}" for c in channels) for share in shares]
+
+
 @dataclass(frozen=True)
 class Style:
     """Size of plots in inches, size of text, and resolution.

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import pandas as pd
 import xarray as xr
 from torch import nn
 
 from actstats.analysis import (
     compare_matched,
+    compare_networks,
     compare_units,
     kernel_smoothness,
     noise,
@@ -30,7 +30,7 @@ from actstats.attributes import find_manifest
 from actstats.errors import ActstatsError
 from actstats.report.networks import rebuild
 from actstats.report.pairing import BY_MATCH, Pairing, pair_units
-from actstats.report.verdicts import Comparison, compare_layers, compare_pairs
+from actstats.report.verdicts import Comparison, compare_groups, compare_layers, compare_pairs
 from actstats.store import open_dataset
 from actstats.store.manifest import treatment
 from actstats.support import html_facts
@@ -93,6 +93,7 @@ class Compared:
         pairing: which of their units are counterparts.
         findings: the overview.
         notes: what a reader has to know about the stores, one line each.
+        against: number of networks of R, the last ones, if two groups are compared; else 0.
     """
 
     names: list[str]
@@ -103,6 +104,20 @@ class Compared:
     pairing: Pairing
     findings: list[Finding]
     notes: list[str]
+    against: int = 0
+
+    @property
+    def columns(self) -> list[str]:
+        """What the values of a finding are of: the stores, or both groups.
+
+        A group is called S or R, with the number of its networks.
+        """
+        if not self.against:
+            return self.names
+        return [
+            f"S ({len(self.names) - self.against} networks)",
+            f"R ({self.against} network{'s' * (self.against > 1)})",
+        ]
 
     @property
     def manifests(self) -> list[dict[str, Any]]:
@@ -113,6 +128,7 @@ class Compared:
 def compare(
     stores: Sequence[str | Path],
     *,
+    against: Sequence[str | Path] = (),
     names: Sequence[str] = (),
     noisy: Sequence[str | Path] = (),
     pair: str = "match",
@@ -121,10 +137,15 @@ def compare(
 ) -> Compared:
     """Measure every unit of one store or of several with the same layers, and compare each with the first one.
 
+    With `against`, two groups of networks are compared instead, which differ by their training run: the network is
+    the unit of replication. One store in `stores` is no group: each of `against` is compared with it.
+
     Args:
-        stores: stores written by `actstats sweep`; if several, the standard network's (S) comes first.
-        names: names of the stores. Default: their file names.
-        noisy: for each store a sweep of the same network over the same images with noise.
+        stores: stores written by `actstats sweep`; if several, the standard network's (S) comes first. With
+            `against`, those of the standard networks.
+        against: stores of the robust networks (R), three or more for verdicts.
+        names: names of the stores, those of `stores` and then those of `against`. Default: their file names.
+        noisy: for each store, in the same order, a sweep of the same network over the same images with noise.
         pair: `match` pairs units with their counterparts, if the stores hold the same images; `index` pairs units of
             the same index.
         matches: files of `actstats analyze match --by unit` to pair by; without them units are matched here.
@@ -133,30 +154,38 @@ def compare(
 
     Raises:
         ActstatsError: a store is missing, the layers differ, no measure can be computed from the stores, a sweep in
-            `noisy` was not swept with noise, `pair` or `matches` is invalid, or an optional package is not installed.
+            `noisy` was not swept with noise, `pair` or `matches` is invalid, two stores of groups are of the same
+            weights, or an optional package is not installed.
     """
     if not stores:
         raise ActstatsError("compare needs at least one store")
+    of_robust = len(against) if len(stores) > 1 else 0
+    if of_robust and matches:
+        raise ActstatsError("`matches=` pairs the units of single networks: omit it for groups of networks")
+    stores = [*stores, *against]
     if noisy and len(noisy) != len(stores):
         raise ActstatsError(f"give a noisy sweep for each of the {len(stores)} stores, not {len(noisy)}")
     called = _names(stores, names)
     datasets = [open_dataset(store) for store in stores]
     for further in datasets[1:]:
         require_same_units(datasets[0], further)
-    against: list[xr.Dataset | None] = [*map(open_dataset, noisy)] if noisy else [None] * len(datasets)
-    for name, dataset, other in zip(called, datasets, against, strict=True):
+    if of_robust:
+        _require_distinct(called, datasets)
+    with_noise: list[xr.Dataset | None] = [*map(open_dataset, noisy)] if noisy else [None] * len(datasets)
+    for name, dataset, other in zip(called, datasets, with_noise, strict=True):
         if other is not None:
             _require_noise(name, find_manifest(dataset.attrs), find_manifest(other.attrs))
     measured, notes = [], [*_demo_notes(datasets), *_treatment_notes(called, datasets)]
-    for name, dataset, other in zip(called, datasets, against, strict=True):
+    for name, dataset, other in zip(called, datasets, with_noise, strict=True):
         units, problems = measure_units(dataset, other)
         measured.append(units)
         notes += [f"{name}: {line}" for line in (*coverage_notes(usable(dataset, "the report")), *problems)]
     measures = common_measures(measured)
     networks = [rebuild(store, trust=trust) for store in stores]
-    pairing = pair_units(datasets, called, pair, matches)
-    lines = derive_findings(measured, measures, networks, names=called, pairing=pairing)
-    return Compared(called, datasets, measured, measures, networks, pairing, lines, [*notes, *pairing.notes])
+    pairing = pair_units(datasets, called, pair, matches, of_first=bool(of_robust))
+    lines = derive_findings(measured, measures, networks, names=called, pairing=pairing, against=of_robust)
+    notes += pairing.notes
+    return Compared(called, datasets, measured, measures, networks, pairing, lines, notes, of_robust)
 
 
 def measure_units(dataset: xr.Dataset, noisy: xr.Dataset | None = None) -> tuple[xr.Dataset, list[str]]:
@@ -204,8 +233,9 @@ def derive_findings(
     *,
     names: Sequence[str] = ("S", "R"),
     pairing: Pairing | None = None,
+    against: int = 0,
 ) -> list[Finding]:
-    """Return the overview of one store, or of several, each compared with the first (S).
+    """Return the overview of one store, or of several, each compared with the first (S), or of two groups.
 
     Args:
         measured: the measures of each store, as from `measure_units`.
@@ -213,31 +243,72 @@ def derive_findings(
         networks: the swept networks, for their kernels, or why one cannot be rebuilt.
         names: names of the stores.
         pairing: which units are counterparts.
+        against: number of networks of R, the last ones, if these are compared with the others as a group; 0 to
+            compare each network with the first.
     """
     if len(measured) == 1:
-        return [_without_claim(measure, measured) for measure in measures]
+        return [_without_claim(measure, measured, 0) for measure in measures]
     claimed = [measure for measure in measures if measure.claim]
-    keys = [measure.key for measure in claimed]
-    tables = [
-        compare_units(measured[0], other, keys, resamples=_RESAMPLES) if keys else pd.DataFrame()
-        for other in measured[1:]
-    ]
+    compared = _compared(measured, claimed, names, against)
     found = [
         Finding(
             measure.claim,
             f"{measure.name}: {measure.about}",
-            [_median(units[measure.key]) for units in measured],
-            tuple(
-                compare_layers(name, table[table["variable"] == measure.key], invariant=measure.invariant)
-                for name, table in zip(names[1:], tables, strict=True)
-            ),
+            _values(measure.key, measured, against),
+            compared[measure.key],
         )
         for measure in claimed
     ]
     others = [measure for measure in measures if not measure.claim]
-    paired = _of_matched(measured, measures, names, pairing) if pairing and pairing.way == "match" else []
-    kernels = _kernels(networks, names)
-    return [*found, *paired, *kernels, *(_without_claim(measure, measured) for measure in others)]
+    matched = bool(pairing and pairing.way == "match" and not against)
+    paired = _of_matched(measured, measures, names, pairing) if pairing and matched else []
+    kernels = _kernels(networks, names, against)
+    return [*found, *paired, *kernels, *(_without_claim(measure, measured, against) for measure in others)]
+
+
+def _compared(
+    measured: Sequence[xr.Dataset], measures: Sequence[Measure], names: Sequence[str], against: int
+) -> dict[str, tuple[Comparison, ...]]:
+    """Return the comparisons by each measure: of every network with the first one, or of the last `against` as R."""
+    keys = [measure.key for measure in measures]
+    if not keys:
+        return {}
+    if against:
+        table = compare_networks(measured[:-against], measured[-against:], keys)
+        return {
+            measure.key: (
+                compare_groups(table[table["variable"] == measure.key], invariant=measure.invariant),
+            )
+            for measure in measures
+        }
+    tables = [compare_units(measured[0], other, keys, resamples=_RESAMPLES) for other in measured[1:]]
+    return {
+        measure.key: tuple(
+            compare_layers(name, table[table["variable"] == measure.key], invariant=measure.invariant)
+            for name, table in zip(names[1:], tables, strict=True)
+        )
+        for measure in measures
+    }
+
+
+def _values(key: str, measured: Sequence[xr.Dataset], against: int) -> list[str]:
+    """Return the medians over all units as text: of each store, or of both groups."""
+    if not against:
+        return [_median(units[key]) for units in measured]
+    medians = [float(units[key].median()) for units in measured]
+    return [_of_group(medians[:-against]), _of_group(medians[-against:])]
+
+
+def _of_group(medians: Sequence[float]) -> str:
+    """Return the mean over networks, and the lowest and the highest one.
+
+    >>> _of_group([1.0, 2.0, 3.0]), _of_group([float("nan")])
+    ('2 (1 to 3)', 'none')
+    """
+    known = [median for median in medians if not np.isnan(median)]
+    if not known:
+        return "none"
+    return f"{_number(float(np.mean(known)))} ({_number(min(known))} to {_number(max(known))})"
 
 
 def finding(claim: str, standard: xr.DataArray, robust: xr.DataArray, *, how: str = "") -> Finding:
@@ -265,8 +336,8 @@ def finding(claim: str, standard: xr.DataArray, robust: xr.DataArray, *, how: st
     return Finding(claim, how, [_number(float(of["measure"].median())) for of in units], (said,))
 
 
-def _without_claim(measure: Measure, measured: Sequence[xr.Dataset]) -> Finding:
-    return Finding(measure.name, measure.about, [_median(units[measure.key]) for units in measured])
+def _without_claim(measure: Measure, measured: Sequence[xr.Dataset], against: int) -> Finding:
+    return Finding(measure.name, measure.about, _values(measure.key, measured, against))
 
 
 def _of_matched(
@@ -317,7 +388,7 @@ def _of_matched(
     return lines
 
 
-def _kernels(networks: Sequence[nn.Module | str], names: Sequence[str]) -> list[Finding]:
+def _kernels(networks: Sequence[nn.Module | str], names: Sequence[str], against: int) -> list[Finding]:
     """Compare the weights themselves: the first convolution's kernels, and all kernels larger than 1 x 1.
 
     Where they cannot be compared, the line says why: other findings do not depend on the weights.
@@ -328,25 +399,22 @@ def _kernels(networks: Sequence[nn.Module | str], names: Sequence[str]) -> list[
         for other in every[1:]:
             require_same_units(every[0], other)
     except ActstatsError as error:
-        missing = tuple(
-            Comparison(name, f"not measured: {error}", "open", "not measured") for name in names[1:]
-        )
-        return [Finding("R's kernels are smoother", of_kernels.about, ["none"] * len(names), missing)]
+        others = ["R"] if against else names[1:]
+        missing = tuple(Comparison(name, f"not measured: {error}", "open", "not measured") for name in others)
+        values = ["none"] * (1 + len(others))
+        return [Finding("R's kernels are smoother", of_kernels.about, values, missing)]
     layer = every[0]["layer"].values[0]
     first = [units.isel(unit=units["layer"].values == layer) for units in every]
     # Behind another convolution the scale of each input is free, as it is not in the image.
-    measure = of_filters if every[0].attrs["reads_image"] == layer else of_kernels
+    reads_image = every[0].attrs["reads_image"] == layer
+    of_first = replace(of_filters if reads_image else of_kernels, invariant=True)
     lines = []
-    for claim, key, about, kernels in (
-        (f"{of_filters.claim} ({layer})", measure.key, measure.about, first),
-        (of_kernels.claim, of_kernels.key, of_kernels.about, every),
+    for claim, measure, kernels in (
+        (f"{of_filters.claim} ({layer})", of_first, first),
+        (of_kernels.claim, of_kernels, every),
     ):
-        compared = tuple(
-            compare_layers(name, compare_units(kernels[0], other, [key], resamples=_RESAMPLES))
-            for name, other in zip(names[1:], kernels[1:], strict=True)
-        )
-        medians = [_number(float(units[key].median())) for units in kernels]
-        lines.append(Finding(claim, about, medians, compared))
+        compared = _compared(kernels, [measure], names, against)[measure.key]
+        lines.append(Finding(claim, measure.about, _values(measure.key, kernels, against), compared))
     return lines
 
 
@@ -398,6 +466,17 @@ def _require_noise(name: str, clean: Mapping[str, Any], noisy: Mapping[str, Any]
     if one != two:
         what = ", ".join(key for key in one if one[key] != two[key])
         raise ActstatsError(f"`noisy=` for {name} differs from it in more than noise: {what}")
+
+
+def _require_distinct(names: Sequence[str], datasets: Sequence[xr.Dataset]) -> None:
+    """Raise `ActstatsError` if two stores are of the same weights: a training run counts once."""
+    seen: dict[str, str] = {}
+    for name, dataset in zip(names, datasets, strict=True):
+        weights = find_manifest(dataset.attrs).get("weights", {}).get("sha256")
+        if weights and (first := seen.setdefault(weights, name)) != name:
+            raise ActstatsError(
+                f"{first} and {name} are of the same weights: groups of networks need a training run for each store"
+            )
 
 
 def _treatment_notes(names: Sequence[str], datasets: Sequence[xr.Dataset]) -> list[str]:

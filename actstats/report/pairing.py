@@ -45,6 +45,8 @@ def pair_units(
     names: Sequence[str],
     way: str = "match",
     matches: Sequence[str | Path] = (),
+    *,
+    of_first: bool = False,
 ) -> Pairing:
     """Pair the units of every two stores.
 
@@ -53,6 +55,7 @@ def pair_units(
         names: names of the stores.
         way: `match` pairs each unit with its counterpart, `index` with the unit of the same index.
         matches: files of `analyze match --by unit`; without them, counterparts are sought within layers.
+        of_first: match each store with the first one only, as there are many.
 
     Raises:
         ActstatsError: `way` is unknown, or `matches` is given for one store or has no counterparts of the first
@@ -93,7 +96,7 @@ def pair_units(
                     )
         return Pairing("match", found, [])
     found, notes = {}, []
-    for a in numbers:
+    for a in numbers[:1] if of_first else numbers:
         for b in numbers[a + 1 :]:
             try:
                 both = match_both(datasets[a], datasets[b])

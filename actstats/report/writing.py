@@ -28,7 +28,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from actstats.analysis.plotting import colours
+from actstats.analysis.plotting import COLOURS, colours, shades
 from actstats.attributes import find_manifest
 from actstats.data import Source
 from actstats.data.preprocessing import input_shape
@@ -43,7 +43,7 @@ from actstats.report.contents import (
     read_side,
     top_maps,
 )
-from actstats.report.findings import ELSEWHERE, PAPER, Finding, compare
+from actstats.report.findings import ELSEWHERE, PAPER, Compared, Finding, compare
 from actstats.report.networks import swept_fields
 from actstats.report.pictures import Collection
 from actstats.report.verdicts import rule
@@ -73,6 +73,7 @@ class Report:
         names: names of the stores.
         findings: the overview.
         notes: what a reader has to know about the stores, one line each.
+        columns: what the values of a finding are of: the names of the stores, or both groups.
     """
 
     page: Path
@@ -81,12 +82,14 @@ class Report:
     names: list[str]
     findings: list[Finding]
     notes: list[str]
+    columns: list[str]
 
 
 def write_report(
     stores: Sequence[str | Path],
     page: str | Path,
     *,
+    against: Sequence[str | Path] = (),
     names: Sequence[str] = (),
     noisy: Sequence[str | Path] = (),
     data: str | Path | Source | None = None,
@@ -98,7 +101,7 @@ def write_report(
     maps: bool = False,
     on_progress: OnProgress | None = None,
 ) -> Report:
-    """Write the report of one store, or of several with the same layers, the first of which is S.
+    """Write the report of one store, or of several with the same layers, the first of which is S, or of two groups.
 
     A small report is one HTML file. A large one keeps its data and thumbnails in a folder beside the page,
     PAGE_files, and loads them on demand. Both open from disk and load nothing from a network.
@@ -106,8 +109,9 @@ def write_report(
     Args:
         stores: stores written by `actstats sweep`; the standard network's, S, comes first.
         page: path of the HTML file.
-        names: names of the stores. Default: their file names.
-        noisy: for each store a sweep of the same network over the same images with noise.
+        against: stores of the robust networks, if groups of networks are compared, as in `compare`.
+        names: names of the stores, those of `against` last. Default: their file names.
+        noisy: for each store, in the same order, a sweep of the same network over the same images with noise.
         data: the swept images, if they were moved since or came from a `Source` of your own: a path, or the source.
         top: largest number of top images shown per unit.
         largest_page: size in bytes beyond which the report gets a folder: 0 for always, `math.inf` for never.
@@ -126,8 +130,11 @@ def write_report(
         raise ActstatsError(f"the report is a web page: give a name that ends in .html, not {page.name}")
     if math.isnan(largest_page) or largest_page < 0:
         raise ActstatsError(f"the largest page must be a size of 0 or more, not {largest_page}")
-    _require_same_sizes([open_dataset(store) for store in stores])
-    compared = compare(stores, names=names, noisy=noisy, pair=pair, matches=matches, trust=trust)
+    every = [*stores, *against]
+    _require_same_sizes([open_dataset(store) for store in every])
+    compared = compare(
+        stores, against=against, names=names, noisy=noisy, pair=pair, matches=matches, trust=trust
+    )
     first, *_ = manifests = compared.manifests
     classes, sides = class_names(compared.datasets), []
     for dataset, table in zip(compared.datasets, classes.tables, strict=True):
@@ -142,7 +149,7 @@ def write_report(
     if maps:
         from actstats.probing.forward import Passes
 
-        plans = [SweepPlan.from_store(store, trust=trust) for store in stores]
+        plans = [SweepPlan.from_store(store, trust=trust) for store in every]
         passes = Passes(on_progress=on_progress)
         laid = [top_maps(p, side, p.images(data), passes) for p, side in zip(plans, sides, strict=True)]
     layers = dict(layer_parts(first, sides, numbers, laid))
@@ -155,8 +162,11 @@ def write_report(
         "stores": [{"name": n, "facts": _facts(m)} for n, m in zip(compared.names, manifests, strict=True)],
         "notes": notes,
         "findings": compared.findings,
-        "source": f"{PAPER}. {_sides(compared.names)}" if several else "Medians over all units.",
-        "rule": rule() if several else "",
+        "source": f"{PAPER}. {_sides(compared)}" if several else "Medians over all units.",
+        "rule": rule(groups=bool(compared.against)) if several else "",
+        "columns": _columns(compared),
+        "colours": _colours(compared),
+        "robust": _robust(compared),
         "elsewhere": ELSEWHERE if several else (),
         "version": versions().get("actstats", ""),
     }
@@ -171,7 +181,8 @@ def write_report(
         size = write(page, context, layers, pictures.thumbnails(), overview)
     except OSError as error:
         raise ActstatsError(f"cannot write the report {page}: {error.strerror or error}") from error
-    return Report(page, _folder_of(page) if large else None, size, compared.names, compared.findings, notes)
+    folder = _folder_of(page) if large else None
+    return Report(page, folder, size, compared.names, compared.findings, notes, compared.columns)
 
 
 @dataclass(frozen=True)
@@ -216,11 +227,34 @@ def show(*stores: str | Path, height: int = 800, **options: Any) -> Embedded:
         return Embedded(page.read_text(encoding="utf-8"), height, report)
 
 
-def _sides(names: Sequence[str]) -> str:
-    """Return which store is S and which R, unless their names say so."""
-    if list(names) == ["S", "R"]:
+def _sides(compared: Compared) -> str:
+    """Return which stores are S and which R, unless their names say so."""
+    names, against = compared.names, compared.against
+    if against:
+        return f"S is {listed(names[:-against])}; R is {listed(names[-against:])}."
+    if names == ["S", "R"]:
         return ""
     return f"S is {names[0]}, R is {names[1] if len(names) == 2 else 'each of the others'}."
+
+
+def _robust(compared: Compared) -> list[int]:
+    """Return the numbers of the stores that are drawn as R: the second one, or those of the group."""
+    first = len(compared.names) - compared.against
+    return list(range(first, len(compared.names))) if compared.against else [1]
+
+
+def _columns(compared: Compared) -> list[dict[str, Any]]:
+    """Return name and store of each column of values: a store, or the first one of a group."""
+    stores = [0, _robust(compared)[0]] if compared.against else range(len(compared.names))
+    return [{"name": name, "store": store} for name, store in zip(compared.columns, stores, strict=True)]
+
+
+def _colours(compared: Compared) -> list[str]:
+    """Return a colour for each store; networks of a group have shades of one."""
+    robust = _robust(compared)
+    if not compared.against:
+        return colours(len(compared.names))
+    return [*shades(COLOURS["S"], robust[0]), *shades(COLOURS["R"], len(robust))]
 
 
 def _numbered(
@@ -334,7 +368,9 @@ def _html(context: Mapping[str, Any], parts: Mapping[str, str], folder: str) -> 
     environment.filters["minus"] = _with_minus
     environment.filters["short"] = _shortened
     render = environment.from_string
-    style = render((source / "page.css").read_text("utf-8")).render(colours=colours(len(context["stores"])))
+    style = render((source / "page.css").read_text("utf-8")).render(
+        colours=context["colours"], robust=context["robust"]
+    )
     # Wrapped in a function to keep its names out of the global scope.
     script = "\n".join((source / name).read_text("utf-8") for name in _SCRIPTS)
     script = f'"use strict";\n(() => {{\n{script}}})();\n'

@@ -29,6 +29,14 @@ def _size(ctx: click.Context, param: click.Parameter, value: float) -> float:
 @click.command()
 @some
 @click.option(
+    "--against",
+    multiple=True,
+    metavar="STORE",
+    type=located,
+    help="Store of a robust network; repeat it for each. STORES are then as many training runs of the standard one, "
+    "and the networks are compared as groups, with verdicts from three a side on.",
+)
+@click.option(
     "--report",
     "page",
     type=options.LocalPath(dir_okay=False),
@@ -40,14 +48,15 @@ def _size(ctx: click.Context, param: click.Parameter, value: float) -> float:
     "names",
     multiple=True,
     metavar="NAME",
-    help="Name of a store; repeat it for each. Default: the file names.",
+    help="Name of a store; repeat it for each, those of --against last. Default: the file names.",
 )
 @click.option(
     "--noisy",
     multiple=True,
     metavar="STORE",
     type=located,
-    help="Sweep of the same network over the same images with noise; repeat it for each store.",
+    help="Sweep of the same network over the same images with noise; repeat it for each store, those of --against "
+    "last.",
 )
 @click.option(
     "--pair",
@@ -92,6 +101,7 @@ def _size(ctx: click.Context, param: click.Parameter, value: float) -> float:
 @options.as_json
 def compare(
     stores: Sequence[Path],
+    against: Sequence[Path],
     page: Path | None,
     names: Sequence[str],
     noisy: Sequence[Path],
@@ -105,7 +115,7 @@ def compare(
     scheduler: str | None,
     as_json: bool,
 ) -> None:
-    """Compare a standard network with a robust one, or with several: S.zarr R.zarr.
+    """Compare a standard network with a robust one, or with several, or groups of both: S.zarr R.zarr.
 
     Prints the paper's findings and whether the stores agree. --report also writes an HTML page with plots by
     layer and a view of every unit beside its counterparts: top images, receptive fields, spectrum, histogram,
@@ -115,6 +125,7 @@ def compare(
         actstats compare standard.zarr robust.zarr --report report.html
         actstats compare s.zarr r.zarr --noisy s-noisy.zarr --noisy r-noisy.zarr
         actstats compare s.zarr r1.zarr r3.zarr --matches s-r1.csv --matches s-r3.csv --report radii.html
+        actstats compare s1.zarr s2.zarr s3.zarr --against r1.zarr --against r2.zarr --against r3.zarr
         actstats compare googlenet.zarr --report googlenet.html --maps
     """
     import actstats.report
@@ -127,13 +138,21 @@ def compare(
     with computing(scheduler), Bar() as bar:
         if page is None:
             compared = actstats.report.compare(
-                stores, names=names, noisy=noisy, pair=pair, matches=matches, trust=trust
+                stores,
+                against=against,
+                names=names,
+                noisy=noisy,
+                pair=pair,
+                matches=matches,
+                trust=trust,
             )
             called, findings, notes = compared.names, compared.findings, compared.notes
+            columns = compared.columns
         else:
             report = actstats.report.write_report(
                 stores,
                 page,
+                against=against,
                 names=names,
                 noisy=noisy,
                 data=data,
@@ -146,14 +165,21 @@ def compare(
                 on_progress=bar.advance,
             )
             called, findings, notes = report.names, report.findings, report.notes
+            columns = report.columns
             folder = report.folder and str(report.folder)
             written = {"report": str(page), "bytes": report.bytes, "folder": folder}
     if as_json:
-        found = {"stores": [str(store) for store in stores], "names": called, "notes": notes}
+        found = {
+            "stores": [str(store) for store in stores],
+            "against": [str(store) for store in against],
+            "names": called,
+            "columns": columns,
+            "notes": notes,
+        }
         print_json({**found, "findings": [finding.as_dict() for finding in findings], **written})
         return
-    columns = {1: "<>", 2: "<>><<"}.get(len(called), "<<>><<")
-    for line in table(list(finding_rows(called, findings)), columns):
+    align = {1: "<>", 2: "<>><<"}.get(len(columns), "<<>><<")
+    for line in table(list(finding_rows(columns, findings)), align):
         say(line)
     for text in notes:
         note(text)
@@ -163,7 +189,10 @@ def compare(
 
 
 def finding_rows(names: Sequence[str], findings: Sequence[Finding]) -> Iterator[tuple[str, ...]]:
-    """Yield a row for each finding, or, with more than two networks, for each comparison with the first."""
+    """Yield a row for each finding, or, with more than two columns, for each comparison with the first.
+
+    `names` are those of the networks, or of two groups.
+    """
     if len(names) == 1:
         yield ("median", *names)
     elif len(names) == 2:
