@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any, Final, Literal, overload
 
 from actstats.errors import ActstatsError
 from actstats.store import manifest as manifests
 from actstats.support import URL
 from actstats.sweeping.planning import Run, SweepPlan
-from actstats.sweeping.progress import Summary
+from actstats.sweeping.progress import Summary, bar
 from actstats.sweeping.run import JointSweep, run_together, unpaired_error
 from actstats.sweeping.settings import Execution, names_of, require_known
 
@@ -61,7 +62,10 @@ def sweep_together(
     require_known(execution, "sweep_together", *names_of(Execution))
     how = Execution(**execution)
     if how.client is not None:
-        raise ActstatsError("a cluster computes one sweep at a time; run each plan by itself with `client=`")
+        raise ActstatsError(
+            "a cluster computes one sweep at a time: run each plan by itself with `client=`, and changed images that "
+            "are compared with clean ones without it"
+        )
     _require_shared(plans)
     clean = _clean_of(plans)
     results: dict[int, Summary | ActstatsError] = {}
@@ -88,7 +92,11 @@ def sweep_together(
             except ActstatsError as error:
                 results[number] = error
         if members:
-            progress, outcomes = run_together(members, how)
+            todo = sorted(set().union(*(member.indices for member in members.values())))
+            bounds = next(iter(members.values())).store.bounds
+            total = sum(stop - start for start, stop in map(bounds, todo))
+            with bar(total, how.progress, how.on_progress) as on_progress:
+                progress, outcomes = run_together(members, replace(how, on_progress=on_progress))
             for number, outcome in outcomes.items():
                 runs[number].progress, runs[number].failures = progress, outcome.failures
                 if outcome.error is not None:

@@ -18,6 +18,7 @@ from torch import nn
 
 import actstats
 from actstats import ActstatsError, Preprocessing, plan, sweep, sweep_together
+from actstats.analysis import map_changes
 from actstats.distort import parse
 from actstats.distort.steps import Place
 from actstats.store.manifest import Manifest
@@ -163,6 +164,23 @@ def test_all_other_variables_are_those_of_separate_sweeps(damaged, tmp_path):
     missing = xarray.open_zarr(tmp_path / "n.zarr")
     row = missing["path"].values.tolist().index("cat/02.png")
     assert missing["map_change"].isnull().all("unit").values.nonzero()[0].tolist() == [row]
+
+
+def test_changes_follow_the_distortions_of_the_first_sweep_and_show_progress(photographs, tmp_path, capsys):
+    given = {**SIZES, "limit": 4, "distort": "greyscale"}
+    sweep(
+        SmallNet(), photographs, tmp_path / "g.zarr", changed={"noise:0.1": tmp_path / "gn.zarr"}, progress=True,
+        **given,
+    )  # fmt: skip
+    assert "4/4" in capsys.readouterr().err
+    sweep(SmallNet(), photographs, tmp_path / "alone.zarr", **{**given, "distort": "greyscale+noise:0.1"})
+    alone, paired = (actstats.open_dataset(tmp_path / f"{name}.zarr") for name in ("alone", "gn"))
+    assert list(alone.attrs["distort"]) == list(paired.attrs["distort"]) == ["greyscale", "noise:0.1"]
+    assert (alone["mean"] == paired["mean"]).all()
+    grey = {
+        name: map_changes(actstats.open_dataset(tmp_path / "g.zarr"), paired)[name].values for name in PAIRED
+    }
+    np.testing.assert_allclose(grey["map_change"], paired["map_change"].mean("image"), rtol=1e-6)
 
 
 def test_only_partitions_that_a_store_lacks_are_computed(photographs, tmp_path):
