@@ -20,6 +20,7 @@ import actstats
 from actstats.data.preprocessing import Preprocessing
 from actstats.errors import ActstatsError, ManifestMismatchError
 from actstats.store import Store
+from actstats.store.creation import objects_of
 from tests.conftest import SmallNet, files_of
 from tests.s3 import BUCKET, refused_after
 
@@ -290,24 +291,22 @@ def test_a_folder_that_cannot_be_written_is_reported_and_an_existing_store_in_it
         (tmp_path / "folder").chmod(0o700)
 
 
-@pytest.mark.parametrize("then", [{}, {"overwrite": True}, {"repair": True}])
-def test_a_bucket_store_whose_creation_stopped_at_any_request_is_finished(then, photographs, s3):
-    sweep = plan(photographs, URL)
-    enter(sweep)
+@pytest.mark.parametrize(
+    ("share", "then"), [(0, {}), (0.5, {}), (1, {}), (0, {"overwrite": True}), (0.5, {"repair": True})]
+)
+def test_a_bucket_store_whose_creation_stopped_at_any_request_is_finished(share, then, photographs, s3):
     none = s3.fault
-    objects = sum(method == "PUT" for method, _ in s3.seen)
-    for stopped_after in {1, 2, objects // 2, objects - 1}:
-        other = plan(photographs, f"{URL}.{stopped_after}", batch_size=3 if "overwrite" in then else 4)
-        s3.fault = refused_after(stopped_after)
-        with pytest.raises(ActstatsError):
-            enter(other)
-        s3.fault = none
-        with pytest.raises(ActstatsError, match="creation was interrupted"):
-            Store.open(other.store)
-        assert Store.find(other.store) is None
-        resumed = plan(photographs, other.store)
-        assert resumed.run(workers=0, **then).complete
-        assert list(Store.open(other.store).damage()) == []
+    other = plan(photographs, URL, batch_size=3 if "overwrite" in then else 4)
+    objects = len(objects_of(other.manifest, other.schema, other.images().paths, other.images().labels))
+    s3.fault = refused_after(max(1, round(share * (objects - 1))))
+    with pytest.raises(ActstatsError):
+        enter(other)
+    s3.fault = none
+    with pytest.raises(ActstatsError, match="creation was interrupted"):
+        Store.open(URL)
+    assert Store.find(URL) is None
+    assert plan(photographs, URL).run(workers=0, **then).complete
+    assert list(Store.open(URL).damage()) == []
 
 
 def test_processes_that_overwrite_a_bucket_store_together_all_go_on(photographs, s3):
