@@ -483,7 +483,7 @@ class Store:
         """Yield the name of each damaged object of a partition, and the reason."""
         names = [name for name in (*self.record.outputs, *_PER_PARTITION) if name in self.group]
         record: Record | None = None
-        if "provenance" in names and "provenance" not in missing:
+        if "provenance" in names:
             try:
                 record = self.objects.record_in(partition, self._bytes(self._key("provenance", partition)))
             except ValueError as error:

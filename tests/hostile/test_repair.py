@@ -95,6 +95,7 @@ DAMAGE = {
         lambda s: shutil.copy(s / "provenance/c.0", s / "provenance/c.1"),
         "provenance of partition 1",
     ),
+    "a lost record": (lambda s: (s / "provenance/c.1").unlink(), "provenance of partition 1"),
     "a coordinate of zeros": (lambda s: (s / "path/c.0").write_bytes(bytes(40)), "path"),
     "an empty coordinate": (lambda s: (s / "bin_left/c.0").write_bytes(b""), "bin_left"),
     "a coordinate copied over another": (lambda s: shutil.copy(s / "channel/c.0", s / "width/c.0"), "width"),
