@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import functools
 import hashlib
@@ -19,6 +20,7 @@ import os
 import re
 import shutil
 import socket
+import stat
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,7 +29,8 @@ from typing import TYPE_CHECKING, Any, Final
 from zarr.storage import LocalStore
 
 if TYPE_CHECKING:
-    from zarr.core.buffer import Buffer
+    from zarr.abc.store import ByteRequest
+    from zarr.core.buffer import Buffer, BufferPrototype
 
 
 _PARTIAL: Final = ".partial"
@@ -94,6 +97,25 @@ class DurableStore(LocalStore):
         folders = {folder for file in files for folder in file.parents if folder.is_relative_to(self.root)}
         for folder in sorted(folders, key=lambda folder: len(folder.parts), reverse=True):
             sync(folder)
+
+
+class RegularFiles(LocalStore):
+    """A Zarr store of local files that refuses to read devices and pipes, also through links."""
+
+    async def get(
+        self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        """Return an object or a part of it; None if it does not exist."""
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            require_regular(self.root / key)
+        return await super().get(key, prototype, byte_range)
+
+
+def require_regular(path: Path) -> None:
+    """Raise `OSError` if there is something other than a file or a folder at `path`, which may never end."""
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise OSError(errno.EINVAL, f"{path.name} is not a file")
 
 
 def sync(path: Path) -> None:

@@ -33,6 +33,7 @@ from actstats.records import (
     Text,
     Texts,
     Whole,
+    invalid,
     parse,
 )
 from actstats.version import __version__
@@ -217,6 +218,8 @@ class Manifest:
             ActstatsError: an entry is missing, unknown, of another type or out of bounds, or a newer version of
                 actstats wrote the manifest.
         """
+        if not isinstance(entries, Mapping):
+            raise invalid("manifest", entries, "an object")
         known = {name: value for name, value in entries.items() if name != "coordinates"}
         try:
             return parse(cls, known)
@@ -242,6 +245,15 @@ class Manifest:
     def partition_length(self) -> int:
         """Images per partition, of which there may be fewer than `partition_size`."""
         return min(self.partition_size, self.data.images)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanRecord:
+    """A plan in JSON: the manifest of a sweep, and the path of its store."""
+
+    actstats_plan: Count
+    manifest: Manifest
+    store: Place
 
 
 def _newer(entries: Mapping[str, Any]) -> str:

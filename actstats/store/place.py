@@ -18,15 +18,16 @@ from pathlib import Path
 from typing import Protocol
 
 from zarr.abc.store import Store as Objects
-from zarr.storage import LocalStore
 
 from actstats.errors import ActstatsError
 from actstats.store.files import (
     DurableStore,
     InUse,
+    RegularFiles,
     made_beside,
     one_at_a_time,
     remove_abandoned,
+    require_regular,
     set_aside,
     sync,
     sync_listing,
@@ -147,7 +148,7 @@ class Folder:
 
     def objects(self, *, read_only: bool) -> Objects:
         """Return a Zarr store of the files in the folder."""
-        return LocalStore(self.location, read_only=True) if read_only else self._durable
+        return RegularFiles(self.location, read_only=True) if read_only else self._durable
 
     def exists(self) -> bool:
         """Whether there is a file or folder at the path."""
@@ -163,7 +164,10 @@ class Folder:
 
     def read(self, keys: Sequence[str]) -> list[bytes]:
         """Return the contents of these files."""
-        return [(self.location / key).read_bytes() for key in keys]
+        files = [self.location / key for key in keys]
+        for file in files:
+            require_regular(file)
+        return [file.read_bytes() for file in files]
 
     def root(self, most: int) -> bytes:
         """Return the contents of `zarr.json`."""

@@ -28,7 +28,7 @@ from actstats.data.preprocessing import Preprocessing, described_input, input_sh
 from actstats.data.source import UNNAMED
 from actstats.errors import ActstatsError, nearest
 from actstats.metrics import Chosen, resolve_metrics
-from actstats.records import load
+from actstats.records import InvalidError, load, parse, shortened
 from actstats.store import Schema, Store, parse_compression
 from actstats.store import manifest as manifests
 from actstats.store.description import Attack, computed_on
@@ -136,14 +136,12 @@ class SweepPlan:
         """
         try:
             found = load(text)
-            version, manifest, store = found["actstats_plan"], found["manifest"], found["store"]
-        except (ValueError, TypeError, KeyError) as error:
+            if isinstance(found, dict) and (version := found.get("actstats_plan", _JSON)) != _JSON:
+                raise InvalidError(f"format {shortened(version)}, but this version of actstats reads {_JSON}")
+            record = parse(manifests.PlanRecord, found)
+        except (ValueError, InvalidError) as error:
             raise ActstatsError(f"not a valid plan in JSON: {error}") from None
-        if version != _JSON:
-            raise ActstatsError(
-                f"the plan has format {version}, but this version of actstats reads format {_JSON}"
-            )
-        return cls(manifest, store, trust=trust)
+        return cls(found["manifest"], record.store, trust=trust)
 
     def to_json(self) -> str:
         """Return the plan as JSON, with references to the network and the images.

@@ -24,6 +24,7 @@ from actstats.errors import ActstatsError
 from actstats.records import load
 from actstats.store import Store
 from actstats.store.codecs import content_size
+from actstats.store.digests import manifest_in
 from actstats.store.manifest import Manifest
 from tests.hostile import mutations
 from tests.hostile.mutations import Mutation
@@ -240,3 +241,39 @@ def test_json_that_is_nested_deeply_is_refused_as_any_other_damage():
     ):
         with pytest.raises(ValueError, match=r".+"):
             load(text)
+
+
+@pytest.mark.linux
+@pytest.mark.parametrize(
+    "name", ["zarr.json", "path/c.0", "label/c.0", "status/c.0", "mean/c.0.0", "provenance/c.1"]
+)
+def test_an_object_that_is_a_link_to_a_device_is_not_read(good, tmp_path, name):
+    store = tmp_path / "s.zarr"
+    shutil.copytree(good, store)
+    (store / name).unlink()
+    (store / name).symlink_to("/dev/zero")
+    with pytest.raises(ActstatsError) as error:
+        actstats.open_dataset(store).load()
+    assert "\n" not in str(error.value)
+    (store / name).unlink()
+    os.mkfifo(store / name)
+    with pytest.raises(ActstatsError):
+        actstats.open_dataset(store).load()
+
+
+@pytest.mark.parametrize(
+    ("manifest", "store", "words"),
+    [
+        (7, "s.zarr", "invalid manifest: 7"),
+        ({}, "s.zarr", "manifest.actstats is missing"),
+        (None, "s.zarr", "unknown entry manifest.x"),
+        (None, 3, "invalid store: 3"),
+    ],
+)
+def test_a_plan_is_checked_as_a_store_is(good, manifest, store, words):
+    known = manifest_in(root_of(good)) | ({"x": 1} if store == "s.zarr" else {})
+    text = json.dumps(
+        {"actstats_plan": 1, "manifest": known if manifest is None else manifest, "store": store}
+    )
+    with pytest.raises(ActstatsError, match=f"^not a valid plan in JSON: {words}"):
+        actstats.SweepPlan.from_json(text)
