@@ -180,7 +180,7 @@ def damage(results: dict[str, Any]) -> str:
         ]
         for kind in dict.fromkeys(kind for kind, _ in trials)
     ]
-    where = f"Trials / those that held. Seed {results['seed']}."
+    where = f"Trials / those that held. {results['note']}"
     return f"{table(['object', *columns], rows)}\n{where}\n"
 
 

@@ -300,7 +300,9 @@ def measure() -> None:
         if options.kinds:
             damage_all(sound, store, tally, seed, set(options.kinds.split(",")), one_each=options.one_each)
         flip_metadata(sound, store, tally, seed, options.flips)
-    print(json.dumps({"seed": options.seed, "trials": tally.rows()}, indent=1))
+    which = "One object of each kind" if options.one_each else "Every object"
+    note = f"{which}: {options.kinds.replace(',', ', ')}. Seed {options.seed}."
+    print(json.dumps({"note": note, "trials": tally.rows()}, indent=1))
 
 
 if __name__ == "__main__":
