@@ -120,10 +120,7 @@ def shortened(value: object, most: int = 60) -> str:
     """Return a value on a line of at most `most` characters, with other than printable characters escaped."""
     try:
         text = ascii(value)
-    except (
-        ValueError,
-        RecursionError,
-    ):  # an integer of more digits, or a list of more levels, than Python prints
+    except (ValueError, RecursionError):  # Python prints neither long integers nor deep lists
         text = f"a {type(value).__name__}"
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
@@ -185,14 +182,18 @@ def _bounded(kind: Any, bound: Any) -> Check:
     finite = math.isfinite(bound.least) and math.isfinite(bound.most)
     needed = f"{noun} from {bound.least} to {bound.most}" if finite else f"a finite {noun.split()[-1]}"
 
-    def number(value: Any, name: str) -> Any:
+    def bounded(value: Any, name: str) -> Any:
         if type(value) not in kinds or not bound.least <= value <= bound.most:
             raise invalid(name, value, needed)
-        if kind is float and not math.isfinite(value if isinstance(value, float) else 0.0):
+        try:
+            number = value if kind is int else float(value)
+        except OverflowError:  # an integer beyond all floats
+            number = math.inf
+        if not math.isfinite(number):
             raise invalid(name, value, needed)
-        return value if kind is int else float(value)
+        return number
 
-    return number
+    return bounded
 
 
 def _choice(choices: tuple[Any, ...]) -> Check:

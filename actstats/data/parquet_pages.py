@@ -118,8 +118,6 @@ def page_sizes(data: bytes) -> Iterator[int]:
 
 def _struct(data: bytes, position: int, found: dict[int, int] | None = None, depth: int = 0) -> int:
     """Return the end of a struct in Thrift's compact protocol; its integers are put into `found` by their number."""
-    if depth > _DEPTH:
-        raise ValueError("the header of a page is nested too deeply")
     field = 0
     while kind := data[position]:
         position += 1
@@ -139,6 +137,8 @@ def _struct(data: bytes, position: int, found: dict[int, int] | None = None, dep
 
 def _skip(data: bytes, position: int, kind: int, depth: int) -> int:
     """Return the end of a value that is not an integer of a struct."""
+    if depth > _DEPTH:
+        raise ValueError("the header of a page is nested too deeply")
     if kind in (1, 2):  # a Boolean, which is its type
         return position
     if kind == 3:

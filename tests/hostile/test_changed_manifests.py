@@ -64,6 +64,12 @@ def test_changes_of_every_kind_are_refused_or_harmless(good, tmp_path):
         (("attributes", "arch"), "\ud800", "invalid arch: '\\ud800'"),
         (("attributes", "outputs"), ["mean", "mean"], "outputs has an entry twice"),
         (("attributes", "preprocessing"), {"resize": 8}, "preprocessing.crop is missing"),
+        pytest.param(
+            ("attributes", "preprocessing", "mean", 0),
+            10**400,
+            "invalid preprocessing.mean[0]: 1000",
+            id="beyond all floats",
+        ),
         (("attributes", "new"), 1, "unknown entry new"),
         (("consolidated_metadata",), None, "zarr.json has other entries than those of a store"),
         (("consolidated_metadata", "metadata", "mean", "attributes", "scale_factor"), 2, "unknown entry"),
