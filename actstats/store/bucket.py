@@ -105,8 +105,12 @@ class Bucket:
 
     def remove(self, keys: Iterable[str]) -> None:
         """Remove these objects; on S3 a thousand per request."""
-        with self.explained(), suppress(FileNotFoundError):
-            obstore.delete(self._store, list(keys))
+        keys = list(keys)
+        with self.explained():
+            try:
+                obstore.delete(self._store, keys)
+            except FileNotFoundError:  # other services stop at the first object that does not exist
+                self._at_once(self._remove_one, keys)
 
     def flush(self) -> None:
         """Do nothing, as objects are durable once they are written."""
@@ -172,6 +176,10 @@ class Bucket:
         # A retry is refused if the first request succeeded but its response was lost, which is harmless.
         with suppress(AlreadyExistsError):
             obstore.put(self._store, key, data, mode="create", use_multipart=False)
+
+    def _remove_one(self, key: str) -> None:
+        with suppress(FileNotFoundError):
+            obstore.delete(self._store, key)
 
     def _remove_all(self, folders: list[str], root: UpdateVersion) -> None:
         """Remove the objects in `folders`, then the root, as long as no other process changes the root."""

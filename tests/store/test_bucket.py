@@ -14,7 +14,7 @@ import xarray as xr
 from zarr.storage import ObjectStore
 
 import actstats
-from actstats import remote
+from actstats import remote, support
 from actstats.data.preprocessing import Preprocessing
 from actstats.errors import ActstatsError, ManifestMismatchError
 from actstats.store import Store, bucket
@@ -228,6 +228,16 @@ def test_damage_in_a_bucket_is_noticed_and_repaired(photographs, whole, s3):
         actstats.open_dataset(URL)
     sweep(photographs, URL, repair=True)
     assert objects_of() == expected(whole)
+
+
+def test_objects_are_removed_where_others_do_not_exist(tmp_path):
+    place = bucket.Bucket(support.URL("memory://b/s.zarr"))
+    # Unlike S3, a file system reports an object that does not exist, as Google and Azure do.
+    place._store = obstore.store.LocalStore(tmp_path)
+    for key in "abc":
+        (tmp_path / key).write_bytes(b"x")
+    place.remove(["a", "lost", "b", "c"])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_analysis_on_a_cluster_opens_the_bucket_by_its_url(photographs, s3):
