@@ -211,7 +211,7 @@ class Cluster:
             ActstatsError: so many have died in a row that others will, too.
         """
         for name in self._workers.dead():
-            for index in self._computing.pop(name, set()):
+            for index in list(self._computing.pop(name, ())):
                 if run is not None and run.is_open(index):
                     self._note_death(run, index, name)
         self._workers.require_hope()
@@ -259,7 +259,7 @@ class Cluster:
         """Cancel the tasks of a partition, which is complete or set aside."""
         if tasks := run.close(index):
             self._client.cancel(tasks)
-        for computing in self._computing.values():
+        for computing in list(self._computing.values()):  # dask's thread may add a worker meanwhile
             computing.discard(index)
 
     # Partitions.
