@@ -248,8 +248,9 @@ def _abandoned(mark: re.Match[str], folder: Path) -> bool:
 def _unused(folder: Path) -> bool:
     """Whether no other process has locked the folder, on a file system whose locks exclude."""
     with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
-        first, second = _opened(folder), _opened(folder)
+        first = _opened(folder)
         stack.callback(os.close, first)
+        second = _opened(folder)
         stack.callback(os.close, second)
         fcntl.flock(first, fcntl.LOCK_EX | fcntl.LOCK_NB)
         try:

@@ -15,7 +15,7 @@ import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 from zarr.abc.store import Store as Objects
 
@@ -134,6 +134,24 @@ def place_of(path: str | Path) -> StorePlace:
     from actstats.store.bucket import Bucket
 
     return Bucket(location)
+
+
+_LOST: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL})
+"""Errors of files that do not exist, or are no files (`require_regular`). Others may pass."""
+
+
+def read_or_empty(place: StorePlace, key: str) -> bytes:
+    """Return the contents of an object; empty if it does not exist, or is not a file.
+
+    Raises:
+        ActstatsError: it cannot be read.
+    """
+    try:
+        return place.read([key])[0]
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) or error.errno in _LOST:
+            return b""
+        raise ActstatsError(f"cannot read {place.location}/{key}: {error.strerror or error}") from error
 
 
 class Folder:

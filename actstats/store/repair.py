@@ -16,9 +16,9 @@ from actstats.errors import ActstatsError
 from actstats.records import load
 from actstats.store import manifest as manifests
 from actstats.store.digests import COPY, ROOT, as_json, broken_seal, digest, manifest_in
-from actstats.store.place import StorePlace, place_of
+from actstats.store.place import StorePlace, place_of, read_or_empty
 
-_UNREADABLE: Final = (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError)
+_DAMAGED: Final = (ValueError, KeyError, TypeError, AttributeError)
 """Errors of documents that are missing or damaged."""
 
 
@@ -32,8 +32,8 @@ def recovered_manifest(path: str | Path) -> dict[str, Any]:
     if not place.exists():
         raise ActstatsError(f"no store at {path}; create one with `actstats sweep --out {path} ...`")
     for key in (ROOT, COPY):
-        with suppress(*_UNREADABLE):
-            document = load(place.read([key])[0])
+        with suppress(*_DAMAGED):
+            document = load(read_or_empty(place, key))
             manifest = manifest_in(document) if key == ROOT else dict(document)
             if manifest.get("checksum") == manifests.checksum(manifest):
                 manifests.Manifest.from_json(manifest)
@@ -77,10 +77,10 @@ def restore(
 
 
 def _damaged(place: StorePlace, manifest: Mapping[str, Any]) -> Iterator[str]:
-    if _read(place, COPY) != as_json(manifest):
+    if read_or_empty(place, COPY) != as_json(manifest):
         yield COPY
     for key, expected in manifest["digests"].items():
-        data = _read(place, key)
+        data = read_or_empty(place, key)
         if (key != ROOT and digest(key, data) != expected) or (
             key == ROOT and not _is_original(key, data, manifest)
         ):
@@ -93,7 +93,7 @@ def _is_original(key: str, data: bytes, manifest: Mapping[str, Any]) -> bool:
     if key != ROOT:
         expected: str = manifest["digests"][key]
         return digest(key, data) == expected
-    with suppress(*_UNREADABLE):
+    with suppress(*_DAMAGED):
         root = load(data)
         return data == as_json(root) and manifest_in(root) == manifest and broken_seal(root) is None
     return False
@@ -101,20 +101,26 @@ def _is_original(key: str, data: bytes, manifest: Mapping[str, Any]) -> bool:
 
 def _damaged_without_digests(place: StorePlace, created: Mapping[str, bytes]) -> Iterator[tuple[str, bytes]]:
     """Yield the damaged objects of a store of an earlier version, of which the metadata are stored twice."""
-    root = load(_read(place, ROOT))
-    consolidated = root["consolidated_metadata"]["metadata"]
-    mended = dict(consolidated)
+    root = load(read_or_empty(place, ROOT))
+    try:
+        consolidated = root["consolidated_metadata"]["metadata"]
+        mended = dict(consolidated)
+    except (KeyError, TypeError, ValueError):
+        raise ActstatsError(
+            f"{place.location} cannot be repaired: {ROOT} does not describe its arrays, and {COPY} is missing; "
+            "remove it and sweep again"
+        ) from None
     for key, data in created.items():
         name, _, rest = key.partition("/")
         if rest != ROOT:
-            if name in consolidated and _read(place, key) != data:
+            if name in consolidated and read_or_empty(place, key) != data:
                 yield key, data
             continue
         metadata = load(data)
-        if name not in consolidated or metadata == consolidated[name] == _parsed(_read(place, key)):
+        if name not in consolidated or metadata == consolidated[name] == _parsed(read_or_empty(place, key)):
             continue
         mended[name] = metadata
-        if _parsed(_read(place, key)) != metadata:
+        if _parsed(read_or_empty(place, key)) != metadata:
             yield key, data
     if mended != consolidated:
         yield (
@@ -127,9 +133,3 @@ def _parsed(data: bytes) -> Any:
     with suppress(ValueError):
         return load(data)
     return None
-
-
-def _read(place: StorePlace, key: str) -> bytes:
-    with suppress(FileNotFoundError, NotADirectoryError):
-        return place.read([key])[0]
-    return b""

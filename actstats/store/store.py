@@ -51,7 +51,7 @@ from actstats.store.digests import (
     read_record,
 )
 from actstats.store.manifest import Manifest
-from actstats.store.place import StorePlace, Use, place_of
+from actstats.store.place import StorePlace, Use, place_of, read_or_empty
 from actstats.store.repair import recovered_manifest, restore
 from actstats.store.schema import Schema, axis_coordinates, unit_coordinates
 from actstats.support import URL, html_facts
@@ -503,10 +503,7 @@ class Store:
                 yield name, reason
 
     def _bytes(self, key: str) -> bytes:
-        """Return an object; empty if it does not exist."""
-        with suppress(FileNotFoundError, NotADirectoryError):
-            return self.place.read([key])[0]
-        return b""
+        return read_or_empty(self.place, key)
 
     def read(self, name: str, where: Any) -> NDArray[Any]:
         """Return the values of an array at `where`, a NumPy index.
@@ -646,10 +643,10 @@ def _group(place: StorePlace, objects: VerifiedObjects, mode: str) -> tuple[zarr
         ActstatsError: it is not a store that this version supports, or it is damaged.
     """
     path = place.location
-    if not place.exists():
-        raise ActstatsError(f"no store at {path}; create one with `actstats sweep --out {path} ...`")
     root, reason = None, ""
     try:
+        if not place.exists():
+            raise ActstatsError(f"no store at {path}; create one with `actstats sweep --out {path} ...`")
         root = load(place.root(_LARGEST_ROOT))
     except PermissionError as error:
         raise ActstatsError(f"cannot read {path}: {error.strerror}") from error
@@ -657,8 +654,7 @@ def _group(place: StorePlace, objects: VerifiedObjects, mode: str) -> tuple[zarr
         reason = f" ({one_line(error)})"
     attributes = root.get("attributes") if isinstance(root, dict) and root.get("zarr_format") == 3 else None
     if not isinstance(root, dict) or not isinstance(attributes, dict) or "actstats" not in attributes:
-        with suppress(FileNotFoundError, NotADirectoryError):
-            place.read([COPY])  # only stores of actstats have it
+        if read_or_empty(place, COPY):  # only stores of actstats have it
             raise damaged(path, ROOT, f"is missing or cannot be read{reason}")
         kind = ", but another Zarr group" if isinstance(attributes, dict) else ": it is not a Zarr v3 group"
         raise ActstatsError(f"{path} is not a store of actstats{kind}{reason}")

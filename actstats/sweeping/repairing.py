@@ -53,7 +53,7 @@ def repair(
     plan = _RepairPlan(recovered_manifest(store), store, trust=trust)
     plan.options = {"weights": weights, "arch": arch, "offline": offline}
     plan.images(data)
-    with plan.opened(Execution(**execution, repair=True)) as run:
+    with plan.opened(Execution(**{**execution, "repair": True})) as run:
         if not run.todo:
             return run.summary()
     return plan.run(**{**execution, "on_start": None})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shlex
 import shutil
@@ -77,6 +78,11 @@ def flipped(path: Path) -> None:
     path.write_bytes(data)
 
 
+def piped(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
 DAMAGE = {
     "a flipped bit of a variable": (lambda s: flipped(s / "mean/c.1.0"), "mean of partition 1"),
     "a variable copied over another": (
@@ -109,6 +115,10 @@ DAMAGE = {
         "zarr.json",
     ),
     "a flipped bit of the second manifest": (lambda s: flipped(s / "manifest.json"), "manifest.json"),
+    "a pipe in place of a variable": (lambda s: piped(s / "mean/c.1.0"), "mean of partition 1"),
+    "a pipe in place of a record": (lambda s: piped(s / "provenance/c.2"), "provenance of partition 2"),
+    "a pipe in place of a coordinate": (lambda s: piped(s / "label/c.0"), "label"),
+    "a pipe in place of the root": (lambda s: piped(s / "zarr.json"), "zarr.json"),
     "a flag of zeros": (lambda s: (s / "completed/c.1").write_bytes(bytes(5)), "completed of partition 1"),
 }
 
@@ -222,6 +232,10 @@ def test_both_copies_of_the_manifest_damaged_or_the_images_gone_is_one_line(
     for name in ("manifest.json", "zarr.json"):
         (store / name).write_text("{}")
     assert "has no intact copy of its manifest" in run("repair {store}", store).stderr
+    (store / "zarr.json").unlink()
+    (store / "zarr.json").mkdir()
+    with pytest.raises(actstats.ActstatsError, match="has no intact copy of its manifest"):
+        actstats.repair(store, repair=True)
 
 
 def test_a_sweep_with_repair_restores_what_all_partitions_share(
