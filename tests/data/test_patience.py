@@ -110,6 +110,8 @@ class Flaky:
         self.fingerprint = f"flaky {count}"
         self.fails, self.error = fails, error
         self.tries: Counter[int] = Counter()
+        self.may_fail = threading.Event()
+        self.may_fail.set()
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -117,6 +119,7 @@ class Flaky:
     def image(self, index: int) -> Image.Image:
         self.tries[index] += 1
         if self.tries[index] <= self.fails.get(index, 0):
+            self.may_fail.wait()
             if self.error is OSError:
                 raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
             raise ImageError(UNREADABLE, "damaged")
@@ -172,7 +175,10 @@ def test_closing_the_batches_ends_all_waiting(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("actstats.data.patience.WAITS", (3600.0,) * 4)
     source = Flaky(40, dict.fromkeys(range(4, 40), 99))
     batches = joint_batches(source, [View(SMALL)], [(0, 4), (4, 8), (8, 12)], workers=4)
+    # The first batch would wait for an hour, too, if an image failed before it was read.
+    source.may_fail.clear()
     next(batches)
+    source.may_fail.set()
     while not source.tries[4]:
         threading.Event().wait(0.01)
     batches.close()
