@@ -88,10 +88,12 @@ def fits(entry: Entry, key: str, data: bytes) -> bool:
     if entry_of(key, data, chunks) != entry:
         return False
     ranges = [] if chunks is None else _ranges(data[-_INDEX_ENTRY * chunks - _CRC :])
-    return all(
-        google_crc32c.value(data[start : stop - _CRC]) == int.from_bytes(data[stop - _CRC : stop], "little")
-        for start, stop in ranges
-    )
+    return all(has_checksum(data[start:stop]) for start, stop in ranges)
+
+
+def has_checksum(data: bytes) -> bool:
+    """Whether data end with the CRC32C of the rest, as Zarr's codec `crc32c` writes it."""
+    return bool(google_crc32c.value(data[:-_CRC]) == int.from_bytes(data[-_CRC:], "little"))
 
 
 def chunks_in(entry: Entry) -> int | None:
@@ -156,11 +158,10 @@ def read_record(partition: int, data: bytes) -> Record | None:
     Raises:
         ValueError: the object is damaged, or that of another partition.
     """
-    body, checksum = data[:-_CRC], int.from_bytes(data[-_CRC:], "little")
-    if len(data) < 8 + _CRC or google_crc32c.value(body) != checksum:
+    if len(data) < 8 + _CRC or not has_checksum(data):
         raise ValueError("does not match its checksum")
     # A single string in the format vlen-utf8: the number of strings, then the length of each before its bytes.
-    record = load(body[8:])
+    record = load(data[8:-_CRC])
     if not isinstance(record, dict) or "digests" not in record:
         return None
     if record.get("partition") != partition:

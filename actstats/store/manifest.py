@@ -256,6 +256,36 @@ class PlanRecord:
     store: Place
 
 
+@dataclass(frozen=True, kw_only=True)
+class AttackRecord:
+    """How far an attack moved the images of a partition; the fields of `actstats.store.description.Attack`."""
+
+    images: Whole
+    distance: Number
+    unmoved: Whole
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProvenanceRecord:
+    """The entries of the provenance of a partition that are reported."""
+
+    device: Text = ""
+    compiled: bool = False
+    versions: Mapping[str, Text] = field(default_factory=dict)
+    attack: AttackRecord | None = None
+
+    @classmethod
+    def known(cls, entries: object) -> dict[str, Any]:
+        """Return the provenance in JSON, without those of these entries that have another type."""
+        record = dict(entries) if isinstance(entries, Mapping) else {}
+        for name in cls.__dataclass_fields__.keys() & record.keys():
+            try:
+                parse(cls, {name: record[name]})
+            except InvalidError:
+                del record[name]
+        return record
+
+
 def _newer(entries: Mapping[str, Any]) -> str:
     """Return the version that wrote a manifest if it is newer than this one; else an empty text."""
     versions = entries.get("versions")

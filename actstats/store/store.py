@@ -18,7 +18,6 @@ from operator import floordiv
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import google_crc32c
 import numpy as np
 import zarr
 import zarr.core.group
@@ -31,7 +30,7 @@ from actstats.records import InvalidError, load, shortened
 from actstats.store import manifest as manifests
 from actstats.store.arrays import check_arrays, same_json
 from actstats.store.codecs import bounded
-from actstats.store.creation import WRITTEN, objects_of
+from actstats.store.creation import STATUSES, WRITTEN, objects_of
 from actstats.store.digests import (
     ABSENT,
     COPY,
@@ -48,9 +47,10 @@ from actstats.store.digests import (
     digest,
     entry_of,
     fits,
+    has_checksum,
     read_record,
 )
-from actstats.store.manifest import Manifest
+from actstats.store.manifest import Manifest, ProvenanceRecord
 from actstats.store.place import StorePlace, Use, place_of, read_or_empty
 from actstats.store.repair import recovered_manifest, restore
 from actstats.store.schema import Schema, axis_coordinates, unit_coordinates
@@ -338,15 +338,18 @@ class Store:
         if self.record.format == 1:
             for start, stop in map(self.bounds, done):
                 status[start:stop] = self.read("status", slice(start, stop))
-            return status
-        # Decode the objects directly, ten times faster than Zarr: there may be thousands when a sweep starts.
-        objects = self._read_with_records("status", done)
-        for partition, data in zip(done, objects, strict=True):
-            values, checksum = data[:-4], int.from_bytes(data[-4:], "little")
-            if len(values) != size or google_crc32c.value(values) != checksum:
-                raise damaged(self.path, f"status of partition {partition}", "does not match its checksum")
-            start, stop = self.bounds(partition)
-            status[start:stop] = np.frombuffer(values, dtype=np.int8)[: stop - start]
+        else:
+            # Decode the objects directly, ten times faster than Zarr: there may be thousands when a sweep starts.
+            objects = self._read_with_records("status", done)
+            for partition, data in zip(done, objects, strict=True):
+                if len(data) != size + 4 or not has_checksum(data):
+                    raise damaged(
+                        self.path, f"status of partition {partition}", "does not match its checksum"
+                    )
+                start, stop = self.bounds(partition)
+                status[start:stop] = np.frombuffer(data, dtype=np.int8, count=stop - start)
+        if not np.isin(status, list(STATUSES)).all():
+            raise _foreign(self.path, "the status of an image is none of `flag_values`")
         return status
 
     def _read_with_records(self, name: str, partitions: Sequence[int]) -> list[bytes]:
@@ -377,14 +380,14 @@ class Store:
         if "provenance" not in self.group:
             return []
         done = np.flatnonzero(self.completed)
-        found = []
+        records = []
         for text in self.read("provenance", ...)[done].tolist():
             try:
                 record = load(text)
             except ValueError:
                 record = {}
-            found.append(record if isinstance(record, dict) else {})
-        return found
+            records.append(ProvenanceRecord.known(record))
+        return records
 
     def missing_objects(self) -> list[tuple[str, int]]:
         """Return the variable and partition of each object that is missing or empty in a complete partition.

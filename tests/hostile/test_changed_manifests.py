@@ -24,7 +24,8 @@ from actstats.errors import ActstatsError
 from actstats.records import load
 from actstats.store import Store
 from actstats.store.codecs import content_size
-from actstats.store.digests import manifest_in
+from actstats.store.description import describe
+from actstats.store.digests import digest, manifest_in
 from actstats.store.manifest import Manifest
 from tests.hostile import mutations
 from tests.hostile.mutations import Mutation
@@ -228,6 +229,44 @@ def test_an_object_that_decodes_to_gigabytes_is_damage(good, tmp_path, name, con
     with pytest.raises(ActstatsError, match=r"claims to have|damaged"):
         Store.open(store).read(name.partition("/")[0], ...)
     assert _status("VmHWM") - before < MEMORY
+
+
+def with_record(good: Path, store: Path, status: bytes | None = None, **changes: Any) -> None:
+    """Copy a store with another record of its first partition, and another status of its images."""
+    shutil.copytree(good, store)
+    record = {**json.loads((store / "provenance/c.0").read_bytes()[8:-4]), **changes}
+    if status is not None:
+        data = with_checksum(status)
+        record["digests"]["status"] = [digest("status/c.0", data)]
+        (store / "status/c.0").write_bytes(data)
+    text = json.dumps(record).encode()
+    head = (1).to_bytes(4, "little") + len(text).to_bytes(4, "little")
+    (store / "provenance/c.0").write_bytes(with_checksum(head + text))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"device": 5},
+        {"versions": ["torch"]},
+        {"versions": {"torch": 2}},
+        {"compiled": "no"},
+        {"attack": 3},
+        {"attack": {"images": "4", "distance": 1.0, "unmoved": 0}},
+    ],
+)
+def test_provenance_of_another_type_is_not_reported(good, tmp_path, changes):
+    with_record(good, tmp_path / "s.zarr", **changes)
+    description = describe(tmp_path / "s.zarr")
+    assert sum(description.computed_on.values()) == 2
+    assert description.attack is None
+
+
+def test_a_status_that_does_not_exist_is_refused(good, tmp_path):
+    size = len((good / "status/c.0").read_bytes()) - 4
+    with_record(good, tmp_path / "s.zarr", status=bytes([77] * size))
+    with pytest.raises(ActstatsError, match="the status of an image is none of"):
+        describe(tmp_path / "s.zarr")
 
 
 @pytest.mark.parametrize("level", [-5, 1, 22])
