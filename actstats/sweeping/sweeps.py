@@ -85,6 +85,10 @@ def sweep(
 _PLANNING: Final = ("weights", "robust", "seed", "offline", "preprocessing", "limit", "sample", "fingerprint")
 
 
+_BESIDE_SETTINGS: Final = {"paired_with", "masks"}
+"""Entries of a manifest that settings do not determine: the clean sweep, and the contents of a folder of masks."""
+
+
 def _complete_already(
     model: Any,
     images: Any,
@@ -116,6 +120,7 @@ def _complete_already(
     )
     if (
         manifest["actstats"] != manifests.FORMAT
+        or manifest.keys() & _BESIDE_SETTINGS
         or manifest.get("request") != asked
         or manifest["versions"] != manifests.versions()
         or Settings.from_manifest(manifest) != settings

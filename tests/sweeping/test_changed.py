@@ -327,6 +327,20 @@ def test_what_cannot_be_compared_is_refused(photographs, tmp_path):
         sweep_together([clean, changed])
 
 
+def test_a_store_of_compared_images_is_not_that_of_a_separate_sweep(photographs, tmp_path):
+    """Nor if it is complete, and the network need not be loaded to compare the settings."""
+    options = {"weights": "none", "layers": ["features.0"], "limit": 2, "workers": 0, "device": "cpu"}
+    sweep(
+        "squeezenet1_1",
+        photographs,
+        tmp_path / "c.zarr",
+        changed={"noise:0.1": tmp_path / "n.zarr"},
+        **options,
+    )
+    with pytest.raises(ActstatsError, match="holds another sweep"):
+        sweep("squeezenet1_1", photographs, tmp_path / "n.zarr", distort="noise:0.1", **options)
+
+
 def test_the_kept_maps_are_in_the_estimate(photographs, tmp_path):
     clean = plan(SmallNet(), photographs, tmp_path / "clean.zarr", **SIZES)
     alone = plan(SmallNet(), photographs, tmp_path / "n.zarr", distort="noise:0.1", **SIZES)
