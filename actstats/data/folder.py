@@ -27,7 +27,7 @@ from actstats.data.image import (
 )
 from actstats.data.objects import read_remote
 from actstats.data.patience import image_error
-from actstats.data.source import EncodedSource, fingerprint, folder_classes, printable
+from actstats.data.source import EncodedSource, encodable, fingerprint, folder_classes
 from actstats.errors import ActstatsError
 from actstats.support import URL
 
@@ -43,8 +43,8 @@ class FolderSource(EncodedSource):
 
     def __init__(self, spec: str, root: Path, names: Sequence[str], more: Sequence[str] = ()) -> None:
         """Use the files `names` under `root`. The files `more` only contribute their classes."""
-        paths = [printable(name) for name in names]
-        others = [printable(name) for name in more]
+        paths = [encodable(name) for name in names]
+        others = [encodable(name) for name in more]
         labels, classes = folder_classes([*paths, *others], _annotated(root, [*names, *more]))
         self._root = os.fspath(root)
         self._names = list(names)
@@ -252,7 +252,7 @@ def _annotated(root: Path, names: Sequence[str]) -> dict[str, str]:
         except OSError as error:
             raise ActstatsError(f"cannot read {file}: {error.strerror}") from None
         fields = (row.split("\t") for row in rows)
-        classes |= {printable(f"{folder}/{row[0]}"): row[1].strip() for row in fields if len(row) > 1}
+        classes |= {encodable(f"{folder}/{row[0]}"): row[1].strip() for row in fields if len(row) > 1}
     return classes
 
 

@@ -240,7 +240,7 @@ def unnamed(labels: NDArray[np.int64], classes: Sequence[str]) -> list[str]:
     ]
 
 
-def printable(name: str) -> str:
+def encodable(name: str) -> str:
     r"""Return a file name as text that can be encoded: bytes that are not UTF-8 appear as `\xff`."""
     if name.isascii():
         return name

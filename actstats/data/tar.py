@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from actstats.data.image import MAX_BYTES, MISSING, is_hidden, is_image_name, refuse_large_file
 from actstats.data.objects import RemoteFile, Shared, together
 from actstats.data.patience import MachineError, image_error
-from actstats.data.source import NO_LABEL, EncodedSource, fingerprint, folder_classes, printable
+from actstats.data.source import NO_LABEL, EncodedSource, encodable, fingerprint, folder_classes
 from actstats.data.tar_links import Links, Member
 from actstats.errors import ActstatsError, one_line
 from actstats.support import URL, cache_folder, keep_cached
@@ -154,7 +154,7 @@ def _prefixes(shards: Sequence[Path | RemoteFile]) -> list[str]:
         return [""]
     names = [PurePosixPath(shard.url if isinstance(shard, RemoteFile) else shard) for shard in shards]
     base = os.path.commonpath([name.parent for name in names])
-    return [f"{printable(name.relative_to(base).as_posix())}/" for name in names]
+    return [f"{encodable(name.relative_to(base).as_posix())}/" for name in names]
 
 
 def _indexes(shards: Sequence[Path | RemoteFile], limit: int | None) -> Iterator[dict[str, Member]]:
@@ -250,7 +250,7 @@ def _members(file: IO[bytes]) -> Iterator[Member]:
             elif entry.islnk():
                 member = links.same(name, _relative(entry.linkname))
             elif entry.issym():
-                links.link(name, printable(entry.linkname), rooted=entry.name.startswith("/"))
+                links.link(name, encodable(entry.linkname), rooted=entry.name.startswith("/"))
             if member is not None:
                 yield member
             while not archive.pax_headers and (plain := _plain(file, archive.offset)) is not None:
@@ -303,7 +303,7 @@ class _Headers:
 
 def _relative(name: str) -> str:
     """Return the name of a member without a leading `/`, and without `.` and `..`."""
-    name = printable(name)
+    name = encodable(name)
     parts = name.split("/")
     return name if _SKIPPED.isdisjoint(parts) else "/".join(part for part in parts if part not in _SKIPPED)
 

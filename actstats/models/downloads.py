@@ -24,7 +24,7 @@ from urllib.parse import unquote, urlsplit
 from urllib.request import Request, urlopen
 
 from actstats.errors import ActstatsError, NotCachedError
-from actstats.support import cache_folder, replace_file
+from actstats.support import cache_folder, replace_file, sha256_of
 from actstats.text import printable
 
 _TIMEOUT: Final = 30.0
@@ -100,12 +100,6 @@ def fetch(url: str, *, sha256: str | None = None, offline: bool = False, advice:
             f"the SHA-256 of {file} is {known}, not {sha256}; delete the file to download it again"
         )
     return Fetched(file, known)
-
-
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _download(url: str, part: Path, note: Path, advice: str) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 
 from actstats.metrics import Output
 from actstats.metrics.builtin import BUILTINS, PAIRS
-from actstats.records import Identifier, InvalidError, Longest, Range, Text, parse
+from actstats.records import Identifier, InvalidError, Longest, Range, Text, parse, shortened
 from actstats.store.manifest import Manifest
 from actstats.store.schema import unit_chunks
 from actstats_kernels.bins import FREQUENCY_BINS, HISTOGRAM_BINS
@@ -106,7 +106,7 @@ def check_arrays(found: Mapping[str, Any], manifest: Manifest) -> None:
     if clash := set(manifest.outputs) & COORDINATES.keys():
         raise InvalidError(f"invalid outputs: {min(clash)!r} is a coordinate")
     if extra := found.keys() - known:
-        raise InvalidError(f"array {ascii(min(extra))[:80]} does not belong to the store")
+        raise InvalidError(f"array {shortened(min(extra))} does not belong to the store")
     for name in sorted(known):
         if name in found:
             metadata = found[name]
@@ -239,7 +239,7 @@ def _require_equal(name: str, found: Mapping[str, Any], expected: dict[str, Any]
         raise InvalidError(f"{name} has storage transformers")
     for key in sorted({*found, *expected}):
         if key not in found or key not in expected or not same_json(found[key], expected[key]):
-            raise InvalidError(f"{ascii(key)[:80]} of {name} is not that of a store with this manifest")
+            raise InvalidError(f"{shortened(key)} of {name} is not that of a store with this manifest")
 
 
 def _without_empty(value: Any) -> Any:

@@ -27,7 +27,7 @@ from zarr.storage import ObjectStore
 
 from actstats.records import load
 from actstats.remote import FIRST_PATIENCE, RESUME, explained, opened
-from actstats.store.digests import COPY
+from actstats.store.digests import COPY, ROOT
 from actstats.support import URL
 
 if TYPE_CHECKING:
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_ROOT: Final = "zarr.json"
 _LAST: Final = "completed/zarr.json"
 """The object that is written last when a store is created."""
 _NOTICE: Final = "actstats_removing"
@@ -91,12 +90,12 @@ class Bucket:
         """Return the object `zarr.json`."""
         try:
             with explained(self.location):
-                found = obstore.get(self._store, _ROOT)
+                found = obstore.get(self._store, ROOT)
                 if found.meta["size"] > most:
-                    raise ValueError(f"{_ROOT} is larger than {most >> 20} MiB")
+                    raise ValueError(f"{ROOT} is larger than {most >> 20} MiB")
                 return bytes(found.bytes())
         except FileNotFoundError:
-            raise FileNotFoundError(errno.ENOENT, f"it has no {_ROOT}") from None
+            raise FileNotFoundError(errno.ENOENT, f"it has no {ROOT}") from None
 
     def put(self, key: str, data: bytes) -> None:
         """Write an object."""
@@ -129,13 +128,13 @@ class Bucket:
 
     def make(self, objects: Mapping[str, bytes]) -> None:
         """Write the root, unless it exists."""
-        self._put_new(_ROOT, objects[_ROOT])
+        self._put_new(ROOT, objects[ROOT])
 
     def complete(self, objects: Callable[[], Mapping[str, bytes]]) -> None:
         """Write the objects of a new store that are missing."""
         if not self.whole():
             tree = objects()
-            others = [key for key in tree if key not in (_ROOT, _LAST)]
+            others = [key for key in tree if key not in (ROOT, _LAST)]
             with self.explained():
                 self._at_once(lambda key: self._put_new(key, tree[key]), others)
                 self._put_new(_LAST, tree[_LAST])
@@ -162,12 +161,12 @@ class Bucket:
     def version(self) -> str | None:
         """Return the ETag of the root, which identifies the store, or None if there is no store."""
         with self.explained(), suppress(FileNotFoundError):
-            return obstore.head(self._store, _ROOT)["e_tag"]
+            return obstore.head(self._store, ROOT)["e_tag"]
         return None
 
     def _root(self, store: obstore.store.ObjectStore) -> tuple[bytes, UpdateVersion] | None:
         try:
-            found = obstore.get(store, _ROOT)
+            found = obstore.get(store, ROOT)
             return bytes(found.bytes()), _version(found.meta)
         except FileNotFoundError:
             return None
@@ -191,12 +190,12 @@ class Bucket:
                     self.remove(keys[first : first + _AT_A_TIME])
                     root = self._put_notice(folders, root)
             self.remove([COPY])
-            self.remove([_ROOT])
+            self.remove([ROOT])
 
     def _put_notice(self, folders: list[str], root: UpdateVersion) -> UpdateVersion:
         notice = json.dumps({_NOTICE: folders, "sign_of_life": os.urandom(8).hex()}).encode()
         try:
-            return _version(obstore.put(self._store, _ROOT, notice, mode=root, use_multipart=False))
+            return _version(obstore.put(self._store, ROOT, notice, mode=root, use_multipart=False))
         except PreconditionError:
             found = self._root(self._store)
             if found is not None and found[0] == notice:  # the write succeeded, but its response was lost
