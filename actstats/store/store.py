@@ -631,7 +631,8 @@ def damage_in(error: Exception) -> ActstatsError | None:
         for value in frame.f_locals.values():
             place = getattr(value, "store_path", value)
             if isinstance(place, StorePath) and place.path:
-                root = getattr(place.store, "root", place.store)
+                store: Any = place.store
+                root = getattr(store, "location", None) or getattr(store, "root", store)
                 return ActstatsError(
                     f"{root} is damaged: {place.path.partition('/')[0]} cannot be read ({one_line(error)}); "
                     f"run `actstats info --verify {root}` to list all damage"

@@ -127,6 +127,19 @@ def test_what_is_no_store_is_named(store, tmp_path):
         assert said in failure_of(f"top {tmp_path / name} features.1/0")
 
 
+def test_damage_that_an_analysis_meets_names_the_store_and_a_command_that_runs(store, tmp_path):
+    damaged = shutil.copytree(store, tmp_path / "damaged.zarr")
+    chunk = damaged / "total_variation" / "c.1.0"
+    data = bytearray(chunk.read_bytes())
+    data[100] ^= 1
+    chunk.write_bytes(data)
+    said = failure_of(f"analyze smoothness {damaged}")
+    assert said.startswith(f"{damaged} is damaged: total_variation cannot be read (")
+    assert f"run `actstats info --verify {damaged}` to list all damage" in said
+    listed = actstats(f"info --verify {damaged}")
+    assert "total_variation of partition 1 is damaged" in listed.stdout
+
+
 def test_top_lists_the_greatest_maxima_of_all_partitions(store):
     merged = package.merge(xr.open_zarr(store))
     unit = merged.set_xindex(["layer", "channel"]).sel(layer="features.3", channel=17).load()
