@@ -10,6 +10,7 @@ from actstats.analysis.changes import CLEAN, is_compared, map_changes, paired_sw
 from actstats.analysis.comparing import units_by_layer
 from actstats.analysis.coverage import result, usable
 from actstats.analysis.tables import unit_table
+from actstats.attributes import find_manifest
 from actstats.errors import ActstatsError
 
 _DESCRIBED = {
@@ -50,11 +51,13 @@ def noise(
         The variables above, f64 [unit], and `outlier`, bool [unit].
 
     Raises:
-        ActstatsError: the sweeps differ in images, layers or weights, the maps were compared with those of another
-            sweep, a variable is missing, no partition is complete, or `share` is not above 0.
+        ActstatsError: the sweeps differ in images, layers or weights, `clean` is the more distorted one, the maps were
+            compared with those of another sweep, a variable is missing, no partition is complete, or `share` is not
+            above 0.
     """
     if not share > 0:
         raise ActstatsError(f"`share=` must be above 0, not {share}")
+    _refuse_swapped(clean, noisy)
     first, second = paired_sweeps(clean, noisy, "noise", ["total_variation"], ["total_variation"])
     before, after = first["total_variation"], second["total_variation"]
     both = before.notnull() & after.notnull()
@@ -78,6 +81,16 @@ def noise(
         changes = map_changes(clean, noisy)
         described |= {str(name): variable for name, variable in changes.data_vars.items()}
     return result(described, first)
+
+
+def _refuse_swapped(clean: xr.Dataset, noisy: xr.Dataset) -> None:
+    """Raise an `ActstatsError` if the images of `clean` are those of `noisy`, distorted further."""
+    before, after = (list(find_manifest(dataset.attrs).get("distort", ())) for dataset in (clean, noisy))
+    if len(before) > len(after) and before[: len(after)] == after:
+        raise ActstatsError(
+            f"noise: the first sweep is distorted by {' + '.join(before[len(after) :])} and the second is not: give "
+            "the clean sweep first"
+        )
 
 
 def noise_by_layer(

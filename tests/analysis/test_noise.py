@@ -116,6 +116,20 @@ def test_sweeps_that_are_no_pair_are_refused_by_name(tmp_path, clean, maps, mani
     assert "\n" not in str(caught.value)
 
 
+def test_sweeps_in_the_wrong_order_are_refused(tmp_path):
+    maps = {"first": steps(1, 3)}
+    made = {
+        name: make_store(tmp_path / f"{name}.zarr", maps, **({"distort": specs} if specs else {}))
+        for name, specs in {"plain": [], "grey": ["greyscale"], "noisy": ["greyscale", "noise:0.1"]}.items()
+    }
+    with pytest.raises(ActstatsError, match=r"^noise: the first sweep is distorted by noise:0\.1 and the second"):
+        noise(made["noisy"], made["grey"])
+    with pytest.raises(ActstatsError, match=r"by greyscale \+ noise:0\.1 .* not: give the clean sweep first$"):
+        noise(made["noisy"], made["plain"])
+    for pair in (("grey", "noisy"), ("plain", "noisy"), ("noisy", "noisy")):
+        noise(*(made[name] for name in pair))
+
+
 def test_a_share_that_is_not_above_0_is_refused(tmp_path, clean):
     for share in (0, float("nan")):
         with pytest.raises(ActstatsError, match="`share=` must be above 0"):
