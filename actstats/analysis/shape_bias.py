@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import re
 import tarfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any, Final
@@ -278,7 +278,9 @@ def shape_bias(decisions: pd.DataFrame, *, confidence: float = 0.95) -> pd.DataF
     trials = _informative(decisions, confidence)
     rows = [row for name, part in _groups(trials) for row in _rows(name, part, confidence)]
     table = pd.DataFrame(rows)
-    table.attrs["notes"] = _notes(trials, table["clusters"])
+    whole = table["category"] == ALL
+    clusters = {"intervals": table["clusters"][whole], "intervals of single categories": table["clusters"][~whole]}
+    table.attrs["notes"] = _notes(trials, clusters)
     return table
 
 
@@ -317,7 +319,7 @@ def compare_shape_bias(decisions: pd.DataFrame, *, confidence: float = 0.95) -> 
         for name, part in groups.items()
     }
     table = pd.DataFrame([_difference(*pair, known[pair[0]], known[pair[1]], confidence) for pair in pairs])
-    table.attrs["notes"] = _notes(trials, table["clusters"])
+    table.attrs["notes"] = _notes(trials, {"intervals": table["clusters"]})
     return table
 
 
@@ -465,15 +467,13 @@ def _difference(
     }
 
 
-def _notes(trials: pd.DataFrame, clusters: pd.Series[int]) -> list[str]:
+def _notes(trials: pd.DataFrame, clusters: Mapping[str, pd.Series[int]]) -> list[str]:
     unknown = trials.loc[trials["shape_image"] < 0, "observer"].unique().tolist()
-    few = int(clusters.between(1, FEWEST_CLUSTERS - 1).sum())
-    notes = []
-    if unknown:
-        notes.append(UNNUMBERED.format(first(sorted(unknown))))
-    if few:
-        notes.append(
-            f"{few} of {len(clusters)} intervals are of fewer than {FEWEST_CLUSTERS} shape images, texture images or "
-            "people (`clusters`), and may be too narrow"
-        )
+    notes = [UNNUMBERED.format(first(sorted(unknown)))] if unknown else []
+    for intervals, numbers in clusters.items():
+        if few := int(numbers.between(1, FEWEST_CLUSTERS - 1).sum()):
+            notes.append(
+                f"{few} of {len(numbers)} {intervals} are of fewer than {FEWEST_CLUSTERS} shape images, texture images "
+                "or people (`clusters`), and may be too narrow"
+            )
     return notes

@@ -204,9 +204,16 @@ def test_intervals_of_people_are_clustered_by_person_too():
     variance = clustered((hits - share) / len(hits), *np.tile(stimuli.T, 5)[:, decided], person)
     assert row["clusters"] == 5
     assert (row["low"], row["high"]) == pytest.approx(logit_interval(share, variance, 5))
-    assert any(
-        "fewer than 10 shape images, texture images or people" in note for note in table.attrs["notes"]
-    )
+    # Of the humans together; each person has as few shape images of a category.
+    few = "of fewer than 10 shape images, texture images or people (`clusters`), and may be too narrow"
+    for intervals, rows in {
+        "intervals": table[table["category"] == "all"],
+        "intervals of single categories": table[table["category"] != "all"],
+    }.items():
+        count = rows["clusters"].between(1, 9).sum()
+        assert 0 < count
+        assert f"{count} of {len(rows)} {intervals} are {few}" in table.attrs["notes"]
+    assert len(table.attrs["notes"]) == 2
 
 
 def test_observers_are_compared_on_the_stimuli_that_both_were_shown():
