@@ -279,7 +279,10 @@ def shape_bias(decisions: pd.DataFrame, *, confidence: float = 0.95) -> pd.DataF
     rows = [row for name, part in _groups(trials) for row in _rows(name, part, confidence)]
     table = pd.DataFrame(rows)
     whole = table["category"] == ALL
-    clusters = {"intervals": table["clusters"][whole], "intervals of single categories": table["clusters"][~whole]}
+    clusters = {
+        "intervals": table["clusters"][whole],
+        "intervals of single categories": table["clusters"][~whole],
+    }
     table.attrs["notes"] = _notes(trials, clusters)
     return table
 

@@ -180,6 +180,15 @@ def compare(
         units, problems = measure_units(dataset, other)
         measured.append(units)
         notes += [f"{name}: {line}" for line in (*coverage_notes(usable(dataset, "the report")), *problems)]
+    if noisy and (
+        lacking := [
+            name for name, of in zip(called, measured, strict=True) if "relative_map_change" not in of
+        ]
+    ):
+        notes.append(
+            f"How much noise changes the maps is not measured for {', '.join(lacking)}: sweep clean and noisy images in "
+            "one pass (sweep --changed), with the metrics mean and variance"
+        )
     measures = common_measures(measured)
     networks = [rebuild(store, trust=trust) for store in stores]
     pairing = pair_units(datasets, called, pair, matches, of_first=bool(of_robust))
@@ -455,6 +464,11 @@ def _names(stores: Sequence[str | Path], names: Sequence[str]) -> list[str]:
 
 def _require_noise(name: str, clean: Mapping[str, Any], noisy: Mapping[str, Any]) -> None:
     """Raise `ActstatsError` unless the noisy sweep is the clean one with noise added, and nothing else."""
+    networks = [(of.get("arch"), of.get("weights", {}).get("sha256")) for of in (clean, noisy)]
+    if networks[0] != networks[1]:
+        raise ActstatsError(
+            f"`noisy=` for {name} is of a different network: give a noisy sweep for each store, in the same order"
+        )
     before, after = list(clean.get("distort", ())), list(noisy.get("distort", ()))
     added = after[len(before) :]
     if not added or after[: len(before)] != before or not all(step.startswith("noise:") for step in added):

@@ -122,9 +122,13 @@ def test_sweeps_in_the_wrong_order_are_refused(tmp_path):
         name: make_store(tmp_path / f"{name}.zarr", maps, **({"distort": specs} if specs else {}))
         for name, specs in {"plain": [], "grey": ["greyscale"], "noisy": ["greyscale", "noise:0.1"]}.items()
     }
-    with pytest.raises(ActstatsError, match=r"^noise: the first sweep is distorted by noise:0\.1 and the second"):
+    with pytest.raises(
+        ActstatsError, match=r"^noise: the first sweep is distorted by noise:0\.1 and the second"
+    ):
         noise(made["noisy"], made["grey"])
-    with pytest.raises(ActstatsError, match=r"by greyscale \+ noise:0\.1 .* not: give the clean sweep first$"):
+    with pytest.raises(
+        ActstatsError, match=r"by greyscale \+ noise:0\.1 .* not: give the clean sweep first$"
+    ):
         noise(made["noisy"], made["plain"])
     for pair in (("grey", "noisy"), ("plain", "noisy"), ("noisy", "noisy")):
         noise(*(made[name] for name in pair))
