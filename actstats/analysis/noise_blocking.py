@@ -51,9 +51,9 @@ def noise(
         The variables above, f64 [unit], and `outlier`, bool [unit].
 
     Raises:
-        ActstatsError: the sweeps differ in images, layers or weights, `clean` is the more distorted one, the maps were
-            compared with those of another sweep, a variable is missing, no partition is complete, or `share` is not
-            above 0.
+        ActstatsError: the sweeps differ in images, layers or weights, `clean` is the more distorted one, the maps
+            were compared with those of another sweep, a variable is missing, no partition is complete, or `share` is
+            not above 0.
     """
     if not share > 0:
         raise ActstatsError(f"`share=` must be above 0, not {share}")

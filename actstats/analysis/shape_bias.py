@@ -476,7 +476,7 @@ def _notes(trials: pd.DataFrame, clusters: Mapping[str, pd.Series[int]]) -> list
     for intervals, numbers in clusters.items():
         if few := int(numbers.between(1, FEWEST_CLUSTERS - 1).sum()):
             notes.append(
-                f"{few} of {len(numbers)} {intervals} are of fewer than {FEWEST_CLUSTERS} shape images, texture images "
-                "or people (`clusters`), and may be too narrow"
+                f"{few} of {len(numbers)} {intervals} are of fewer than {FEWEST_CLUSTERS} shape images, texture "
+                "images or people (`clusters`), and may be too narrow"
             )
     return notes

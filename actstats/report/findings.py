@@ -186,8 +186,8 @@ def compare(
         ]
     ):
         notes.append(
-            f"How much noise changes the maps is not measured for {', '.join(lacking)}: sweep clean and noisy images in "
-            "one pass (sweep --changed), with the metrics mean and variance"
+            f"How much noise changes the maps is not measured for {', '.join(lacking)}: sweep clean and noisy images "
+            "in one pass (sweep --changed), with the metrics mean and variance"
         )
     measures = common_measures(measured)
     networks = [rebuild(store, trust=trust) for store in stores]

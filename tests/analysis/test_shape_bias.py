@@ -211,7 +211,7 @@ def test_intervals_of_people_are_clustered_by_person_too():
         "intervals of single categories": table[table["category"] != "all"],
     }.items():
         count = rows["clusters"].between(1, 9).sum()
-        assert 0 < count
+        assert count > 0
         assert f"{count} of {len(rows)} {intervals} are {few}" in table.attrs["notes"]
     assert len(table.attrs["notes"]) == 2
 
