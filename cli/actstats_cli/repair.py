@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -10,9 +10,13 @@ from actstats.support import located
 from actstats_cli import options
 from actstats_cli.printing import count, print_json, say
 from actstats_cli.progress import Reporter
+from actstats_cli.sweep import failure_lines, raise_what_failed
 
 if TYPE_CHECKING:
     from actstats.sweeping.progress import Started
+
+_MAX_FAILED: Final = 1.0
+"""Share of unreadable images that a repair accepts: the sweep has decided on it."""
 
 
 @click.command()
@@ -66,6 +70,7 @@ def repair(
             offline=offline,
             device=device,
             workers=workers,
+            max_failed=_MAX_FAILED,
             on_start=started,
             on_progress=reporter.advance,
             on_note=reporter.note,
@@ -77,9 +82,13 @@ def repair(
                 "notes": notes,
                 "computed": summary.partitions,
                 "complete": summary.complete,
+                "failures": summary.failures,
             }
         )
     elif not notes and not summary.partitions:
         say(f"{store}: nothing is damaged")
     else:
         say(f"{store}: repaired; {count(summary.partitions, 'partition')} computed")
+        for line in failure_lines(summary):
+            say(line)
+    raise_what_failed([summary], _MAX_FAILED)

@@ -284,7 +284,7 @@ def sweep(
         if len(summary.computed_on) > 1:
             where = "; ".join(f"{count(n, 'partition')} on {kind}" for kind, n in summary.computed_on.items())
             note(f"partitions were computed on machines that may differ in the last bits: {where}")
-    _raise_what_failed(results, max_failed)
+    raise_what_failed(results, max_failed)
 
 
 def _another(words: str, first: Mapping[str, Any]) -> dict[str, Any]:
@@ -339,7 +339,7 @@ def _plan(source: Any, options_of: Mapping[str, Any]) -> list[SweepPlan]:
     return [clean, *(clean.changed(specs, store) for specs, store in changed)]
 
 
-def _raise_what_failed(results: Sequence[Summary | ActstatsError], max_failed: float) -> None:
+def raise_what_failed(results: Sequence[Summary | ActstatsError], max_failed: float) -> None:
     """Raise the first error of a sweep; print the others as notes."""
     errors = [result for result in results if isinstance(result, ActstatsError)]
     errors += [
@@ -568,12 +568,19 @@ def _lines(summary: Summary) -> list[str]:
         lines.append("already complete, nothing to do")
     if not summary.complete and not summary.aside:
         lines.append("not all partitions are complete: the other parts (--part) have to compute the rest")
-    if failures := summary.failures:
-        are = "is" if len(failures) == 1 else "are"
-        lines.append(f"{count(len(failures), 'image')} could not be read and {are} excluded:")
-        lines += [f"  {path}: {reason}" for path, reason in list(failures.items())[:SHOWN]]
-        if len(failures) > SHOWN:
-            lines.append(f"  and {len(failures) - SHOWN:,} more: actstats info {summary.store}")
+    return lines + failure_lines(summary)
+
+
+def failure_lines(summary: Summary) -> list[str]:
+    """Return the images that could not be read as lines of text."""
+    failures = summary.failures
+    if not failures:
+        return []
+    are = "is" if len(failures) == 1 else "are"
+    lines = [f"{count(len(failures), 'image')} could not be read and {are} excluded:"]
+    lines += [f"  {path}: {reason}" for path, reason in list(failures.items())[:SHOWN]]
+    if len(failures) > SHOWN:
+        lines.append(f"  and {len(failures) - SHOWN:,} more: actstats info {summary.store}")
     return lines
 
 

@@ -238,6 +238,18 @@ def test_both_copies_of_the_manifest_damaged_or_the_images_gone_is_one_line(
         actstats.repair(store, repair=True)
 
 
+def test_images_that_can_no_longer_be_read_are_reported(store: Path, images: Path) -> None:
+    flipped(store / "mean/c.1.0")
+    image, content = images / "3.png", (images / "3.png").read_bytes()
+    try:
+        image.write_bytes(bytes(len(content)))
+        repaired = run("repair {store}", store)
+        assert repaired.exit_code == 0
+        assert "1 image could not be read and is excluded:\n  3.png: " in repaired.stdout
+    finally:
+        image.write_bytes(content)
+
+
 def test_a_sweep_with_repair_restores_what_all_partitions_share(
     store: Path, sound: Path, images: Path
 ) -> None:
