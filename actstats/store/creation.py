@@ -45,7 +45,14 @@ STATUSES: Final = {
 def objects_of(
     manifest: Mapping[str, Any], schema: Schema, paths: Sequence[str], labels: NDArray[np.int64]
 ) -> dict[str, bytes]:
-    """Return the objects of a new store by key: metadata, coordinates, and the second copy of the manifest."""
+    """Return the objects of a new store by key: metadata, coordinates, and the second copy of the manifest.
+
+    Args:
+        manifest: record of the sweep, without digests.
+        schema: its variables and dimensions.
+        paths: path of each image.
+        labels: label of each image, int64 [images].
+    """
     tree: dict[str, Buffer] = {}
     objects = MemoryStore(tree)
     coordinates = " ".join((*_INDEXES, *_COORDINATES, "provenance"))

@@ -143,8 +143,17 @@ class Store:
     ) -> Store:
         """Open the store of this sweep to resume it, or create it.
 
-        With `overwrite`, the store of another sweep is replaced; the store of this sweep is always kept. With
-        `repair`, the damaged objects that all partitions share are restored.
+        Args:
+            path: path or URL of the store.
+            manifest: record of the sweep.
+            schema: its variables and dimensions.
+            paths: path of each image.
+            labels: label of each image, int64 [images].
+            overwrite: whether to replace the store of another sweep; the store of this sweep is always kept.
+            repair: whether to restore damaged objects that all partitions share.
+
+        Returns:
+            The open store, marked as used by this process until `close`.
 
         Raises:
             ManifestMismatchError: `path` holds the store of another sweep, and `overwrite` is not set.
@@ -331,7 +340,11 @@ class Store:
             self.place.remove([self._key(name, partition) for name in names for partition in partitions])
 
     def statuses(self) -> NDArray[np.int8]:
-        """Return the status of each image, int8 [images], -1 in incomplete partitions."""
+        """Return the status of each image, int8 [images], -1 in incomplete partitions.
+
+        Raises:
+            ActstatsError: an object of a complete partition is damaged, or has values that no sweep writes.
+        """
         status = np.full(self.images, -1, dtype=np.int8)
         size = self.record.partition_length
         done = np.flatnonzero(self.completed).tolist()
