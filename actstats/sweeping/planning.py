@@ -392,12 +392,17 @@ class SweepPlan:
         )
         if "paired_with" in self.manifest:
             memory += maps * (4 if self.settings.amp == "off" else 2)  # the clean maps
+        seconds = None
+        if measure:
+            from actstats.sweeping.run import measured_seconds
+
+            seconds = measured_seconds(self.job(), self.images_count)
         return Estimate(
             images=schema.images,
             partitions=schema.partitions,
             bytes=schema.bytes() + names + numbers + schema.images,
             memory=memory + maps + _MEMORY_OF_TORCH,
-            seconds=self._measured_seconds() if measure else None,
+            seconds=seconds,
         )
 
     def run(self, **execution: Any) -> Summary:
@@ -556,22 +561,25 @@ class SweepPlan:
         return self._chosen
 
     def _discard_damaged(self, store: Store) -> list[str]:
-        """Discard the partitions with a damaged object, and return a line about each."""
-        found: dict[int | None, list[str]] = {}
-        for name, partition, _ in store.damage():
-            found.setdefault(partition, []).append(name)
-        if found:
+        """Discard the partitions with a damaged object, and return a line about each.
+
+        Raises:
+            ActstatsError: they cannot be computed again, or an object that all partitions share is damaged.
+        """
+        damaged: dict[int, list[str]] = {}
+        for name, partition, reason in store.damage():
+            if partition is None:
+                raise ActstatsError(
+                    f"{store.path} cannot be repaired: {name}: {reason}; remove it and sweep again"
+                )
+            damaged.setdefault(partition, []).append(name)
+        if damaged:
             self.network()  # raises an error before anything is discarded that could not be computed again
-        store.discard(sorted(p for p in found if p is not None))
+        store.discard(sorted(damaged))
         return [
-            f"partition {p} is damaged ({', '.join(names)}); computing it again" for p, names in found.items()
+            f"partition {p} is damaged ({', '.join(names)}); computing it again"
+            for p, names in damaged.items()
         ]
-
-    def _measured_seconds(self) -> float:
-        """Return the duration of the whole sweep in seconds, extrapolated from a few batches."""
-        from actstats.sweeping.run import measured_seconds
-
-        return measured_seconds(self.job(), self.images_count)
 
     def _refuse_unnamed(self) -> None:
         """Raise `ActstatsError` if a store exists and its images cannot be compared to those of the plan."""

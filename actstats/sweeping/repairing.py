@@ -29,8 +29,9 @@ def repair(
     """Restore every damaged object of a store, and compute its partitions that are not complete.
 
     Metadata and coordinates are restored from the store's manifest, of which it has two copies, and the names of the
-    images. Partitions with a damaged object are computed again, for which the network is needed. All objects end
-    with their original bytes, except `provenance`, which records when and where a partition was computed.
+    images. Partitions with a damaged object are computed again, for which the network is needed. On a machine of the
+    same kind, and if all images are read as before, all objects end with their original bytes, except `provenance`,
+    which records when and where a partition was computed.
 
     Args:
         store: path or URL of the store.
