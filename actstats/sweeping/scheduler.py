@@ -162,7 +162,12 @@ def connect(
             security = _security(distributed, scheduler, files) if protocol in _ENCRYPTED else None
             _require_answer(distributed, scheduler, security)
         # As the default client, it would also compute what is not meant for the cluster.
-        client = distributed.Client(target, timeout=patience(), security=security, set_as_default=False)
+        try:
+            client = distributed.Client(target, timeout=patience(), security=security, set_as_default=False)
+        except OSError as error:  # it has gone since it answered
+            raise ActstatsError(
+                f"no dask scheduler answers at {scheduler}: {_reason(error, scheduler)}"
+            ) from error
         stack.callback(_close, client)
         yield client
 
@@ -213,7 +218,7 @@ def _security(distributed: Any, scheduler: str, files: Mapping[str, str]) -> Any
     """Return the certificates for an encrypted address: those in `files`, else those of dask's configuration.
 
     Raises:
-        ActstatsError: a certificate is not given, does not exist or is invalid.
+        ActstatsError: a certificate is missing or invalid.
     """
     named = {_CERTIFICATES[name][0]: path for name, path in files.items()}
     security = distributed.Security(require_encryption=True, **named)
@@ -297,9 +302,8 @@ def _local_cluster(distributed: Any, cores: int, device: str) -> Iterator[Any]:
         finally:
             try:
                 cluster.close()
-            except (
-                Exception
-            ):  # interrupted while workers start: dask ends them when Python exits, and would log it
+            except Exception:
+                # Interrupted while workers start: dask ends them when Python exits, and would log it.
                 for name in ("distributed.process", "distributed.nanny"):
                     logging.getLogger(name).setLevel(logging.CRITICAL)
 
