@@ -72,7 +72,7 @@ class DurableStore(LocalStore):
         self.put(key, value.as_buffer_like())
 
     def put(self, key: str, data: Any) -> None:
-        """Write an object given as bytes, see `set`."""
+        """Write an object, see `set`."""
         self._check_writable()
         file = self.root / key
         with _marked() as mark:
@@ -221,7 +221,7 @@ def remove_abandoned(path: Path) -> None:
 
 
 def _left(folder: Path, before: str, after: str) -> Iterator[Path]:
-    """Yield what is left in a folder under names of a mark between `before` and `after` and is of no process."""
+    """Yield the files and folders whose names are a mark between `before` and `after`, and that no process uses."""
     try:
         names = [entry.name for entry in folder.iterdir()]
     except OSError:  # it does not exist yet, or may not be read
@@ -276,12 +276,12 @@ def _marked() -> Iterator[str]:
 def _machine() -> str:
     """Return a name of the process numbers that this process sees: of the machine, or of a container on it."""
     machine, numbers = Path("/etc/machine-id"), Path("/proc/self/ns/pid")
-    told = [socket.gethostname()]
+    names = [socket.gethostname()]
     with contextlib.suppress(OSError):
-        told.append(machine.read_text())
+        names.append(machine.read_text())
     with contextlib.suppress(OSError):
-        told.append(str(numbers.readlink()))
-    return _digits(*told)
+        names.append(str(numbers.readlink()))
+    return _digits(*names)
 
 
 def _runs(pid: int, start: str) -> bool:
@@ -305,5 +305,5 @@ def _start(pid: int) -> str:
     return _digits(boot, fields[19])
 
 
-def _digits(*told: str) -> str:
-    return hashlib.sha256("\n".join(told).encode()).hexdigest()[:8]
+def _digits(*texts: str) -> str:
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:8]

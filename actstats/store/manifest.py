@@ -201,7 +201,7 @@ class Manifest:
         if self.units > MOST_UNITS:
             raise InvalidError(f"the layers have {self.units:,} units, more than {MOST_UNITS:,}")
         if self.paired_with is not None and (lacking := set(PAIRED).difference(self.outputs)):
-            raise InvalidError(f"paired_with is given, but outputs lack {min(lacking)}")
+            raise InvalidError(f"outputs lack {min(lacking)}, which a sweep with paired_with has")
         for name, entries in (
             ("layers", [layer.name for layer in self.layers]),
             ("outputs", self.outputs),

@@ -208,7 +208,7 @@ class Cluster:
         """Count the workers that have died, and the partitions that they were computing.
 
         Raises:
-            ActstatsError: so many have died in a row that others will, too.
+            ActstatsError: `DEATHS` workers have died in a row.
         """
         for name in self._workers.dead():
             for index in list(self._computing.pop(name, ())):

@@ -346,10 +346,10 @@ def provenance(job: Job, seconds: float) -> dict[str, Any]:
 def _processor() -> str:
     """Return the processor model, or the machine type if the system does not report a model."""
     try:
-        told = re.search(r"^model name\s*: *(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        model = re.search(r"^model name\s*: *(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     except OSError:
-        told = None
-    return told[1] if told else platform.machine()
+        model = None
+    return model[1] if model else platform.machine()
 
 
 class Writer:

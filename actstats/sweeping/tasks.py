@@ -158,10 +158,10 @@ def prepare(task: Task, manifest: Mapping[str, Any] | None) -> Readiness:
                 raise ActstatsError(f"no permission to write to {found.path}")
         return Readiness(machine=provenance(opened.job, 0)["device"])
     except Exception as error:
-        return Readiness(reason=_told(error))
+        return Readiness(reason=_message(error))
 
 
-def _told(error: Exception) -> str:
+def _message(error: Exception) -> str:
     """Return a message about an error on this worker."""
     what = str(error) if isinstance(error, ActstatsError) else f"{type(error).__name__}: {one_line(error)}"
     return f"{what} (on {socket.gethostname()})"
@@ -207,7 +207,7 @@ def compute(task: Task, index: int, again: bool) -> PartitionOutcome:
     except StrictError as error:
         return PartitionOutcome(worker.address, error=str(error), strict=True)
     except Exception as error:
-        return PartitionOutcome(worker.address, error=_told(error))
+        return PartitionOutcome(worker.address, error=_message(error))
     return PartitionOutcome(
         worker.address,
         progress.done,

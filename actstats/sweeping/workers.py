@@ -136,7 +136,7 @@ class Workers:
         return names
 
     def require_hope(self) -> None:
-        """Raise `ActstatsError` if so many workers have died in a row that the next ones will, too."""
+        """Raise `ActstatsError` if `DEATHS` workers have died in a row, as the next ones will, too."""
         if self.generations.row < DEATHS:
             return
         limit = self._limits.get(self._last, 0)
@@ -155,7 +155,7 @@ class Workers:
 class Generations:
     """Counts workers that died one after another, in a row: each joined after the one before it had died.
 
-    So many workers that leave together, such as preempted ones, count as one.
+    Workers that die together, such as preempted ones, count as one.
     """
 
     def __init__(self) -> None:
