@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actstats.errors import ActstatsError
 from actstats.store import manifest as manifests
 from actstats.store.repair import recovered_manifest
-from actstats.sweeping.planning import SweepPlan
+from actstats.sweeping.planning import Run, SweepPlan
+from actstats.sweeping.progress import bar
 from actstats.sweeping.settings import Execution, names_of, require_known
+from actstats_kernels.bins import PAIRED
 
 if TYPE_CHECKING:
     from actstats.models import Loaded
@@ -29,9 +33,10 @@ def repair(
     """Restore every damaged object of a store, and compute its partitions that are not complete.
 
     Metadata and coordinates are restored from the store's manifest, of which it has two copies, and the names of the
-    images. Partitions with a damaged object are computed again, for which the network is needed. On a machine of the
-    same kind, and if all images are read as before, all objects end with their original bytes, except `provenance`,
-    which records when and where a partition was computed.
+    images. Partitions with a damaged object are computed again, for which the network is needed; those of changed
+    images (`sweep(changed=...)`) together with the clean ones, of which nothing is stored. On a machine of the same
+    kind, and if all images are read as before, all objects end with their original bytes, except `provenance`, which
+    records when and where a partition was computed.
 
     Args:
         store: path or URL of the store.
@@ -54,8 +59,15 @@ def repair(
     plan = _RepairPlan(recovered_manifest(store), store, trust=trust)
     plan.options = {"weights": weights, "arch": arch, "offline": offline}
     plan.images(data)
-    with plan.opened(Execution(**{**execution, "repair": True})) as run:
-        if not run.todo:
+    how = Execution(**{**execution, "repair": True})
+    if how.client is not None and "paired_with" in plan.manifest:
+        raise ActstatsError(
+            f"{store} is compared with clean images, which a cluster cannot do: repair it here"
+        )
+    with plan.opened(how) as run:
+        if run.todo and "paired_with" in plan.manifest:
+            plan.run_beside_clean(run, how)
+        if not run.todo or "paired_with" in plan.manifest:
             return run.summary()
     return plan.run(**{**execution, "on_start": None})
 
@@ -68,10 +80,7 @@ class _RepairPlan(SweepPlan):
     def network(self, **options: Any) -> Loaded:
         """Return the network of the sweep, if this machine computes the same numbers with it."""
         if "paired_with" in self.manifest:
-            raise ActstatsError(
-                f"{self.store} has damaged partitions, which are computed together with those of the clean images; "
-                "sweep both again with `repair=True`"
-            )
+            _of_clean_images(self.manifest)  # raises an error before anything is discarded
         here = {**self.manifest, "versions": manifests.versions()}
         if differences := manifests.differences(self.manifest, here):
             raise ActstatsError(
@@ -79,3 +88,44 @@ class _RepairPlan(SweepPlan):
                 f"{differences[0].replace('in this sweep', 'here')}; install that version, and repair again"
             )
         return super().network(**{**self.options, **options})
+
+    def run_beside_clean(self, run: Run, how: Execution) -> None:
+        """Compute the partitions of changed images together with the clean ones, whose numbers are not stored.
+
+        Raises:
+            ActstatsError: any error that the user can fix, in one line. Completed partitions are kept.
+        """
+        from actstats.sweeping.run import JointSweep, run_together
+
+        clean = _of_clean_images(self.manifest)
+        plan = SweepPlan(clean, self.store, loaded=self.network(), source=self.images(), trust=self._trust)
+        beside = plan.job(how.device)
+        members = {
+            0: JointSweep(beside, run.store, []),
+            1: JointSweep(self.job(how.device, beside=beside), run.store, run.todo, 0),
+        }
+        total = sum(stop - start for start, stop in map(run.schema.bounds, run.todo))
+        with bar(total, how.progress, how.on_progress) as on_progress:
+            run.progress, outcomes = run_together(members, replace(how, on_progress=on_progress))
+        run.failures = outcomes[1].failures
+        for outcome in outcomes.values():
+            if outcome.error is not None:
+                raise outcome.error
+
+
+def _of_clean_images(changed: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the manifest of the sweep of clean images that a sweep of changed ones was compared with.
+
+    Their distortions are the first of those of the changed images, perhaps none; the digest says how many.
+    """
+    specs = list(changed.get("distort", ()))
+    outputs = [name for name in changed["outputs"] if name not in PAIRED]
+    kept = {name: value for name, value in changed.items() if name not in ("distort", "masks", "paired_with")}
+    for number in range(len(specs)):
+        before = {"distort": specs[:number], "masks": changed.get("masks")} if number else {}
+        clean = {**kept, "outputs": outputs, **{name: value for name, value in before.items() if value}}
+        if manifests.identity(clean) == changed["paired_with"]:
+            return clean
+    raise ActstatsError(
+        "the sweep of the clean images is not known; sweep both again in one pass, with `repair=True`"
+    )

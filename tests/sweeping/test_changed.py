@@ -22,6 +22,7 @@ from actstats.analysis import map_changes
 from actstats.distort import parse
 from actstats.distort.steps import Place
 from actstats.store.manifest import Manifest
+from actstats.sweeping.repairing import _of_clean_images
 from actstats_cli.main import main
 from tests.conftest import SmallNet, files_of
 
@@ -373,6 +374,34 @@ def test_a_damaged_partition_of_one_store_is_repaired(photographs, tmp_path):
     summary = sweep(SmallNet(), photographs, tmp_path / "clean.zarr", changed=stores, repair=True, **SIZES)
     assert (summary.partitions, summary.changed["noise:0.1"].partitions) == (0, 1)
     assert {name: files_of(tmp_path / name) for name in before} == before
+
+
+@pytest.mark.parametrize("before", [(), ("greyscale",)])
+def test_a_store_of_changed_images_is_repaired_by_itself(photographs, tmp_path, before):
+    path = tmp_path / "n.zarr"
+    options = {"weights": "none", "layers": ["features.0"], "distort": before, **SIZES}
+    sweep("squeezenet1_1", photographs, tmp_path / "clean.zarr", changed={"noise:0.1": path}, **options)
+    stored = files_of(tmp_path)
+    chunk = path / "map_change" / "c.1.0"
+    chunk.write_bytes(chunk.read_bytes()[:-1] + b"?")
+    (path / "completed" / "c.0").unlink()  # as after an interruption
+    summary = actstats.repair(path)
+    assert (summary.partitions, summary.complete) == (2, True)
+    assert files_of(tmp_path) == stored
+    changes = map_changes(*map(actstats.open_dataset, (tmp_path / "clean.zarr", path)))
+    assert (changes["map_change"] > 0).all()
+
+
+def test_the_clean_images_of_a_changed_store_must_be_known(photographs, tmp_path):
+    sweep(
+        SmallNet(), photographs, tmp_path / "clean.zarr", changed={"noise:0.1": tmp_path / "n.zarr"}, **SIZES
+    )
+    record = actstats.SweepPlan.from_store(tmp_path / "n.zarr").manifest
+    assert "paired_with" not in _of_clean_images(record)
+    with pytest.raises(
+        ActstatsError, match="sweep of the clean images is not known; sweep both again in one pass"
+    ):
+        _of_clean_images({**record, "paired_with": "0" * 64})
 
 
 def test_parts_in_a_bucket_add_up_to_the_stores_of_one_pass(photographs, tmp_path):
