@@ -44,8 +44,8 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
     >>> nearest("googlnet", ["googlenet", "alexnet", "vgg16"])
     '; did you mean googlenet?'
     """
-    found = difflib.get_close_matches(name, list(known), n=count, cutoff=0.6)
-    return f"; did you mean {', '.join(found)}?" if found else ""
+    names = difflib.get_close_matches(name, list(known), n=count, cutoff=0.6)
+    return f"; did you mean {', '.join(names)}?" if names else ""
 
 
 def first(names: Sequence[str], count: int = 3) -> str:

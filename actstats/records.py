@@ -89,10 +89,10 @@ def load(text: bytes | str) -> Any:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    entries = dict(pairs)
+    if len(entries) < len(pairs):
         raise ValueError("an object has an entry twice")
-    return found
+    return entries
 
 
 def parse(kind: type[R], value: object, name: str = "") -> R:
@@ -107,8 +107,8 @@ def parse(kind: type[R], value: object, name: str = "") -> R:
         InvalidError: an entry is missing, unknown, of another type, or out of bounds.
     """
     check: Check = _check_of(cast(Any, kind))
-    found: R = check(value, name)
-    return found
+    record: R = check(value, name)
+    return record
 
 
 def invalid(name: str, value: object, needed: str) -> InvalidError:

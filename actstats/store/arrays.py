@@ -87,7 +87,7 @@ class _Free:
     dimension_names: Annotated[tuple[Identifier, ...], Longest(16)]
 
 
-def check_arrays(found: Mapping[str, Any], manifest: Manifest) -> None:
+def check_arrays(arrays: Mapping[str, Any], manifest: Manifest) -> None:
     """Check the metadata of all arrays, by name, against the manifest.
 
     Raises:
@@ -105,11 +105,11 @@ def check_arrays(found: Mapping[str, Any], manifest: Manifest) -> None:
     known = {*manifest.outputs, *COORDINATES}
     if clash := set(manifest.outputs) & COORDINATES.keys():
         raise InvalidError(f"invalid outputs: {min(clash)!r} is a coordinate")
-    if extra := found.keys() - known:
+    if extra := arrays.keys() - known:
         raise InvalidError(f"array {shortened(min(extra))} does not belong to the store")
     for name in sorted(known):
-        if name in found:
-            metadata = found[name]
+        if name in arrays:
+            metadata = arrays[name]
             if not isinstance(metadata, Mapping):
                 raise InvalidError(f"the metadata of {name} are not an object")
             kind = _Flags if name == "status" else _Empty if name in COORDINATES else _Texts
@@ -139,10 +139,10 @@ def _coordinate(name: str, lengths: Mapping[str, int], manifest: Manifest) -> di
 
 
 def _variable(
-    name: str, found: Mapping[str, Any], rule: str | None, lengths: dict[str, int], manifest: Manifest
+    name: str, metadata: Mapping[str, Any], rule: str | None, lengths: dict[str, int], manifest: Manifest
 ) -> dict[str, Any]:
     """Return the metadata of a variable, and add the further dimensions that it has to `lengths`."""
-    free = parse(_Free, {key: found[key] for key in _Free.__dataclass_fields__ if key in found}, name)
+    free = parse(_Free, {key: metadata[key] for key in _Free.__dataclass_fields__ if key in metadata}, name)
     output = Output(name, free.dimension_names, free.data_type, merge=rule or "sum")
     if output.dtype == "bool" and rule in ("min", "max"):
         raise InvalidError(f"{name} cannot be merged by {rule}")
@@ -231,14 +231,14 @@ def _level(compression: str) -> int | None:
     return None if codec == "none" else int(level or 1)
 
 
-def _require_equal(name: str, found: Mapping[str, Any], expected: dict[str, Any]) -> None:
+def _require_equal(name: str, metadata: Mapping[str, Any], expected: dict[str, Any]) -> None:
     # Versions of Zarr differ in what they leave out.
-    found = {"storage_transformers": [], **_without_empty(found)}
-    found.pop("attributes", None)
-    if not same_json(found.pop("storage_transformers"), []):
+    metadata = {"storage_transformers": [], **_without_empty(metadata)}
+    metadata.pop("attributes", None)
+    if not same_json(metadata.pop("storage_transformers"), []):
         raise InvalidError(f"{name} has storage transformers")
-    for key in sorted({*found, *expected}):
-        if key not in found or key not in expected or not same_json(found[key], expected[key]):
+    for key in sorted({*metadata, *expected}):
+        if key not in metadata or key not in expected or not same_json(metadata[key], expected[key]):
             raise InvalidError(f"{shortened(key)} of {name} is not that of a store with this manifest")
 
 
@@ -252,17 +252,19 @@ def _without_empty(value: Any) -> Any:
     return value
 
 
-def same_json(found: Any, expected: Any) -> bool:
+def same_json(actual: Any, expected: Any) -> bool:
     """Whether two JSON values are equal and of the same types: Python says that `true` is 1, and 1.0, too."""
     if isinstance(expected, list):
         return (
-            isinstance(found, list) and len(found) == len(expected) and all(map(same_json, found, expected))
+            isinstance(actual, list)
+            and len(actual) == len(expected)
+            and all(map(same_json, actual, expected))
         )
     if isinstance(expected, Mapping):
         return (
-            isinstance(found, Mapping)
-            and found.keys() == expected.keys()
-            and all(same_json(found[key], value) for key, value in expected.items())
+            isinstance(actual, Mapping)
+            and actual.keys() == expected.keys()
+            and all(same_json(actual[key], value) for key, value in expected.items())
         )
     kinds = (int, float) if isinstance(expected, float) else (type(expected),)
-    return type(found) in kinds and bool(found == expected)
+    return type(actual) in kinds and bool(actual == expected)

@@ -63,9 +63,9 @@ class Bucket:
     def exists(self) -> bool:
         """Whether there is a store, or any other object, below the URL."""
         with explained(self.location):
-            found = self._root(self._first)
-            if found is not None:
-                return not _is_notice(found[0])
+            root = self._root(self._first)
+            if root is not None:
+                return not _is_notice(root[0])
             return any(obstore.list(self._store, chunk_size=1))
 
     def whole(self) -> bool:
@@ -78,8 +78,8 @@ class Bucket:
     def sizes(self, folder: str) -> dict[str, int]:
         """Return the size of each object below `folder`."""
         with explained(self.location):
-            found = (meta for batch in obstore.list(self._store, f"{folder}/") for meta in batch)
-            return {meta["path"].removeprefix(f"{folder}/"): meta["size"] for meta in found}
+            objects = (meta for batch in obstore.list(self._store, f"{folder}/") for meta in batch)
+            return {meta["path"].removeprefix(f"{folder}/"): meta["size"] for meta in objects}
 
     def read(self, keys: Sequence[str]) -> list[bytes]:
         """Return the contents of these objects, read concurrently."""
@@ -90,10 +90,10 @@ class Bucket:
         """Return the object `zarr.json`."""
         try:
             with explained(self.location):
-                found = obstore.get(self._store, ROOT)
-                if found.meta["size"] > most:
+                response = obstore.get(self._store, ROOT)
+                if response.meta["size"] > most:
                     raise ValueError(f"{ROOT} is larger than {most >> 20} MiB")
-                return bytes(found.bytes())
+                return bytes(response.bytes())
         except FileNotFoundError:
             raise FileNotFoundError(errno.ENOENT, f"it has no {ROOT}") from None
 
@@ -166,8 +166,8 @@ class Bucket:
 
     def _root(self, store: obstore.store.ObjectStore) -> tuple[bytes, UpdateVersion] | None:
         try:
-            found = obstore.get(store, ROOT)
-            return bytes(found.bytes()), _version(found.meta)
+            response = obstore.get(store, ROOT)
+            return bytes(response.bytes()), _version(response.meta)
         except FileNotFoundError:
             return None
 
@@ -197,9 +197,9 @@ class Bucket:
         try:
             return _version(obstore.put(self._store, ROOT, notice, mode=root, use_multipart=False))
         except PreconditionError:
-            found = self._root(self._store)
-            if found is not None and found[0] == notice:  # the write succeeded, but its response was lost
-                return found[1]
+            current = self._root(self._store)
+            if current is not None and current[0] == notice:  # the write succeeded, but its response was lost
+                return current[1]
             raise _OvertakenError from None
 
     def _at_once(self, do: Callable[[str], R], keys: Sequence[str]) -> list[R]:
@@ -262,8 +262,8 @@ def _is_notice(root: bytes) -> bool:
     return root.startswith(f'{{"{_NOTICE}"'.encode())
 
 
-def _version(found: Any) -> UpdateVersion:
+def _version(meta: Any) -> UpdateVersion:
     """Return the part of an object's metadata that conditional writes compare."""
-    known: Any = {name: found[name] for name in ("e_tag", "version") if found.get(name) is not None}
+    known: Any = {name: meta[name] for name in ("e_tag", "version") if meta.get(name) is not None}
     version: UpdateVersion = known
     return version

@@ -115,19 +115,19 @@ def objects_of(
         # With consolidated metadata, xarray opens a store in one read; without, it warns.
         warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
         zarr.consolidate_metadata(objects)
-    found = {key: data.to_bytes() for key, data in tree.items()}
-    digests = {key: digest(key, data) for key, data in found.items() if key != ROOT}
-    root = sealed(json.loads(found[ROOT]), digests)
-    return {**found, ROOT: as_json(root), COPY: as_json(manifest_in(root))}
+    contents = {key: data.to_bytes() for key, data in tree.items()}
+    digests = {key: digest(key, data) for key, data in contents.items() if key != ROOT}
+    root = sealed(json.loads(contents[ROOT]), digests)
+    return {**contents, ROOT: as_json(root), COPY: as_json(manifest_in(root))}
 
 
 def _attributes(output: Output) -> dict[str, Any]:
-    found = {
+    attributes = {
         "units": output.units,
         "long_name": output.description,
         "merge": "" if output.per_image else output.merge,
     }
-    return {name: value for name, value in found.items() if value}
+    return {name: value for name, value in attributes.items() if value}
 
 
 def parse_compression(text: str) -> tuple[str, int]:

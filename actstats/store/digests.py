@@ -262,9 +262,9 @@ class VerifiedObjects(WrapperStore[Store]):
         """Return an object of a partition, or the index of a shard, once it matches the partition's record."""
         for _ in range(2):
             if partition not in self._records:
-                found = await self._store.get(f"provenance/c.{partition}", prototype)
+                stored = await self._store.get(f"provenance/c.{partition}", prototype)
                 try:
-                    self.keep_record(partition, None if found is None else found.to_bytes())
+                    self.keep_record(partition, None if stored is None else stored.to_bytes())
                 except ActstatsError:
                     if await self._complete(partition):
                         raise
@@ -273,8 +273,8 @@ class VerifiedObjects(WrapperStore[Store]):
                 return data
             # The partition may have been computed again since its record was read.
             del self._records[partition]
-            found = await self._store.get(key, prototype, byte_range)
-            data = data if found is None else found
+            stored = await self._store.get(key, prototype, byte_range)
+            data = data if stored is None else stored
         if await self._complete(partition):
             raise damaged(self.location, described(key), NOT_WRITTEN)
         return data

@@ -58,22 +58,22 @@ def restore(
         ActstatsError: an object cannot be created again as it was.
     """
     if "digests" not in manifest:
-        found = dict(_damaged_without_digests(place, created()))
+        restored = dict(_damaged_without_digests(place, created()))
     else:
         keys = list(_damaged(place, manifest))
         objects = created() if keys else {}
-        found = {key: objects.get(key, b"") for key in keys}
-        for key, data in found.items():
+        restored = {key: objects.get(key, b"") for key in keys}
+        for key, data in restored.items():
             if not _is_original(key, data, manifest):
                 raise ActstatsError(
                     f"{place.location} cannot be repaired: {key} would not be the one that was written, by zarr "
                     f"{manifest['versions'].get('zarr', '?')} and for the images as they were then"
                 )
     with place.explained():
-        for key, data in found.items():
+        for key, data in restored.items():
             place.put(key, data)
         place.flush()
-    return list(found)
+    return list(restored)
 
 
 def _damaged(place: StorePlace, manifest: Mapping[str, Any]) -> Iterator[str]:

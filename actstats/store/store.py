@@ -372,10 +372,10 @@ class Store:
             return self.place.read(keys)
         for again in (True, False):
             records = [self._key("provenance", partition) for partition in partitions]
-            found = self.place.read([*keys, *records])
+            contents = self.place.read([*keys, *records])
             try:
                 for partition, key, data, record in zip(
-                    partitions, keys, found, found[len(keys) :], strict=False
+                    partitions, keys, contents, contents[len(keys) :], strict=False
                 ):
                     self.objects.keep_record(partition, record)
                     if not self.objects.matches(key, name, partition, data):
@@ -386,7 +386,7 @@ class Store:
                     raise
             else:
                 break
-        return found[: len(keys)]
+        return contents[: len(keys)]
 
     def provenance(self) -> list[dict[str, Any]]:
         """Return the provenance of each complete partition; empty in format 1."""
@@ -409,21 +409,21 @@ class Store:
         the fill values, which Zarr returns.
         """
         done = np.flatnonzero(self.completed).tolist()
-        found = []
+        missing = []
         for name in (
             *self.record.outputs,
             *(n for n in _PER_PARTITION if n in self.group and n != "completed"),
         ):
             sizes = self._objects(name)
-            found += [(name, partition) for partition in done if not sizes.get(partition)]
-        if found and manifests.outdated(self.manifest) and not any(n in _PER_PARTITION for n, _ in found):
+            missing += [(name, partition) for partition in done if not sizes.get(partition)]
+        if missing and manifests.outdated(self.manifest) and not any(n in _PER_PARTITION for n, _ in missing):
             status = self.statuses()
-            found = [(name, p) for name, p in found if (status[slice(*self.bounds(p))] == OK).any()]
-        if found:
+            missing = [(name, p) for name, p in missing if (status[slice(*self.bounds(p))] == OK).any()]
+        if missing:
             # Another process may have begun to compute a partition again: to do so it first removes its flag.
             still = self.completed
-            found = [(name, p) for name, p in found if still[p]]
-        return found
+            missing = [(name, p) for name, p in missing if still[p]]
+        return missing
 
     def missing_coordinates(self) -> list[str]:
         """Return the coordinates whose object is missing or empty, which Zarr would read as zeros."""
@@ -595,8 +595,8 @@ class Store:
     def _check_coordinates(self, schema: Schema, paths: Sequence[str], labels: NDArray[np.int64]) -> None:
         """Raise `ActstatsError` if the coordinates of the store are not those of this sweep."""
         for name, (_, expected) in schema.coordinates(paths, labels).items():
-            found = self.read(name, ...)
-            same = np.array_equal(found, expected, equal_nan=expected.dtype.kind == "f")
+            stored = self.read(name, ...)
+            same = np.array_equal(stored, expected, equal_nan=expected.dtype.kind == "f")
             if not same:
                 raise ActstatsError(
                     f"{self.path} is damaged: its coordinate {name} does not match its images and layers; "
@@ -605,12 +605,12 @@ class Store:
 
     def _objects(self, name: str) -> dict[int, int]:
         """Return the size in bytes of each object of an array, by partition, with a single listing."""
-        found: dict[int, int] = {}
+        sizes: dict[int, int] = {}
         for key, size in self.place.sizes(name).items():
             first, *rest = key.replace("/", ".").split(".")  # c.3.0; c/3/0 in format 1
             if first == "c" and rest and rest[0].isdecimal() and int(rest[0]) < self.partitions:
-                found[int(rest[0])] = size
-        return found
+                sizes[int(rest[0])] = size
+        return sizes
 
     def _where(self, name: str, partition: int) -> slice | int:
         """Return the index or slice of a partition along the first axis of an array."""
@@ -675,16 +675,16 @@ def _group(place: StorePlace, objects: VerifiedObjects, mode: str) -> tuple[zarr
             raise damaged(path, ROOT, f"is missing or cannot be read{reason}")
         kind = ", but another Zarr group" if isinstance(attributes, dict) else ": it is not a Zarr v3 group"
         raise ActstatsError(f"{path} is not a store of actstats{kind}{reason}")
-    found = attributes["actstats"]
-    if found not in manifests.READABLE:
+    version = attributes["actstats"]
+    if version not in manifests.READABLE:
         readable = " and ".join(map(str, manifests.READABLE))
         raise ActstatsError(
-            f"{path} has store format {shortened(found)}, but this version of actstats reads {readable}; "
+            f"{path} has store format {shortened(version)}, but this version of actstats reads {readable}; "
             "use the version that wrote it"
         )
-    if mode != "r" and found != manifests.FORMAT:
+    if mode != "r" and version != manifests.FORMAT:
         raise ActstatsError(
-            f"{path} has store format {found}, which this version of actstats reads but does not write; "
+            f"{path} has store format {version}, which this version of actstats reads but does not write; "
             "choose another `store=`, or `overwrite=True`"
         )
     if reason := broken_seal(root) or "":
@@ -729,23 +729,23 @@ def _arrays_in(root: dict[str, Any]) -> dict[str, Any]:
 def _is_another(place: StorePlace, manifest: Mapping[str, Any]) -> bool:
     """Whether the existing store is of another sweep; raises an error if it is not a store."""
     try:
-        found = Store(place).manifest
+        existing = Store(place).manifest
     except ActstatsError:
         if place.exists():
             raise
         return False  # another process has removed it
-    return found.get("actstats") != manifests.FORMAT or bool(manifests.differences(found, manifest))
+    return existing.get("actstats") != manifests.FORMAT or bool(manifests.differences(existing, manifest))
 
 
-def _refuse_another(place: StorePlace, found: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:
-    """Raise `ManifestMismatchError` if the manifest `found` in a store is not that of this sweep."""
+def _refuse_another(place: StorePlace, existing: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:
+    """Raise `ManifestMismatchError` if the manifest `existing` in a store is not that of this sweep."""
     path = place.location
-    if version := manifests.outdated(found):
+    if version := manifests.outdated(existing):
         raise ManifestMismatchError(
             f"{path} was begun by actstats {version}, and numbers have been corrected since "
             "(docs/corrections.md): choose another `store=`, or use `overwrite=True` to replace it"
         )
-    if differences := manifests.differences(found, manifest):
+    if differences := manifests.differences(existing, manifest):
         raise ManifestMismatchError(
             f"{path} holds another sweep: {'; '.join(differences[:4])}{' and more' * (len(differences) > 4)}. "
             "Choose another `store=`, or use `overwrite=True` to replace it"

@@ -196,13 +196,13 @@ class Cluster:
                 del self._preparing[future]
             elif future.status != "pending":
                 del self._preparing[future]
-                found = _result(future)
-                if not isinstance(found, Readiness):
-                    found = Readiness(reason=None if isinstance(found, _LostError) else str(found))
-                if found.reason is not None:
-                    self._refused[name] = found.reason
-                elif found.machine:
-                    self._ready[name] = found.machine
+                result = _result(future)
+                if not isinstance(result, Readiness):
+                    result = Readiness(reason=None if isinstance(result, _LostError) else str(result))
+                if result.reason is not None:
+                    self._refused[name] = result.reason
+                elif result.machine:
+                    self._ready[name] = result.machine
 
     def _bury(self, run: _Run | None) -> None:
         """Count the workers that have died, and the partitions that they were computing.
@@ -317,25 +317,25 @@ class Cluster:
         if future not in run.flying:  # another worker was faster
             return
         flight = run.flying[future]
-        found = _result(future)
-        if isinstance(found, PartitionOutcome):
-            self._computing[found.worker].discard(flight.index)
-            if found.strict:
-                raise StrictError(found.error)
-            if found.error is None:
+        outcome = _result(future)
+        if isinstance(outcome, PartitionOutcome):
+            self._computing[outcome.worker].discard(flight.index)
+            if outcome.strict:
+                raise StrictError(outcome.error)
+            if outcome.error is None:
                 self._abandon(run, flight.index)
                 self._workers.generations.reset()
-                run.take(flight, found)
+                run.take(flight, outcome)
                 if run.on_progress is not None:
                     run.on_progress(self._progress(run))
             else:
-                self._note_failure(run, future, found.error, found.worker)
-        elif isinstance(found, _LostError):
+                self._note_failure(run, future, outcome.error, outcome.worker)
+        elif isinstance(outcome, _LostError):
             # Deaths are counted in `_note_death`. A worker that fell silent after its task has written the partition.
             require_scheduler(self._client)
             run.again_later(future)
         else:
-            self._note_failure(run, future, str(found), None)
+            self._note_failure(run, future, str(outcome), None)
 
     def _note_failure(self, run: _Run, future: Future, error: str, name: str | None) -> None:
         index = run.again_later(future)

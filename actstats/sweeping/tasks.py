@@ -91,8 +91,8 @@ def _opened(task: Task) -> _Opened:
 
     worker = distributed.get_worker()
     with _OPENING:
-        found = _OPENED.get(worker)
-        if found is None or found.key != task.plan:
+        opened = _OPENED.get(worker)
+        if opened is None or opened.key != task.plan:
             _OPENED.pop(worker, None)  # free its memory first
             # Where threads have arenas of their own, `memory_reused` has no effect on large blocks, and glibc maps
             # each anew. Torch reads this at its first allocation: clearing huge pages takes less time.
@@ -104,13 +104,13 @@ def _opened(task: Task) -> _Opened:
             first_readable(plan.images())
             job = plan.job()
             job.loaded.model.eval()
-            found = _OPENED[worker] = _Opened(task.plan, plan, job)
-    if found.job.layout.device.type == "cpu":
+            opened = _OPENED[worker] = _Opened(task.plan, plan, job)
+    if opened.job.layout.device.type == "cpu":
         import torch
 
         # Dask starts workers with one OpenMP thread, regardless of their number of cores.
         torch.set_num_threads(_cores(worker))
-    return found
+    return opened
 
 
 def _cores(worker: Any) -> int:
@@ -123,8 +123,8 @@ def _refuse_other_versions(planned: Mapping[str, str]) -> None:
     here = manifests.versions()
     both = [name for name in planned if name in here]  # a client without a GPU may lack triton
     for name in both:
-        there, found = planned[name].partition("+")[0], here[name].partition("+")[0]
-        if manifests.differences({"versions": {name: there}}, {"versions": {name: found}}):
+        there, own = planned[name].partition("+")[0], here[name].partition("+")[0]
+        if manifests.differences({"versions": {name: there}}, {"versions": {name: own}}):
             raise ActstatsError(
                 f"it has {name} {here[name]}, but the client has {planned[name]}; install the same version"
             )
@@ -149,13 +149,13 @@ def prepare(task: Task, manifest: Mapping[str, Any] | None) -> Readiness:
         with opened.job.turn:
             opened.job.compile(_execution(task))
         if manifest is not None:
-            found = Store.open(opened.plan.store, mode="r+")
-            if found.manifest != manifest:
+            store = Store.open(opened.plan.store, mode="r+")
+            if store.manifest != manifest:
                 raise ActstatsError(
-                    f"the store at {found.path} is not that of the client; mount the same storage"
+                    f"the store at {store.path} is not that of the client; mount the same storage"
                 )
-            if isinstance(found.path, Path) and not os.access(found.path, os.W_OK):
-                raise ActstatsError(f"no permission to write to {found.path}")
+            if isinstance(store.path, Path) and not os.access(store.path, os.W_OK):
+                raise ActstatsError(f"no permission to write to {store.path}")
         return Readiness(machine=provenance(opened.job, 0)["device"])
     except Exception as error:
         return Readiness(reason=_message(error))
