@@ -72,8 +72,13 @@ def address_of(client: Any) -> str:
     return str(getattr(client.scheduler, "address", "the cluster"))
 
 
-def ask(client: Any, call: Callable[..., Any], note: Callable[[str], None], **arguments: Any) -> Any:
-    """Return what a coroutine function of `client` returns, such as `client.scheduler.identity`.
+def ask(client: Any, question: str, note: Callable[[str], None]) -> Any:
+    """Return the scheduler's answer to a question.
+
+    Args:
+        client: client of the scheduler.
+        question: name of a function of the scheduler, such as `identity`.
+        note: reports in one line that it has not answered yet.
 
     Raises:
         ActstatsError: the connection to the scheduler is lost, or it has not answered for twice `patience()`.
@@ -82,11 +87,11 @@ def ask(client: Any, call: Callable[..., Any], note: Callable[[str], None], **ar
     seconds = patience()
     for last in (False, True):
         try:
-            return client.sync(call, callback_timeout=seconds, **arguments)
+            return client.sync(getattr(client.scheduler, question), callback_timeout=seconds)
         except TimeoutError:
             if not last:
                 note(f"the dask scheduler at {address_of(client)} has not answered for {seconds:.0f} s")
-        except (OSError, AttributeError):  # the client drops its connections when it closes
+        except (OSError, AttributeError):  # a client that closes drops its connection, and then its scheduler
             raise _lost(client) from None
         require_scheduler(client)
     raise ActstatsError(

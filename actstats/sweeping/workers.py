@@ -47,7 +47,7 @@ class Workers:
         Raises:
             ActstatsError: the connection to the scheduler is lost, or the scheduler does not answer.
         """
-        present = set(ask(self._client, self._client.scheduler.ncores, self.note))
+        present = set(ask(self._client, "ncores", self.note))
         gone = self.gpus.keys() - present
         self.gpus = {name: gpu for name, gpu in self.gpus.items() if name in present}
         if present - self.gpus.keys() or time.monotonic() - self._asked >= self._patience / 10:
@@ -59,7 +59,7 @@ class Workers:
 
     def _listen(self) -> None:
         """Ask the scheduler when each worker last answered, and report those that fall silent."""
-        known = ask(self._client, self._client.scheduler.identity, self.note)["workers"]
+        known = ask(self._client, "identity", self.note)["workers"]
         # If this process or the scheduler was halted, only that has passed of which there is evidence.
         passed = min(time.monotonic() - self._asked, self._patience / 5) if self._asked else 0.0
         self._asked = time.monotonic()

@@ -20,6 +20,8 @@ import pytest
 
 from actstats.errors import ActstatsError
 from actstats.sweeping.scheduler import connect
+from actstats.sweeping.settings import Execution
+from actstats.sweeping.workers import Workers
 from tests.cli.conftest import COMMAND
 from tests.cluster import SWEEP, command, live_cluster, make_images, start_command
 from tests.conftest import files_of
@@ -322,6 +324,15 @@ def test_what_is_no_scheduler_is_one_line(kind):
         connect(f"tcp://127.0.0.1:{port}"),
     ):
         pass
+
+
+def test_a_client_that_has_closed_is_a_lost_connection():
+    scheduler = {"n_workers": 0, "processes": False, "dashboard_address": "127.0.0.1:0"}
+    with distributed.Client(**scheduler, set_as_default=False) as client:
+        workers = Workers(Execution(client=client))
+        assert workers.look() == set()
+    with pytest.raises(ActstatsError, match=r"^lost the connection to the dask scheduler"):
+        workers.look()
 
 
 def test_the_address_of_a_worker_and_of_a_dashboard_are_one_line(folder):
