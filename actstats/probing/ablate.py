@@ -76,6 +76,11 @@ def ablate_accuracy(
     learned = None if learn_from is None else nearest_mean(loaded, learn_from, target, passes)
     readout, truth = labelled_readout(loaded, source, target, classes=classes, learned=learned)
     shown = np.flatnonzero(truth != NO_LABEL)
+    if not len(shown):
+        raise ActstatsError(
+            f"none of the {len(truth)} images of {source.spec} is of a class that the network knows: use more "
+            "images, or others"
+        )
     images_of = Subset(source, shown.tolist())
     every, places = _with_control(loaded, images_of, layers, sets, control, target, passes)
     counts = np.zeros((len(every) + 1, 4), dtype=np.int64)

@@ -95,7 +95,7 @@ def inputs(
     Run it inside `running`, and close it. `chain` distorts each cropped image (`actstats.distort`).
 
     Raises:
-        ActstatsError: no image that can be read.
+        ActstatsError: no image, or none that can be read.
     """
     total, read = len(source), 0
     feed = Feed(
@@ -113,6 +113,8 @@ def inputs(
             read += len(batch.position)
             if images is not None:
                 yield batch, images
+    if not total:
+        raise ActstatsError(f"no image of {source.spec} is left to show to the network")
     if not read:
         path, reason = next(iter(feed.failures.items()))
         raise ActstatsError(f"none of the {total} images of {source.spec} can be read; {path}: {reason}")

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from actstats import ActstatsError, Loaded, open_source, select_layers
 from actstats.analysis.tables import write_table
 from actstats.layers import Layer
+from actstats.data.source import Subset
 from actstats.probing.ablate import ablate_accuracy, ablate_decisions
+from actstats.probing.controls import Control
 from actstats.probing.forward import Passes
 from actstats.probing.resume import Resumed, Whole, ablated, zeroed
 from actstats.probing.unit_sets import (
@@ -313,6 +315,24 @@ def test_excluded_images_are_counted_in_a_note(shape_net, stimuli, tmp_path):
         "intact: 3 of 10 images excluded, as the network does not know their class",
         "intact: 1 of 10 images excluded, as they could not be read",
     ]
+
+
+@pytest.mark.parametrize("control", [None, Control(2)])
+def test_images_of_unknown_classes_alone_are_refused(shape_net, stimuli, tmp_path, control):
+    for name in ("bear", "dog"):
+        (tmp_path / name).mkdir()
+        stimulus(name, COLOURS[name]).save(tmp_path / name / "0.png")
+    known = open_source(stimuli)
+    others = [
+        index for index, label in enumerate(known.labels) if known.classes[label] not in ("bear", "dog")
+    ]
+    with pytest.raises(
+        ActstatsError, match=r"^none of the \d images of .* is of a class that the network knows"
+    ):
+        ablate_accuracy(
+            shape_net, Subset(known, others), layers_of(shape_net, "relu"), [units_named(["relu/3"])],
+            learn_from=open_source(tmp_path), control=control,
+        )  # fmt: skip
 
 
 def test_what_cannot_be_ablated_is_said_in_one_line(shape_net, stimuli, photographs, tmp_path):
