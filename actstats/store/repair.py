@@ -35,6 +35,11 @@ def recovered_manifest(path: str | Path) -> dict[str, Any]:
         with suppress(*_DAMAGED):
             document = load(read_or_empty(place, key))
             manifest = manifest_in(document) if key == ROOT else dict(document)
+            if manifest.get("actstats") == 1:
+                raise ActstatsError(
+                    f"{path} has store format 1, which has no copies to repair it from: run "
+                    f"`actstats info --verify {path}` to check it, and sweep again only if it is damaged"
+                )
             if manifest.get("checksum") == manifests.checksum(manifest):
                 manifests.Manifest.from_json(manifest)
                 return manifest

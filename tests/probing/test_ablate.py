@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from actstats import ActstatsError, Loaded, open_source, select_layers
 from actstats.analysis.tables import write_table
-from actstats.layers import Layer
 from actstats.data.source import Subset
+from actstats.layers import Layer
 from actstats.probing.ablate import ablate_accuracy, ablate_decisions
 from actstats.probing.controls import Control
 from actstats.probing.forward import Passes

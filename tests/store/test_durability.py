@@ -202,6 +202,8 @@ def test_a_store_of_format_1_is_read_and_not_continued(photographs, tmp_path):
         np.testing.assert_array_equal(found[name], expected[name])
     assert Store.open(old).completed.all()
     assert list(Store.open(old).damage()) == []
+    with pytest.raises(ActstatsError, match=r"has store format 1, .* sweep again only if it is damaged"):
+        actstats.repair(old)
     with pytest.raises(
         ActstatsError, match="has store format 1, which this version of actstats reads but does not"
     ):
