@@ -169,8 +169,17 @@ class Folder:
         return RegularFiles(self.location, read_only=True) if read_only else self._durable
 
     def exists(self) -> bool:
-        """Whether there is a file or folder at the path."""
-        return self.location.exists()
+        """Whether there is a file or folder at the path.
+
+        Raises:
+            ActstatsError: the path is too long, or leads through a folder that this process may not read.
+        """
+        try:
+            return self.location.exists()
+        except OSError as error:
+            if error.errno == errno.ESTALE:  # may pass
+                raise
+            raise ActstatsError(f"cannot open {self.location}: {error.strerror}") from error
 
     def whole(self) -> bool:
         """Return True, as a folder is renamed to its path only when it is whole."""

@@ -271,6 +271,12 @@ def test_a_stale_handle_of_a_folder_that_was_replaced_is_looked_up_again(photogr
     assert next(failures, None) is None
 
 
+@pytest.mark.parametrize("read", [Store.open, Store.find, actstats.open_dataset, actstats.repair])
+def test_a_path_that_is_too_long_is_one_line(read, tmp_path):
+    with pytest.raises(ActstatsError, match=r"cannot open .*: File name too long"):
+        read(tmp_path / ("s" * 300))
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_folder_that_cannot_be_written_is_reported_and_an_existing_store_in_it_resumed(
     photographs, tmp_path
