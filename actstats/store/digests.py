@@ -245,9 +245,9 @@ class VerifiedObjects(WrapperStore[Store]):
         match = _OF_A_PARTITION.fullmatch(key)
         async for group in store.get_ranges(key, byte_ranges, **options):
             for number, data in group:
-                wanted = byte_ranges[number]
-                if match and data is not None and isinstance(wanted, RangeByteRequest):
-                    await self._check_chunk(key, int(match[2]), data, wanted)
+                byte_range = byte_ranges[number]
+                if match and data is not None and isinstance(byte_range, RangeByteRequest):
+                    await self._check_chunk(key, int(match[2]), data, byte_range)
             yield group
 
     async def _checked(

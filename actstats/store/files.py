@@ -186,7 +186,7 @@ def _opened(folder: Path) -> int:
 
 
 @contextlib.contextmanager
-def made_beside(path: Path) -> Iterator[Path]:
+def new_folder_beside(path: Path) -> Iterator[Path]:
     """Create a folder beside `path`, to be renamed within the block; it is removed at the end otherwise."""
     with _marked() as mark:
         folder = path.parent / f".{path.name}.{mark}"

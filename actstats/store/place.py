@@ -24,7 +24,7 @@ from actstats.store.files import (
     DurableStore,
     InUse,
     RegularFiles,
-    made_beside,
+    new_folder_beside,
     one_at_a_time,
     remove_abandoned,
     require_regular,
@@ -232,7 +232,7 @@ class Folder:
         if path.parent.is_file():
             raise NotADirectoryError(errno.ENOTDIR, f"{path.parent} is a file, not a folder")
         path.parent.mkdir(parents=True, exist_ok=True)
-        with made_beside(path) as making:
+        with new_folder_beside(path) as making:
             files = DurableStore(making)
             for key, data in objects.items():
                 files.put(key, data)

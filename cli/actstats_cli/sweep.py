@@ -233,17 +233,17 @@ def sweep(
     planning["compile"] = COMPILE[planning["compile"]]
     if measure and not dry_run:
         raise click.UsageError("--measure requires --dry-run")
-    wanted = [planning, *(_another(words, planning) for words in also)]
-    joint = bool(also) or any(options_of["changed"] for options_of in wanted)
+    sweeps = [planning, *(_another(words, planning) for words in also)]
+    joint = bool(also) or any(options_of["changed"] for options_of in sweeps)
     if scheduler and (dry_run or joint):
         option = "--dry-run" if dry_run else "--also" if also else "--changed"
         raise click.UsageError(f"{option} cannot be combined with --scheduler")
-    for options_of in wanted:
+    for options_of in sweeps:
         options_of["out"] = options_of["out"] or Path(default_name(data or DEMO, **options_of))
         if data is None and _embedded_instead(options_of, download=not dry_run):
             options_of["weights"] = DEMO
     if dry_run:
-        _print_plans(data or DEMO, wanted, measure=measure, as_json=as_json)
+        _print_plans(data or DEMO, sweeps, measure=measure, as_json=as_json)
         return
     import actstats
 
@@ -263,7 +263,7 @@ def sweep(
         results: Sequence[Summary | ActstatsError]
         try:
             if joint:
-                plans = _plans(data or DEMO, wanted)
+                plans = _plans(data or DEMO, sweeps)
                 results = actstats.sweep_together(plans, return_errors=True, **execution)
             else:
                 model, store = planning.pop("arch"), planning.pop("out")
@@ -321,12 +321,12 @@ def _another(words: str, first: Mapping[str, Any]) -> dict[str, Any]:
     return {**first, **{name: inner.params[name] for name in fresh}, **given}
 
 
-def _plans(data: str, wanted: Sequence[Mapping[str, Any]]) -> list[SweepPlan]:
+def _plans(data: str, sweeps: Sequence[Mapping[str, Any]]) -> list[SweepPlan]:
     """Return the plans of all networks over the images, which are listed once, and over the changed images."""
     import actstats
 
-    source = actstats.open_source(data, limit=wanted[0]["limit"], sample=wanted[0]["sample"])
-    return [plan for options_of in wanted for plan in _plan(source, options_of)]
+    source = actstats.open_source(data, limit=sweeps[0]["limit"], sample=sweeps[0]["sample"])
+    return [plan for options_of in sweeps for plan in _plan(source, options_of)]
 
 
 def _plan(source: Any, options_of: Mapping[str, Any]) -> list[SweepPlan]:
@@ -464,11 +464,11 @@ def _plan_without_download(source: Any, options_of: Mapping[str, Any]) -> tuple[
         return _plan(source, {**options_of, "weights": "none", "robust": None}), False
 
 
-def _print_plans(data: str, wanted: Sequence[dict[str, Any]], *, measure: bool, as_json: bool) -> None:
+def _print_plans(data: str, sweeps: Sequence[dict[str, Any]], *, measure: bool, as_json: bool) -> None:
     import actstats
 
-    source = actstats.open_source(data, limit=wanted[0]["limit"], sample=wanted[0]["sample"])
-    planned = [_plan_without_download(source, options_of) for options_of in wanted]
+    source = actstats.open_source(data, limit=sweeps[0]["limit"], sample=sweeps[0]["sample"])
+    planned = [_plan_without_download(source, options_of) for options_of in sweeps]
     found = [(plan, plan.estimate(measure=measure), known) for plans, known in planned for plan in plans]
     if as_json:
         records = [

@@ -146,7 +146,7 @@ LOCKS = {"real": fcntl.flock, "failing": flock_fails, "of one node": flock_succe
 WRITING = """
 import os, sys
 from pathlib import Path
-from actstats.store.files import DurableStore, made_beside
+from actstats.store.files import DurableStore, new_folder_beside
 from zarr.core.buffer import default_buffer_prototype
 
 def replace_late(path, target):
@@ -159,7 +159,7 @@ path = Path(sys.argv[1])
 if sys.argv[2] == "object":
     DurableStore(path).set_sync("other", default_buffer_prototype().buffer.from_bytes(b"data"))
 else:
-    with made_beside(path) as folder:
+    with new_folder_beside(path) as folder:
         (folder / "file").write_text("")
         (folder / "file").replace(folder / "renamed")
 """

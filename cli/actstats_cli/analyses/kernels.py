@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 )
 @options.factory
 @options.trust
-@output.wanted
+@output.common
 def kernels(
     stores: tuple[Path, ...], weights: tuple[str, ...], arch: str | None, trust: bool, **wanted: Any
 ) -> None:

@@ -86,7 +86,7 @@ style = click.option(
     show_default=True,
     help="Style of --plot: paper is as wide as a column or page of a paper, with 300 dpi.",
 )
-wanted = options.together(by, show, out, plot, style, options.scheduler, options.as_json)
+common = options.together(by, show, out, plot, style, options.scheduler, options.as_json)
 """The options of an analysis of one store or two."""
 
 

@@ -20,7 +20,7 @@ from actstats_cli.analyses import output
     show_default=True,
     help="Quantile to estimate, repeatable.",
 )
-@output.wanted
+@output.common
 def quantiles(stores: tuple[Path, ...], q: tuple[float, ...], **wanted: Any) -> None:
     """Estimate quantiles of the activations, and count dead and saturated units.
 

@@ -19,7 +19,7 @@ from actstats_cli.analyses import output
     show_default=True,
     help="The activation that is averaged by class.",
 )
-@output.wanted
+@output.common
 def selectivity(stores: tuple[Path, ...], of: str, **wanted: Any) -> None:
     """Measure how few classes of images excite the units.
 

@@ -12,7 +12,7 @@ from actstats_cli.analyses import output
 
 @click.command()
 @output.one_or_two
-@output.wanted
+@output.common
 def smoothness(stores: tuple[Path, ...], **wanted: Any) -> None:
     """Measure how rough the activation maps of the units are.
 

@@ -12,7 +12,7 @@ from actstats_cli.analyses import output
 
 @click.command()
 @output.one_or_two
-@output.wanted
+@output.common
 def spectrum(stores: tuple[Path, ...], **wanted: Any) -> None:
     """Measure how the power of the units is distributed over spatial frequency.
 
