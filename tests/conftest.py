@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import zlib
 from collections.abc import Callable, Iterator
@@ -39,6 +40,15 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path = folder / ("cat", "dog")[index % 2] / f"{index:02}.png"
         path.parent.mkdir(exist_ok=True)
         photograph(index).save(path)
+    return folder
+
+
+@pytest.fixture
+def damaged(photographs: Path, tmp_path: Path) -> Path:
+    """The same folder, in which `cat/02.png` cannot be read."""
+    folder = tmp_path / "images"
+    shutil.copytree(photographs, folder)
+    (folder / "cat" / "02.png").write_bytes(b"damaged")
     return folder
 
 

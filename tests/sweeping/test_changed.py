@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import shutil
 import time
 from pathlib import Path
 
@@ -140,14 +139,6 @@ def test_what_changed_under_autocast_equals_plain_hooks(photographs, tmp_path):
     for name, values in zip(PAIRED, expected, strict=True):
         # bf16 has 8 bits, and a batch of another size may round another way.
         np.testing.assert_allclose(changed[name].values, values, rtol=0.05, atol=1e-3, err_msg=name)
-
-
-@pytest.fixture
-def damaged(photographs, tmp_path):
-    folder = tmp_path / "images"
-    shutil.copytree(photographs, folder)
-    (folder / "cat" / "02.png").write_bytes(b"damaged")
-    return folder
 
 
 def test_all_other_variables_are_those_of_separate_sweeps(damaged, tmp_path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 
 import pytest
 import torch
@@ -66,14 +65,6 @@ def planned(folder, images):
             **SIZES,
         ),
     ]
-
-
-@pytest.fixture
-def damaged(photographs, tmp_path):
-    folder = tmp_path / "images"
-    shutil.copytree(photographs, folder)
-    (folder / "cat" / "02.png").write_bytes(b"damaged")
-    return folder
 
 
 def test_each_store_is_that_of_a_sweep_of_its_own(damaged, tmp_path):
