@@ -35,6 +35,8 @@ Check = Callable[[Any, str], Any]
 
 LONGEST: Final = 4096
 """Most characters in a name, path or URL."""
+_MOST_ENTRIES: Final = 20_000
+"""Most entries in an object. A manifest has digests of every variable, of which there may be 10,000."""
 
 
 class InvalidError(ActstatsError):
@@ -256,8 +258,8 @@ def _mapping(kind: Any) -> Check:
     def check(value: Any, name: str) -> Any:
         if not isinstance(value, Mapping):
             raise invalid(name, value, "an object")
-        if len(value) > 1000:
-            raise InvalidError(f"invalid {name}: it has {len(value):,} entries, more than 1,000")
+        if len(value) > _MOST_ENTRIES:
+            raise InvalidError(f"invalid {name}: it has {len(value):,} entries, more than {_MOST_ENTRIES:,}")
         return {
             key(entry, f"entry of {name}"): each(item, f"{name}.{entry}") for entry, item in value.items()
         }

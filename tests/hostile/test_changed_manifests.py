@@ -98,6 +98,16 @@ def test_a_change_is_named(good, tmp_path, path, value, words):
     assert str(error.value).endswith("remove the store and sweep again")
 
 
+def test_a_manifest_of_as_many_variables_as_allowed_is_accepted(good):
+    manifest = root_of(good)["attributes"]
+    manifest["outputs"] = [f"v{index}" for index in range(10_000)]
+    manifest["digests"] = {f"{name}/zarr.json": "0" * 8 for name in manifest["outputs"]}
+    assert len(Manifest.from_json(manifest).digests or {}) == 10_000
+    manifest["digests"] |= {f"w{index}/zarr.json": "0" * 8 for index in range(10_001)}
+    with pytest.raises(ActstatsError, match="invalid digests: it has 20,001 entries"):
+        Manifest.from_json(manifest)
+
+
 def test_a_newer_version_is_named(good):
     entries = root_of(good)["attributes"]
     entries = {**entries, "of_the_future": 1, "versions": {**entries["versions"], "actstats": "99.1"}}
