@@ -167,9 +167,13 @@ def read_record(partition: int, data: bytes) -> Record | None:
     if record.get("partition") != partition:
         raise ValueError(f"is that of partition {shortened(record.get('partition'))}")
     try:
-        return parse(_Digests, {"digests": record["digests"]}).digests
+        digests = parse(_Digests, {"digests": record["digests"]}).digests
     except InvalidError as error:
         raise ValueError(f"has {error}") from None
+    for name, entry in digests.items():
+        if len(entry) not in (1, 2) or len(entry[0]) != 8:
+            raise ValueError(f"has an invalid digest of {name}")
+    return digests
 
 
 def damaged(location: Path | URL, what: str, reason: str) -> ActstatsError:
@@ -326,7 +330,7 @@ class VerifiedObjects(WrapperStore[Store]):
         entry = record[name]
         if whole:
             return entry_of(key, data, chunks_in(entry)) == entry
-        if digest(key, data) != entry[0]:
+        if len(entry) == 1 or digest(key, data) != entry[0]:
             return False
         texts = (entry[1][start : start + 8] for start in range(0, len(entry[1]), 8))
         self._chunks[key] = dict(zip(_ranges(data), texts, strict=False))

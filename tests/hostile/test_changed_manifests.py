@@ -272,6 +272,19 @@ def test_provenance_of_another_type_is_not_reported(good, tmp_path, changes):
     assert description.attack is None
 
 
+@pytest.mark.parametrize("part", [None, 0, 1])
+def test_digests_of_another_form_are_damage(good, tmp_path, part):
+    """No digest, that of the index of a shard alone, or more than two."""
+    record = json.loads((good / "provenance/c.0").read_bytes()[8:-4])
+    index, chunks = record["digests"]["mean"]
+    entry = [] if part is None else [index] if part == 0 else [index, chunks, chunks]
+    with_record(good, tmp_path / "s.zarr", digests={**record["digests"], "mean": entry})
+    store = Store.open(tmp_path / "s.zarr")
+    assert [partition for _, partition, _ in store.damage()] == [0]
+    with pytest.raises(ActstatsError, match=r"(mean|provenance) of partition 0"):
+        store.read("mean", ...)
+
+
 def test_a_status_that_does_not_exist_is_refused(good, tmp_path):
     size = len((good / "status/c.0").read_bytes()) - 4
     with_record(good, tmp_path / "s.zarr", status=bytes([77] * size))
