@@ -27,8 +27,9 @@ def kernels(
 ) -> None:
     """Measure how rough the convolution kernels of a network are.
 
-    The same numbers as `smoothness`, for weights: by layer, or by filter (--by unit). The swept network is rebuilt
-    from the store's record. Kernels of 1 x 1 have no step.
+    The same numbers as `smoothness`, for weights: by layer, or by filter (--by unit). --show normed_filter and --show
+    normed_kernels print the step of filters and of kernels scaled to norm 1, on which `actstats compare` decides. The
+    swept network is rebuilt from the store's record. Kernels of 1 x 1 have no step.
 
     \b
         actstats analyze kernels googlenet.zarr
