@@ -218,7 +218,8 @@ def compare_groups(table: pd.DataFrame, *, invariant: bool = True) -> Comparison
     delta, null = (float(known[name].median()) for name in ("delta", "null_delta"))
     difference = f"delta {delta:+.2f}, S against S {null:.2f}" if len(known) else "no values to compare"
     if sum(layers):
-        difference += f"; lower in {layers[0]} of {sum(layers)} layers, higher in {layers[2]}"
+        noun = "layer" if sum(layers) == 1 else "layers"
+        difference += f"; lower in {layers[0]} of {sum(layers)} {noun}, higher in {layers[2]}"
     said = Comparison("R", difference, layers=layers, delta=delta if len(known) else None, by_layer=by_layer)
     if not invariant:
         return replace(said, words=SCALED)
@@ -238,7 +239,8 @@ def compare_pairs(name: str, row: pd.Series, first: str, *, claimed: bool) -> Co
     pairs = int(row["pairs"])
     delta: float | None = None
     if not np.isfinite(row["delta_low"]) or pairs < LEAST_PAIRS:
-        verdict, difference = "open", f"{pairs} matched units are too few to compare"
+        units = "1 matched unit is" if pairs == 1 else f"{pairs} matched units are"
+        verdict, difference = "open", f"{units} too few to compare"
     else:
         delta, low, high = (float(row[key]) for key in ("delta", "delta_low", "delta_high"))
         difference = f"delta {delta:+.2f} ({low:+.2f} to {high:+.2f}) over {pairs:,} units"

@@ -111,6 +111,7 @@ def test_networks_without_any_spread_decide_nothing():
     assert table[["p", "difference_low"]].isna().all(axis=None)
     assert table["difference"].item() == pytest.approx(2)
     assert compare_groups(table).layers == (0, 1, 0)
+    assert compare_groups(table).difference.endswith("; lower in 0 of 1 layer, higher in 0")
     none = compare_networks([units(np.full(20, np.nan))] * 3, copies, ["x"])
     assert none["networks_s"].item() == 0
     assert compare_groups(none).verdict == "open"
