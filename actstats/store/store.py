@@ -329,7 +329,7 @@ class Store:
         memory = MemoryStore(self._encoded)
         # Zarr does not store that objects of fill values are written, too.
         return {
-            name: zarr.Array.from_dict(StorePath(memory, name), array.metadata.to_dict()).with_config(WRITTEN)
+            name: zarr.Array(zarr.AsyncArray(array.metadata, StorePath(memory, name), WRITTEN))
             for name, array in self.group.arrays()
         }
 
