@@ -95,8 +95,14 @@ def top_images(store: str | Path, unit: str | Unit) -> list[Hit]:
     lists = named.isel(unit=[unit.index]).load()
     merged = merge(lists.assign_coords(completed=("partition", opened.completed))).isel(unit=0)
     paths, labels = (dataset[name].values for name in ("path", "label"))
+    images = merged["top_image"].values
+    if images.max() >= opened.images:
+        raise ActstatsError(
+            f"{store} is damaged, or was not written by actstats: image {images.max()} of "
+            f"{unit.layer}/{unit.channel} does not exist; remove the store and sweep again"
+        )
     found = []
-    for rank, image in enumerate(merged["top_image"].values.tolist()):
+    for rank, image in enumerate(images.tolist()):
         if image < 0:  # fewer images than ranks
             break
         row, column = divmod(int(merged["top_position"].values[rank]), unit.width)

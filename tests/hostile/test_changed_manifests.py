@@ -17,6 +17,7 @@ from typing import Any
 import google_crc32c
 import numpy as np
 import pytest
+import zarr
 from numcodecs.zstd import Zstd
 
 import actstats
@@ -25,8 +26,9 @@ from actstats.records import load
 from actstats.store import Store
 from actstats.store.codecs import content_size
 from actstats.store.description import describe
-from actstats.store.digests import digest, manifest_in
+from actstats.store.digests import chunks_in, digest, entry_of, manifest_in
 from actstats.store.manifest import Manifest
+from actstats.store.top import top_images
 from tests.hostile import mutations
 from tests.hostile.mutations import Mutation
 from tests.hostile.reading import _forget_peak, _status
@@ -283,6 +285,20 @@ def test_digests_of_another_form_are_damage(good, tmp_path, part):
     assert [partition for _, partition, _ in store.damage()] == [0]
     with pytest.raises(ActstatsError, match=r"(mean|provenance) of partition 0"):
         store.read("mean", ...)
+
+
+def test_a_top_image_that_does_not_exist_is_refused(good, tmp_path):
+    store, key = tmp_path / "s.zarr", "top_image/c.0.0.0"
+    shutil.copytree(good, tmp_path / "changed")
+    zarr.open_group(tmp_path / "changed", mode="r+")["top_image"][0] = 10**6
+    data = (tmp_path / "changed" / key).read_bytes()
+    digests = json.loads((good / "provenance/c.0").read_bytes()[8:-4])["digests"]
+    entry = entry_of(key, data, chunks_in(digests["top_image"]))
+    with_record(good, store, digests={**digests, "top_image": entry})
+    (store / key).write_bytes(data)
+    layer = root_of(good)["attributes"]["layers"][0]["name"]
+    with pytest.raises(ActstatsError, match=r"image 1000000 of .* does not exist"):
+        top_images(store, f"{layer}/0")
 
 
 def test_a_status_that_does_not_exist_is_refused(good, tmp_path):
