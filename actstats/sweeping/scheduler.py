@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any, Final
 
 from actstats.errors import ActstatsError, listed, one_line
@@ -44,6 +45,8 @@ _CERTIFICATES: Final = {
 """For each file, its name as an argument of `distributed.Security`, and in dask's configuration."""
 _ENCRYPTED: Final = ("tls", "wss")
 """Protocols that need certificates."""
+_SILENT: Final = logging.CRITICAL + 1
+"""A level above all that dask logs."""
 
 
 def patience() -> float:
@@ -154,7 +157,7 @@ def connect(
             f"an address such as tls://host:8786, not {scheduler}"
         )
     # What goes wrong is reported in one line; dask would log a traceback beside it.
-    with distributed.utils.silence_logging_cmgr(logging.CRITICAL), ExitStack() as stack:
+    with distributed.utils.silence_logging_cmgr(_SILENT), ExitStack() as stack:
         if local:
             if cores and not (cores.isdecimal() and int(cores)):
                 raise ActstatsError(
@@ -271,7 +274,7 @@ def _local_cluster(distributed: Any, cores: int, device: str) -> Iterator[Any]:
 
     # Without an address, the scheduler's HTTP server would use port 8787, and warn if another cluster has it.
     served: dict[str, Any] = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}
-    common = {**served, "memory_limit": None, "silence_logs": logging.CRITICAL}
+    common = {**served, "memory_limit": None, "silence_logs": _SILENT}
     workers = [
         {**common, "resources": {"GPU": 1}, "nthreads": IN_FLIGHT, "env": env} for env in _gpus(device)
     ]
@@ -283,13 +286,17 @@ def _local_cluster(distributed: Any, cores: int, device: str) -> Iterator[Any]:
         cores = min(cores, have)
         options = {**common, "nthreads": max(IN_FLIGHT, cores), "resources": {"CORES": cores}}
         workers = [options] * max(1, have // cores)
-    with _ended_by_signals(), dask.config.set(environment), _children_without_interrupts(distributed) as loop:
+    with (
+        _ended_by_signals(distributed),
+        dask.config.set(environment),
+        _children_without_interrupts(distributed) as loop,
+    ):
         cluster = distributed.SpecCluster(
             scheduler={
                 "cls": distributed.Scheduler,
                 "options": {**served, "port": 0, "dashboard": False},
             },
-            silence_logs=logging.CRITICAL,
+            silence_logs=_SILENT,
             loop=loop,
         )
         try:
@@ -310,7 +317,7 @@ def _local_cluster(distributed: Any, cores: int, device: str) -> Iterator[Any]:
             except Exception:
                 # Interrupted while workers start: dask ends them when Python exits, and would log it.
                 for name in ("distributed.process", "distributed.nanny"):
-                    logging.getLogger(name).setLevel(logging.CRITICAL)
+                    logging.getLogger(name).setLevel(_SILENT)
 
 
 @contextmanager
@@ -339,27 +346,34 @@ def _children_without_interrupts(distributed: Any) -> Iterator[Any]:
 
 
 @contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """End the block by an exception at SIGTERM and SIGHUP, so that it ends its processes and frees semaphores.
+def _ended_by_signals(distributed: Any) -> Iterator[None]:
+    """End the block by an exception at Ctrl-C, SIGTERM and SIGHUP, so that processes and semaphores end, too.
 
     Handlers that were installed before are kept.
     """
+    swallowing = distributed.gc.GCDiagnosis._gc_callback.__code__
 
-    def end(number: int, _: Any) -> None:
-        raise SystemExit(128 + number)
+    def end(number: int, frame: FrameType | None) -> None:
+        while frame is not None:
+            if frame.f_code is swallowing:
+                # Python ignores exceptions in callbacks of the garbage collector, dask's among them.
+                threading.Timer(0.01, signal.raise_signal, (number,)).start()
+                return
+            frame = frame.f_back
+        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
 
-    changed = []
+    replaced: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
-        for name in ("SIGTERM", "SIGHUP"):
+        defaults = {"SIGINT": signal.default_int_handler, "SIGTERM": signal.SIG_DFL, "SIGHUP": signal.SIG_DFL}
+        for name, default in defaults.items():
             number = getattr(signal, name, None)
-            if number is not None and signal.getsignal(number) is signal.SIG_DFL:
-                signal.signal(number, end)
-                changed.append(number)
+            if number is not None and signal.getsignal(number) is default:
+                replaced[number] = signal.signal(number, end)
     try:
         yield
     finally:
-        for number in changed:
-            signal.signal(number, signal.SIG_DFL)
+        for number, handler in replaced.items():
+            signal.signal(number, handler)
 
 
 def _gpus(device: str) -> list[dict[str, str]]:

@@ -60,7 +60,7 @@ def test_the_study_writes_all_its_tables_and_figures(photographs, tmp_path):
         *("pair-kernels.png", "pair-layers.png", "pair-probes.png", "pair.tables", "probes.tables")
     ]
     layers, probes = ((tmp_path / "out" / f"{name}.tables").read_text() for name in ("pair", "probes"))
-    assert layers.count("| inception5b | ") == 7
+    assert layers.count("| inception5b | ") == 8
     assert "| S | 3 |" in probes  # the fourth has no conflict
     assert "| clean | " in probes
     assert probes.count("smoothest") == 13  # a row for each layer, and the title

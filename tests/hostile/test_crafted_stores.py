@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 from actstats.errors import ActstatsError
 from actstats.models import load_from_manifest, load_model
-from actstats.store import manifest as manifests
+from actstats.store.digests import sealed
 from actstats_cli.analyze import ANALYSES
 from actstats_cli.main import main
 from tests.conftest import photograph
@@ -127,10 +127,8 @@ def crafted(honest: Path, path: Path, **changed: Any) -> Path:
     shutil.copytree(honest, path)
     file = path / "zarr.json"
     content = json.loads(file.read_text())
-    manifest = content["attributes"] | changed
-    manifest["checksum"] = manifests.checksum(manifest)
-    content["attributes"] = manifest
-    file.write_text(json.dumps(content))
+    content["attributes"] |= changed
+    file.write_text(json.dumps(sealed(content)))
     return path
 
 
