@@ -40,9 +40,10 @@ from torch.utils.data._utils.collate import default_collate, default_convert
 
 from actstats.data.image import UNREADABLE, ImageError, rgb
 from actstats.data.patience import Patience, image_error
+from actstats.data.preprocessing import Preprocessing
 from actstats.data.source import NO_LABEL, UNNAMED, Source, unnamed, within
 from actstats.data.source import fingerprint as of_files
-from actstats.data.transform import is_image
+from actstats.data.transform import Transform, is_image
 from actstats.errors import ActstatsError, reason_of
 
 _COLUMNS: Final = ("pixel_values", "image", "img", "images")
@@ -311,6 +312,19 @@ def first_readable(source: Source) -> Any:
 
 _TRIED: Final = 8
 """Number of items of a dataset, at its beginning, of which one has to be readable."""
+
+
+def first_inputs(source: Source, preprocessing: Preprocessing | Transform, device: torch.device) -> Tensor:
+    """Return the network's inputs for two different images of the first eight, or one if all are equal."""
+    made: list[NDArray[Any]] = []
+    for index in range(len(source))[:_TRIED]:
+        with suppress(ImageError):
+            pixels = preprocessing.pixels(item_of(source, index))
+            if not made or not np.array_equal(made[0], pixels):
+                made.append(pixels)
+        if len(made) == 2:
+            break
+    return preprocessing.normalize(torch.from_numpy(np.stack(made)).to(device)).contiguous()
 
 
 def _picture(found: Any, spec: str) -> Any:

@@ -74,7 +74,6 @@ _COPIES: Final = frozenset({
     "quantize_per_tensor", "quantize_per_tensor_dynamic",
 })
 _PRODUCTS: Final = {"matmul": 0, "mm": 0, "bmm": 0, "addmm": 1, "baddbmm": 1}
-_RECURRENT: Final = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})
 _KEEPS: Final = ("norm", "softmax", "dropout", "cumsum", "cumprod", "logcumsumexp")
 _MADE_MAPS: Final = ("pool", "upsample", "interpolate", "pixel_shuffle", "pixel_unshuffle", "grid_sampler")
 # fmt: on
@@ -153,24 +152,16 @@ _Rule = Callable[[_Operation], list[Coordinates]]
 
 def _rule(name: str, func: Any) -> _Rule | None:
     """Return the function that follows coordinates through an operation, or None if it is not known."""
+    if name in _BY_NAME:
+        return _BY_NAME[name]
     if name in _RESHAPES:
         return lambda o: o.each(lambda shape: reshaped(o.operands[0].shape, o.operands[0].coordinates, shape))
     if convolves(name):
         return _through_convolution
-    if name in ("cat", "concat", "concatenate", "stack"):
-        return _through_cat
-    if name == "copy":
-        return lambda o: o.each(lambda shape: _combined(o.operands[-1:], shape))
     if "_pad" in name or name == "pad":
         return _through_padding
-    if name == "im2col":
-        return _through_unfold
-    if name == "col2im":
-        return _through_fold
     if name in _PRODUCTS or name.startswith("linear") or "attention" in name or "encoder_layer" in name:
         return _through_product
-    if name in _RECURRENT:
-        return _through_recurrence
     if any(part in name for part in _MADE_MAPS):
         return lambda o: o.each(lambda shape: _resampled(o.operands[0], shape))
     elementwise = name in ACTIVATIONS or name in ARITHMETIC or name in _COPIES or _is_elementwise(name, func)
@@ -355,9 +346,9 @@ def _combined(operands: Sequence[Operand], shape: Shape) -> Coordinates:
     return Coordinates(_compacted(out), known[0].coordinates.lost)
 
 
-def _broadcast(operands: Sequence[Operand]) -> Shape:
-    shape = torch.broadcast_shapes(*(o.shape for o in operands if o.computed))  # type: ignore[no-untyped-call]
-    return tuple(shape)
+def _expands_to(before: Shape, after: Shape) -> bool:
+    aligned = zip(reversed(before), reversed(after), strict=False)
+    return len(before) <= len(after) and all(size in (1, full) for size, full in aligned)
 
 
 def _has_places(fields: Fields) -> bool:
@@ -370,7 +361,7 @@ def _through_elements(operation: _Operation) -> list[Coordinates]:
     out = []
     for result in operation.results:
         shape, before = tuple(result.shape), operands[0].shape if operands else ()
-        if shape == _broadcast(operands):
+        if all(_expands_to(o.shape, shape) for o in operands if o.computed):
             out.append(_combined(operands, shape))
         else:
             out.append(_reduced(operation, before, shape))
@@ -428,6 +419,8 @@ def _groups(before: Shape, after: Shape) -> Iterator[tuple[list[int], list[int]]
 def _through_move(operation: _Operation) -> list[Coordinates]:
     """Run an operation that moves elements on the fields."""
     operands = operation.operands
+    if operation.name in ("index", "index_select") and not operands[0].computed:
+        return _through_lookup(operation)
     if operation.name in _WRITES and operands[0].computed and not _writes_what_is_computed(operation):
         # As in x[x < 0] = 0: a constant that is written to an element takes its place.
         return [operands[0].coordinates for _ in operation.results]
@@ -458,6 +451,28 @@ def _through_move(operation: _Operation) -> list[Coordinates]:
         else Coordinates(lost=operation.name)
         for made, result in zip(fields, operation.results, strict=True)
     ]
+
+
+def _through_lookup(operation: _Operation) -> list[Coordinates]:
+    """Rows of a constant table: each is at the place of its number, and its values are units."""
+    table, numbers = operation.operands
+    indices = operation.argument("indices")
+    axis = 0 if operation.name == "embedding" else operation.argument("dim", 0)
+    if indices is not None:
+        axis = next(at for at, index in enumerate(indices) if index is not None)
+    rank = len(table.shape) - axis - 1
+    shape = tuple(operation.results[0].shape)
+    if shape != (*table.shape[:axis], *numbers.shape, *table.shape[axis + 1 :]):
+        return [Coordinates(lost=operation.name)]
+    fields = {
+        kind: values.reshape((1,) * axis + tuple(values.shape) + (1,) * rank)
+        for kind, values in numbers.coordinates.fields.items()
+        if kind != "c" or len(table.shape) == 1
+    }
+    if len(table.shape) == 2:
+        at = 0 if axis else len(shape) - 1
+        fields["c"] = _along(at, shape[at], len(shape))
+    return [Coordinates(fields, numbers.coordinates.lost)]
 
 
 def _writes_what_is_computed(operation: _Operation) -> bool:
@@ -555,11 +570,19 @@ def _resampled(operand: Operand, after: Shape) -> Coordinates:
             if values.shape[axis] > 1 and before[axis] != size:
                 values = _interpolated(values, axis, size)
         fields[kind] = values
-    if len(after) == 4 and not coordinates.lost:
-        for axis, kind in ((2, "h"), (3, "w")):
-            if before[axis] == 1 < after[axis] and not varies(fields.get(kind)):
-                fields[kind] = _along(axis, after[axis], 4)
-    return Coordinates(_compacted(fields), coordinates.lost)
+    return _with_new_places(Coordinates(_compacted(fields), coordinates.lost), before, after)
+
+
+def _with_new_places(coordinates: Coordinates, before: Shape, after: Shape) -> Coordinates:
+    """Return the coordinates with rows and columns where [n, c, 1, 1], which has none, became [n, c, h, w]."""
+    if len(before) != 4 or len(after) != 4 or coordinates.lost:
+        return coordinates
+    made = {
+        kind: _along(axis, after[axis], 4)
+        for axis, kind in ((2, "h"), (3, "w"))
+        if before[axis] == 1 < after[axis] and not varies(coordinates.fields.get(kind))
+    }
+    return Coordinates({**coordinates.fields, **made})
 
 
 def _interpolated(values: Tensor, axis: int, size: int) -> Tensor:
@@ -761,3 +784,16 @@ def substituted(tree: Any, replace: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(tree, dict):
         return {key: substituted(item, replace) for key, item in tree.items()}
     return tree
+
+
+_BY_NAME: Final[Mapping[str, _Rule]] = {
+    **dict.fromkeys(("cat", "concat", "concatenate", "stack"), _through_cat),
+    **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), _through_recurrence),
+    "copy": lambda o: o.each(lambda shape: _combined(o.operands[-1:], shape)),
+    "im2col": _through_unfold,
+    "col2im": _through_fold,
+    "embedding": _through_lookup,
+    "expand": lambda o: o.each(
+        lambda shape: _with_new_places(_through_move(o)[0], o.operands[0].shape, shape)
+    ),
+}

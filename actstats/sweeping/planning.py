@@ -480,7 +480,8 @@ class SweepPlan:
             # Missing images may be available again; images that could not be decoded are not retried.
             retried = {int(i) // store.partition_size for i in np.flatnonzero(store.statuses() == MISSING)}
             if retried:
-                notes.append(f"{_count(len(retried), 'partition')} had missing images; trying them again")
+                several = f"{len(retried):,} partition{'s' * (len(retried) > 1)}"
+                notes.append(f"{several} had missing images; trying them again")
             todo = [p for p in range(index, schema.partitions, parts) if not complete[p] or p in retried]
             for note in self.notes:
                 how.note(note)
@@ -683,7 +684,7 @@ def plan(
     parse_compression(decided.compression)
     chosen = resolve_metrics(decided.metrics, decided.custom)
 
-    from actstats.data.dataset import first_readable
+    from actstats.data.dataset import first_inputs, first_readable
     from actstats.data.preprocessing import of_images
     from actstats.distort import parse
     from actstats.layers import notes_on, probe, select
@@ -707,7 +708,10 @@ def plan(
         network = to_device(loaded.model, target)
         # Created only to check the decoder and the combination of options.
         Feed(loaded, source, target, (), chain=chain, decode=decided.decode, workers=0)
-        probed = probe(network, loaded.preprocessing.example(2, target))
+        try:
+            probed = probe(network, loaded.preprocessing.example(2, target))
+        except ActstatsError:  # a network may only know values that images have, such as entries of a table
+            probed = probe(network, first_inputs(source, loaded.preprocessing, target))
         layers = select(probed, decided.layers)
     schema = Schema.of(
         chosen,
@@ -775,10 +779,6 @@ def _with_preprocessing(model: nn.Module | Loaded, given: object, item: object) 
     loaded = model if isinstance(model, Loaded) else Loaded.of(model)
     found = choose_preprocessing(given, loaded.own_preprocessing, item)
     return replace(loaded, own_preprocessing=found)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _layer_record(layer: Layer) -> dict[str, Any]:
