@@ -29,7 +29,7 @@ _RANGE: Final = re.compile(r"\{(\d{1,18})\.\.(\d{1,18})\}")
 
 
 def open_source(
-    spec: Any,
+    spec: object,
     *,
     limit: int | None = None,
     sample: int | str | None = None,

@@ -32,7 +32,7 @@ _NAMED: Final = ("file:", "url:", "hf:")
 
 def load_model(
     arch: str,
-    weights: str | Path = "default",
+    weights: str | Path | None = "default",
     *,
     robust: str | bool | None = None,
     seed: int = 0,
@@ -47,7 +47,7 @@ def load_model(
     `weights` is one of:
 
     - `default` (the best published weights) or the name of another torchvision weight set (`IMAGENET1K_V1`);
-    - `none`: random weights drawn from `seed`;
+    - `none` or None, as in torchvision: random weights drawn from `seed`;
     - `demo`: the small GoogLeNet that is included in actstats, trained on 11 categories;
     - a file written by torch, safetensors or pickle; `FILE#KEY` selects a part of it, and `FILE#prefix=NAME` one
       of several networks in it, by what precedes its names;
@@ -66,7 +66,7 @@ def load_model(
     """
     builder = builder_of(arch)
     asked = None if robust is None or robust is False else "default" if robust is True else robust
-    spec = str(weights)
+    spec = "none" if weights is None else str(weights)
     if asked is None and (spec == "none" or (spec == "default" and isinstance(builder, Own))):
         return _drawn(builder, seed)
     located = locate(builder, spec, asked, offline=offline)

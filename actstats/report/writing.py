@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypedDict, Unpack
 from urllib.parse import quote
 
 import numpy as np
@@ -210,7 +210,22 @@ class Embedded:
         )
 
 
-def show(*stores: str | Path, height: int = 800, **options: Any) -> Embedded:
+class ReportOptions(TypedDict, total=False):
+    """The keyword arguments of `write_report`, apart from `largest_page`."""
+
+    against: Sequence[str | Path]
+    names: Sequence[str]
+    noisy: Sequence[str | Path]
+    data: str | Path | Source | None
+    top: int
+    pair: str
+    matches: Sequence[str | Path]
+    trust: bool
+    maps: bool
+    on_progress: OnProgress | None
+
+
+def show(*stores: str | Path, height: int = 800, **options: Unpack[ReportOptions]) -> Embedded:
     """Return the report of one store, or of several with the same layers, for display in a notebook cell.
 
     Args:

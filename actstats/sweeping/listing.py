@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Unpack
 
 from actstats.metrics import resolve_metrics
 from actstats.store import Schema
+from actstats.sweeping.options import StoredOptions, fields_in, with_options
 from actstats.sweeping.settings import Settings
 
 if TYPE_CHECKING:
+    from actstats.data.preprocessing import Preprocessing
     from actstats.layers import Layer
 
 
@@ -44,20 +46,22 @@ class LayerListing:
         return self.schema.bytes(per_image=False, images=1)
 
 
+@with_options(Settings)
 def list_layers(
     arch: str,
-    weights: str | Path = "none",
+    weights: str | Path | None = None,
     *,
     robust: str | bool | None = None,
     seed: int = 0,
     offline: bool = False,
-    preprocessing: Any = None,
+    preprocessing: Preprocessing | Callable[[Any], Any] | str | None = None,
     layers: Sequence[str] = (),
-    **settings: Any,
+    **settings: Unpack[StoredOptions],
 ) -> LayerListing:
     """Run `arch` once and return the layers that can be swept, or those of them that match `layers`.
 
-    The arguments are those of `plan`, with the fields of `Settings` that affect the size of the store.
+    The arguments are those of `plan`, with the fields of `Settings` that affect the size of the store; random weights
+    are enough to list layers.
 
     Raises:
         ActstatsError: the architecture, a layer or a metric is unknown.
@@ -69,8 +73,8 @@ def list_layers(
     from actstats.layers import probe, select
     from actstats.models import load_model
 
-    decided = Settings(**settings)
-    loaded = load_model(arch, str(weights), robust=robust, seed=seed, offline=offline)
+    decided = Settings(**fields_in(Settings, settings))
+    loaded = load_model(arch, weights, robust=robust, seed=seed, offline=offline)
     # The image only shows which shape a function of the caller returns.
     chosen = choose_preprocessing(preprocessing, loaded.own_preprocessing, Image.new("RGB", (500, 375)))
     probed = probe(loaded.model, chosen.example(2, torch.device("cpu")))

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self, Unpack
 
 import numpy as np
 
@@ -33,8 +33,9 @@ from actstats.store import Schema, Store, parse_compression
 from actstats.store import manifest as manifests
 from actstats.store.description import Attack, computed_on
 from actstats.support import html_facts, located, named_object, on_this_machine, one_or_more
+from actstats.sweeping.options import ExecutionOptions, SettingsOptions, fields_in, request, with_options
 from actstats.sweeping.progress import Estimate, Progress, Started, Summary, bar
-from actstats.sweeping.settings import Execution, Settings, names_of, require_known
+from actstats.sweeping.settings import Execution, Settings
 from actstats.text import printable
 
 if TYPE_CHECKING:
@@ -261,7 +262,7 @@ class SweepPlan:
             self._loaded = Loaded(model, preprocessing, kept)
         return self._loaded
 
-    def images(self, data: Any = None) -> Source:
+    def images(self, data: object = None) -> Source:
         """Return the images of the sweep; pass `data`, their location or the images (see `open_source`), if moved.
 
         Raises:
@@ -279,7 +280,7 @@ class SweepPlan:
         self._source = source
         return source
 
-    def images_there(self, data: Any = None) -> Source:
+    def images_there(self, data: object = None) -> Source:
         """Return the images that are where `images` looks for them, which need not be those of the sweep.
 
         Raises:
@@ -405,7 +406,8 @@ class SweepPlan:
             seconds=seconds,
         )
 
-    def run(self, **execution: Any) -> Summary:
+    @with_options(Execution)
+    def run(self, **execution: Unpack[ExecutionOptions]) -> Summary:
         """Compute the partitions that are not complete yet.
 
         Args:
@@ -419,7 +421,6 @@ class SweepPlan:
             ActstatsError: any error that the user can fix, in one line. Completed partitions are kept.
             KeyboardInterrupt: on Ctrl-C, once the partition being written is complete.
         """
-        require_known(execution, "run", *names_of(Execution))
         how = Execution(**execution)
         if "paired_with" in self.manifest:
             raise ActstatsError(
@@ -632,12 +633,13 @@ _IDENTITY: Final = ("arch", "num_classes", "weights", "classes")
 _MEMORY_OF_TORCH: Final = 450 << 20
 
 
+@with_options(Settings)
 def plan(
     model: str | nn.Module | Loaded,
-    images: Any,
+    images: object,
     store: str | Path,
     *,
-    weights: str = "default",
+    weights: str | Path | None = "default",
     robust: str | bool | None = None,
     seed: int = 0,
     offline: bool = False,
@@ -646,7 +648,7 @@ def plan(
     sample: int | str | None = None,
     fingerprint: str | None = None,
     device: str = "auto",
-    **settings: Any,
+    **settings: Unpack[SettingsOptions],
 ) -> SweepPlan:
     """Plan a sweep of `model` over `images` into `store`: find the layers and check everything, but write nothing.
 
@@ -679,8 +681,7 @@ def plan(
     Raises:
         ActstatsError: any error that the user can fix, in one line.
     """
-    require_known(settings, "plan", *names_of(Settings))
-    decided = Settings(**settings)
+    decided = Settings(**fields_in(Settings, settings))
     parse_compression(decided.compression)
     chosen = resolve_metrics(decided.metrics, decided.custom)
 
@@ -757,16 +758,6 @@ def plan(
     if lacking := decided.why_eager(len(source), kind):
         made.notes.append(f"running the network eagerly: {lacking}")
     return made
-
-
-def request(
-    model: Any, weights: str, robust: str | bool | None, seed: int, device: str
-) -> dict[str, Any] | None:
-    """Return the arguments by which a network was requested, or None if it was passed as an object."""
-    if not isinstance(model, str):
-        return None
-    training = "default" if robust is True else robust or None
-    return {"arch": model, "weights": str(weights), "robust": training, "seed": seed, "device": device}
 
 
 def _with_preprocessing(model: nn.Module | Loaded, given: object, item: object) -> Loaded:

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from actstats.errors import ActstatsError
 from actstats.store import manifest as manifests
 from actstats.store.repair import recovered_manifest
+from actstats.sweeping.options import ExecutionOptions, with_options
 from actstats.sweeping.planning import Run, SweepPlan
 from actstats.sweeping.progress import bar
-from actstats.sweeping.settings import Execution, names_of, require_known
+from actstats.sweeping.settings import Execution
 from actstats_kernels.bins import PAIRED
 
 if TYPE_CHECKING:
@@ -20,15 +21,16 @@ if TYPE_CHECKING:
     from actstats.sweeping.progress import Summary
 
 
+@with_options(Execution)
 def repair(
     store: str | Path,
     *,
-    data: Any = None,
+    data: object = None,
     weights: str | Path | None = None,
     arch: str | None = None,
     offline: bool = False,
     trust: bool = False,
-    **execution: Any,
+    **execution: Unpack[ExecutionOptions],
 ) -> Summary:
     """Restore every damaged object of a store, and compute its partitions that are not complete.
 
@@ -55,11 +57,11 @@ def repair(
         ActstatsError: the images or the network are not available, or not those of the sweep, or both copies of the
             manifest are damaged.
     """
-    require_known(execution, "repair", *names_of(Execution))
     plan = _RepairPlan(recovered_manifest(store), store, trust=trust)
     plan.options = {"weights": weights, "arch": arch, "offline": offline}
     plan.images(data)
-    how = Execution(**{**execution, "repair": True})
+    repairing: ExecutionOptions = {**execution, "repair": True}
+    how = Execution(**repairing)
     if how.client is not None and "paired_with" in plan.manifest:
         raise ActstatsError(
             f"{store} is compared with clean images, which a cluster cannot do: repair it here"
@@ -69,7 +71,8 @@ def repair(
             plan.run_beside_clean(run, how)
         if not run.todo or "paired_with" in plan.manifest:
             return run.summary()
-    return plan.run(**{**execution, "on_start": None})
+    again: ExecutionOptions = {**execution, "on_start": None}
+    return plan.run(**again)
 
 
 class _RepairPlan(SweepPlan):

@@ -5,13 +5,12 @@ This module does not import torch, so the command line can read its defaults qui
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from actstats.errors import ActstatsError, nearest
+from actstats.errors import ActstatsError
 from actstats.metrics import DEFAULT, Metric
 from actstats.support import one_or_more
 from actstats.text import printable
@@ -172,18 +171,6 @@ class Execution:
             self.on_note(text)
         else:
             warnings.warn(printable(text), stacklevel=2)
-
-
-def names_of(kind: type[Settings] | type[Execution]) -> list[str]:
-    """Return the names of the fields of `Settings` or `Execution`."""
-    return [field.name for field in dataclasses.fields(kind)]
-
-
-def require_known(options: Mapping[str, Any], function: str, *known: str) -> None:
-    """Raise a `TypeError`, as Python does for an unexpected keyword, for options that are not in `known`."""
-    for name in options:
-        if name not in known:
-            raise TypeError(f"{function}() has no argument {name!r}{nearest(name, known)}")
 
 
 def _require_whole(name: str, value: object, *, least: int) -> None:

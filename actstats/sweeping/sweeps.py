@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Unpack
 
 from actstats.data import MISSING
 from actstats.store import Store
 from actstats.store import manifest as manifests
 from actstats.support import sha256_of
-from actstats.sweeping.planning import plan, request
-from actstats.sweeping.settings import Execution, Settings, names_of, require_known
+from actstats.sweeping.options import SweepOptions, fields_in, request, with_options
+from actstats.sweeping.planning import plan
+from actstats.sweeping.settings import Execution, Settings
 
 if TYPE_CHECKING:
     from torch import nn
@@ -21,14 +22,15 @@ if TYPE_CHECKING:
     from actstats.sweeping.progress import Summary
 
 
+@with_options(plan, Execution)
 def sweep(
     model: str | nn.Module | Loaded,
-    images: Any,
+    images: object,
     store: str | Path,
     *,
     changed: Mapping[str, str | Path] | None = None,
     device: str = "auto",
-    **options: Any,
+    **options: Unpack[SweepOptions],
 ) -> Summary:
     """Compute statistics of every unit of `model` over `images` in one pass and write them to `store`.
 
@@ -55,22 +57,21 @@ def sweep(
         ActstatsError: any error that the user can fix, in one line. Completed partitions are kept.
         KeyboardInterrupt: on Ctrl-C, once the partition being written is complete.
     """
-    running = [name for name in names_of(Execution) if name != "device"]
-    require_known(options, "sweep", *_PLANNING, *names_of(Settings), *running)
-    execution = {name: options.pop(name) for name in running if name in options}
+    execution = fields_in(Execution, options)
+    planning: dict[str, Any] = {name: value for name, value in options.items() if name not in execution}
     how = Execution(**execution)  # validated before anything is loaded
     asked = device
     if how.client is not None:
         from actstats.sweeping.cluster import device_of
 
         device = device_of(how, device)
-    if not changed and (finished := _complete_already(model, images, store, asked, how, options)):
+    if not changed and (finished := _complete_already(model, images, store, asked, how, planning)):
         return finished
     if how.client is None:
         from actstats.sweeping.device import find_device
 
         find_device(device)
-    clean = plan(model, images, store, device=device, **options)
+    clean = plan(model, images, store, device=device, **planning)
     if clean.manifest["request"] is not None:  # the same on a cluster as in a single process
         clean.manifest["request"]["device"] = asked
     if not changed:
@@ -80,9 +81,6 @@ def sweep(
     plans = [clean.changed(specs, path) for specs, path in changed.items()]
     summaries: list[Summary] = sweep_together([clean, *plans], **execution, device=device)
     return replace(summaries[0], changed=dict(zip(changed, summaries[1:], strict=True)))
-
-
-_PLANNING: Final = ("weights", "robust", "seed", "offline", "preprocessing", "limit", "sample", "fingerprint")
 
 
 _BESIDE_SETTINGS: Final = {"paired_with", "masks"}
@@ -110,7 +108,7 @@ def _complete_already(
         or (found := Store.find(store)) is None
     ):
         return None
-    settings = Settings(**{name: value for name, value in options.items() if name in names_of(Settings)})
+    settings = Settings(**fields_in(Settings, options))
     if settings.custom or options.get("preprocessing") is not None or options.get("fingerprint"):
         return None
     manifest, data = found.manifest, found.manifest["data"]

@@ -12,33 +12,35 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any, Final, Literal, overload
+from typing import Final, Literal, Unpack, overload
 
 from actstats.errors import ActstatsError
 from actstats.store import manifest as manifests
 from actstats.support import URL
+from actstats.sweeping.options import ExecutionOptions, with_options
 from actstats.sweeping.planning import Run, SweepPlan
 from actstats.sweeping.progress import Summary, bar
 from actstats.sweeping.run import JointSweep, run_together, unpaired_error
-from actstats.sweeping.settings import Execution, names_of, require_known
+from actstats.sweeping.settings import Execution
 
 _SHARED: Final = ("batch_size", "partition_size")
 
 
 @overload
 def sweep_together(
-    plans: Sequence[SweepPlan], *, return_errors: Literal[False] = ..., **execution: Any
+    plans: Sequence[SweepPlan], *, return_errors: Literal[False] = ..., **execution: Unpack[ExecutionOptions]
 ) -> list[Summary]: ...
 
 
 @overload
 def sweep_together(
-    plans: Sequence[SweepPlan], *, return_errors: Literal[True], **execution: Any
+    plans: Sequence[SweepPlan], *, return_errors: Literal[True], **execution: Unpack[ExecutionOptions]
 ) -> list[Summary | ActstatsError]: ...
 
 
+@with_options(Execution)
 def sweep_together(
-    plans: Sequence[SweepPlan], *, return_errors: bool = False, **execution: Any
+    plans: Sequence[SweepPlan], *, return_errors: bool = False, **execution: Unpack[ExecutionOptions]
 ) -> Sequence[Summary | ActstatsError]:
     """Run several plans over the same images in one pass, decoding each image once.
 
@@ -59,7 +61,6 @@ def sweep_together(
         ActstatsError: the plans cannot be combined, or one failed; the others are finished first.
         KeyboardInterrupt: on Ctrl-C, once the partitions being written are complete.
     """
-    require_known(execution, "sweep_together", *names_of(Execution))
     how = Execution(**execution)
     if how.client is not None:
         raise ActstatsError(
