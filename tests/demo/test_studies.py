@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 import actstats
+from actstats.models.sources import demo_file
 from tests.data.images import encoded, write_folder, write_tar
 
 pytestmark = pytest.mark.once
@@ -47,24 +50,57 @@ def photographs(tmp_path_factory):
     return write_tar(tmp_path_factory.mktemp("photographs") / "made.tar", files)
 
 
-def test_the_study_writes_all_its_tables_and_figures(photographs, tmp_path):
+@pytest.fixture(scope="module")
+def further(tmp_path_factory):
+    """A folder with another network of R: the same function, its first filters in other units."""
+    folder = tmp_path_factory.mktemp("seed1")
+    with safe_open(demo_file("r"), "pt") as opened:
+        notes, names = opened.metadata(), list(opened.keys())
+        weights = {name: opened.get_tensor(name) for name in names}
+    for name, factor in (("conv.weight", 4), ("bn.running_mean", 4), ("bn.running_var", 16)):
+        weights[f"conv1.{name}"] = weights[f"conv1.{name}"] * factor
+    recipe = json.dumps({**json.loads(notes["training"]), "seed": 1})
+    save_file(weights, folder / "googlenet-r.safetensors", {**notes, "training": recipe})
+    return folder
+
+
+def test_the_study_writes_all_its_tables_and_figures(photographs, further, tmp_path):
     names = ["cat/cat1-dog1.png", "dog/dog1-car2.png", "car/car3-bear1.png", "bear/bear1-bear2.png"]
     image = encoded(Image.effect_noise((64, 64), 60).convert("RGB"))
     stimuli = write_folder(tmp_path / "stimuli", dict.fromkeys(names, image))
-    (tmp_path / "out").mkdir()
-    run(
-        *("study_pair.py", "--data", photographs, "--stimuli", stimuli),
-        *("--work", tmp_path / "work", "--into", tmp_path / "out"),
+    into = tmp_path / "out"
+    command = (
+        *("study_pair.py", "--data", photographs, "--stimuli", stimuli, "--seeds", further, "--random", 2),
+        *("--work", tmp_path / "work", "--into", into),
     )
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        *("pair-kernels.png", "pair-layers.png", "pair-probes.png", "pair.tables", "probes.tables")
+    run(*command)
+    assert sorted(path.name for path in into.iterdir()) == [
+        *(
+            "pair-kernels.png",
+            "pair-layers.png",
+            "pair-probes.png",
+            "pair.json",
+            "pair.tables",
+            "probes.tables",
+        )
     ]
-    layers, probes = ((tmp_path / "out" / f"{name}.tables").read_text() for name in ("pair", "probes"))
+    layers, probes = ((into / f"{name}.tables").read_text() for name in ("pair", "probes"))
+    # A table of each invariant measure, and one of the noise that is blocked.
     assert layers.count("| inception5b | ") == 8
-    assert "| S | 3 |" in probes  # the fourth has no conflict
-    assert "| clean | " in probes
-    assert probes.count("smoothest") == 13  # a row for each layer, and the title
-    assert probes.count("| R | conv1/") == 6
+    assert [line.split(" | ")[0] for line in layers.splitlines()[2:7]] == [
+        *("| network", "| ---", "| S0", "| R0", "| R1")
+    ]
+    assert "1 network of S and 2 of R: too few for verdicts" in layers
+    assert "| R0 | 3 |" in probes  # the fourth has no conflict
+    assert "| scramble:2 | " in probes
+    # Three layers of each network are ablated.
+    assert [
+        probes.count(f"| conv{layer} | {name} | ") for layer in (1, 2, 3) for name in ("S0", "R0", "R1")
+    ] == [1] * 9
+    figures = json.loads((into / "pair.json").read_text())
+    for line in figures["findings"]:
+        for layer in line["by_layer"]:
+            assert layer["medians_r"][0] == pytest.approx(layer["medians_r"][1], rel=2e-2, abs=2e-3), layer
 
 
 def test_the_pair_is_measured_by_one_command(photographs, tmp_path):
@@ -73,6 +109,26 @@ def test_the_pair_is_measured_by_one_command(photographs, tmp_path):
     for network in "SR":
         clean, near, far = figures[network]["accuracy"].values()
         assert clean == 1 >= near >= far
+
+
+def test_the_tables_of_the_page_are_those_of_its_figures(monkeypatch):
+    monkeypatch.syspath_prepend(STUDIES)
+    from pair_tables import tables
+
+    for name, text in tables(json.loads((STUDIES / "pair.json").read_text())).items():
+        assert (STUDIES / name).read_text() == text, "run python docs/studies/pair_tables.py"
+
+
+def test_verdicts_take_three_networks_of_each_kind(monkeypatch):
+    monkeypatch.syspath_prepend(STUDIES)
+    from pair_tables import tables
+
+    figures = json.loads((STUDIES / "pair.json").read_text())
+    networks = {kind: [of for of in figures["networks"] if of["kind"] == kind] for kind in "SR"}
+    enough = min(map(len, networks.values())) >= 3
+    assert all(line["scope"].startswith("over") == enough for line in figures["findings"] if line["by_layer"])
+    assert ("too few for verdicts" in tables(figures)["pair.tables"]) != enough
+    assert len({of["sha256"] for of in figures["networks"]}) == len(figures["networks"])
 
 
 def test_concepts_are_read_off_the_pixels(monkeypatch):
