@@ -8,8 +8,8 @@
 
 `sweep` computes the statistics and writes them to a store. `plan` checks a sweep without running it, to run it later
 or elsewhere. `sweep_together` runs several plans in one pass. `repair` restores what is damaged in a store.
-`open_dataset` opens a store, `merge` merges its partitions, and `SweepPlan.from_store` gives access to its network
-and images. `Metric` and `Output` define custom metrics.
+`open_sweep` opens a store: its record, results, top images, network and images. `open_dataset` opens only the results, and
+`merge` merges their partitions. `Metric` and `Output` define custom metrics.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from actstats.models import Loaded, load_from_manifest, load_model
     from actstats.store.dataset import open_dataset
     from actstats.store.merging import merge
+    from actstats.store.sweep import Sweep, open_sweep
     from actstats.sweeping.planning import SweepPlan, plan
     from actstats.sweeping.progress import Summary
     from actstats.sweeping.repairing import repair
@@ -44,12 +45,14 @@ __all__ = [
     "Preprocessing",
     "Settings",
     "Summary",
+    "Sweep",
     "SweepPlan",
     "load_from_manifest",
     "load_model",
     "merge",
     "open_dataset",
     "open_source",
+    "open_sweep",
     "plan",
     "repair",
     "select_layers",
@@ -66,12 +69,14 @@ _HOMES = {
     "Preprocessing": "data.preprocessing",
     "Settings": "sweeping.settings",
     "Summary": "sweeping.progress",
+    "Sweep": "store.sweep",
     "SweepPlan": "sweeping.planning",
     "load_from_manifest": "models",
     "load_model": "models",
     "merge": "store.merging",
     "open_dataset": "store.dataset",
     "open_source": "data",
+    "open_sweep": "store.sweep",
     "plan": "sweeping.planning",
     "repair": "sweeping.repairing",
     "select_layers": "layers",

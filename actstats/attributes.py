@@ -77,7 +77,7 @@ def to_attributes(manifest: Mapping[str, Any]) -> dict[str, Any]:
     return {**known, WHOLE: json.dumps(dict(manifest))}
 
 
-def find_manifest(attributes: Mapping[str, Any]) -> dict[str, Any]:
+def entries_of(attributes: Mapping[str, Any]) -> dict[str, Any]:
     """Return the manifest in the attributes of a dataset; empty if they have none.
 
     `attributes` are those of `open_dataset`, also after netCDF, or those of the Zarr group.
@@ -93,20 +93,4 @@ def find_manifest(attributes: Mapping[str, Any]) -> dict[str, Any]:
         found = None
     if not isinstance(found, dict):
         raise ActstatsError(f"the attribute `{WHOLE}` of the dataset is not the manifest of a store")
-    return found
-
-
-def require_manifest(attributes: Mapping[str, Any], analysis: str, *entries: str) -> dict[str, Any]:
-    """Return the manifest in the attributes of a dataset, which has these entries.
-
-    Raises:
-        ActstatsError: the dataset has lost its attributes, which the message for `analysis` asks for.
-    """
-    found = find_manifest(attributes)
-    missing = [name for name in entries if name not in found]
-    if missing:
-        raise ActstatsError(
-            f"{analysis} needs the attributes of the store, of which this dataset lacks {missing[0]}: copy them, "
-            "dataset.attrs = actstats.open_dataset(...).attrs"
-        )
     return found

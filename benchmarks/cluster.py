@@ -150,7 +150,7 @@ def scheduler(workers: int, partitions: int, seconds: float) -> None:
             client.wait_for_workers(workers)
             module.prepare, module.compute = _prepare_nothing, _compute_nothing
             store = Store.open_or_create(
-                plan.store, plan.manifest, plan.schema, plan.images().paths, plan.images().labels
+                plan.store, plan.manifest.json, plan.schema, plan.images().paths, plan.images().labels
             )
             store.manifest["data"]["images"] = partitions
             swept = module.Cluster(plan, Execution(client=client))

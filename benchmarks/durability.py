@@ -89,7 +89,7 @@ def main(folder: Path) -> None:
     def partition(way: str, number: int) -> None:
         if way not in stores:
             stores[way] = Store.open_or_create(
-                folder / f"{way}.zarr", plan.manifest, schema, source.paths, source.labels
+                folder / f"{way}.zarr", plan.manifest.json, schema, source.paths, source.labels
             )
         stores[way].write(0, arrays, np.zeros(IMAGES, np.int8))
 

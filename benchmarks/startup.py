@@ -56,7 +56,7 @@ def started(partitions: int, folder: Path) -> float:
         device="cpu",
     )
     schema, source = plan.schema, plan.images()
-    store = Store.open_or_create(plan.store, plan.manifest, schema, source.paths, source.labels)
+    store = Store.open_or_create(plan.store, plan.manifest.json, schema, source.paths, source.labels)
     store.place.flush = lambda: None  # type: ignore[method-assign]  # not needed here, and most of the time
     for partition in range(partitions - 1):
         store.write(partition, {"mean": np.zeros((1, 4), np.float32)}, np.zeros(1, np.int8))
@@ -81,7 +81,7 @@ def one_unit(folder: Path) -> dict[str, float]:
         device="cpu",
     )
     source = plan.images()
-    store = Store.open_or_create(plan.store, plan.manifest, plan.schema, source.paths, source.labels)
+    store = Store.open_or_create(plan.store, plan.manifest.json, plan.schema, source.paths, source.labels)
     rng = np.random.default_rng(0)
     for partition in range(images // size):
         values = rng.standard_normal((size, units), dtype=np.float32)

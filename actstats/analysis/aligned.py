@@ -14,10 +14,9 @@ from numpy.typing import NDArray
 
 from actstats.analysis.comparing import pair_images
 from actstats.analysis.coverage import usable, values_of
-from actstats.attributes import find_manifest
 from actstats.errors import ActstatsError
-from actstats.store.dataset import images_of
-from actstats.store.manifest import outdated
+from actstats.store.dataset import images_of, require_manifest
+from actstats.store.manifest import UnitAxis
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.int64]
@@ -48,7 +47,7 @@ class Aligned:
     arrays: list[xr.DataArray]
     units: list[NDArray[np.int64]]
     channels: list[NDArray[np.integer[Any]]]
-    layers: list[dict[str, slice]]
+    layers: list[UnitAxis]
     rows: Rows
     centres: list[Floats]
     attrs: dict[str, Any]
@@ -96,7 +95,7 @@ def align(stores: Sequence[xr.Dataset], analysis: str, variable: str, least: int
     read = np.all([one.read for one in images], axis=0)
     arrays, units, channels, layers = [], [], [], []
     for store in stores:
-        order, slices = _by_layer(usable(store, analysis, variable))
+        order, axis = _by_layer(usable(store, analysis, variable))
         if {*store[variable].dims} != {"image", "unit"}:
             raise ActstatsError(f"{analysis} needs one value per image and unit, and {variable} has more")
         # The rows of pending images are not excluded here, as `read` excludes them.
@@ -104,7 +103,7 @@ def align(stores: Sequence[xr.Dataset], analysis: str, variable: str, least: int
         arrays.append(values if np.array_equal(order, np.arange(len(order))) else values.isel(unit=order))
         units.append(order)
         channels.append(store["channel"].values[order])
-        layers.append(slices)
+        layers.append(axis)
     rows, offered = np.flatnonzero(read), int(read.sum())
     jobs = [
         (at, cover([of[name] for name in names])) for at, of in enumerate(layers) for names in _strips(of)
@@ -133,20 +132,17 @@ def align(stores: Sequence[xr.Dataset], analysis: str, variable: str, least: int
         "images_pending": int(pending.sum()),
         "images_not_finite": offered - len(rows),
         "variable": variable,
-        "outdated": next(filter(None, (outdated(find_manifest(store.attrs)) for store in stores)), ""),
+        "outdated": next(filter(None, (require_manifest(store, analysis).outdated for store in stores)), ""),
     }
     return Aligned(arrays, units, channels, layers, rows, centres, attrs)
 
 
-def _by_layer(dataset: xr.Dataset) -> tuple[NDArray[np.int64], dict[str, slice]]:
-    """Return the positions of the units with those of a layer side by side, and the slice of each layer in them."""
+def _by_layer(dataset: xr.Dataset) -> tuple[NDArray[np.int64], UnitAxis]:
+    """Return the positions of the units with those of a layer side by side, and the axis on which they are so."""
     names = dataset["layer"].values
     layers = {str(name): np.flatnonzero(names == name) for name in dict.fromkeys(names.tolist())}
-    ends = np.cumsum([len(places) for places in layers.values()]).tolist()
-    slices = {
-        name: slice(end - len(places), end) for (name, places), end in zip(layers.items(), ends, strict=True)
-    }
-    return np.concatenate(list(layers.values())), slices
+    axis = UnitAxis({name: len(positions) for name, positions in layers.items()})
+    return np.concatenate(list(layers.values())), axis
 
 
 def cover(places: Sequence[slice]) -> slice:
@@ -170,7 +166,7 @@ def spread(function: Callable[[Job], Found], jobs: Sequence[Job]) -> list[Found]
     return list(dask.compute(*tasks))
 
 
-def _strips(layers: dict[str, slice]) -> list[list[str]]:
+def _strips(layers: UnitAxis) -> list[list[str]]:
     strips: list[list[str]] = []
     start = 0
     for name, place in layers.items():

@@ -10,10 +10,8 @@ import xarray as xr
 
 from actstats.analysis.comparing import pair_images, pair_units, require_same_network
 from actstats.analysis.coverage import result, usable
-from actstats.attributes import find_manifest
 from actstats.errors import ActstatsError
-from actstats.store.dataset import images_of
-from actstats.store.manifest import identity
+from actstats.store.dataset import find_manifest, images_of, require_manifest
 from actstats_kernels.bins import PAIRED
 
 CLEAN: Final = ("mean", "variance")
@@ -73,7 +71,7 @@ def map_changes(clean: xr.Dataset, changed: xr.Dataset) -> xr.Dataset:
 
 def is_compared(changed: xr.Dataset) -> bool:
     """Return whether the maps of a sweep were compared with those of a clean one."""
-    return find_manifest(changed.attrs).get("paired_with") is not None
+    return bool((manifest := find_manifest(changed)) and manifest.paired_with)
 
 
 def require_compared(clean: xr.Dataset, changed: xr.Dataset, analysis: str) -> None:
@@ -83,7 +81,7 @@ def require_compared(clean: xr.Dataset, changed: xr.Dataset, analysis: str) -> N
         raise ActstatsError(
             f"{analysis} needs maps that were compared with the clean ones: sweep both in one pass, with `changed=`"
         )
-    if find_manifest(changed.attrs)["paired_with"] != identity(find_manifest(clean.attrs)):
+    if require_manifest(changed, analysis).paired_with != require_manifest(clean, analysis).identity:
         raise ActstatsError(
             f"{analysis}: the maps were compared with those of another clean sweep, which differs in images, network "
             "or settings; open that one, or sweep both again in one pass"

@@ -11,9 +11,8 @@ import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
 
-from actstats.attributes import require_manifest
 from actstats.errors import ActstatsError, nearest
-from actstats.store.dataset import plain
+from actstats.store.dataset import plain, require_manifest
 from actstats.support import require_package
 
 
@@ -76,9 +75,9 @@ def pair_images(datasets: Sequence[xr.Dataset], analysis: str) -> list[xr.Datase
         if "path" not in dataset.variables or dataset["path"].dims != ("image",):
             raise ActstatsError(f"{analysis} needs the coordinate path along image, which this dataset lacks")
     paths = [pd.Index(dataset["path"].values.astype(object)) for dataset in datasets]
-    data = [require_manifest(dataset.attrs, analysis, "data")["data"] for dataset in datasets]
-    for other, names in zip(data[1:], paths[1:], strict=True):
-        if data[0]["fingerprint"] != other["fingerprint"]:
+    swept = [require_manifest(dataset, analysis).data.fingerprint for dataset in datasets]
+    for other, names in zip(swept[1:], paths[1:], strict=True):
+        if swept[0] != other:
             _refuse_images(paths[0], names)
             raise ActstatsError(
                 "the stores contain different images with the same names: sweep both over the same images"
@@ -120,12 +119,14 @@ def _refuse_images(one: pd.Index, two: pd.Index) -> None:
 
 def require_same_network(first: xr.Dataset, second: xr.Dataset, analysis: str) -> None:
     """Raise an `ActstatsError` if two stores were not swept with the same network and weights."""
-    manifests = [require_manifest(dataset.attrs, analysis, "arch", "weights") for dataset in (first, second)]
-    for path in (("arch",), ("weights", "sha256")):
-        one, two = (_entry(manifest, path) for manifest in manifests)
-        if one != two:
+    one, two = (require_manifest(dataset, analysis) for dataset in (first, second))
+    for name, *values in (
+        ("arch", one.arch, two.arch),
+        ("weights.sha256", one.weights.sha256, two.weights.sha256),
+    ):
+        if values[0] != values[1]:
             raise ActstatsError(
-                f"the stores are of different networks: {'.'.join(path)} is {one} in the first and {two} "
+                f"the stores are of different networks: {name} is {values[0]} in the first and {values[1]} "
                 "in the second"
             )
 
@@ -147,12 +148,6 @@ def _differing(one: Sequence[str], two: Sequence[str]) -> str:
         if names
     ]
     return ", ".join(sides)
-
-
-def _entry(attributes: Any, path: Sequence[str]) -> Any:
-    for key in path:
-        attributes = attributes.get(key, {})
-    return attributes
 
 
 _AT_ONCE = 1 << 21

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -19,10 +19,11 @@ from actstats.analysis.comparing import unit_index
 from actstats.analysis.coverage import result, usable
 from actstats.analysis.inference import PERMUTATIONS, benjamini_hochberg, permutation_test
 from actstats.analysis.tables import from_csv, unit_table
-from actstats.attributes import require_manifest
 from actstats.errors import ActstatsError
 from actstats.records import load
-from actstats.store.manifest import treatment
+from actstats.store.dataset import require_manifest
+from actstats.store.manifest import UnitAxis
+from actstats.store.schema import unit_coordinates
 from actstats.support import require_package
 
 LEAST: Final = 0.5
@@ -179,7 +180,7 @@ def select_matches(table: pd.DataFrame, first: xr.Dataset, second: xr.Dataset) -
     Raises:
         ActstatsError: the matches were made of other units, or do not have all of them.
     """
-    if not _is_whole(second, second.attrs):
+    if not _is_whole(second, second):
         raise ActstatsError("matches are of all units of a store, in their order: pass the whole dataset")
     rows = table[_is_of(table, first, second)]
     if rows.empty:
@@ -273,17 +274,17 @@ def _match(
         }
         attrs = {**aligned.attrs, **_identity(a, b), "across": int(across), "least": least, "level": LEVEL}
         attrs |= {"images_tested": int(tested.sum()), "permutations": PERMUTATIONS, "seed": seed}
-        attrs["other_whole"] = int(_is_whole(candidates, b.attrs))
+        attrs["other_whole"] = int(_is_whole(candidates, b))
         results.append(result(made, kept).assign_attrs(attrs))
     return results
 
 
 def _identity(first: xr.Dataset, second: xr.Dataset) -> dict[str, str]:
     """Return what tells matches apart: the checksums of both networks' weights, and of the images as seen."""
-    manifests = [require_manifest(dataset.attrs, "match", "weights", "data") for dataset in (first, second)]
-    weights = [manifest["weights"]["sha256"][:12] for manifest in manifests]
-    seen = json.dumps([treatment(manifest) for manifest in manifests], sort_keys=True).encode()
-    images = f"{str(manifests[0]['data']['fingerprint'])[:12]}-{hashlib.sha256(seen).hexdigest()[:8]}"
+    manifests = [require_manifest(dataset, "match") for dataset in (first, second)]
+    weights = [manifest.weights.sha256[:12] for manifest in manifests]
+    seen = json.dumps([manifest.treatment for manifest in manifests], sort_keys=True).encode()
+    images = f"{manifests[0].data.fingerprint[:12]}-{hashlib.sha256(seen).hexdigest()[:8]}"
     return dict(zip(_KEYS, (*weights, images), strict=True))
 
 
@@ -293,28 +294,21 @@ def _is_of(table: pd.DataFrame, first: xr.Dataset, second: xr.Dataset) -> NDArra
     alike = table[[*_KEYS[:2]]].eq([keys[name] for name in _KEYS[:2]]).all(axis=1)
     images, (fingerprint, _, _) = keys[_KEYS[2]], keys[_KEYS[2]].partition("-")
     # Tables of 0.1 do not say how the images were seen, which is taken to be undistorted and exact.
-    manifests = [require_manifest(dataset.attrs, "match") for dataset in (first, second)]
-    plain = all(
-        (m.get("distort"), m.get("amp", "off"), m.get("bitround")) == (None, "off", None) for m in manifests
-    )
+    manifests = [require_manifest(dataset, "match") for dataset in (first, second)]
+    plain = all((m.distort, m.amp, m.bitround) == ((), "off", None) for m in manifests)
     known = table[_KEYS[2]].isin([images, fingerprint] if plain else [images])
     return np.asarray(alike & known)
 
 
-def _is_whole(dataset: xr.Dataset, attributes: Mapping[str, Any]) -> bool:
-    """Return whether a dataset has all units of its store, in their order."""
-    layers = require_manifest(attributes, "match", "layers")["layers"]
-    units = [(layer["name"], channel) for layer in layers for channel in range(layer["units"])]
-    return (
-        list(zip(dataset["layer"].values.tolist(), dataset["channel"].values.tolist(), strict=True)) == units
-    )
+def _is_whole(dataset: xr.Dataset, store: xr.Dataset) -> bool:
+    """Return whether a dataset has all units of a store, in their order."""
+    units = unit_coordinates(require_manifest(store, "match").layers)
+    return all(np.array_equal(dataset[name].values, units[name]) for name in ("layer", "channel"))
 
 
-def _job(
-    names: list[str], layers: dict[str, slice], others: dict[str, slice], across: bool
-) -> list[_Candidates]:
+def _job(names: list[str], layers: UnitAxis, others: UnitAxis, across: bool) -> list[_Candidates]:
     if across:
-        everywhere = slice(0, max(place.stop for place in others.values()))
+        everywhere = slice(0, others.total)
         return [
             _Candidates([layers[name] for name in names], everywhere, [others.get(name) for name in names])
         ]

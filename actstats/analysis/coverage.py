@@ -9,11 +9,10 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from actstats.attributes import find_manifest
 from actstats.errors import ActstatsError
 from actstats.metrics.builtin import BUILTINS, PAIRS
-from actstats.store.dataset import images_of, in_memory, plain, require_whole
-from actstats.store.manifest import outdated, outdated_note
+from actstats.store.dataset import find_manifest, images_of, in_memory, plain, require_whole
+from actstats.store.manifest import outdated_note
 from actstats_kernels.bins import frequencies, histogram_edges
 
 _METRICS = {output.name: metric for metric, builtin in BUILTINS.items() for output in builtin.outputs}
@@ -70,11 +69,11 @@ def usable(dataset: xr.Dataset, analysis: str, *variables: str) -> xr.Dataset:
     if "partition" in kept.dims and images.done is not None and not images.done.all():
         kept = kept.isel(partition=np.flatnonzero(images.done))
     read = int(images.read.sum())
-    manifest = find_manifest(dataset.attrs)
+    manifest = find_manifest(dataset)
     kept.attrs = {
         "analysis": analysis,
-        "arch": str(manifest.get("arch", "")),
-        "outdated": outdated(manifest) if manifest else "",
+        "arch": manifest.arch if manifest else "",
+        "outdated": manifest.outdated if manifest else "",
         "images": len(images.read),
         "images_read": read,
         "images_unreadable": int((~images.read & ~images.pending).sum()),

@@ -10,8 +10,8 @@ from actstats.analysis.changes import CLEAN, is_compared, map_changes, paired_sw
 from actstats.analysis.comparing import units_by_layer
 from actstats.analysis.coverage import result, usable
 from actstats.analysis.tables import unit_table
-from actstats.attributes import find_manifest
 from actstats.errors import ActstatsError
+from actstats.store.dataset import require_manifest
 
 _DESCRIBED = {
     "clean": ("activation", "total variation on the clean images, mean over the images"),
@@ -85,7 +85,7 @@ def noise(
 
 def _refuse_swapped(clean: xr.Dataset, noisy: xr.Dataset) -> None:
     """Raise an `ActstatsError` if the images of `clean` are those of `noisy`, distorted further."""
-    before, after = (list(find_manifest(dataset.attrs).get("distort", ())) for dataset in (clean, noisy))
+    before, after = (require_manifest(dataset, "noise").distort for dataset in (clean, noisy))
     if len(before) > len(after) and before[: len(after)] == after:
         raise ActstatsError(
             f"noise: the first sweep is distorted by {' + '.join(before[len(after) :])} and the second is not: give "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -61,11 +61,6 @@ def open_source(
         raise ActstatsError("`limit=` and `sample=` exclude each other; give one of them")
     count, seed = _parse_sample(sample)
     return _sampled(_opened(spec, None, fingerprint), count, seed, fingerprint)
-
-
-def as_recorded(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of `open_source` that choose the images of a sweep, from `data` in its manifest."""
-    return {"sample": record["sample"]} if "sample" in record else {"limit": record["images"]}
 
 
 _SAMPLE: Final = re.compile(r"(\d{1,18})(?::(\d{1,18}))?", re.ASCII)

@@ -183,32 +183,6 @@ class Preprocessing:
         return self.normalize(torch.from_numpy(self.pixels(image).copy())[None])[0]
 
 
-def input_shape(record: Mapping[str, Any]) -> tuple[int, int, int]:
-    """Return the shape [C, H, W] of a network's input, given the preprocessing recorded in a manifest.
-
-    >>> input_shape(Preprocessing.imagenet().to_dict()), input_shape({"shape": [13, 32, 48]})
-    ((3, 224, 224), (13, 32, 48))
-    """
-    channels, height, width = record.get("shape") or (3, record["crop"], record["crop"])
-    return int(channels), int(height), int(width)
-
-
-def described_input(record: Mapping[str, Any]) -> str:
-    """Return a line about the network's input, given the preprocessing recorded in a manifest.
-
-    >>> described_input(Preprocessing.imagenet().to_dict())
-    'resize 256, crop 224, bilinear, mean 0.485 0.456 0.406, std 0.229 0.224 0.225'
-    >>> described_input({"function": "none", "shape": [13, 32, 48], "dtype": "float32", "first": ""})
-    '13 x 32 x 48 float32, the data as they are'
-    """
-    if "function" in record:
-        source = "the data as they are" if record["function"] == "none" else f"by {record['function']}"
-        return f"{' x '.join(map(str, record['shape']))} {record['dtype']}, {source}"
-    resize = "no resize" if record["resize"] is None else f"resize {record['resize']}"
-    mean, std = (" ".join(f"{value:.6g}" for value in record[name]) for name in ("mean", "std"))
-    return f"{resize}, crop {record['crop']}, {record['interpolation']}, mean {mean}, std {std}"
-
-
 def _margin(length: int, crop: int) -> int:
     """Return the start of a centre crop on a side of `length`; negative if the side is padded."""
     if crop > length:

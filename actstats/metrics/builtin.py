@@ -107,12 +107,8 @@ def _top(buffers: Mapping[str, Tensor], k: int) -> dict[str, Tensor]:
 
 def _without_unresolved(power: NDArray[Any], rows: Rows) -> NDArray[Any]:
     """Return power [unit, frequency] with NaN in the bins that a unit's maps are too small to resolve."""
-    power = power.copy()
-    stop = 0
-    for layer in rows.layers:
-        start, stop = stop, stop + layer.units
-        power[start:stop, ~resolved(layer.height, layer.width)] = np.nan
-    return power
+    shown = [resolved(layer.height, layer.width) for layer in rows.layers]
+    return np.where(np.repeat(shown, [layer.units for layer in rows.layers], axis=0), power, np.nan)
 
 
 def _image_indices(row: NDArray[Any], rows: Rows) -> NDArray[Any]:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from actstats.attributes import find_manifest
+from actstats.attributes import entries_of
 from actstats.data.preprocessing import Preprocessing
 from actstats.data.transform import Transform, preprocessing_from
 from actstats.errors import ActstatsError
@@ -64,7 +64,7 @@ def read_record(attrs: Mapping[str, Any]) -> tuple[str, dict[str, Any], Preproce
         ActstatsError: an entry is missing, of the wrong type, out of bounds, or an unknown argument of a builder; or
             the network was a module of the caller, which has no recorded name.
     """
-    attrs = find_manifest(attrs)
+    attrs = entries_of(attrs)
     arch, record = attrs.get("arch"), attrs.get("weights")
     if not isinstance(arch, str) or not isinstance(record, Mapping):
         raise ActstatsError("the store does not say which network was swept: `arch` or `weights` is missing")

@@ -25,6 +25,7 @@ from actstats.layers import Layer, watch
 from actstats.models import Loaded
 from actstats.probing.concepts import Concepts, Labels, Segmented
 from actstats.probing.forward import Passes, inputs, prepared, running
+from actstats.store.manifest import UnitAxis
 from actstats_kernels.overlap import add_overlap
 
 TOP: Final = 0.005
@@ -122,11 +123,11 @@ class _Counts:
         device: torch.device,
     ) -> None:
         self.concepts, self.layers, self.threshold = concepts, layers, threshold
-        ends = np.cumsum([layer.units for layer in layers]).tolist()
-        self._places = [slice(end - layer.units, end) for end, layer in zip(ends, layers, strict=True)]
+        axis = UnitAxis.of(layers)
+        self._places = list(axis.values())
         self._limits = torch.from_numpy(threshold.astype(np.float64))
-        self._both = torch.zeros(ends[-1], len(concepts.names), dtype=torch.int64, device=device)
-        self._active = np.zeros((ends[-1], len(concepts.categories)), dtype=np.int64)
+        self._both = torch.zeros(axis.total, len(concepts.names), dtype=torch.int64, device=device)
+        self._active = np.zeros((axis.total, len(concepts.categories)), dtype=np.int64)
         self._area = np.zeros(len(concepts.names), dtype=np.int64)
         self._images = 0
         self._labels: list[NDArray[np.int32] | None] = []

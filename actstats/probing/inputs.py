@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
 from actstats.analysis.comparing import pair_images
-from actstats.attributes import find_manifest
 from actstats.errors import ActstatsError
+from actstats.store.dataset import require_manifest
+from actstats.store.manifest import Manifest
 from actstats.support import on_this_machine
 
 _WORKERS = 2
@@ -76,7 +76,11 @@ def _pairs(
         raise ActstatsError("the images are read by their numbers: open the store with actstats.open_dataset")
     chosen = clean["image"].values[read].tolist()
     yield from zip(
-        *(_shown(find_manifest(dataset.attrs), chosen, data) for dataset in (clean, noisy)), strict=True
+        *(
+            _shown(require_manifest(dataset, "the change of the input"), chosen, data)
+            for dataset in (clean, noisy)
+        ),
+        strict=True,
     )
 
 
@@ -84,21 +88,18 @@ def _total_variation(image: NDArray[np.float64]) -> float:
     return float(sum(np.abs(np.diff(image, axis=axis)).sum() for axis in (0, 1)))
 
 
-def _shown(
-    attributes: Mapping[str, Any], chosen: list[int], data: str | None
-) -> Iterator[NDArray[np.float64]]:
+def _shown(manifest: Manifest, chosen: list[int], data: str | None) -> Iterator[NDArray[np.float64]]:
     """Yield these images as this sweep showed them to the network, f64 [H, W, 3] in [0, 1]."""
     # Here, because an analysis of stores alone does without torch, which takes seconds and half a gigabyte.
     from actstats.data import batches, open_source
-    from actstats.data.opening import as_recorded
-    from actstats.data.preprocessing import Preprocessing
-    from actstats.distort import Place, parse
+    from actstats.data.preprocessing import of_images
+    from actstats.distort import Place
+    from actstats.store.sweep import Recorded
 
-    source = open_source(
-        data or on_this_machine(attributes["data"]["spec"]), **as_recorded(attributes["data"])
-    )
-    preprocessing = Preprocessing.from_dict(attributes["preprocessing"])
-    chain = parse(attributes.get("distort", []))
+    sweep, record = Recorded(manifest), manifest.data
+    source = open_source(data or on_this_machine(record.spec), limit=record.limit, sample=record.sample)
+    preprocessing = of_images(sweep.preprocessing, "the change of the input")
+    chain = sweep.chain
     if any(spec.startswith("pgd") for spec in chain.specs):
         raise ActstatsError(
             "an attack depends on the network, so the attacked images cannot be made again from the store alone"

@@ -14,14 +14,14 @@ from actstats.data import Source
 from actstats.data.source import Subset
 from actstats.layers import watch
 from actstats.probing.forward import Passes, inputs, prepared, running
-from actstats.sweeping.planning import SweepPlan
+from actstats.store.sweep import Sweep
 
 Wanted = tuple[NDArray[np.int64], NDArray[np.int64]]
 """Channels of a layer and indices of images, i8 [maps] each: one map for each pair."""
 
 
 def activation_maps(
-    plan: SweepPlan,
+    sweep: Sweep,
     source: Source,
     wanted: Mapping[str, Wanted],
     *,
@@ -31,7 +31,7 @@ def activation_maps(
     """Return the maps that are wanted of each layer, f32 [maps, height, width]; NaN where an image cannot be read.
 
     Args:
-        plan: the sweep.
+        sweep: the sweep.
         source: its images.
         wanted: the units and images by layer.
         largest: the largest side of a map; maps that are larger are averaged down to it.
@@ -40,9 +40,9 @@ def activation_maps(
     Raises:
         ActstatsError: the network cannot be rebuilt, or none of the images can be read.
     """
-    loaded = plan.network()
+    loaded = sweep.network()
     device = prepared(loaded, passes.device)
-    layers, _ = plan.layers(list(wanted))
+    layers, _ = sweep.layers(list(wanted))
     found = {}
     for layer in layers:
         height, width = (min(side, largest or side) for side in (layer.height, layer.width))
@@ -59,7 +59,7 @@ def activation_maps(
         # Without effect on maps that have this size.
         found[name][at] = adaptive_avg_pool2d(chosen, (height, width)).cpu().numpy()
 
-    batches = inputs(loaded, Subset(source, images.tolist()), device, passes, plan.chain or None)
+    batches = inputs(loaded, Subset(source, images.tolist()), device, passes, sweep.chain or None)
     with running(loaded, passes.batch_size), closing(batches):
         for batch, pixels in batches:
             rows = images[batch.position + batch.start]

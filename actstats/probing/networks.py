@@ -47,9 +47,9 @@ def open_network(spec: str, *, offline: bool = False, trust: bool = False) -> Lo
         ActstatsError: the network is unknown or its weights are unavailable.
     """
     from actstats.models import load_model
-    from actstats.sweeping.planning import SweepPlan
+    from actstats.store.sweep import open_sweep
 
     if Path(spec).is_dir() or (isinstance(located(spec), URL) and "=" not in spec):
-        return SweepPlan.from_store(spec, trust=trust).network(offline=offline)
+        return open_sweep(spec, trust=trust).network(offline=offline)
     arch, weights, robust = parse_network(spec)
     return load_model(arch, weights, robust=robust, offline=offline)

@@ -14,8 +14,8 @@ from PIL import Image, ImageDraw, ImageFont
 from actstats.data import ImageError, Source
 from actstats.data.preprocessing import Preprocessing, of_images
 from actstats.errors import ActstatsError
-from actstats.store.top import Hit, Unit, find_unit, top_images
-from actstats.sweeping.planning import SweepPlan
+from actstats.store.manifest import Unit
+from actstats.store.sweep import Sweep, TopImage
 from actstats.text import printable
 
 Box = tuple[float, float, float, float]
@@ -54,23 +54,23 @@ def place_in_image(
 
 
 def save_contact_sheet(
-    store: str | Path,
+    sweep: Sweep,
     unit: str,
     file: str | Path,
     *,
     data: Any = None,
     maps: bool = False,
     arch: str | None = None,
-    trust: bool = False,
+    hits: Sequence[TopImage] | None = None,
 ) -> None:
-    """Draw the top images of `unit`, LAYER/CHANNEL, into the image file `file`.
+    """Draw the top images of `unit`, LAYER/CHANNEL, into the image file `file`: `hits`, if they are known already.
 
     `data` is needed if the images were moved since the sweep, or came from a dataset or `Source` of your own. With
     `maps`, the network is run on the images again and the unit's activation map is drawn over each: `arch` is the
-    factory that created it, if one did; `trust` uses the factory, weights file or address that the store names.
+    factory that created it, if one did.
 
     Raises:
-        ActstatsError: the store, the unit or the images do not exist, the images are not those that were swept, or
+        ActstatsError: the unit or the images do not exist, the images are not those that were swept, or
             the suffix of `file` is not that of an image format.
     """
     file = Path(file)
@@ -78,33 +78,34 @@ def save_contact_sheet(
         raise ActstatsError(
             f"cannot draw to {file}: {file.suffix or 'an empty suffix'} is not an image format; use .png"
         )
-    plan = SweepPlan.from_store(store, trust=trust)
-    manifest = plan.manifest
-    found = find_unit(manifest, unit)
-    hits = top_images(store, found)
-    source = plan.images(data)
-    preprocessing = of_images(plan.preprocessing, "a contact sheet")
-    network = f"{manifest['arch']}, weights {manifest['weights']['source']}"
+    manifest = sweep.manifest
+    found = manifest.unit(unit)
+    hits = sweep.top(found) if hits is None else hits
+    source = sweep.images(data)
+    preprocessing = of_images(sweep.preprocessing, "a contact sheet")
+    network = f"{manifest.arch}, weights {manifest.weights.source}"
     title = f"{found} of {network}, maps of {found.height} x {found.width}"
     if maps:
-        plan.network(arch=arch)
-    laid = _maps(plan, found, source, hits) if maps and hits else None
+        sweep.network(arch=arch)
+    laid = _maps(sweep, found, source, hits) if maps and hits else None
     contact_sheet(found, hits, source, preprocessing, title, laid).save(file)
 
 
-def _maps(plan: SweepPlan, unit: Unit, source: Source, hits: Sequence[Hit]) -> dict[int, NDArray[np.float32]]:
+def _maps(
+    sweep: Sweep, unit: Unit, source: Source, hits: Sequence[TopImage]
+) -> dict[int, NDArray[np.float32]]:
     """Return the activation maps of `unit`, f32 [height, width], by image index, for the images that can be read."""
     from actstats.probing.maps import activation_maps
 
     images = np.array([hit.image for hit in hits])
-    found = activation_maps(plan, source, {unit.layer: (np.full_like(images, unit.channel), images)})
+    found = activation_maps(sweep, source, {unit.layer: (np.full_like(images, unit.channel), images)})
     read = zip(images.tolist(), found[unit.layer], strict=True)
     return {image: values for image, values in read if not np.isnan(values).all()}
 
 
 def contact_sheet(
     unit: Unit,
-    hits: Sequence[Hit],
+    hits: Sequence[TopImage],
     source: Source,
     preprocessing: Preprocessing,
     title: str,
@@ -144,7 +145,7 @@ def contact_sheet(
 def _tile(
     image: Image.Image,
     unit: Unit,
-    hit: Hit,
+    hit: TopImage,
     preprocessing: Preprocessing,
     share: NDArray[np.float32] | None = None,
 ) -> Image.Image:

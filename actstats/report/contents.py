@@ -20,16 +20,14 @@ from numpy.typing import NDArray
 from actstats.analysis import class_means, spectrum
 from actstats.analysis.coverage import usable
 from actstats.analysis.spectra import rings_of
-from actstats.attributes import find_manifest
-from actstats.data import Source
-from actstats.data.preprocessing import input_shape
 from actstats.errors import ActstatsError
 from actstats.layers.receptive import ReceptiveField
 from actstats.report.findings import Compared
 from actstats.report.networks import field_step
 from actstats.report.pictures import Pictures
+from actstats.store.manifest import LayerRecord, Manifest
 from actstats.store.merging import reduce_partitions
-from actstats.sweeping.planning import SweepPlan
+from actstats.store.sweep import Sweep
 from actstats_kernels.bins import (
     BIN_NEGATIVE_OVERFLOW,
     BIN_NEGATIVE_UNDERFLOW,
@@ -86,13 +84,12 @@ class Classes:
     tables: list[ClassTable]
 
 
-def class_names(datasets: Sequence[xr.Dataset]) -> Classes:
-    """Return the classes of all these stores."""
+def class_names(stores: Sequence[tuple[NDArray[np.int64], Sequence[str]]]) -> Classes:
+    """Return the classes of stores, given the label of each image [image] and the names of the classes of each."""
     numbers: dict[str, int] = {}
     tables = []
-    for dataset in datasets:
-        known = find_manifest(dataset.attrs)["data"]["classes"]
-        occurring = np.unique(dataset["label"].values.astype(np.int64))
+    for of_images, known in stores:
+        occurring = np.unique(of_images.astype(np.int64))
         labels = np.union1d(occurring[occurring >= 0], np.arange(len(known)))
         names = [known[label] if label < len(known) else f"class {label}" for label in labels.tolist()]
         indices = [numbers.setdefault(name, len(numbers)) for name in names]
@@ -172,21 +169,21 @@ def overview_part(
     `kept` says for each picture whether it has a thumbnail.
     """
     manifest = compared.manifests[0]
-    crop = input_shape(manifest["preprocessing"])[1]
-    layers, start = [], 0
+    crop = manifest.preprocessing.shape[1]
+    layers = []
     # Those of the first layer's maps; layers whose maps have another size have their own.
-    frequency = _frequencies(manifest["layers"][0])
-    for entry in manifest["layers"]:
-        layer = {key: entry[key] for key in ("name", "units", "height", "width")}
-        layers.append({**layer, "start": start, "field": _shares(fields.get(entry["name"]), crop)})
+    frequency = _frequencies(manifest.layers[0])
+    for entry in manifest.layers:
+        layer = {key: getattr(entry, key) for key in ("name", "units", "height", "width")}
+        start, field = manifest.axis[entry.name].start, _shares(fields.get(entry.name), crop)
+        layers.append({**layer, "start": start, "field": field})
         if (own := _frequencies(entry)) != frequency:
             layers[-1]["frequency"] = own
-        start += entry["units"]
     content = {
         "title": title,
         "stores": [{"name": name} for name in compared.names],
         "pairing": compared.pairing.way,
-        "units": start,
+        "units": manifest.units,
         "crop": crop,
         "fieldStep": field_step(crop),
         "layers": layers,
@@ -218,7 +215,7 @@ def overview_part(
 
 
 def layer_parts(
-    manifest: Mapping[str, Any],
+    manifest: Manifest,
     sides: Sequence[Side],
     numbers: Sequence[NDArray[np.int32] | None],
     maps: Sequence[Mapping[str, NDArray[np.uint8]]],
@@ -228,15 +225,12 @@ def layer_parts(
     For each side, `numbers` holds the numbers of its top images among all pictures, i4 [unit, rank], and `maps` the
     result of `top_maps`.
     """
-    start = 0
-    for index, entry in enumerate(manifest["layers"]):
-        units = slice(start, start + entry["units"])
-        start = units.stop
+    for index, (name, units) in enumerate(manifest.axis.items()):
         arrays: dict[str, NDArray[Any]] = {}
         content: dict[str, Any] = {"ranks": [], "classes": [], "others": [], "maps": []}
         for store, (side, pictures, laid) in enumerate(zip(sides, numbers, maps, strict=True)):
-            arrays |= {f"{name}:{store}": values for name, values in _of_units(side, pictures, units).items()}
-            if (shares := laid.get(entry["name"])) is not None:
+            arrays |= {f"{key}:{store}": values for key, values in _of_units(side, pictures, units).items()}
+            if (shares := laid.get(name)) is not None:
                 arrays[f"map:{store}"] = shares
             content["maps"].append(None if shares is None else shares.shape[2:])
             content["ranks"].append(0 if pictures is None else pictures.shape[1])
@@ -245,7 +239,7 @@ def layer_parts(
         yield f"layer-{index}", pack(content, arrays)
 
 
-def top_maps(plan: SweepPlan, side: Side, source: Source, passes: Passes) -> dict[str, NDArray[np.uint8]]:
+def top_maps(sweep: Sweep, side: Side, data: Any, passes: Passes) -> dict[str, NDArray[np.uint8]]:
     """Return the activation maps of all units on their top images, by layer, u1 [unit, rank, height, width].
 
     255 is the unit's greatest activation in these images, 0 is no activation. Layers with one position have no map.
@@ -258,16 +252,18 @@ def top_maps(plan: SweepPlan, side: Side, source: Source, passes: Passes) -> dic
     if side.top is None:
         return {}
     images = {
-        entry["name"]: side.top[1][plan.places[entry["name"]]]
-        for entry in plan.manifest["layers"]
-        if entry["height"] * entry["width"] > 1
+        layer.name: side.top[1][sweep.axis[layer.name]]
+        for layer in sweep.manifest.layers
+        if layer.height * layer.width > 1
     }
     asked = {name: np.nonzero(of_layer >= 0) for name, of_layer in images.items()}
     wanted = {name: (at[0], images[name][at]) for name, at in asked.items() if len(at[0])}
     if not wanted:
         return {}
     shares = {}
-    for name, maps in activation_maps(plan, source, wanted, largest=_MAP_SIDE, passes=passes).items():
+    for name, maps in activation_maps(
+        sweep, sweep.images(data), wanted, largest=_MAP_SIDE, passes=passes
+    ).items():
         laid = np.zeros((*images[name].shape, *maps.shape[1:]), dtype=np.float32)
         laid[asked[name]] = np.nan_to_num(maps, posinf=0, neginf=0).clip(min=0)
         greatest = laid.max((1, 2, 3), keepdims=True)
@@ -380,9 +376,9 @@ def _mean_share(power: NDArray[np.float32], coefficients: NDArray[np.int64]) -> 
     return np.asarray((power[active] / varying[active]).mean(0), dtype=np.float32)
 
 
-def _frequencies(layer: Mapping[str, Any]) -> list[float | None]:
+def _frequencies(layer: LayerRecord) -> list[float | None]:
     """Return the frequency of each radial bin in maps of a layer, in cycles per pixel; None where they have none."""
-    sides = (np.array([layer[side]], dtype=np.int32) for side in ("height", "width"))
+    sides = (np.array([side], dtype=np.int32) for side in (layer.height, layer.width))
     (middle,) = rings_of(*sides)[1]
     return [None if np.isnan(frequency) else round(frequency, 6) for frequency in middle.tolist()]
 

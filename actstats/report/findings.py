@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -26,14 +26,13 @@ from actstats.analysis.comparing import require_same_units
 from actstats.analysis.coverage import notes as coverage_notes
 from actstats.analysis.coverage import usable
 from actstats.analysis.measures import KERNELS, MEASURES, Measure
-from actstats.attributes import find_manifest
 from actstats.errors import ActstatsError
 from actstats.report.networks import rebuild
 from actstats.report.pairing import BY_MATCH, Pairing, pair_units
 from actstats.report.verdicts import Comparison, compare_groups, compare_layers, compare_pairs
-from actstats.store import open_dataset
-from actstats.store.manifest import treatment
-from actstats.support import html_facts
+from actstats.store.manifest import Manifest
+from actstats.store.sweep import Sweep, open_sweep
+from actstats.support import URL, html_facts
 
 PAPER: Final = "Chen, Agarwal and Nguyen 2020, arXiv 2006.09373"
 ELSEWHERE: Final = (
@@ -86,7 +85,7 @@ class Compared:
 
     Attributes:
         names: names of the stores.
-        datasets: the stores, loaded lazily.
+        sweeps: the stores.
         measured: the measures of each store, f64 [unit] each, in memory.
         measures: the measures that all stores have.
         networks: the swept networks, or why one cannot be rebuilt.
@@ -97,7 +96,7 @@ class Compared:
     """
 
     names: list[str]
-    datasets: list[xr.Dataset]
+    sweeps: list[Sweep]
     measured: list[xr.Dataset]
     measures: list[Measure]
     networks: list[nn.Module | str]
@@ -120,15 +119,15 @@ class Compared:
         ]
 
     @property
-    def manifests(self) -> list[dict[str, Any]]:
-        """The stores' attributes."""
-        return [find_manifest(dataset.attrs) for dataset in self.datasets]
+    def manifests(self) -> list[Manifest]:
+        """The records of the stores."""
+        return [sweep.manifest for sweep in self.sweeps]
 
 
 def compare(
-    stores: Sequence[str | Path],
+    stores: Sequence[str | Path | Sweep],
     *,
-    against: Sequence[str | Path] = (),
+    against: Sequence[str | Path | Sweep] = (),
     names: Sequence[str] = (),
     noisy: Sequence[str | Path] = (),
     pair: str = "match",
@@ -141,8 +140,8 @@ def compare(
     the unit of replication. One store in `stores` is no group: each of `against` is compared with it.
 
     Args:
-        stores: stores written by `actstats sweep`; if several, the standard network's (S) comes first. With
-            `against`, those of the standard networks.
+        stores: stores written by `actstats sweep`, or `Sweep`s; if several, the standard network's (S) comes first.
+            With `against`, those of the standard networks.
         against: stores of the robust networks (R), three or more for verdicts.
         names: names of the stores, those of `stores` and then those of `against`. Default: their file names.
         noisy: for each store, in the same order, a sweep of the same network over the same images with noise.
@@ -165,19 +164,20 @@ def compare(
     stores = [*stores, *against]
     if noisy and len(noisy) != len(stores):
         raise ActstatsError(f"give a noisy sweep for each of the {len(stores)} stores, not {len(noisy)}")
-    called = _names(stores, names)
-    datasets = [open_dataset(store) for store in stores]
+    sweeps = [store if isinstance(store, Sweep) else open_sweep(store, trust=trust) for store in stores]
+    called = _names([sweep.path for sweep in sweeps], names)
+    datasets = [sweep.dataset for sweep in sweeps]
     for further in datasets[1:]:
         require_same_units(datasets[0], further)
     if of_robust:
-        _require_distinct(called, datasets)
-    with_noise: list[xr.Dataset | None] = [*map(open_dataset, noisy)] if noisy else [None] * len(datasets)
-    for name, dataset, other in zip(called, datasets, with_noise, strict=True):
+        _require_distinct(called, sweeps)
+    with_noise: list[Sweep | None] = [*map(open_sweep, noisy)] if noisy else [None] * len(sweeps)
+    for name, sweep, other in zip(called, sweeps, with_noise, strict=True):
         if other is not None:
-            _require_noise(name, find_manifest(dataset.attrs), find_manifest(other.attrs))
-    measured, notes = [], [*_demo_notes(datasets), *_treatment_notes(called, datasets)]
+            _require_noise(name, sweep.manifest, other.manifest)
+    measured, notes = [], [*_demo_notes(sweeps), *_treatment_notes(called, sweeps)]
     for name, dataset, other in zip(called, datasets, with_noise, strict=True):
-        units, problems = measure_units(dataset, other)
+        units, problems = measure_units(dataset, None if other is None else other.dataset)
         measured.append(units)
         notes += [f"{name}: {line}" for line in (*coverage_notes(usable(dataset, "the report")), *problems)]
     if noisy and (
@@ -190,11 +190,11 @@ def compare(
             "in one pass (sweep --changed), with the metrics mean and variance"
         )
     measures = common_measures(measured)
-    networks = [rebuild(store, trust=trust) for store in stores]
+    networks = [rebuild(sweep) for sweep in sweeps]
     pairing = pair_units(datasets, called, pair, matches, of_first=bool(of_robust))
     lines = derive_findings(measured, measures, networks, names=called, pairing=pairing, against=of_robust)
     notes += pairing.notes
-    return Compared(called, datasets, measured, measures, networks, pairing, lines, notes, of_robust)
+    return Compared(called, sweeps, measured, measures, networks, pairing, lines, notes, of_robust)
 
 
 def measure_units(dataset: xr.Dataset, noisy: xr.Dataset | None = None) -> tuple[xr.Dataset, list[str]]:
@@ -448,12 +448,12 @@ def _loaded(analysis: str, computed: xr.Dataset) -> dict[str, xr.DataArray]:
     return {key: values.astype(float) for key, values in computed[keys].compute().data_vars.items()}  # type: ignore[misc]
 
 
-def _names(stores: Sequence[str | Path], names: Sequence[str]) -> list[str]:
+def _names(stores: Sequence[Path | URL], names: Sequence[str]) -> list[str]:
     if names and len(names) != len(stores):
         raise ActstatsError(f"give a name for each of the {len(stores)} stores, not {len(names)}")
     if not all(name.strip() for name in names):
         raise ActstatsError("the name of a store must not be empty")
-    found = list(names) or [Path(store).name.removesuffix(".zarr") for store in stores]
+    found = list(names) or [Path(str(store)).name.removesuffix(".zarr") for store in stores]
     if len(set(found)) < len(found):
         if names:
             raise ActstatsError(f"names of stores must be unique, got {', '.join(found)}")
@@ -462,40 +462,39 @@ def _names(stores: Sequence[str | Path], names: Sequence[str]) -> list[str]:
     return found
 
 
-def _require_noise(name: str, clean: Mapping[str, Any], noisy: Mapping[str, Any]) -> None:
+def _require_noise(name: str, clean: Manifest, noisy: Manifest) -> None:
     """Raise `ActstatsError` unless the noisy sweep is the clean one with noise added, and nothing else."""
-    networks = [(of.get("arch"), of.get("weights", {}).get("sha256")) for of in (clean, noisy)]
+    networks = [(of.arch, of.weights.sha256) for of in (clean, noisy)]
     if networks[0] != networks[1]:
         raise ActstatsError(
             f"`noisy=` for {name} is of a different network: give a noisy sweep for each store, in the same order"
         )
-    before, after = list(clean.get("distort", ())), list(noisy.get("distort", ()))
+    before, after = clean.distort, noisy.distort
     added = after[len(before) :]
     if not added or after[: len(before)] != before or not all(step.startswith("noise:") for step in added):
         raise ActstatsError(
             f"`noisy=` for {name} was swept with the distortions {' + '.join(after) or 'none'}, which are not those "
             f"of {name} and noise: sweep the same images with `distort=noise:0.1`"
         )
-    one, two = ({**treatment(manifest), "distortion": ""} for manifest in (clean, noisy))
+    one, two = ({**manifest.treatment, "distortion": ""} for manifest in (clean, noisy))
     if one != two:
         what = ", ".join(key for key in one if one[key] != two[key])
         raise ActstatsError(f"`noisy=` for {name} differs from it in more than noise: {what}")
 
 
-def _require_distinct(names: Sequence[str], datasets: Sequence[xr.Dataset]) -> None:
+def _require_distinct(names: Sequence[str], sweeps: Sequence[Sweep]) -> None:
     """Raise `ActstatsError` if two stores are of the same weights: a training run counts once."""
     seen: dict[str, str] = {}
-    for name, dataset in zip(names, datasets, strict=True):
-        weights = find_manifest(dataset.attrs).get("weights", {}).get("sha256")
-        if weights and (first := seen.setdefault(weights, name)) != name:
+    for name, sweep in zip(names, sweeps, strict=True):
+        if (first := seen.setdefault(sweep.manifest.weights.sha256, name)) != name:
             raise ActstatsError(
                 f"{first} and {name} are of the same weights: groups of networks need a training run for each store"
             )
 
 
-def _treatment_notes(names: Sequence[str], datasets: Sequence[xr.Dataset]) -> list[str]:
+def _treatment_notes(names: Sequence[str], sweeps: Sequence[Sweep]) -> list[str]:
     """Return a line for each store whose images or numbers were treated differently from the first one's."""
-    first, *others = (treatment(find_manifest(dataset.attrs)) for dataset in datasets)
+    first, *others = (sweep.manifest.treatment for sweep in sweeps)
     notes = []
     for name, other in zip(names[1:], others, strict=True):
         differences = [
@@ -511,9 +510,9 @@ def _treatment_notes(names: Sequence[str], datasets: Sequence[xr.Dataset]) -> li
     return notes
 
 
-def _demo_notes(datasets: Sequence[xr.Dataset]) -> list[str]:
+def _demo_notes(sweeps: Sequence[Sweep]) -> list[str]:
     """Return the line that warns of findings from the demo's few photographs; none for other images."""
-    demo = [dataset for dataset in datasets if dataset.attrs["data"].get("kind") == "demo"]
+    demo = [sweep.dataset for sweep in sweeps if sweep.manifest.data.kind == "demo"]
     if not demo:
         return []
     photographs = len(np.unique(demo[0]["label"].values))

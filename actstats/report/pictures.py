@@ -18,7 +18,7 @@ from actstats.data.loader import default_workers
 from actstats.data.preprocessing import Preprocessing, of_images
 from actstats.distort import Chain, Place
 from actstats.errors import ActstatsError
-from actstats.sweeping.planning import SweepPlan
+from actstats.store.sweep import Sweep
 
 SIDE: Final = 128
 """Side of a thumbnail in pixels: enough for four in a row on a high-density phone, or on half a desktop window."""
@@ -45,7 +45,7 @@ class Shown:
     note: str = ""
 
     @classmethod
-    def of(cls, plan: SweepPlan, paths: Sequence[str], data: str | Path | Source | None) -> Self:
+    def of(cls, sweep: Sweep, paths: Sequence[str], data: str | Path | Source | None) -> Self:
         """Open the images of a sweep, with these paths, from `data` or from where they were swept.
 
         Where some images are gone or others were added, those of the same path are shown, with a note.
@@ -53,12 +53,12 @@ class Shown:
         Raises:
             ActstatsError: they are missing, or none is left.
         """
-        preprocessing = of_images(plan.preprocessing, "showing images")
+        preprocessing = of_images(sweep.preprocessing, "showing images")
         try:
-            source = plan.images(data)
-            return cls(source, np.arange(len(source)), preprocessing, plan.chain)
+            source = sweep.images(data)
+            return cls(source, np.arange(len(source)), preprocessing, sweep.chain)
         except ActstatsError:
-            source = plan.images_there(data)
+            source = sweep.images_there(data)
             known = {path: index for index, path in enumerate(source.paths)}
             numbers = np.array([known.get(path, -1) for path in paths])
             # Images of the same names that are other images must not be shown for those that were swept.
@@ -68,7 +68,7 @@ class Shown:
             f"The images of {source.spec} are not exactly those that were swept: {(numbers >= 0).sum():,} of the "
             f"{len(paths):,} are there, and shown by their path."
         )
-        return cls(source, numbers, preprocessing, plan.chain, note)
+        return cls(source, numbers, preprocessing, sweep.chain, note)
 
     def image(self, index: int) -> Image.Image:
         """Return image `index` of the sweep, cropped and distorted; raises `ImageError`."""
@@ -140,8 +140,7 @@ class Collection:
 
     def number(
         self,
-        manifest: dict[str, Any],
-        paths: NDArray[Any],
+        sweep: Sweep,
         labels: NDArray[Any],
         images: NDArray[np.int64],
         data: str | Path | Source | None,
@@ -149,18 +148,18 @@ class Collection:
         """Return the numbers of `images`, i4 of the same shape; -1 for those below 0.
 
         Args:
-            manifest: the store's attributes.
-            paths: the store's paths, [image].
+            sweep: the sweep.
             labels: class of each of the store's images, [image].
             images: indices along the store's axis `image`, of any shape.
             data: the images, if they were moved since the sweep.
         """
-        mark = repr([manifest["data"]["fingerprint"], manifest["preprocessing"], manifest.get("distort")])
+        manifest, paths = sweep.manifest, sweep.dataset["path"].values
+        mark = repr([manifest.data.fingerprint, manifest.preprocessing, manifest.distort])
         if mark not in self._known:
             self._known[mark] = len(self._sources)
             self._numbers.append({})
             try:
-                shown = Shown.of(SweepPlan(manifest, ""), list(map(str, paths)), data)
+                shown = Shown.of(sweep, list(map(str, paths)), data)
                 self._sources.append(shown)
                 self.notes += [shown.note] if shown.note and shown.note not in self.notes else []
             except ActstatsError as error:

@@ -23,15 +23,12 @@ from typing import Any, Final, TypedDict, Unpack
 from urllib.parse import quote
 
 import numpy as np
-import xarray as xr
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from numpy.typing import NDArray
 
 from actstats.analysis.plotting import COLOURS, colours, shades
-from actstats.attributes import find_manifest
 from actstats.data import Source
-from actstats.data.preprocessing import input_shape
 from actstats.errors import ActstatsError, listed
 from actstats.report.contents import (
     ClassTable,
@@ -47,10 +44,9 @@ from actstats.report.findings import ELSEWHERE, PAPER, Compared, Finding, compar
 from actstats.report.networks import swept_fields
 from actstats.report.pictures import Collection
 from actstats.report.verdicts import rule
-from actstats.store import open_dataset
-from actstats.store.manifest import versions
+from actstats.store.manifest import Manifest, versions
+from actstats.store.sweep import Sweep, open_sweep
 from actstats.sweeping.batches import OnProgress
-from actstats.sweeping.planning import SweepPlan
 
 LARGEST_PAGE: Final = 32_000_000
 """Size in bytes up to which a report is one file."""
@@ -130,31 +126,29 @@ def write_report(
         raise ActstatsError(f"the report is a web page: give a name that ends in .html, not {page.name}")
     if math.isnan(largest_page) or largest_page < 0:
         raise ActstatsError(f"the largest page must be a size of 0 or more, not {largest_page}")
-    every = [*stores, *against]
-    _require_same_sizes([open_dataset(store) for store in every])
+    sweeps, others = ([open_sweep(store, trust=trust) for store in group] for group in (stores, against))
+    _require_same_sizes([sweep.manifest for sweep in (*sweeps, *others)])
     compared = compare(
-        stores, against=against, names=names, noisy=noisy, pair=pair, matches=matches, trust=trust
+        sweeps, against=others, names=names, noisy=noisy, pair=pair, matches=matches, trust=trust
     )
-    first, *_ = manifests = compared.manifests
-    classes, sides = class_names(compared.datasets), []
-    for dataset, table in zip(compared.datasets, classes.tables, strict=True):
-        sides.append(read_side(dataset, top, table))
-    collection = Collection()
-    numbers = [
-        _numbered(collection, *each, data)
-        for each in zip(compared.datasets, sides, classes.tables, strict=True)
+    sweeps, manifests = compared.sweeps, compared.manifests
+    first, *_ = manifests
+    classes = class_names([(sweep.dataset["label"].values, sweep.manifest.data.classes) for sweep in sweeps])
+    sides = [
+        read_side(sweep.dataset, top, table) for sweep, table in zip(sweeps, classes.tables, strict=True)
     ]
+    collection = Collection()
+    numbers = [_numbered(collection, *each, data) for each in zip(sweeps, sides, classes.tables, strict=True)]
     pictures = collection.pictures()
     laid: list[dict[str, NDArray[np.uint8]]] = [{} for _ in sides]
     if maps:
         from actstats.probing.forward import Passes
 
-        plans = [SweepPlan.from_store(store, trust=trust) for store in every]
         passes = Passes(on_progress=on_progress)
-        laid = [top_maps(p, side, p.images(data), passes) for p, side in zip(plans, sides, strict=True)]
+        laid = [top_maps(sweep, side, data, passes) for sweep, side in zip(sweeps, sides, strict=True)]
     layers = dict(layer_parts(first, sides, numbers, laid))
     fields = swept_fields(first, compared.networks[0])
-    title = f"{first['arch']}: {listed(compared.names)}"
+    title = f"{first.arch}: {listed(compared.names)}"
     notes = [*compared.notes, *collection.notes]
     several = len(manifests) > 1
     context = {
@@ -274,48 +268,45 @@ def _colours(compared: Compared) -> list[str]:
 
 def _numbered(
     collection: Collection,
-    dataset: xr.Dataset,
+    sweep: Sweep,
     side: Side,
     classes: ClassTable,
     data: str | Path | Source | None,
 ) -> NDArray[np.int32] | None:
     if side.top is None:
         return None
-    labels = classes[dataset["label"].values]
-    return collection.number(find_manifest(dataset.attrs), dataset["path"].values, labels, side.top[1], data)
+    return collection.number(sweep, classes[sweep.dataset["label"].values], side.top[1], data)
 
 
-def _require_same_sizes(datasets: Sequence[xr.Dataset]) -> None:
+def _require_same_sizes(manifests: Sequence[Manifest]) -> None:
     """Raise an `ActstatsError` that names a layer whose maps differ in size: the page has one size per layer."""
-    for other in datasets[1:]:
-        manifests = [find_manifest(dataset.attrs) for dataset in (datasets[0], other)]
-        for one, two in zip(*(manifest["layers"] for manifest in manifests), strict=False):
-            sizes = [f"{entry['height']} x {entry['width']}" for entry in (one, two)]
-            if one["name"] == two["name"] and sizes[0] != sizes[1]:
+    for other in manifests[1:]:
+        for one, two in zip(manifests[0].layers, other.layers, strict=False):
+            sizes = [f"{layer.height} x {layer.width}" for layer in (one, two)]
+            if one.name == two.name and sizes[0] != sizes[1]:
                 raise ActstatsError(
-                    f"layer {one['name']} has maps of {sizes[0]} in the first store and {sizes[1]} in another: sweep "
+                    f"layer {one.name} has maps of {sizes[0]} in the first store and {sizes[1]} in another: sweep "
                     "all with the same input size, or compare without --report"
                 )
 
 
-def _facts(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _facts(manifest: Manifest) -> list[tuple[str, str]]:
     """Return the facts about a store in the header of the report."""
-    weights, data = manifest["weights"], manifest["data"]
-    channels, height, width = input_shape(manifest["preprocessing"])
-    source = "random, seed " + str(weights["seed"]) if weights["source"] == "none" else weights["source"]
-    units = sum(entry["units"] for entry in manifest["layers"])
-    distorted = [("distorted", " + ".join(manifest["distort"]))] if "distort" in manifest else []
-    precision = [manifest["amp"]] if manifest.get("amp", "off") != "off" else []
-    if manifest.get("bitround") is not None:
-        precision.append(f"stored with {manifest['bitround']} bits")
+    weights, data = manifest.weights, manifest.data
+    channels, height, width = manifest.preprocessing.shape
+    source = f"random, seed {weights.seed}" if weights.source == "none" else weights.source
+    distorted = [("distorted", " + ".join(manifest.distort))] if manifest.distort else []
+    precision = [] if manifest.amp == "off" else [str(manifest.amp)]
+    if manifest.bitround is not None:
+        precision.append(f"stored with {manifest.bitround} bits")
     return [
-        ("network", f"{manifest['arch']}, {units:,} units in {len(manifest['layers'])} layers"),
-        ("weights", f"{source}, SHA-256 {weights['sha256'][:12]}"),
-        ("images", f"{data['images']:,} of {data['spec']}"),
+        ("network", f"{manifest.arch}, {manifest.units:,} units in {len(manifest.layers)} layers"),
+        ("weights", f"{source}, SHA-256 {weights.sha256[:12]}"),
+        ("images", f"{data.images:,} of {data.spec}"),
         *distorted,
         ("input", f"{height} x {width} pixels{'' if channels == 3 else f' in {channels} channels'}"),
         *([("precision", ", ".join(precision))] if precision else []),
-        ("swept", manifest["created"][:10]),
+        ("swept", manifest.created[:10]),
     ]
 
 

@@ -8,8 +8,9 @@ indexes, swapped dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,8 +21,10 @@ from xarray.backends import BackendArray, ZarrStore
 from xarray.core import indexing
 from xarray.indexes import PandasIndex
 
-from actstats.attributes import require_manifest, to_attributes
+from actstats.attributes import WHOLE, entries_of, to_attributes
 from actstats.errors import ActstatsError
+from actstats.records import InvalidError
+from actstats.store.manifest import Manifest
 from actstats.store.store import Store
 
 if TYPE_CHECKING:
@@ -29,6 +32,8 @@ if TYPE_CHECKING:
 
 _LAZY: Final = ("path", "provenance")
 """Coordinates that are read when they are first used: 100 MB for a million images, an object for each partition."""
+_ENTRIES: Final = frozenset(entry.metadata.get("key", entry.name) for entry in fields(Manifest))
+_FORMAT: Final = "actstats"
 _MARKS: Final = {
     "image": ("image", "status", "path"),
     "unit": ("layer", "channel"),
@@ -53,7 +58,11 @@ def open_dataset(path: str | Path) -> xr.Dataset:
     Raises:
         ActstatsError: there is no store at `path`, or it is damaged.
     """
-    store = Store.open(path)
+    return dataset_of(Store.open(path))
+
+
+def dataset_of(store: Store) -> xr.Dataset:
+    """Return the results in an open store, as `open_dataset` does."""
     store.require_objects()
     stored = as_stored(store, drop=_LAZY)
     size, status = store.partition_size, store.statuses()
@@ -86,6 +95,48 @@ def open_dataset(path: str | Path) -> xr.Dataset:
     )
     dataset.attrs = to_attributes(store.manifest)
     return dataset.drop_encoding()
+
+
+def find_manifest(dataset: xr.Dataset) -> Manifest | None:
+    """Return the manifest in the attributes of a dataset, also after netCDF or from `xarray.open_zarr`; else None.
+
+    Raises:
+        ActstatsError: the attributes are not a manifest of this version.
+    """
+    if WHOLE in dataset.attrs:
+        return _parsed(str(dataset.attrs[WHOLE]))
+    if _FORMAT not in dataset.attrs:
+        return None
+    return _checked({name: value for name, value in dataset.attrs.items() if name in _ENTRIES})
+
+
+def require_manifest(dataset: xr.Dataset, analysis: str) -> Manifest:
+    """Return the manifest in the attributes of a dataset.
+
+    Raises:
+        ActstatsError: the dataset has lost its attributes, which the message for `analysis` asks for.
+    """
+    manifest = find_manifest(dataset)
+    if manifest is None:
+        raise ActstatsError(
+            f"{analysis} needs the attributes of the store, which this dataset lacks: copy them, "
+            "dataset.attrs = actstats.open_dataset(...).attrs"
+        )
+    return manifest
+
+
+@functools.lru_cache(maxsize=64)
+def _parsed(text: str) -> Manifest:
+    return _checked(entries_of({WHOLE: text}))
+
+
+def _checked(entries: Mapping[str, Any]) -> Manifest:
+    try:
+        return Manifest.from_json(entries)
+    except InvalidError as error:
+        raise ActstatsError(
+            f"the attributes of the dataset are not the manifest of a store: {error}"
+        ) from None
 
 
 def as_stored(store: Store, drop: Sequence[str] = ()) -> xr.Dataset:
@@ -265,7 +316,7 @@ def _by_partition(
     if "images_read" in dataset.variables:
         expected = dict(zip(partitions, dataset["images_read"].values[images.done].tolist(), strict=True))
     else:  # without that count, all images of a partition must be there, read or not
-        total = int(require_manifest(dataset.attrs, analysis, "data")["data"]["images"])
+        total = require_manifest(dataset, analysis).data.images
         there = _counts(np.unique(images.numbers) // size)
         expected = {
             partition: min(size, total - partition * size)
@@ -284,7 +335,7 @@ def _counts(values: NDArray[np.int64]) -> dict[int, int]:
 
 
 def _partition_size(dataset: xr.Dataset, analysis: str) -> int:
-    return int(require_manifest(dataset.attrs, analysis, "partition_size")["partition_size"])
+    return require_manifest(dataset, analysis).partition_size
 
 
 def _values(dataset: xr.Dataset, name: str, dim: str, analysis: str) -> NDArray[Any]:

@@ -12,7 +12,7 @@ import zarr
 
 from actstats.errors import ActstatsError
 from actstats.store.creation import STATUSES
-from actstats.store.manifest import outdated
+from actstats.store.manifest import Manifest
 from actstats.store.place import StorePlace
 from actstats.store.store import Store
 from actstats.support import URL
@@ -37,7 +37,7 @@ class Description:
     """Description of the contents of a store."""
 
     path: Path | URL
-    manifest: dict[str, Any]
+    manifest: Manifest
     units: int
     completed: list[bool]
     """Whether each partition is complete."""
@@ -55,7 +55,7 @@ class Description:
     @property
     def outdated(self) -> str:
         """The version that swept the store, if numbers were corrected since then; else empty."""
-        return outdated(self.manifest)
+        return self.manifest.outdated
 
     @property
     def complete(self) -> bool:
@@ -81,7 +81,7 @@ def describe(path: str | Path) -> Description:
     counts = Counter(status)
     return Description(
         path=store.path,
-        manifest=store.manifest,
+        manifest=store.record,
         units=store.record.units,
         completed=store.completed.tolist(),
         statuses={name: counts[value] for value, name in STATUSES.items() if counts[value]},

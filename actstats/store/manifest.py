@@ -12,14 +12,16 @@ from __future__ import annotations
 import datetime
 import functools
 import hashlib
+import itertools
 import json
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
-from typing import Annotated, Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 
+from actstats.errors import ActstatsError, nearest
 from actstats.records import (
     Count,
     Form,
@@ -38,6 +40,9 @@ from actstats.records import (
 )
 from actstats.version import __version__
 from actstats_kernels.bins import PAIRED
+
+if TYPE_CHECKING:
+    from actstats.layers import Layer
 
 FORMAT: Final = 2
 """Store format that this version of actstats writes."""
@@ -90,6 +95,51 @@ class LayerRecord:
     calls: Count = 1
 
 
+class UnitAxis(Mapping[str, slice]):
+    """The slice of the axis `unit` that belongs to each layer, by its name, in the order of the axis.
+
+    >>> axis = UnitAxis({"conv1": 64, "conv2": 192})
+    >>> axis["conv2"], axis.total
+    (slice(64, 256, None), 256)
+    """
+
+    def __init__(self, units: Mapping[str, int]) -> None:
+        ends = list(itertools.accumulate(units.values(), initial=0))
+        self._slices = dict(zip(units, itertools.starmap(slice, itertools.pairwise(ends)), strict=True))
+        self.total = ends[-1]
+        """Number of units of all layers."""
+
+    @classmethod
+    def of(cls, layers: Iterable[Layer | LayerRecord]) -> Self:
+        """Return the axis on which the units of these layers follow each other."""
+        return cls({layer.name: layer.units for layer in layers})
+
+    def __getitem__(self, layer: str) -> slice:
+        return self._slices[layer]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._slices)
+
+    def __len__(self) -> int:
+        return len(self._slices)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A channel of a layer, and its index on the axis `unit`."""
+
+    layer: str
+    channel: int
+    index: int
+    height: int
+    """Height of its maps."""
+    width: int
+    """Width of its maps."""
+
+    def __str__(self) -> str:
+        return f"{self.layer}/{self.channel}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class WeightsRecord:
     """Where the weights came from; `actstats.models.recorded` checks them further before it rebuilds a network."""
@@ -118,6 +168,16 @@ class PreprocessingRecord:
     mean: tuple[Number, Number, Number]
     std: tuple[Number, Number, Number]
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape [C, H, W] of the network's input."""
+        return 3, self.crop, self.crop
+
+    def __str__(self) -> str:
+        resize = "no resize" if self.resize is None else f"resize {self.resize}"
+        mean, std = (" ".join(f"{value:.6g}" for value in values) for values in (self.mean, self.std))
+        return f"{resize}, crop {self.crop}, {self.interpolation}, mean {mean}, std {std}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class FunctionRecord:
@@ -127,6 +187,10 @@ class FunctionRecord:
     shape: tuple[Count, Count, Count]
     dtype: Text
     first: Text
+
+    def __str__(self) -> str:
+        source = "the data as they are" if self.function == "none" else f"by {self.function}"
+        return f"{' x '.join(map(str, self.shape))} {self.dtype}, {source}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +204,11 @@ class DataRecord:
     classes: Texts
     resolved: Place | None = None
     sample: Annotated[str, Form(r"[0-9]{1,18}:[0-9]{1,18}", "N:SEED")] | None = None
+
+    @property
+    def limit(self) -> int | None:
+        """The argument `limit` of `open_source` that chooses these images; None for a sample."""
+        return self.images if self.sample is None else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,7 +291,7 @@ class Manifest:
             raise invalid("manifest", entries, "an object")
         known = {name: value for name, value in entries.items() if name != "coordinates"}
         try:
-            return parse(cls, known)
+            manifest = parse(cls, known)
         except InvalidError as error:
             if newer := _newer(known):
                 raise InvalidError(
@@ -230,11 +299,69 @@ class Manifest:
                     f"({error})"
                 ) from None
             raise
+        manifest.__dict__["_json"] = known
+        return manifest
+
+    @property
+    def json(self) -> dict[str, Any]:
+        """The entries as they are stored."""
+        entries: dict[str, Any] = self.__dict__["_json"]
+        return entries
+
+    @property
+    def outdated(self) -> str:
+        """The version that swept the store, if numbers were corrected since then; else an empty text."""
+        return outdated(self.json)
+
+    @property
+    def identity(self) -> str:
+        """The SHA-256, in hex, of the entries that affect results, wherever the store is."""
+        return identity(self.json)
+
+    @property
+    def treatment(self) -> dict[str, Any]:
+        """What the sweep did to its images and numbers: two networks compare only where this is the same.
+
+        The entries are `distortion`, `masks`, `amp`, `bitround` and `preprocessing`, in JSON.
+        """
+        return {
+            "distortion": " + ".join(self.distort) or "none",
+            "masks": self.masks,
+            "amp": self.amp,
+            "bitround": self.bitround,
+            "preprocessing": self.json["preprocessing"],
+        }
+
+    @functools.cached_property
+    def axis(self) -> UnitAxis:
+        """Where the units of each layer are on the axis `unit`."""
+        return UnitAxis.of(self.layers)
 
     @property
     def units(self) -> int:
         """Number of units of all layers."""
-        return sum(layer.units for layer in self.layers)
+        return self.axis.total
+
+    def unit(self, name: str) -> Unit:
+        """Return the unit called `name`, LAYER/CHANNEL.
+
+        Raises:
+            ActstatsError: the name is malformed, or the sweep has no such layer or channel.
+        """
+        layer, slash, channel = name.rpartition("/")
+        if not slash or not channel.isdecimal():
+            raise ActstatsError(
+                f"unit {name!r} is not of the form LAYER/CHANNEL, such as {self.layers[0].name}/0"
+            )
+        entry = next((entry for entry in self.layers if entry.name == layer), None)
+        if entry is None:
+            hint = nearest(layer, self.axis) or "; list them with: actstats info STORE --json"
+            raise ActstatsError(f"no layer {layer!r} was swept{hint}")
+        if int(channel) >= entry.units:
+            raise ActstatsError(
+                f"layer {layer} has no channel {channel}; its channels are 0 to {entry.units - 1}"
+            )
+        return Unit(layer, int(channel), self.axis[layer].start + int(channel), entry.height, entry.width)
 
     @property
     def partitions(self) -> int:
@@ -318,20 +445,6 @@ def build(**parts: Any) -> dict[str, Any]:
     """Return a manifest with the entries `parts`, the store format, versions, machine and date."""
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     return {"actstats": FORMAT, **parts, "versions": versions(), "machine": machine(), "created": now}
-
-
-def treatment(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a sweep did to its images and numbers: two networks compare only where this is the same.
-
-    The entries are `distortion`, `masks`, `amp`, `bitround` and `preprocessing`.
-    """
-    return {
-        "distortion": " + ".join(manifest.get("distort", ())) or "none",
-        "masks": manifest.get("masks"),
-        "amp": manifest.get("amp", "off"),
-        "bitround": manifest.get("bitround"),
-        "preprocessing": manifest.get("preprocessing"),
-    }
 
 
 def identity(manifest: Mapping[str, Any]) -> str:

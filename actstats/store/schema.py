@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,11 +13,11 @@ from numpy.typing import NDArray
 
 from actstats.errors import ActstatsError
 from actstats.metrics import Chosen, Output
+from actstats.store.manifest import LayerRecord, UnitAxis
 from actstats_kernels.bins import FREQUENCY_BINS, HISTOGRAM_BINS, frequencies, histogram_edges
 
 if TYPE_CHECKING:
     from actstats.layers import Layer
-    from actstats.store.manifest import LayerRecord
 
 UNITS_PER_CHUNK: Final = 64
 """Units per chunk: few, so that reading one unit or layer does not read many others. It does not add files, as all
@@ -83,21 +84,20 @@ class Schema:
             )
         return cls(kept, tuple(layers), images, size, top_k, sizes)
 
+    @functools.cached_property
+    def axis(self) -> UnitAxis:
+        """Where the units of each layer are on the axis `unit`."""
+        return UnitAxis.of(self.layers)
+
     @property
     def units(self) -> int:
         """Length of the unit axis, i.e. number of channels of all layers."""
-        return sum(layer.units for layer in self.layers)
+        return self.axis.total
 
     @property
     def partitions(self) -> int:
         """Number of partitions of `partition_size` images; the last one may be smaller."""
         return math.ceil(self.images / self.partition_size)
-
-    @property
-    def slices(self) -> list[slice]:
-        """Slice of the unit axis for each layer."""
-        ends = np.cumsum([layer.units for layer in self.layers]).tolist()
-        return [slice(end - layer.units, end) for end, layer in zip(ends, self.layers, strict=True)]
 
     @property
     def lengths(self) -> dict[str, int]:

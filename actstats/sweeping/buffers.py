@@ -130,7 +130,7 @@ class Partition:
         self._rows = slice(0, 0)
         self._images: tuple[Tensor, Tensor] | None = None
         self._asking = {name for name, metric in layout.chosen.custom.items() if takes_batch(metric)}
-        self._slices = layout.schema.slices
+        self._slices = list(layout.schema.axis.values())
         self._outputs = {o.name: o for metric in layout.chosen.custom.values() for o in metric.outputs}
         self._ranges: dict[str, Tensor] = {}
         buffers.begin()

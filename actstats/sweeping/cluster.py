@@ -95,7 +95,7 @@ class Cluster:
             strict=execution.strict,
         )
         self._client: Any = execution.client
-        self._gpu = plan.manifest["device"] == "cuda"
+        self._gpu = plan.manifest.device == "cuda"
         self._workers = Workers(execution)
         self._ready: dict[str, str] = {}
         """The machine of each worker that can compute partitions."""

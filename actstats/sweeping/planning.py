@@ -2,7 +2,7 @@
 
 A plan consists of a manifest and the path of a store. It refers to the network by source and checksum, and to the
 images by spec and fingerprint. Other processes can open both again, so a plan can be pickled, saved as JSON and run
-elsewhere. `SweepPlan.from_store` returns the plan of an existing store.
+elsewhere. `SweepPlan.from_store` returns the plan that resumes an existing store.
 
 >>> import actstats
 >>> plan = actstats.plan("googlenet", "photographs/", "googlenet.zarr")  # doctest: +SKIP
@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self, Unpack
@@ -23,16 +23,17 @@ from typing import TYPE_CHECKING, Any, Final, Self, Unpack
 import numpy as np
 
 from actstats.data import MISSING
-from actstats.data.opening import REOPENED, as_recorded, open_source
-from actstats.data.preprocessing import Preprocessing, described_input, input_shape
+from actstats.data.opening import REOPENED, open_source
+from actstats.data.preprocessing import Preprocessing
 from actstats.data.source import UNNAMED
-from actstats.errors import ActstatsError, nearest
+from actstats.errors import ActstatsError
 from actstats.metrics import Chosen, resolve_metrics
 from actstats.records import InvalidError, load, parse, shortened
 from actstats.store import Schema, Store, parse_compression
 from actstats.store import manifest as manifests
 from actstats.store.description import Attack, computed_on
-from actstats.support import html_facts, located, named_object, on_this_machine, one_or_more
+from actstats.store.sweep import Recorded
+from actstats.support import html_facts, located, named_object, one_or_more
 from actstats.sweeping.options import ExecutionOptions, SettingsOptions, fields_in, request, with_options
 from actstats.sweeping.progress import Estimate, Progress, Started, Summary, bar
 from actstats.sweeping.settings import Execution, Settings
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from actstats.data import Source
-    from actstats.data.transform import Transform
     from actstats.distort import Chain
     from actstats.layers import Layer
     from actstats.models import Loaded
@@ -72,7 +72,7 @@ class Run:
     def summary(self) -> Summary:
         """Return a summary of this run."""
         # An object for each partition, which is not read where it says nothing.
-        records = self.store.provenance() if self.todo or "distort" in self.store.manifest else []
+        records = self.store.provenance() if self.todo or self.store.record.distort else []
         return Summary(
             store=self.store.path,
             images=self.schema.images,
@@ -89,11 +89,11 @@ class Run:
         )
 
 
-class SweepPlan:
-    """A planned or stored sweep: its layers and settings, and references to its network and images.
+class SweepPlan(Recorded):
+    """A planned sweep: its layers and settings, and references to its network and images.
 
     Attributes:
-        manifest: the JSON-serializable record of the sweep; see `docs/store.md`.
+        manifest: the record of the sweep; see `docs/store.md`.
         store: path or URL of the Zarr store.
         notes: what to know about the selected layers, one line each, which `run` reports; not part of the manifest.
     """
@@ -108,18 +108,16 @@ class SweepPlan:
         chosen: Chosen | None = None,
         trust: bool = False,
     ) -> None:
-        self.manifest = dict(manifest)
+        super().__init__(manifests.Manifest.from_json(manifest), trust=trust)
         self.store = located(store)
-        self._trust = trust
         self._loaded, self._source, self._chosen = loaded, source, chosen
         self.notes: list[str] = []
 
     @classmethod
     def from_store(cls, store: str | Path, *, trust: bool = False) -> Self:
-        """Return the plan of the sweep in `store`, by default without importing code that the store names.
+        """Return the plan with which the sweep in `store` is resumed; `open_sweep` reads what is there.
 
-        With `trust`, the network's factory and custom metrics named in the store may be imported, and its weights
-        file or address opened. Use it only for stores that you created yourself.
+        With `trust`, what the store names is used, as in `open_sweep`, and custom metrics are imported.
 
         Raises:
             ActstatsError: the store does not exist or is damaged.
@@ -130,7 +128,7 @@ class SweepPlan:
     def from_json(cls, text: str, *, trust: bool = False) -> Self:
         """Return the plan in `text`, as written by `to_json`, by default without importing code that it names.
 
-        With `trust`, factories, metrics and files that it names are used, as in `from_store`: for plans of your own.
+        With `trust`, factories, metrics and files that it names are used, as in `open_sweep`: for plans of your own.
 
         Raises:
             ActstatsError: the text is not a valid plan.
@@ -151,7 +149,7 @@ class SweepPlan:
             ActstatsError: a network, source or metric is an object that another process cannot find by name.
         """
         self._refuse_unreferable()
-        record = {"actstats_plan": _JSON, "store": str(self.store), "manifest": self.manifest}
+        record = {"actstats_plan": _JSON, "store": str(self.store), "manifest": self.manifest.json}
         return json.dumps(record, indent=1, ensure_ascii=False)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -160,19 +158,19 @@ class SweepPlan:
     def __repr__(self) -> str:
         m = self.manifest
         return printable(
-            f"<SweepPlan: {m['arch']} over {self.images_count:,} images of {m['data']['spec']}, "
-            f"{len(m['layers'])} layers, {self.units:,} units, to {self.store}>"
+            f"<SweepPlan: {m.arch} over {self.images_count:,} images of {m.data.spec}, "
+            f"{len(m.layers)} layers, {self.units:,} units, to {self.store}>"
         )
 
     def _repr_html_(self) -> str:
         m = self.manifest
         facts = [
-            ("network", f"{m['arch']}, weights {m['weights']['source']}"),
-            ("layers", f"{len(m['layers'])}, {self.units:,} units"),
-            ("images", f"{self.images_count:,} of {m['data']['spec']}"),
-            ("partitions", -(-self.images_count // m["partition_size"])),
-            ("metrics", ", ".join(m["metrics"])),
-            ("device", m["device"]),
+            ("network", f"{m.arch}, weights {m.weights.source}"),
+            ("layers", f"{len(m.layers)}, {self.units:,} units"),
+            ("images", f"{self.images_count:,} of {m.data.spec}"),
+            ("partitions", m.partitions),
+            ("metrics", ", ".join(m.metrics)),
+            ("device", m.device),
             ("store", self.store),
         ]
         return html_facts("Plan of a sweep", facts)
@@ -187,38 +185,12 @@ class SweepPlan:
     @property
     def images_count(self) -> int:
         """Number of images."""
-        return int(self.manifest["data"]["images"])
+        return self.manifest.data.images
 
     @property
     def units(self) -> int:
         """Number of units, i.e. channels of all layers."""
-        return sum(int(layer["units"]) for layer in self.manifest["layers"])
-
-    @property
-    def places(self) -> dict[str, slice]:
-        """Slice of the unit axis for each layer, by layer name."""
-        places, stop = {}, 0
-        for layer in self.manifest["layers"]:
-            start, stop = stop, stop + layer["units"]
-            places[layer["name"]] = slice(start, stop)
-        return places
-
-    @cached_property
-    def preprocessing(self) -> Preprocessing | Transform:
-        """The preprocessing that turns an image into the network's input."""
-        record = self.manifest["preprocessing"]
-        if "function" not in record:
-            return Preprocessing.from_dict(record)
-        from actstats.data.transform import Transform  # imports torch, which reading a store does not need
-
-        return Transform.from_dict(record)
-
-    @cached_property
-    def chain(self) -> Chain:
-        """The distortions of the cropped images; empty (and falsy) for clean images."""
-        from actstats.distort import parse
-
-        return parse(self.manifest.get("distort", ()))
+        return self.manifest.units
 
     @cached_property
     def schema(self) -> Schema:
@@ -227,112 +199,18 @@ class SweepPlan:
         Raises:
             ActstatsError: the store has custom metrics, but is not trusted to import them.
         """
+        return self._schema(self._metrics())
+
+    def _schema(self, chosen: Chosen) -> Schema:
         settings = self.settings
         return Schema.of(
-            self._metrics(),
-            [_layer_from(record) for record in self.manifest["layers"]],
+            chosen,
+            [_layer_from(record) for record in self.manifest.layers],
             self.images_count,
             partition_size=settings.partition_size,
             top_k=settings.top_k,
             per_image=settings.per_image,
         )
-
-    # Network and images, opened from their references.
-
-    def network(
-        self, *, arch: str | None = None, weights: str | Path | None = None, offline: bool = False
-    ) -> Loaded:
-        """Return the network of the sweep.
-
-        Args:
-            arch: `package.module:factory`, the factory that created the network. It must be the same as in the sweep.
-            weights: path of the weights file; required for an untrusted store, unless the weights are published.
-            offline: whether to forbid internet access.
-
-        Raises:
-            ActstatsError: the weights are unavailable or have changed, or the network was passed as a module.
-        """
-        if self._loaded is None:
-            from actstats.models import Loaded, load_from_manifest
-
-            model, preprocessing = load_from_manifest(
-                self.manifest, weights=weights, offline=offline, arch=arch, trust=self._trust
-            )
-            kept: dict[str, Any] = {n: self.manifest[n] for n in _IDENTITY if n in self.manifest}
-            self._loaded = Loaded(model, preprocessing, kept)
-        return self._loaded
-
-    def images(self, data: object = None) -> Source:
-        """Return the images of the sweep; pass `data`, their location or the images (see `open_source`), if moved.
-
-        Raises:
-            ActstatsError: the images are not found, or are not those of the sweep.
-        """
-        if self._source is not None and data is None:
-            return self._source
-        source = self.images_there(data)
-        record = self.manifest["data"]
-        if source.fingerprint != record["fingerprint"] or len(source) != record["images"]:
-            raise ActstatsError(
-                f"the images of {source.spec} have other names or sizes than those of the sweep; "
-                "pass the location of the original images as `data=`"
-            )
-        self._source = source
-        return source
-
-    def images_there(self, data: object = None) -> Source:
-        """Return the images that are where `images` looks for them, which need not be those of the sweep.
-
-        Raises:
-            ActstatsError: the images are not found.
-        """
-        record = self.manifest["data"]
-        choice = as_recorded(record)
-        if data is not None:
-            source = open_source(data, **choice)
-            if source.fingerprint.startswith(UNNAMED):  # trust the caller that they are the same images
-                source = open_source(data, **choice, fingerprint=record["fingerprint"])
-        elif record["kind"] not in REOPENED:
-            raise ActstatsError(f"the images came from a {record['spec']} object; pass it again as `data=`")
-        else:
-            # Try the spec as given, then its absolute path: the working directory may be different now.
-            resolved = record.get("resolved", record["spec"])
-            spec = (
-                resolved if Path(resolved).exists() and not Path(record["spec"]).exists() else record["spec"]
-            )
-            if not self._trust:
-                on_this_machine(spec)
-            try:
-                source = open_source(spec, **choice)
-            except ActstatsError as error:
-                raise ActstatsError(
-                    f"{error}; if the images were moved, pass their new location as `data=`"
-                ) from None
-        return source
-
-    def layers(self, selectors: Sequence[str] = ()) -> tuple[list[Layer], list[slice]]:
-        """Return the swept layers that match `selectors`, by default all, and the slice of the unit axis of each.
-
-        Raises:
-            ActstatsError: a selector matches a layer that was not swept, or the network does not match the manifest.
-        """
-        from actstats.layers import named_layers, select_layers
-
-        loaded, places = self.network(), self.places
-        example = loaded.preprocessing.example(2, _device_of(loaded.model))
-        choose = select_layers if selectors else named_layers
-        layers = choose(loaded.model, example, list(selectors or places))
-        for layer in layers:
-            if layer.name not in places:
-                raise ActstatsError(
-                    f"layer {layer.name} was not swept into this store{nearest(layer.name, places)}"
-                )
-            place = places[layer.name]
-            if place.stop - place.start != layer.units:
-                raise ActstatsError(
-                    f"layer {layer.name} has {layer.units} units, but the store has {place.stop - place.start}"
-                )
-        return layers, [places[layer.name] for layer in layers]
 
     # Estimating and running.
 
@@ -349,26 +227,29 @@ class SweepPlan:
         from actstats.data.preprocessing import of_images
         from actstats.distort import Chain, parse
 
-        before = self.manifest.get("distort", ())
+        before = self.manifest.distort
         chain = parse([*before, *one_or_more(distort.specs if isinstance(distort, Chain) else distort)])
         if len(chain.steps) == len(before):
             raise ActstatsError(
                 f"the images for {store} are not changed; name a distortion, such as noise:0.1"
             )
-        if "paired_with" in self.manifest:
+        if self.manifest.paired_with:
             raise ActstatsError(f"{self.store} is itself of changed images; pair {store} with the clean ones")
         if not self.settings.per_image:
             raise ActstatsError(f"the maps for {store} are compared image by image; use `per_image=True`")
         if self.settings.decode == "device":
             raise ActstatsError("distortions run on the CPU; use `decode=pillow`, or omit the distortions")
         chain.check(of_images(self.preprocessing, "distorting images"))
-        manifest = {**self.manifest, **chain.record(), "paired_with": manifests.identity(self.manifest)}
         chosen = replace(self._metrics(), paired=True)
-        made = type(self)(
+        manifest = {
+            **self.manifest.json,
+            **chain.record(),
+            "paired_with": self.manifest.identity,
+            "outputs": [output.name for output in self._schema(chosen).outputs],
+        }
+        return type(self)(
             manifest, store, loaded=self.network(), source=self.images(), chosen=chosen, trust=self._trust
         )
-        made.manifest["outputs"] = [output.name for output in made.schema.outputs]
-        return made
 
     def estimate(self, *, measure: bool = False) -> Estimate:
         """Estimate disk space, memory and, with `measure`, the duration by timing a few batches.
@@ -382,7 +263,7 @@ class SweepPlan:
         names = sum(len(str(v)) + 4 for _, values in coordinates if values.dtype.kind == "O" for v in values)
         numbers = sum(values.nbytes for _, values in coordinates if values.dtype.kind != "O")
         partition = schema.bytes(images=schema.partition_size)
-        shape = input_shape(self.manifest["preprocessing"])
+        shape = self.manifest.preprocessing.shape
         # Two sets of buffers and one being written; decoded batches; activations, most of them freed early.
         maps = self.settings.batch_size * sum(
             layer.units * layer.height * layer.width for layer in schema.layers
@@ -391,7 +272,7 @@ class SweepPlan:
         memory = (
             3 * partition + 2 * weights + 4 * 3 * self.settings.batch_size * shape[0] * shape[1] * shape[2]
         )
-        if "paired_with" in self.manifest:
+        if self.manifest.paired_with:
             memory += maps * (4 if self.settings.amp == "off" else 2)  # the clean maps
         seconds = None
         if measure:
@@ -422,7 +303,7 @@ class SweepPlan:
             KeyboardInterrupt: on Ctrl-C, once the partition being written is complete.
         """
         how = Execution(**execution)
-        if "paired_with" in self.manifest:
+        if self.manifest.paired_with:
             raise ActstatsError(
                 f"{self.store} is compared with a sweep of the clean images, so both run together: "
                 "sweep_together([clean, changed])"
@@ -457,12 +338,12 @@ class SweepPlan:
         if self.settings.compile and how.client is None:
             from actstats.sweeping.device import refuse_uncompilable
 
-            refuse_uncompilable(self.manifest["device"])
+            refuse_uncompilable(self.manifest.device)
         if not (how.overwrite or how.repair):
             self._refuse_unnamed()
         store = Store.open_or_create(
             self.store,
-            self.manifest,
+            self.manifest.json,
             schema,
             source.paths,
             source.labels,
@@ -470,7 +351,7 @@ class SweepPlan:
             repair=how.repair,
         )
         try:
-            notes = manifests.changes(store.manifest, self.manifest)
+            notes = manifests.changes(store.manifest, self.manifest.json)
             if how.repair:
                 notes += [f"{key} is damaged; restored it" for key in store.restored]
                 notes += self._discard_damaged(store)
@@ -486,20 +367,20 @@ class SweepPlan:
             todo = [p for p in range(index, schema.partitions, parts) if not complete[p] or p in retried]
             for note in self.notes:
                 how.note(note)
-            if (mark := self.manifest["data"]["fingerprint"]).startswith(UNNAMED):
+            if (mark := self.manifest.data.fingerprint).startswith(UNNAMED):
                 how.note(f"the images have no fingerprint of their own; to resume, pass fingerprint={mark!r}")
             for line in getattr(self._source, "notes", ()):
                 how.note(line)
             started = Started(
                 store=store.path,
-                arch=self.manifest["arch"],
+                arch=self.manifest.arch,
                 layers=len(schema.layers),
                 units=schema.units,
                 images=schema.images,
                 partitions=schema.partitions,
                 complete=int(complete.sum()),
                 todo=sum(stop - start for start, stop in map(schema.bounds, todo)),
-                input=described_input(self.manifest["preprocessing"]),
+                input=str(self.manifest.preprocessing),
                 notes=tuple(notes),
             )
             if how.on_start is not None:
@@ -527,7 +408,7 @@ class SweepPlan:
         layout = PartitionLayout(
             self.schema, self._metrics(), target, self.settings.bitround, self.images().labels
         )
-        channels_last = "memory_format" not in self.manifest
+        channels_last = self.manifest.memory_format is None
         network = Network(loaded.model, self.schema.layers, target, self.settings.amp, channels_last)
         made = Job(loaded, self.images(), layout, self.settings, network, self.chain, channels_last)
         if beside is None:
@@ -537,10 +418,10 @@ class SweepPlan:
     def _target(self, device: str | torch.device | None) -> torch.device:
         from actstats.sweeping.device import find_device
 
-        target = find_device(str(device or self.manifest["device"]))
-        if target.type != self.manifest["device"]:
+        target = find_device(str(device or self.manifest.device))
+        if target.type != self.manifest.device:
             raise ActstatsError(
-                f"the plan is for {self.manifest['device']}, but the device is {target}; make a plan for it instead"
+                f"the plan is for {self.manifest.device}, but the device is {target}; make a plan for it instead"
             )
         return target
 
@@ -559,7 +440,7 @@ class SweepPlan:
                     f"{self.store} uses the custom metric {custom[0]}; to import its code, pass `trust=True`"
                 )
             resolved = resolve_metrics(self.settings.metrics, custom)
-            self._chosen = replace(resolved, paired="paired_with" in self.manifest)
+            self._chosen = replace(resolved, paired=self.manifest.paired_with is not None)
         return self._chosen
 
     def _discard_damaged(self, store: Store) -> list[str]:
@@ -585,25 +466,24 @@ class SweepPlan:
 
     def _refuse_unnamed(self) -> None:
         """Raise `ActstatsError` if a store exists and its images cannot be compared to those of the plan."""
-        data = self.manifest["data"]
-        if data["fingerprint"].startswith(UNNAMED) and (store := Store.find(self.store)):
-            there = store.manifest["data"]["fingerprint"]
-            if there != data["fingerprint"]:
+        data = self.manifest.data
+        if data.fingerprint.startswith(UNNAMED) and (store := Store.find(self.store)):
+            there = store.record.data.fingerprint
+            if there != data.fingerprint:
                 raise ActstatsError(
-                    f"{self.store} already exists, and a {data['spec']} has no fingerprint to tell whether its "
+                    f"{self.store} already exists, and a {data.spec} has no fingerprint to tell whether its "
                     f"images are the same; if they are, resume with `fingerprint={there!r}`"
                 )
 
     def _refuse_unreferable(self) -> None:
-        data, weights = self.manifest["data"], self.manifest["weights"]
-        if weights["source"] == "module":
+        if self.manifest.weights.source == "module":
             raise ActstatsError(
-                f"another process cannot create the network from a {self.manifest['arch']} object; "
+                f"another process cannot create the network from a {self.manifest.arch} object; "
                 "pass a name such as package.module:factory instead"
             )
-        if data["kind"] not in REOPENED:
+        if self.manifest.data.kind not in REOPENED:
             raise ActstatsError(
-                f"another process cannot open images of kind {data['kind']!r}; "
+                f"another process cannot open images of kind {self.manifest.data.kind!r}; "
                 "pass a folder or tar files instead"
             )
         function = self.preprocessing
@@ -629,7 +509,6 @@ def _resolved(source: Source) -> str:
     return str(place.expanduser().absolute())
 
 
-_IDENTITY: Final = ("arch", "num_classes", "weights", "classes")
 _MEMORY_OF_TORCH: Final = 450 << 20
 
 
@@ -778,14 +657,7 @@ def _layer_record(layer: Layer) -> dict[str, Any]:
     return {**record, "shape": list(layer.shape), **repeated}
 
 
-def _layer_from(record: Mapping[str, Any]) -> Layer:
+def _layer_from(record: manifests.LayerRecord) -> Layer:
     from actstats.layers import Layer
 
-    fields: dict[str, Any] = {name: record[name] for name in _LAYER}
-    return Layer(**{**fields, "shape": tuple(record["shape"]), "calls": record.get("calls", 1)})
-
-
-def _device_of(model: nn.Module) -> torch.device:
-    import torch
-
-    return next((p.device for p in model.parameters()), torch.device("cpu"))
+    return Layer(**asdict(record))

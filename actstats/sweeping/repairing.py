@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
@@ -62,14 +61,14 @@ def repair(
     plan.images(data)
     repairing: ExecutionOptions = {**execution, "repair": True}
     how = Execution(**repairing)
-    if how.client is not None and "paired_with" in plan.manifest:
+    if how.client is not None and plan.manifest.paired_with:
         raise ActstatsError(
             f"{store} is compared with clean images, which a cluster cannot do: repair it here"
         )
     with plan.opened(how) as run:
-        if run.todo and "paired_with" in plan.manifest:
+        if run.todo and plan.manifest.paired_with:
             plan.run_beside_clean(run, how)
-        if not run.todo or "paired_with" in plan.manifest:
+        if not run.todo or plan.manifest.paired_with:
             return run.summary()
     again: ExecutionOptions = {**execution, "on_start": None}
     return plan.run(**again)
@@ -82,10 +81,10 @@ class _RepairPlan(SweepPlan):
 
     def network(self, **options: Any) -> Loaded:
         """Return the network of the sweep, if this machine computes the same numbers with it."""
-        if "paired_with" in self.manifest:
+        if self.manifest.paired_with:
             _of_clean_images(self.manifest)  # raises an error before anything is discarded
-        here = {**self.manifest, "versions": manifests.versions()}
-        if differences := manifests.differences(self.manifest, here):
+        here = {**self.manifest.json, "versions": manifests.versions()}
+        if differences := manifests.differences(self.manifest.json, here):
             raise ActstatsError(
                 f"{self.store} has damaged partitions, which this installation would not compute as before: "
                 f"{differences[0].replace('in this sweep', 'here')}; install that version, and repair again"
@@ -116,18 +115,19 @@ class _RepairPlan(SweepPlan):
                 raise outcome.error
 
 
-def _of_clean_images(changed: Mapping[str, Any]) -> dict[str, Any]:
+def _of_clean_images(changed: manifests.Manifest) -> dict[str, Any]:
     """Return the manifest of the sweep of clean images that a sweep of changed ones was compared with.
 
     Their distortions are the first of those of the changed images, perhaps none; the digest says how many.
     """
-    specs = list(changed.get("distort", ()))
-    outputs = [name for name in changed["outputs"] if name not in PAIRED]
-    kept = {name: value for name, value in changed.items() if name not in ("distort", "masks", "paired_with")}
+    specs = list(changed.distort)
+    outputs = [name for name in changed.outputs if name not in PAIRED]
+    beside = ("distort", "masks", "paired_with")
+    kept = {name: value for name, value in changed.json.items() if name not in beside}
     for number in range(len(specs)):
-        before = {"distort": specs[:number], "masks": changed.get("masks")} if number else {}
+        before = {"distort": specs[:number], "masks": changed.masks} if number else {}
         clean = {**kept, "outputs": outputs, **{name: value for name, value in before.items() if value}}
-        if manifests.identity(clean) == changed["paired_with"]:
+        if manifests.identity(clean) == changed.paired_with:
             return clean
     raise ActstatsError(
         "the sweep of the clean images is not known; sweep both again in one pass, with `repair=True`"

@@ -6,9 +6,9 @@ This module does not import torch, so the command line can read its defaults qui
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from actstats.errors import ActstatsError
 from actstats.metrics import DEFAULT, Metric
@@ -18,8 +18,14 @@ from actstats.text import printable
 if TYPE_CHECKING:
     from distributed import Client
 
+    from actstats.store.manifest import Manifest
     from actstats.sweeping.progress import Progress, Started
 
+_RECORDED: Final = (
+    "distort", "per_image", "top_k", "batch_size", "partition_size", "amp", "bitround", "compression", "compile",
+    "decode",
+)  # fmt: skip
+"""Settings that the manifest records under their names."""
 AMP: Final = ("off", "bf16", "fp16")
 DECODERS: Final = ("pillow", "device")
 AUTO_COMPILE: Final = 5_000
@@ -86,23 +92,14 @@ class Settings:
             )
 
     @classmethod
-    def from_manifest(cls, manifest: Mapping[str, Any]) -> Self:
+    def from_manifest(cls, manifest: Manifest) -> Self:
         """Return the settings recorded in the manifest of a sweep."""
-        named = manifest["metrics"]
+        named = manifest.metrics
         return cls(
-            layers=tuple(manifest["selectors"]),
+            layers=manifest.selectors,
             metrics=tuple(name for name in named if ":" not in name),
             custom=tuple(name for name in named if ":" in name),
-            distort=tuple(manifest.get("distort", ())),
-            # Stores of format 1 have no entry `per_image`.
-            per_image=manifest.get("per_image", True),
-            **{
-                name: manifest[name]
-                for name in ("top_k", "batch_size", "partition_size", "amp", "bitround", "compression")
-            },
-            # Recorded only if the network was compiled.
-            compile=manifest.get("compile", False),
-            decode=manifest.get("decode", "pillow"),
+            **{name: getattr(manifest, name) for name in _RECORDED},
         )
 
     def compiles(self, images: int, device: str) -> bool:

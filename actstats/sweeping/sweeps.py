@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 from actstats.data import MISSING
 from actstats.store import Store
@@ -72,8 +72,9 @@ def sweep(
 
         find_device(device)
     clean = plan(model, images, store, device=device, **planning)
-    if clean.manifest["request"] is not None:  # the same on a cluster as in a single process
-        clean.manifest["request"]["device"] = asked
+    if clean.manifest.request is not None:  # the same on a cluster as in a single process
+        request_here = {**clean.manifest.json["request"], "device": asked}
+        clean.manifest = manifests.Manifest.from_json({**clean.manifest.json, "request": request_here})
     if not changed:
         return clean.run(**execution, device=device)
     from actstats.sweeping.together import sweep_together
@@ -81,10 +82,6 @@ def sweep(
     plans = [clean.changed(specs, path) for specs, path in changed.items()]
     summaries: list[Summary] = sweep_together([clean, *plans], **execution, device=device)
     return replace(summaries[0], changed=dict(zip(changed, summaries[1:], strict=True)))
-
-
-_BESIDE_SETTINGS: Final = {"paired_with", "masks"}
-"""Entries of a manifest that settings do not determine: the clean sweep, and the contents of a folder of masks."""
 
 
 def _complete_already(
@@ -111,39 +108,40 @@ def _complete_already(
     settings = Settings(**fields_in(Settings, options))
     if settings.custom or options.get("preprocessing") is not None or options.get("fingerprint"):
         return None
-    manifest, data = found.manifest, found.manifest["data"]
-    settings = replace(settings, compile=settings.compiles(data["images"], manifest["device"]))
+    manifest, data = found.record, found.record.data
+    settings = replace(settings, compile=settings.compiles(data.images, manifest.device))
     asked = request(
         model, options.get("weights", "default"), options.get("robust"), options.get("seed", 0), device
     )
     if (
-        manifest["actstats"] != manifests.FORMAT
-        or manifest.keys() & _BESIDE_SETTINGS
-        or manifest.get("request") != asked
-        or manifest["versions"] != manifests.versions()
+        manifest.format != manifests.FORMAT
+        or manifest.paired_with  # settings determine neither the clean sweep nor the contents of a folder of masks
+        or manifest.masks
+        or (manifest.request and asdict(manifest.request)) != asked
+        or manifest.versions != manifests.versions()
         or Settings.from_manifest(manifest) != settings
         or not found.completed.all()
         or found.missing_objects()
         or (found.statuses() == MISSING).any()
     ):
         return None
-    if manifest["weights"]["source"].startswith("file:"):
+    if manifest.weights.source.startswith("file:"):
         file = Path(str(options.get("weights")).partition("#")[0]).expanduser()
-        if not file.is_file() or sha256_of(file) != manifest["weights"].get("file_sha256"):
+        if not file.is_file() or sha256_of(file) != manifest.weights.file_sha256:
             return None
     from actstats.data import open_source
     from actstats.sweeping.progress import Progress, Summary
 
     source = open_source(images, limit=options.get("limit"), sample=options.get("sample"))
-    if (len(source), source.fingerprint) != (data["images"], data["fingerprint"]):
+    if (len(source), source.fingerprint) != (data.images, data.fingerprint):
         return None
     if how.overwrite:
         how.note(f"{found.path} is the store of this very sweep and is kept; remove it to compute it again")
     return Summary(
         store=found.path,
-        images=data["images"],
-        units=sum(layer["units"] for layer in manifest["layers"]),
-        layers=len(manifest["layers"]),
+        images=data.images,
+        units=manifest.units,
+        layers=len(manifest.layers),
         progress=Progress(0, 0, 0, 0.0, 0.0),
         partitions=0,
         complete=True,

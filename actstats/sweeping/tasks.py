@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 class Portable(Protocol):
     """The part of `SweepPlan` that workers use. Plans are pickled as references to network and images."""
 
-    manifest: dict[str, Any]
+    manifest: manifests.Manifest
     store: Path | URL
 
     def images(self) -> Source:
@@ -98,7 +98,7 @@ def _opened(task: Task) -> _Opened:
             # each anew. Torch reads this at its first allocation: clearing huge pages takes less time.
             os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
             plan: Portable = pickle.loads(zlib.decompress(task.plan))
-            _refuse_other_versions(plan.manifest["versions"])
+            _refuse_other_versions(plan.manifest.versions)
             from actstats.data.dataset import first_readable
 
             first_readable(plan.images())

@@ -15,7 +15,6 @@ from dataclasses import replace
 from typing import Final, Literal, Unpack, overload
 
 from actstats.errors import ActstatsError
-from actstats.store import manifest as manifests
 from actstats.support import URL
 from actstats.sweeping.options import ExecutionOptions, with_options
 from actstats.sweeping.planning import Run, SweepPlan
@@ -117,10 +116,10 @@ def _clean_of(plans: Sequence[SweepPlan]) -> list[int]:
     Raises:
         ActstatsError: the plan of the clean images is missing.
     """
-    numbers = {manifests.identity(plan.manifest): number for number, plan in enumerate(plans)}
+    numbers = {plan.manifest.identity: number for number, plan in enumerate(plans)}
     clean = []
     for number, plan in enumerate(plans):
-        paired = plan.manifest.get("paired_with")
+        paired = plan.manifest.paired_with
         if paired is not None and paired not in numbers:
             raise ActstatsError(
                 f"{plan.store} is compared with a sweep of the clean images; pass the plan of that sweep too"

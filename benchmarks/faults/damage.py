@@ -28,7 +28,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 import actstats
-from actstats.store.top import top_images
+from actstats.store.sweep import open_sweep
 from actstats_cli.main import main
 
 SWEEP = [
@@ -106,7 +106,7 @@ READING = {
     "analyze smoothness": command("analyze", "smoothness", "STORE"),
     "analyze spectrum": command("analyze", "spectrum", "STORE"),
     "open_dataset": function(all_values),
-    "top_images": function(lambda store: top_images(store, "features.3.squeeze/1")),
+    "top_images": function(lambda store: open_sweep(store).top("features.3.squeeze/1")),
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -15,6 +15,7 @@ from actstats_cli.printing import count, print_json, say, size, table
 
 if TYPE_CHECKING:
     from actstats.store.description import Description, Variable
+    from actstats.store.manifest import WeightsRecord
 
 SHOWN: Final = 10
 """Number of unreadable images that are listed."""
@@ -45,7 +46,7 @@ def info(store: str, verify: bool, as_json: bool) -> None:
         return
     description = describe(store)
     if as_json:
-        found = dataclasses.asdict(description)
+        found = {**dataclasses.asdict(description), "manifest": description.manifest.json}
         derived = {"complete": description.complete, "outdated": description.outdated}
         print_json({**found, "path": str(description.path), **derived})
     else:
@@ -99,44 +100,42 @@ def _facts(description: Description) -> Iterator[tuple[str, str]]:
     from actstats.store.manifest import outdated_note
 
     manifest = description.manifest
-    from actstats.data.preprocessing import described_input
-
-    data, weights = manifest["data"], manifest["weights"]
+    data = manifest.data
     done = sum(description.completed)
     yield "store", str(description.path)
-    yield "network", f"{manifest['arch']}, weights {_weights(weights)}"
-    distorted = f", distorted: {' + '.join(manifest['distort'])}" if manifest.get("distort") else ""
-    distorted += ", maps compared with the clean ones" if manifest.get("paired_with") else ""
-    yield "input", f"{described_input(manifest['preprocessing'])}{distorted}"
-    yield "images", f"{data['images']:,} of {data['spec']} ({data['kind']}): {_statuses(description)}"
+    yield "network", f"{manifest.arch}, weights {_weights(manifest.weights)}"
+    distorted = f", distorted: {' + '.join(manifest.distort)}" if manifest.distort else ""
+    distorted += ", maps compared with the clean ones" if manifest.paired_with else ""
+    yield "input", f"{manifest.preprocessing}{distorted}"
+    yield "images", f"{data.images:,} of {data.spec} ({data.kind}): {_statuses(description)}"
     yield (
         "layers",
-        f"{len(manifest['layers']):,} ({', '.join(manifest['selectors'])}), {description.units:,} units",
+        f"{len(manifest.layers):,} ({', '.join(manifest.selectors)}), {manifest.units:,} units",
     )
-    yield "metrics", ", ".join(manifest["metrics"])
+    yield "metrics", ", ".join(manifest.metrics)
     state = "complete" if description.complete else "not complete: rerun the same sweep to resume"
     yield (
         "partitions",
-        f"{done} of {len(description.completed)} of {manifest['partition_size']:,} images, {state}",
+        f"{done} of {len(description.completed)} of {manifest.partition_size:,} images, {state}",
     )
-    decoded = ", JPEGs decoded by the device" if manifest.get("decode") == "device" else ""
+    decoded = ", JPEGs decoded by the device" if manifest.decode == "device" else ""
     if len(description.computed_on) > 1:
         yield "mixed", "; ".join(f"{n} partitions on {where}" for where, n in description.computed_on.items())
     if description.attack is not None:
         yield "attack", str(description.attack)
-    compiled = ", compiled" if manifest.get("compile") else ""
+    compiled = ", compiled" if manifest.compile else ""
     yield (
         "run",
-        f"batch size {manifest['batch_size']}, {manifest['device']}, amp {manifest['amp']}{compiled}{decoded}",
+        f"batch size {manifest.batch_size}, {manifest.device}, amp {manifest.amp}{compiled}{decoded}",
     )
-    yield "made", f"{manifest['created']}, actstats {manifest['versions'].get('actstats', '?')}"
+    yield "made", f"{manifest.created}, actstats {manifest.versions.get('actstats', '?')}"
     if description.outdated:
         yield "note", outdated_note(description.outdated)
 
 
-def _weights(weights: dict[str, Any]) -> str:
-    seed = f" (random, seed {weights['seed']})" if weights["source"] == "none" else ""
-    return f"{weights['source']}{seed}, sha256 {weights['sha256'][:12]}"
+def _weights(weights: WeightsRecord) -> str:
+    seed = f" (random, seed {weights.seed})" if weights.source == "none" else ""
+    return f"{weights.source}{seed}, sha256 {weights.sha256[:12]}"
 
 
 def _statuses(description: Description) -> str:

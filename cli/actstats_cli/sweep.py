@@ -431,7 +431,7 @@ def _embedded_instead(planning: Mapping[str, Any], *, download: bool) -> bool:
     name = "robust googlenet" if planning["robust"] else "googlenet"
     instead = f"sweeping the small {name} that comes with actstats (`weights=demo`)"
     store = Store.find(planning["out"])
-    if store is not None and store.manifest["weights"]["source"].startswith("demo:"):
+    if store is not None and store.record.weights.source.startswith("demo:"):
         message(f"{instead}, as before")
         return True
     from actstats.models import load_model
@@ -475,7 +475,7 @@ def _print_plans(data: str, sweeps: Sequence[dict[str, Any]], *, measure: bool, 
             {
                 "store": str(plan.store),
                 "estimate": dataclasses.asdict(estimate),
-                "manifest": plan.manifest if known else {**plan.manifest, "weights": None, "request": None},
+                "manifest": plan.manifest.json | ({} if known else {"weights": None, "request": None}),
             }
             for plan, estimate, known in found
         ]
@@ -489,33 +489,31 @@ def _print_plans(data: str, sweeps: Sequence[dict[str, Any]], *, measure: bool, 
 
 
 def _facts(plan: SweepPlan, estimate: Estimate, weights_known: bool) -> list[tuple[str, str]]:
-    from actstats.data.preprocessing import described_input
     from actstats.store import place_of
 
-    manifest = plan.manifest
-    record = manifest["data"]
-    weights = manifest["weights"]["source"] if weights_known else "not downloaded yet"
+    manifest, images = plan.manifest, plan.manifest.data
+    weights = manifest.weights.source if weights_known else "not downloaded yet"
     exists = place_of(plan.store).exists()
     state = "exists: a sweep would resume or refuse it" if exists else "would be created"
-    compiled = ", compiled" if manifest.get("compile") else ""
+    compiled = ", compiled" if manifest.compile else ""
     facts = [
-        ("network", f"{manifest['arch']}, weights {weights}"),
-        ("input", described_input(manifest["preprocessing"])),
-        ("images", f"{record['images']:,} of {record['spec']} ({record['kind']})"),
-        ("layers", f"{len(manifest['layers']):,} ({', '.join(manifest['selectors'])}), {plan.units:,} units"),
-        ("metrics", ", ".join(manifest["metrics"])),
-        ("partitions", f"{estimate.partitions:,} of up to {manifest['partition_size']:,} images"),
+        ("network", f"{manifest.arch}, weights {weights}"),
+        ("input", str(manifest.preprocessing)),
+        ("images", f"{images.images:,} of {images.spec} ({images.kind})"),
+        ("layers", f"{len(manifest.layers):,} ({', '.join(manifest.selectors)}), {plan.units:,} units"),
+        ("metrics", ", ".join(manifest.metrics)),
+        ("partitions", f"{estimate.partitions:,} of up to {manifest.partition_size:,} images"),
         (
             "run",
-            f"batch size {manifest['batch_size']}, {manifest['device']}, amp {manifest['amp']}{compiled}",
+            f"batch size {manifest.batch_size}, {manifest.device}, amp {manifest.amp}{compiled}",
         ),
         ("store", f"{plan.store} ({state})"),
         ("size", f"{size(estimate.bytes)} before compression"),
         ("memory", f"about {size(estimate.memory)}"),
     ]
-    if manifest.get("distort"):
-        facts.insert(3, ("distorted", " + ".join(manifest["distort"])))
-    if "paired_with" in manifest:
+    if manifest.distort:
+        facts.insert(3, ("distorted", " + ".join(manifest.distort)))
+    if manifest.paired_with:
         facts.insert(4, ("compared", "each map with that of the clean image"))
     if estimate.seconds is not None:
         facts.append(("time", f"about {duration(estimate.seconds)}"))

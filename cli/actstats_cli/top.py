@@ -14,7 +14,7 @@ from actstats_cli import options
 from actstats_cli.printing import note, print_json, say, table
 
 if TYPE_CHECKING:
-    from actstats.store.top import Hit
+    from actstats.store.sweep import TopImage
 
 
 @click.command()
@@ -51,11 +51,12 @@ def top(
         actstats top googlenet.zarr conv1/0 --out sheet.png --data /moved/photographs
     """
     from actstats.report.contact_sheet import save_contact_sheet
-    from actstats.store.top import top_images
+    from actstats.store.sweep import open_sweep
 
-    hits = top_images(store, unit)
+    sweep = open_sweep(store, trust=trust)
+    hits = sweep.top(unit)
     if out is not None:
-        save_contact_sheet(store, unit, out, data=data, maps=maps, arch=arch, trust=trust)
+        save_contact_sheet(sweep, unit, out, data=data, maps=maps, arch=arch, hits=hits)
     if as_json:
         found = {"store": str(store), "unit": unit, "images": [dataclasses.asdict(hit) for hit in hits]}
         print_json(found if out is None else {**found, "sheet": str(out)})
@@ -68,7 +69,7 @@ def top(
         say(f"drawn to {out}")
 
 
-def _rows(hits: Sequence[Hit]) -> list[tuple[str, ...]]:
+def _rows(hits: Sequence[TopImage]) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = [("rank", "value", "image", "row", "column")]
     return rows + [
         (str(hit.rank), f"{hit.value:.5g}", hit.path, str(hit.row), str(hit.column)) for hit in hits

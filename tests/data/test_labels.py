@@ -598,8 +598,8 @@ def test_a_sweep_of_a_sample_is_resumed_and_reopened_as_such(tmp_path, photograp
     dataset = actstats.open_dataset(store)
     assert dataset.attrs["data"]["sample"] == "6:3"
     assert Counter(dataset["label"].values.tolist()) == {0: 3, 1: 3}
-    plan = actstats.SweepPlan.from_store(store)
-    for images in (plan.images(), actstats.SweepPlan.from_store(store).images(data=open_source(photographs))):
+    plan = actstats.open_sweep(store)
+    for images in (plan.images(), actstats.open_sweep(store).images(data=open_source(photographs))):
         assert images.paths == dataset["path"].values.tolist()
     for index, path in enumerate(plan.images().paths):
         pixels = np.asarray(Image.open(io.BytesIO((photographs / path).read_bytes())).convert("RGB"))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torchvision.models import ResNet50_Weights
 
 import actstats
-from actstats.data.preprocessing import Preprocessing, described_input
+from actstats.data.preprocessing import Preprocessing
 from actstats.data.transform import Transform, as_preprocessing, choose_preprocessing, parse_preprocessing
 from actstats.errors import ActstatsError
 from tests.data.images import picture
@@ -221,14 +221,14 @@ def test_a_function_given_by_name_is_found_again_only_with_trust(tmp_path: Path)
     name = "tests.data.test_recognition:half"
     options: Any = {"weights": "none", "layers": ["features.1"], "device": "cpu", "preprocessing": name}
     plan = actstats.plan("squeezenet1_1", tmp_path / "set", tmp_path / "s.zarr", **options)
-    assert plan.manifest["preprocessing"]["function"] == name
-    assert described_input(plan.manifest["preprocessing"]) == f"3 x 20 x 24 float32, by {name}"
+    assert plan.manifest.preprocessing.function == name
+    assert str(plan.manifest.preprocessing) == f"3 x 20 x 24 float32, by {name}"
     plan.run(workers=0)
     image = picture(30, 30)
-    network = actstats.SweepPlan.from_store(tmp_path / "s.zarr", trust=True).network()
+    network = actstats.open_sweep(tmp_path / "s.zarr", trust=True).network()
     np.testing.assert_array_equal(network.preprocessing.pixels(image), half(image).numpy())
     with pytest.raises(ActstatsError, match="which is not in the store"):
-        actstats.SweepPlan.from_store(tmp_path / "s.zarr").network().preprocessing.pixels(image)
+        actstats.open_sweep(tmp_path / "s.zarr").network().preprocessing.pixels(image)
     assert "another process" not in plan.to_json()
     options["preprocessing"] = half
     unnamed = actstats.plan("squeezenet1_1", tmp_path / "set", tmp_path / "t.zarr", **options)

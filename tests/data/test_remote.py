@@ -128,7 +128,7 @@ def test_a_sweep_of_a_bucket_into_a_bucket_is_that_of_the_disk(made, uploaded, s
     assert files_of(tmp_path / "from.zarr") == files_of(tmp_path / "s.zarr")
     there = actstats.open_dataset(f"s3://{BUCKET}/s.zarr").drop_vars("provenance").load()
     assert there.equals(actstats.open_dataset(tmp_path / "s.zarr").drop_vars("provenance").load())
-    plan = actstats.SweepPlan.from_store(f"s3://{BUCKET}/s.zarr", trust=True)
+    plan = actstats.open_sweep(f"s3://{BUCKET}/s.zarr", trust=True)
     assert plan.images().image(3).size == (96, 80)
 
 

@@ -28,7 +28,7 @@ import actstats
 from actstats.analysis import selectivity, smoothness
 from actstats.errors import ActstatsError
 from actstats.store.digests import as_json, digest, manifest_in, sealed
-from actstats.store.top import top_images
+from actstats.store.sweep import open_sweep
 from actstats_cli.main import main
 from tests.hostile.reading import _forget_peak, _status
 
@@ -230,7 +230,7 @@ READERS: Final[Mapping[str, tuple[Callable[[Path], Any], bool]]] = {
     "info": (_command("info", "{store}"), False),
     "info --json": (_command("info", "{store}", "--json"), False),
     "info --verify": (_command("info", "{store}", "--verify"), False),
-    "top": (lambda store: top_images(store, UNIT), True),
+    "top": (lambda store: open_sweep(store).top(UNIT), True),
     "analyze smoothness": (lambda s: _table(smoothness(actstats.open_dataset(s)).compute()), True),
     "analyze selectivity": (lambda s: _table(selectivity(actstats.open_dataset(s)).compute()), True),
     "analyze": (_command("analyze", "smoothness", "{store}"), True),

@@ -28,7 +28,7 @@ from actstats.store.codecs import content_size
 from actstats.store.description import describe
 from actstats.store.digests import chunks_in, digest, entry_of, manifest_in
 from actstats.store.manifest import Manifest
-from actstats.store.top import top_images
+from actstats.store.sweep import open_sweep
 from tests.hostile import mutations
 from tests.hostile.mutations import Mutation
 from tests.hostile.reading import _forget_peak, _status
@@ -298,7 +298,7 @@ def test_a_top_image_that_does_not_exist_is_refused(good, tmp_path):
     (store / key).write_bytes(data)
     layer = root_of(good)["attributes"]["layers"][0]["name"]
     with pytest.raises(ActstatsError, match=r"image 1000000 of .* does not exist"):
-        top_images(store, f"{layer}/0")
+        open_sweep(store).top(f"{layer}/0")
 
 
 def test_a_status_that_does_not_exist_is_refused(good, tmp_path):

@@ -52,7 +52,7 @@ def call(read, store):
         return str(error)
     return "fine"
 
-plan = actstats.SweepPlan.from_store
+plan = actstats.open_sweep
 READERS = {
     "open_dataset": lambda store: actstats.open_dataset(store).load(),
     "merge": lambda store: actstats.merge(actstats.open_dataset(store)).load(),

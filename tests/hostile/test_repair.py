@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 
 import actstats
 from actstats.remote import opened
-from actstats.store.top import top_images
+from actstats.store.sweep import open_sweep
 from actstats.support import URL
 from actstats_cli.main import main
 from tests.conftest import photograph, reseal
@@ -183,7 +183,7 @@ def test_a_read_of_one_unit_notices_an_object_of_another_partition(store: Path) 
     with pytest.raises(
         actstats.ActstatsError, match=r"top_value of partition 0 is not the object.*actstats repair"
     ):
-        top_images(store, "features.3.squeeze/1")
+        open_sweep(store).top("features.3.squeeze/1")
     with pytest.raises(actstats.ActstatsError, match=r"top_value of partition 0 is not the object"):
         actstats.open_dataset(store)["top_value"].isel(unit=70, partition=0).load()
 

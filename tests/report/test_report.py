@@ -26,8 +26,7 @@ from actstats.report import compare, write_report
 from actstats.report.contact_sheet import save_contact_sheet
 from actstats.report.contents import class_names, pack, shortened, unpack
 from actstats.report.findings import common_measures, derive_findings
-from actstats.store.top import find_unit, top_images
-from actstats.sweeping.planning import SweepPlan
+from actstats.store.sweep import open_sweep
 from actstats_cli.compare import compare as compare_command
 from actstats_kernels.bins import BIN_ZERO
 from tests.cli.conftest import actstats, output_of
@@ -275,7 +274,7 @@ def test_images_of_a_source_of_ones_own_are_shown(stores, hostile, tmp_path):
     report = write_report([store], tmp_path / "with.html", data=Mine())
     assert not report.notes
     assert all(parts_of(report.page)["overview"][0]["pictures"]["kept"])
-    save_contact_sheet(store, f"{LAYERS[0]}/0", tmp_path / "sheet.png", data=Mine())
+    save_contact_sheet(open_sweep(store), f"{LAYERS[0]}/0", tmp_path / "sheet.png", data=Mine())
     other = write_report(stores[:1], tmp_path / "other.html", data=Mine())
     assert any("other names or sizes than those of the sweep" in note for note in other.notes)
 
@@ -414,21 +413,21 @@ def test_the_command_prints_the_findings_and_where_the_page_is(stores, tmp_path)
 
 def test_classes_of_two_sources_are_told_by_name():
     stores = [
-        xr.Dataset(coords={"label": ("image", np.array(labels))}, attrs={"data": {"classes": classes}})
+        (np.array(labels), classes)
         for labels, classes in (([0, 1, -1], ["cat", "dog"]), ([0, 1, 1], ["ant", "cat"]), ([2, -1, 0], []))
     ]
     found = class_names(stores)
     assert found.names == ["cat", "dog", "ant", "class 0", "class 2"]
     named = [
-        [found.names[n] if n >= 0 else None for n in table[store["label"].values]]
-        for store, table in zip(stores, found.tables, strict=True)
+        [found.names[n] if n >= 0 else None for n in table[labels]]
+        for (labels, _), table in zip(stores, found.tables, strict=True)
     ]
     assert named == [["cat", "dog", None], ["ant", "cat", "cat"], ["class 2", None, "class 0"]]
 
 
 def test_labels_may_be_any_numbers():
     labels = np.array([2**31 - 1, -5, 2**62, 3])
-    found = class_names([xr.Dataset(coords={"label": ("image", labels)}, attrs={"data": {"classes": []}})])
+    found = class_names([(labels, [])])
     assert found.names == ["class 3", "class 2147483647", f"class {2**62}"]
     assert found.tables[0][labels].tolist() == [1, -1, 2, 0]
 
@@ -462,13 +461,11 @@ def noisy(hostile, tmp_path_factory):
 
 
 def test_maps_are_those_of_the_sweep_with_its_distortions(noisy):
-    plan, unit = (
-        SweepPlan.from_store(noisy),
-        find_unit(SweepPlan.from_store(noisy).manifest, f"{LAYERS[0]}/5"),
-    )
-    hits = top_images(noisy, unit)[::2]
+    sweep = open_sweep(noisy)
+    unit = sweep.manifest.unit(f"{LAYERS[0]}/5")
+    hits = sweep.top(unit)[::2]
     images = np.array([hit.image for hit in hits])
-    found = activation_maps(plan, plan.images(), {unit.layer: (np.full_like(images, unit.channel), images)})
+    found = activation_maps(sweep, sweep.images(), {unit.layer: (np.full_like(images, unit.channel), images)})
     for hit, values in zip(hits, found[unit.layer], strict=True):
         assert values.shape == (unit.height, unit.width)
         assert values.max() == pytest.approx(hit.value, rel=1e-4)
@@ -483,18 +480,17 @@ def test_the_report_lays_the_maps_of_each_unit_over_its_top_images(stores, tmp_p
         content, arrays = parts_of(tmp_path / "report.html")[f"layer-{layer}"]
         assert parts[f"layer-{layer}"][0]["maps"] == [None, None]
         for number, store in enumerate(stores):
-            plan = SweepPlan.from_store(store)
+            sweep = open_sweep(store)
             height, width = content["maps"][number]
             assert (height, width) == ((14, 14) if layer == 0 else (9, 9))
             pictures = arrays[f"picture:{number}"].reshape(-1, content["ranks"][number])
             laid = arrays[f"map:{number}"].reshape(*pictures.shape, height, width)
             for channel in (0, 7):
-                unit = find_unit(plan.manifest, f"{name}/{channel}")
-                hits = top_images(store, unit)[: pictures.shape[1]]
+                hits = sweep.top(f"{name}/{channel}")[: pictures.shape[1]]
                 images = np.array([hit.image for hit in hits])
-                whole = activation_maps(plan, plan.images(), {name: (np.full_like(images, channel), images)})[
-                    name
-                ]
+                whole = activation_maps(
+                    sweep, sweep.images(), {name: (np.full_like(images, channel), images)}
+                )[name]
                 averaged = nn.functional.adaptive_avg_pool2d(torch.from_numpy(whole), (height, width)).numpy()
                 shares = 255 * averaged.clip(min=0) / max(averaged.max(), 1e-9)
                 np.testing.assert_allclose(laid[channel, : len(hits)], shares, atol=0.51)
@@ -503,8 +499,8 @@ def test_the_report_lays_the_maps_of_each_unit_over_its_top_images(stores, tmp_p
 
 def test_maps_on_a_contact_sheet(stores, tmp_path):
     unit = f"{LAYERS[0]}/5"
-    save_contact_sheet(stores[0], unit, tmp_path / "plain.png")
-    save_contact_sheet(stores[0], unit, tmp_path / "maps.png", maps=True)
+    save_contact_sheet(open_sweep(stores[0]), unit, tmp_path / "plain.png")
+    save_contact_sheet(open_sweep(stores[0]), unit, tmp_path / "maps.png", maps=True)
     plain, laid = (np.asarray(Image.open(tmp_path / f"{name}.png")).astype(int) for name in ("plain", "maps"))
     changed = (plain != laid).any(-1)
     assert 0.01 < changed.mean() < 0.9

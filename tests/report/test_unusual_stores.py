@@ -18,7 +18,7 @@ from actstats.errors import ActstatsError
 from actstats.report import compare, write_report
 from actstats.report.findings import derive_findings
 from actstats.report.verdicts import LEAST_PAIRS
-from actstats.store.manifest import treatment
+from actstats.store.manifest import Manifest
 from tests.analysis.made import PREPROCESSING, grating, make_store
 from tests.report.conftest import LAYERS, parts_of, swept
 
@@ -164,8 +164,16 @@ def test_matches_are_of_images_as_they_were_seen(tmp_path):
 
 
 def test_the_treatment_of_a_sweep_has_defaults_for_stores_of_before():
-    assert treatment({}) == {
-        "distortion": "none", "masks": None, "amp": "off", "bitround": None, "preprocessing": None,
+    preprocessing = PREPROCESSING.to_dict()
+    before = dict.fromkeys(("arch", "device", "created"), "x") | {
+        "actstats": 1, "preprocessing": preprocessing, "selectors": ["all"], "metrics": ["mean"],
+        "weights": {"source": "none", "sha256": "0" * 64}, "outputs": ["mean"], "machine": {}, "versions": {},
+        "layers": [{"name": "a", "module": "a", "call": 0, "units": 1, "height": 2, "width": 2}],
+        "data": {"spec": "x", "kind": "folder", "images": 1, "fingerprint": "x", "classes": []},
+        "top_k": 1, "batch_size": 1, "partition_size": 1, "amp": "off", "bitround": None, "compression": "none",
+    }  # fmt: skip
+    assert Manifest.from_json(before).treatment == {
+        "distortion": "none", "masks": None, "amp": "off", "bitround": None, "preprocessing": preprocessing,
     }  # fmt: skip
 
 

@@ -38,7 +38,7 @@ def enter(sweep: actstats.SweepPlan, **options) -> None:
     """Create or open the store of a sweep, and close it."""
     source = sweep.images()
     Store.open_or_create(
-        sweep.store, sweep.manifest, sweep.schema, source.paths, source.labels, **options
+        sweep.store, sweep.manifest.json, sweep.schema, source.paths, source.labels, **options
     ).close()
 
 
@@ -321,7 +321,7 @@ enter(plan(photographs, folder / "new.zarr"))
 def test_a_bucket_store_whose_creation_stopped_at_any_request_is_finished(share, then, photographs, s3):
     none = s3.fault
     other = plan(photographs, URL, batch_size=3 if "overwrite" in then else 4)
-    objects = len(objects_of(other.manifest, other.schema, other.images().paths, other.images().labels))
+    objects = len(objects_of(other.manifest.json, other.schema, other.images().paths, other.images().labels))
     s3.fault = refused_after(max(1, round(share * (objects - 1))))
     with pytest.raises(ActstatsError):
         enter(other)

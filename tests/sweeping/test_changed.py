@@ -337,7 +337,7 @@ def test_the_kept_maps_are_in_the_estimate(photographs, tmp_path):
     clean = plan(SmallNet(), photographs, tmp_path / "clean.zarr", **SIZES)
     alone = plan(SmallNet(), photographs, tmp_path / "n.zarr", distort="noise:0.1", **SIZES)
     changed = clean.changed("noise:0.1", tmp_path / "n.zarr")
-    values = sum(layer["units"] * layer["height"] * layer["width"] for layer in clean.manifest["layers"])
+    values = sum(layer.units * layer.height * layer.width for layer in clean.manifest.layers)
     more = changed.estimate().memory - alone.estimate().memory
     assert 4 * 4 * values <= more <= 4 * 4 * values + 3 * 2 * 4 * 6 * 16  # and the two variables' buffers
 
@@ -387,7 +387,7 @@ def test_the_clean_images_of_a_changed_store_must_be_known(photographs, tmp_path
     sweep(
         SmallNet(), photographs, tmp_path / "clean.zarr", changed={"noise:0.1": tmp_path / "n.zarr"}, **SIZES
     )
-    record = actstats.SweepPlan.from_store(tmp_path / "n.zarr").manifest
+    record = actstats.open_sweep(tmp_path / "n.zarr").manifest.json
     assert "paired_with" not in _of_clean_images(record)
     with pytest.raises(
         ActstatsError, match="sweep of the clean images is not known; sweep both again in one pass"
@@ -416,7 +416,7 @@ def test_parts_in_a_bucket_add_up_to_the_stores_of_one_pass(photographs, tmp_pat
 
 def test_the_record_of_the_clean_sweep_is_checked(photographs, tmp_path):
     clean = plan(SmallNet(), photographs, tmp_path / "c.zarr", **SIZES)
-    record = json.loads(json.dumps(clean.changed("greyscale", tmp_path / "g.zarr").manifest))
+    record = json.loads(json.dumps(clean.changed("greyscale", tmp_path / "g.zarr").manifest.json))
     assert Manifest.from_json(record).paired_with == record["paired_with"]
     for wrong, message in (
         ({"paired_with": "x" * 64}, "a SHA-256"),

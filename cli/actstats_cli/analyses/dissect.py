@@ -87,19 +87,18 @@ def dissect(
     from actstats.analysis import notes, unit_table
     from actstats.probing.concepts import open_segmented
     from actstats.probing.dissect import detectors, dissection, overlaps, thresholds
-    from actstats.store import open_dataset
+    from actstats.store.sweep import open_sweep
     from actstats.support import on_this_machine
-    from actstats.sweeping.planning import SweepPlan
 
-    dataset = open_dataset(store)
-    segmented = open_segmented(data or on_this_machine(dataset.attrs["data"]["spec"]), categories, limit)
-    limits = thresholds(dataset, top)
-    plan = SweepPlan.from_store(store, trust=trust)
-    loaded = plan.network(arch=arch)
-    chosen, places = plan.layers(layers)
+    sweep = open_sweep(store, trust=trust)
+    images = sweep.manifest.data
+    segmented = open_segmented(data or on_this_machine(images.spec), categories, limit)
+    limits = thresholds(sweep.dataset, top)
+    loaded = sweep.network(arch=arch)
+    chosen, places = sweep.layers(layers)
     said = []
-    if limit is None and segmented.source.fingerprint != dataset.attrs["data"]["fingerprint"]:
-        said.append(f"the thresholds come from other images: {dataset.attrs['data']['spec']}")
+    if limit is None and segmented.source.fingerprint != images.fingerprint:
+        said.append(f"the thresholds come from other images: {images.spec}")
     with passing.passes(how) as passes:
         counts = overlaps(
             loaded,
