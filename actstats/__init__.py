@@ -8,7 +8,7 @@
 
 `sweep` computes the statistics and writes them to a store. `plan` checks a sweep without running it, to run it later
 or elsewhere. `sweep_together` runs several plans in one pass. `repair` restores what is damaged in a store.
-`open_sweep` opens a store: its record, results, top images, network and images. `open_dataset` opens only the results, and
+`open_sweep` opens a store: record, results, top images, network and images. `open_dataset` opens only the results.
 `merge` merges their partitions. `Metric` and `Output` define custom metrics.
 """
 

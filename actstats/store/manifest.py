@@ -16,7 +16,7 @@ import itertools
 import json
 import platform
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
@@ -95,7 +95,7 @@ class LayerRecord:
     calls: Count = 1
 
 
-class UnitAxis(Mapping[str, slice]):
+class UnitAxis(dict[str, slice]):
     """The slice of the axis `unit` that belongs to each layer, by its name, in the order of the axis.
 
     >>> axis = UnitAxis({"conv1": 64, "conv2": 192})
@@ -105,7 +105,7 @@ class UnitAxis(Mapping[str, slice]):
 
     def __init__(self, units: Mapping[str, int]) -> None:
         ends = list(itertools.accumulate(units.values(), initial=0))
-        self._slices = dict(zip(units, itertools.starmap(slice, itertools.pairwise(ends)), strict=True))
+        super().__init__(zip(units, itertools.starmap(slice, itertools.pairwise(ends)), strict=True))
         self.total = ends[-1]
         """Number of units of all layers."""
 
@@ -113,15 +113,6 @@ class UnitAxis(Mapping[str, slice]):
     def of(cls, layers: Iterable[Layer | LayerRecord]) -> Self:
         """Return the axis on which the units of these layers follow each other."""
         return cls({layer.name: layer.units for layer in layers})
-
-    def __getitem__(self, layer: str) -> slice:
-        return self._slices[layer]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._slices)
-
-    def __len__(self) -> int:
-        return len(self._slices)
 
 
 @dataclass(frozen=True)

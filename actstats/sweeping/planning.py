@@ -158,16 +158,16 @@ class SweepPlan(Recorded):
     def __repr__(self) -> str:
         m = self.manifest
         return printable(
-            f"<SweepPlan: {m.arch} over {self.images_count:,} images of {m.data.spec}, "
-            f"{len(m.layers)} layers, {self.units:,} units, to {self.store}>"
+            f"<SweepPlan: {m.arch} over {m.data.images:,} images of {m.data.spec}, "
+            f"{len(m.layers)} layers, {m.units:,} units, to {self.store}>"
         )
 
     def _repr_html_(self) -> str:
         m = self.manifest
         facts = [
             ("network", f"{m.arch}, weights {m.weights.source}"),
-            ("layers", f"{len(m.layers)}, {self.units:,} units"),
-            ("images", f"{self.images_count:,} of {m.data.spec}"),
+            ("layers", f"{len(m.layers)}, {m.units:,} units"),
+            ("images", f"{m.data.images:,} of {m.data.spec}"),
             ("partitions", m.partitions),
             ("metrics", ", ".join(m.metrics)),
             ("device", m.device),
@@ -181,16 +181,6 @@ class SweepPlan(Recorded):
     def settings(self) -> Settings:
         """The options that affect the results."""
         return Settings.from_manifest(self.manifest)
-
-    @property
-    def images_count(self) -> int:
-        """Number of images."""
-        return self.manifest.data.images
-
-    @property
-    def units(self) -> int:
-        """Number of units, i.e. channels of all layers."""
-        return self.manifest.units
 
     @cached_property
     def schema(self) -> Schema:
@@ -206,7 +196,7 @@ class SweepPlan(Recorded):
         return Schema.of(
             chosen,
             [_layer_from(record) for record in self.manifest.layers],
-            self.images_count,
+            self.manifest.data.images,
             partition_size=settings.partition_size,
             top_k=settings.top_k,
             per_image=settings.per_image,
@@ -278,7 +268,7 @@ class SweepPlan(Recorded):
         if measure:
             from actstats.sweeping.run import measured_seconds
 
-            seconds = measured_seconds(self.job(), self.images_count)
+            seconds = measured_seconds(self.job(), self.manifest.data.images)
         return Estimate(
             images=schema.images,
             partitions=schema.partitions,

@@ -500,7 +500,7 @@ def _facts(plan: SweepPlan, estimate: Estimate, weights_known: bool) -> list[tup
         ("network", f"{manifest.arch}, weights {weights}"),
         ("input", str(manifest.preprocessing)),
         ("images", f"{images.images:,} of {images.spec} ({images.kind})"),
-        ("layers", f"{len(manifest.layers):,} ({', '.join(manifest.selectors)}), {plan.units:,} units"),
+        ("layers", f"{len(manifest.layers):,} ({', '.join(manifest.selectors)}), {manifest.units:,} units"),
         ("metrics", ", ".join(manifest.metrics)),
         ("partitions", f"{estimate.partitions:,} of up to {manifest.partition_size:,} images"),
         (
