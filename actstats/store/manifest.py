@@ -255,6 +255,8 @@ class Manifest:
     checksum: Text | None = None
 
     def __post_init__(self) -> None:
+        if self.weights.source == "none" and self.weights.seed is None:
+            raise InvalidError("weights.seed is missing")
         for name in ("layers", "outputs"):
             if not getattr(self, name):
                 raise InvalidError(f"{name} is empty")

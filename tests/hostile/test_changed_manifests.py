@@ -67,6 +67,7 @@ def test_changes_of_every_kind_are_refused_or_harmless(good, tmp_path):
         (("attributes", "arch"), "\ud800", "invalid arch: '\\ud800'"),
         (("attributes", "outputs"), ["mean", "mean"], "outputs has an entry twice"),
         (("attributes", "preprocessing"), {"resize": 8}, "preprocessing.crop is missing"),
+        (("attributes", "weights"), {"source": "none", "sha256": "0" * 64}, "weights.seed is missing"),
         pytest.param(
             ("attributes", "preprocessing", "mean", 0),
             10**400,
