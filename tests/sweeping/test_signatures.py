@@ -117,7 +117,7 @@ def test_no_weights_are_random_ones_as_in_torchvision(tmp_path, photographs):
     assert again.complete
     assert again.partitions == 0
     plan = actstats.plan("squeezenet1_1", photographs, tmp_path / "x.zarr", weights=None, **arguments)
-    assert plan.manifest["weights"]["source"] == plan.manifest["request"]["weights"] == "none"
+    assert plan.manifest.weights.source == plan.manifest.request.weights == "none"
     with pytest.raises(actstats.ActstatsError, match="already selects the weights"):
         actstats.load_model("squeezenet1_1", None, robust=True)
     assert [layer.units for layer in list_layers("squeezenet1_1", None, layers=["features.0"]).layers] == [64]
