@@ -127,7 +127,6 @@ UNTYPED = {
     "Loaded.__init__": 1,
     "Preprocessing.from_dict": 1,
     "Preprocessing.to_dict": 1,
-    "Settings.from_manifest": 1,
     "SweepPlan.__init__": 1,
     "load_from_manifest": 1,
 }
