@@ -155,7 +155,7 @@ def _biases(figures: Figures) -> Iterator[str]:
         "**Over training runs**, Welch's t test on the networks' shape biases, in per cent. It leaves out that other "
         "stimuli would give other biases.",
         ("S", "R", "R - S, 95 % interval over networks", "p"),
-        [_compared(figures, {name: 100 * biases[name] for name in _names(figures)}, 1)],
+        [compared(figures, {name: 100 * biases[name] for name in _names(figures)}, 1)],
     )
 
 
@@ -169,7 +169,7 @@ def _cues(figures: Figures) -> Iterator[str]:
         "network by network; bold where p of Welch's t test over networks is below 0.05.",
         ("version", "S", "R", "R - S, 95 % interval over networks", "p"),
         (
-            (version, *_compared(figures, {name: 100 * of[name]["accuracy"] for name in of}, 1))
+            (version, *compared(figures, {name: 100 * of[name]["accuracy"] for name in of}, 1))
             for version, of in versions.items()
             if version != "clean"
         ),
@@ -208,7 +208,7 @@ def _detectors(figures: Figures) -> Iterator[str]:
             f"**Concepts**: units that detect {title} (IoU of 0.04 or more), network by network; bold where p of "
             "Welch's t test over networks is below 0.05.",
             ("layer", "S", "R", "R - S, 95 % interval over networks", "p"),
-            ((layer, *_compared(figures, of, 0)) for layer, of in counts.items()),
+            ((layer, *compared(figures, of, 0)) for layer, of in counts.items()),
         )
 
 
@@ -248,7 +248,7 @@ def _runs(figures: Figures) -> str:
     return f"{s} network{'s' * (s > 1)} of S and {r} of R{few}"
 
 
-def _compared(figures: Figures, values: dict[str, float], digits: int) -> tuple[str, str, str, str]:
+def compared(figures: Figures, values: dict[str, float], digits: int) -> tuple[str, str, str, str]:
     """Return the cells of one number per network: those of S, those of R, and Welch's test where it can decide."""
     sides = [[values[name] for name in _names(figures, kind)] for kind in "SR"]
     cells = [" / ".join(f"{value:.{digits}f}" for value in side) for side in sides]

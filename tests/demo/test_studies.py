@@ -131,6 +131,21 @@ def test_verdicts_take_three_networks_of_each_kind(monkeypatch):
     assert len({of["sha256"] for of in figures["networks"]}) == len(figures["networks"])
 
 
+def test_a_number_per_network_is_compared_by_welch_from_three_networks_a_side_on(monkeypatch):
+    monkeypatch.syspath_prepend(STUDIES)
+    from pair_tables import compared
+
+    values = {"S0": 1.0, "S1": 2.0, "S2": 3.0, "R0": 11.0, "R1": 15.0, "R2": 19.0}
+    figures = {"networks": [{"name": name, "kind": name[0]} for name in values]}
+    # The variances of both means are 1/3 and 16/3, so t is 13 / sqrt(17/3), with (17/3)^2 / ((1/3)^2/2 + (16/3)^2/2)
+    # = 2.2491 degrees of freedom; its 97.5 % quantile is 3.8769, and p is 0.0245.
+    assert compared(figures, values, 1) == (
+        *("1.0 / 2.0 / 3.0", "11.0 / 15.0 / 19.0", "**+13.0 (+3.8 to +22.2)**", "0.025"),
+    )
+    figures["networks"] = [of for of in figures["networks"] if of["name"] != "S2"]
+    assert compared(figures, values, 1)[2:] == ("+13.5", "none")
+
+
 def test_concepts_are_read_off_the_pixels(monkeypatch):
     monkeypatch.syspath_prepend(STUDIES)
     from pair_photographs import colours, edges, textures
