@@ -136,6 +136,7 @@ def scheduler(workers: int, partitions: int, seconds: float) -> None:
     import actstats
     from actstats.store import Store
     from actstats.sweeping import cluster as module
+    from actstats.sweeping.progress import Run
     from actstats.sweeping.settings import Execution
 
     with tempfile.TemporaryDirectory() as name, live_cluster(Path(name)) as cluster:
@@ -153,11 +154,11 @@ def scheduler(workers: int, partitions: int, seconds: float) -> None:
                 plan.store, plan.manifest.json, plan.schema, plan.images().paths, plan.images().labels
             )
             store.manifest["data"]["images"] = partitions
-            swept = module.Cluster(plan, Execution(client=client))
+            swept = module.Cluster([plan], [None], Execution(client=client))
             swept.prepare()
             before, begun = _cpu_of(cluster.scheduler.pid), time.perf_counter()
             own = time.process_time()
-            swept.run_partitions(store, range(partitions))
+            swept.run_partitions({0: Run(store, plan.schema, list(range(partitions)), max_failed=0.5)})
             taken = time.perf_counter() - begun
             used = _cpu_of(cluster.scheduler.pid) - before
             own = time.process_time() - own
@@ -171,13 +172,13 @@ def scheduler(workers: int, partitions: int, seconds: float) -> None:
     )  # fmt: skip
 
 
-def _prepare_nothing(task: Any, manifest: Any) -> Any:
+def _prepare_nothing(task: Any, stored: Any) -> Any:
     from actstats.sweeping.tasks import Readiness
 
     return Readiness(machine="any")
 
 
-def _compute_nothing(task: Any, index: int, again: bool) -> Any:
+def _compute_nothing(task: Any, index: int, wanted: Any) -> Any:
     import distributed
 
     from actstats.sweeping.tasks import PartitionOutcome

@@ -6,6 +6,7 @@ import asyncio
 import multiprocessing
 import os
 import random
+import shlex
 import signal
 import socket
 import sys
@@ -88,7 +89,7 @@ def _command(line: str, folder: Path, patience: float | None, environment: dict[
     from actstats_cli.main import main
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    sys.argv = ["actstats", *line.split()]
+    sys.argv = ["actstats", *shlex.split(line)]
     main()
 
 

@@ -1,8 +1,9 @@
 """Sweep on a dask cluster: each partition is a task of `dask.distributed`.
 
-The client gives each worker about two partitions at a time. A worker opens network and images once, computes each
-partition with `run_partitions`, writes it to the store itself and returns a short summary. What is complete is
-recorded in the store only, so after any failure the same command resumes the sweep:
+The client gives each worker about two partitions at a time. A worker opens networks and images once, computes each
+partition with `run_together`, for all sweeps of the pass whose stores lack it, writes it to the stores itself and
+returns a short summary. What is complete is recorded in the stores only, so after any failure the same command
+resumes the sweep:
 
     with connect("tcp://host:8786") as client:
         plan.run(client=client)
@@ -27,9 +28,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from actstats.errors import ActstatsError, StrictError, one_line
-from actstats.store import Store
 from actstats.support import require_package
-from actstats.sweeping.progress import Progress
+from actstats.sweeping.progress import Outcome, Progress, Run
+from actstats.sweeping.run import unpaired_error
 from actstats.sweeping.scheduler import IN_FLIGHT, address_of, patience, require_scheduler
 from actstats.sweeping.settings import Execution
 from actstats.sweeping.tasks import PartitionOutcome, Portable, Readiness, Task, compute, prepare
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 TRIES: Final = 3
 """Errors after which a partition is set aside, and failures in a row after which a worker is excluded."""
 HOPELESS: Final = 5
-"""Partitions set aside in a row, with none completed in between, after which the sweep stops."""
+"""Partitions of a sweep set aside in a row, with none completed in between, after which it stops."""
 _SLOW: Final = 2
 """A partition that takes this many times as long as any before it is computed a second time."""
 
@@ -75,28 +76,48 @@ def _no_gpu(client: Any) -> ActstatsError:
     )
 
 
-class Cluster:
-    """Computes a plan on the workers of a dask cluster."""
+def cluster_of(
+    plans: Sequence[Portable], clean: Sequence[int | None], execution: Execution
+) -> Cluster | None:
+    """Return the cluster of `execution.client`, whose workers are prepared, or None if there is no client.
 
-    def __init__(self, plan: Portable, execution: Execution) -> None:
+    Raises:
+        ActstatsError: as `Cluster` and `Cluster.prepare`.
+    """
+    if execution.client is None:
+        return None
+    cluster = Cluster(plans, clean, execution)
+    cluster.prepare()
+    return cluster
+
+
+class Cluster:
+    """Computes plans over the same images on the workers of a dask cluster."""
+
+    def __init__(self, plans: Sequence[Portable], clean: Sequence[int | None], execution: Execution) -> None:
         """Use the cluster of `execution.client`.
 
+        `clean` has the number of the plan of the clean images for each plan that is compared with one, or None.
+
         Raises:
-            ActstatsError: another process cannot open the network, the images or a metric.
+            ActstatsError: another process cannot open a network, the images or a metric.
         """
         require_package("distributed", "a cluster")
-        elsewhere = copy.copy(plan)
-        if isinstance(elsewhere.store, Path):
-            elsewhere.store = elsewhere.store.absolute()
+        elsewhere = [copy.copy(plan) for plan in plans]
+        for plan in elsewhere:
+            if isinstance(plan.store, Path):
+                plan.store = plan.store.absolute()
         self._task = Task(
             zlib.compress(pickle.dumps(elsewhere)),
+            tuple(clean),
             topic=f"actstats-{uuid.uuid4().hex}",
             workers=execution.workers,
             strict=execution.strict,
         )
         self._client: Any = execution.client
-        self._gpu = plan.manifest.device == "cuda"
+        self._gpu = any(plan.manifest.device == "cuda" for plan in plans)
         self._workers = Workers(execution)
+        self._stored: dict[int, Mapping[str, Any]] = {}
         self._ready: dict[str, str] = {}
         """The machine of each worker that can compute partitions."""
         self._refused: dict[str, str] = {}
@@ -104,38 +125,33 @@ class Cluster:
         self._computing: dict[str, set[int]] = defaultdict(set)
 
     def prepare(self) -> None:
-        """Make every worker open network and images, before a store is created; wait for a worker if there is none.
+        """Make every worker open networks and images, before a store is created; wait for a worker if there is none.
 
         Raises:
             ActstatsError: a worker is unsuitable: it has other package versions, no access to the images, or no GPU;
                 or workers die again and again.
         """
-        self._watched(lambda: self._have_all_prepared(None))
+        self._watched(lambda: self._have_all_prepared({}))
 
     def run_partitions(
-        self,
-        store: Store,
-        indices: Sequence[int],
-        again: Sequence[int] = (),
-        on_progress: Callable[[Progress], None] | None = None,
-    ) -> tuple[Progress, dict[str, str], dict[int, str]]:
-        """Compute the partitions `indices`, those in `again` even if they are complete.
+        self, runs: Mapping[int, Run], on_progress: Callable[[Progress], None] | None = None
+    ) -> tuple[Progress, dict[int, Outcome]]:
+        """Compute the partitions of `runs`, by the numbers of their plans, those in `retried` even if complete.
 
-        `on_progress` is called after each partition.
+        One task computes a partition for all stores that lack it. `on_progress` is called after each partition. An
+        error stops one sweep, and those compared with it.
 
         Returns:
-            The progress of the run, a dict from the path of each unreadable image to the reason, and a dict from the
-            index of each partition that was set aside to its error.
+            The progress, and the outcome of each sweep, by the numbers of the plans.
 
         Raises:
-            ActstatsError: any error that the user can fix, in one line. Completed partitions are kept.
+            ActstatsError: any error that concerns all sweeps, in one line. Completed partitions are kept.
             KeyboardInterrupt: on Ctrl-C. Workers may still complete the partitions that they are computing.
         """
-        total = sum(stop - start for start, stop in map(store.bounds, indices))
-        run = _Run(store, deque(indices), frozenset(again), total, on_progress)
+        run = _Run(runs, on_progress)
 
         def compute_all() -> None:
-            self._have_all_prepared(store.manifest)
+            self._have_all_prepared({number: one.store.manifest for number, one in runs.items()})
             run.begun = time.monotonic()
             self._client.subscribe_topic(self._task.topic, self._note_begun)
             while run.waiting or run.flying:
@@ -146,7 +162,9 @@ class Cluster:
                 self._take_prepared()
 
         self._watched(compute_all, run.flying)
-        return self._progress(run), run.failures, dict(sorted(run.aside.items()))
+        for outcome in run.outcomes.values():
+            outcome.aside = dict(sorted(outcome.aside.items()))
+        return self._progress(run), run.outcomes
 
     def _watched(self, work: Callable[[], None], flying: Mapping[Future, Any] | None = None) -> None:
         """Do `work` while the scheduler reports deaths; afterwards cancel the tasks that are left."""
@@ -160,9 +178,9 @@ class Cluster:
 
     # Workers.
 
-    def _have_all_prepared(self, manifest: Mapping[str, Any] | None) -> None:
+    def _have_all_prepared(self, stored: Mapping[int, Mapping[str, Any]]) -> None:
         """Prepare all workers; raise an error if one is unsuitable, or if they die again and again."""
-        self._ready, self._manifest = {}, manifest
+        self._ready, self._stored = {}, dict(stored)
         while not self._ready:
             self._workers.wait()
             self._prepare_new()
@@ -184,7 +202,7 @@ class Cluster:
         known = self._ready.keys() | self._refused.keys() | set(self._preparing.values())
         for name, gpu in self._workers.gpus.items():
             if name not in known and (gpu or not self._gpu):
-                call = pickle.dumps(_Call(prepare, self._task, self._manifest))
+                call = pickle.dumps(_Call(prepare, self._task, self._stored))
                 future = self._client.submit(
                     pickle.loads, call, workers=[name], pure=False, key=_key("prepare")
                 )
@@ -252,11 +270,11 @@ class Cluster:
     def _note_death(self, run: _Run, index: int, name: str) -> None:
         run.deaths[index] += 1
         if run.deaths[index] >= DEATHS:
-            self._abandon(run, index)
-            self._set_aside(run, index, f"{DEATHS} workers died while computing it, the last one was {name}")
+            error = f"{DEATHS} workers died while computing it, the last one was {name}"
+            self._set_aside(run, index, dict.fromkeys(run.lacking[index], error))
 
     def _abandon(self, run: _Run, index: int) -> None:
-        """Cancel the tasks of a partition, which is complete or set aside."""
+        """Cancel the tasks of a partition, which no sweep lacks any more, or which is set aside."""
         if tasks := run.close(index):
             self._client.cancel(tasks)
         for computing in list(self._computing.values()):  # dask's thread may add a worker meanwhile
@@ -289,7 +307,7 @@ class Cluster:
     def _submit(self, run: _Run, index: int, name: str) -> None:
         future = self._client.submit(
             pickle.loads,
-            pickle.dumps(_Call(compute, self._task, index, index in run.again)),
+            pickle.dumps(_Call(compute, self._task, index, run.lacking[index].copy())),
             workers=[name],
             # The partitions in flight on a worker take turns on its GPU.
             resources={"GPU": 1 / IN_FLIGHT} if self._gpu else None,
@@ -321,23 +339,25 @@ class Cluster:
         if isinstance(outcome, PartitionOutcome):
             self._computing[outcome.worker].discard(flight.index)
             if outcome.strict:
-                raise StrictError(outcome.error)
-            if outcome.error is None:
-                self._abandon(run, flight.index)
+                raise StrictError(next(iter(outcome.errors.values())))
+            if run.take(flight, outcome):
                 self._workers.generations.reset()
-                run.take(flight, outcome)
+            if not run.lacking[flight.index]:
+                self._abandon(run, flight.index)
+                run.count(flight)
                 if run.on_progress is not None:
                     run.on_progress(self._progress(run))
             else:
-                self._note_failure(run, future, outcome.error, outcome.worker)
+                self._note_failure(run, future, outcome.errors, outcome.worker)
         elif isinstance(outcome, _LostError):
             # Deaths are counted in `_note_death`. A worker that fell silent after its task has written the partition.
             require_scheduler(self._client)
             run.again_later(future)
         else:
-            self._note_failure(run, future, str(outcome), None)
+            errors = dict.fromkeys(run.lacking[flight.index], str(outcome))
+            self._note_failure(run, future, errors, None)
 
-    def _note_failure(self, run: _Run, future: Future, error: str, name: str | None) -> None:
+    def _note_failure(self, run: _Run, future: Future, errors: Mapping[int, str], name: str | None) -> None:
         index = run.again_later(future)
         run.errors[index] += 1
         if name is not None:
@@ -345,24 +365,44 @@ class Cluster:
             run.streaks[name].add(index)
             if len(run.streaks[name]) >= TRIES and len(self._ready) > 1 and name in self._ready:
                 del self._ready[name]
-                self._refused[name] = error
+                self._refused[name] = error = next(iter(errors.values()))
                 self._workers.note(
                     f"excluding worker {name} after {TRIES} failed partitions in a row: {error}"
                 )
         if run.errors[index] >= TRIES:
-            self._abandon(run, index)
-            self._set_aside(run, index, error)
+            self._set_aside(run, index, errors)
 
-    def _set_aside(self, run: _Run, index: int, error: str) -> None:
-        run.aside[index] = error
-        run.hopeless += 1
+    def _set_aside(self, run: _Run, index: int, errors: Mapping[int, str]) -> None:
+        """Give a partition up for the sweeps that lack it."""
+        self._abandon(run, index)
         self._workers.generations.reset()  # its deaths are accounted for
-        if run.hopeless >= HOPELESS:
-            raise ActstatsError(
-                f"{HOPELESS} partitions in a row failed repeatedly, the last one, {index}, with: {error}; completed "
-                "partitions are kept: rerun the same command to resume"
-            )
-        self._workers.note(f"setting partition {index} aside: {error}")
+        for number in list(run.lacking[index]):
+            error, store = errors[number], run.runs[number].store.path
+            run.lacking[index].pop(number, None)
+            run.outcomes[number].aside[index] = error
+            run.hopeless[number] += 1
+            if run.hopeless[number] >= HOPELESS:
+                self._stop(
+                    run,
+                    number,
+                    ActstatsError(
+                        f"{HOPELESS} partitions in a row failed repeatedly, the last one, {index}, with: {error}; "
+                        "completed partitions are kept: rerun the same command to resume"
+                    ),
+                )
+            else:
+                which = f"partition {index} of {store}" if len(run.runs) > 1 else f"partition {index}"
+                self._workers.note(f"setting {which} aside: {error}")
+
+    def _stop(self, run: _Run, number: int, error: ActstatsError) -> None:
+        """Compute no more partitions of a sweep, nor of those compared with it."""
+        run.outcomes[number].error = run.outcomes[number].error or error
+        for index, lacking in run.lacking.items():
+            if lacking.pop(number, None) is not None and not lacking:
+                self._abandon(run, index)
+        for other in run.runs:
+            if self._task.clean[other] == number:
+                self._stop(run, other, unpaired_error(run.runs[other].store.path))
 
     def _progress(self, run: _Run) -> Progress:
         seconds = time.monotonic() - run.begun
@@ -371,7 +411,7 @@ class Cluster:
         return Progress(
             done=run.done,
             total=run.total,
-            failed=len(run.failures),
+            failed=len(set().union(*(outcome.failures for outcome in run.outcomes.values()))),
             seconds=seconds,
             waiting=seconds * run.waited / busy if busy else 0.0,
             workers={name: images / took if took else 0.0 for name, (images, took) in rates.items()},
@@ -392,22 +432,19 @@ class _Flight:
 class _Run:
     """State of a run: partitions that are waiting, in flight or failed."""
 
-    store: Store
-    waiting: deque[int]
-    again: frozenset[int]
-    total: int
+    runs: Mapping[int, Run]
+    """The run of each sweep, by the number of its plan."""
     on_progress: Callable[[Progress], None] | None = None
     flying: dict[Future, _Flight] = field(default_factory=dict)
     done: int = 0
-    failures: dict[str, str] = field(default_factory=dict)
     unavailable: int = 0
-    aside: dict[int, str] = field(default_factory=dict)
     errors: dict[int, int] = field(default_factory=lambda: defaultdict(int))
     deaths: dict[int, int] = field(default_factory=lambda: defaultdict(int))
     failed_at: dict[int, set[str]] = field(default_factory=lambda: defaultdict(set))
     streaks: dict[str, set[int]] = field(default_factory=lambda: defaultdict(set))
     """Partitions that failed on each worker since its last success."""
-    hopeless: int = 0
+    hopeless: dict[int, int] = field(default_factory=lambda: defaultdict(int))
+    """Partitions of each sweep that were set aside in a row."""
     alone: bool = False
     rates: dict[str, tuple[int, float]] = field(default_factory=dict)
     """Number of images and seconds of each worker."""
@@ -416,6 +453,22 @@ class _Run:
     looked: float = 0.0
     slowest: float = 0.0
     """Seconds that the slowest complete partition was in flight."""
+
+    def __post_init__(self) -> None:
+        self.outcomes = {number: Outcome() for number in self.runs}
+        self.lacking: dict[int, dict[int, bool]] = defaultdict(dict)
+        """For each partition the numbers of the sweeps to compute it for, and whether also if it is complete."""
+        for number, one in self.runs.items():
+            for index in one.todo:
+                self.lacking[index][number] = index in one.retried
+        self.waiting = deque(sorted(self.lacking))
+        self.again = {index for index, lacking in self.lacking.items() if any(lacking.values())}
+        self.total = sum(map(self._images, self.waiting))
+
+    def _images(self, index: int) -> int:
+        """Return the number of images of a partition."""
+        start, stop = next(iter(self.runs.values())).store.bounds(index)
+        return stop - start
 
     def is_open(self, index: int) -> bool:
         """Whether a partition is waiting or in flight."""
@@ -452,17 +505,27 @@ class _Run:
             self.waiting.remove(index)
         return futures
 
-    def take(self, flight: _Flight, outcome: PartitionOutcome) -> None:
-        """Record the outcome of a complete partition."""
-        start, stop = self.store.bounds(flight.index)
-        images, took = self.rates.get(outcome.worker, (0, 0.0))
-        self.rates[outcome.worker] = images + outcome.images, took + outcome.seconds
-        self.waited += outcome.waiting
-        self.done += stop - start
-        self.failures |= outcome.failures
-        self.unavailable += outcome.unavailable
-        self.streaks[outcome.worker].clear()
-        self.hopeless = 0
+    def take(self, flight: _Flight, outcome: PartitionOutcome) -> bool:
+        """Record the outcome of a task, and return whether it completed the partition for a sweep."""
+        lacking = self.lacking[flight.index]
+        complete = lacking.keys() - outcome.errors.keys()
+        if complete:
+            images, took = self.rates.get(outcome.worker, (0, 0.0))
+            self.rates[outcome.worker] = images + outcome.images, took + outcome.seconds
+            self.waited += outcome.waiting
+            self.streaks[outcome.worker].clear()
+        for number in complete:
+            del lacking[number]
+            self.hopeless[number] = 0
+        for number, failures in outcome.failures.items():
+            self.outcomes[number].failures |= failures
+        if not lacking:
+            self.unavailable += outcome.unavailable
+        return bool(complete)
+
+    def count(self, flight: _Flight) -> None:
+        """Count a complete partition."""
+        self.done += self._images(flight.index)
         self.slowest = max(self.slowest, time.monotonic() - flight.begun)
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self, Unpack
@@ -31,11 +31,10 @@ from actstats.metrics import Chosen, resolve_metrics
 from actstats.records import InvalidError, load, parse, shortened
 from actstats.store import Schema, Store, parse_compression
 from actstats.store import manifest as manifests
-from actstats.store.description import Attack, computed_on
 from actstats.store.sweep import Recorded
 from actstats.support import html_facts, located, named_object, one_or_more
 from actstats.sweeping.options import ExecutionOptions, SettingsOptions, fields_in, request, with_options
-from actstats.sweeping.progress import Estimate, Progress, Started, Summary, bar
+from actstats.sweeping.progress import Estimate, Run, Started, Summary, bar
 from actstats.sweeping.settings import Execution, Settings
 from actstats.text import printable
 
@@ -47,46 +46,11 @@ if TYPE_CHECKING:
     from actstats.distort import Chain
     from actstats.layers import Layer
     from actstats.models import Loaded
-    from actstats.sweeping.cluster import Cluster
     from actstats.sweeping.run import Job
 
 _JSON: Final = 1
 """Version of the JSON format of a plan."""
 _LAYER: Final = ("name", "module", "call", "kind", "units", "height", "width", "shape", "axes", "prefix")
-
-
-@dataclass
-class Run:
-    """One run of a sweep: its open store, the partitions to compute, and its progress."""
-
-    store: Store
-    schema: Schema
-    todo: list[int]
-    max_failed: float
-    retried: list[int] = field(default_factory=list)
-    """The partitions in `todo` that are complete, but had missing images."""
-    progress: Progress = field(default_factory=lambda: Progress(0, 0, 0, 0.0, 0.0))
-    failures: dict[str, str] = field(default_factory=dict)
-    aside: dict[int, str] = field(default_factory=dict)
-
-    def summary(self) -> Summary:
-        """Return a summary of this run."""
-        # An object for each partition, which is not read where it says nothing.
-        records = self.store.provenance() if self.todo or self.store.record.distort else []
-        return Summary(
-            store=self.store.path,
-            images=self.schema.images,
-            units=self.schema.units,
-            layers=len(self.schema.layers),
-            progress=self.progress,
-            partitions=len(self.todo) - len(self.aside),
-            complete=bool(self.store.completed.all()),
-            failures=self.failures,
-            aside=self.aside,
-            computed_on=computed_on(records) if self.todo else {},
-            attack=Attack.of(records),
-            failed=bool((self.store.statuses() > 0).mean() > self.max_failed),
-        )
 
 
 class SweepPlan(Recorded):
@@ -298,10 +262,11 @@ class SweepPlan(Recorded):
                 f"{self.store} is compared with a sweep of the clean images, so both run together: "
                 "sweep_together([clean, changed])"
             )
+        from actstats.sweeping.cluster import cluster_of
         from actstats.sweeping.run import run_partitions
 
         # Check for the cluster or device before the store is created.
-        cluster = None if how.client is None else self._cluster(how)
+        cluster = cluster_of([self], [None], how)
         target = self._target(how.device) if cluster is None else None
         with self.opened(how) as run:
             if run.todo:
@@ -310,11 +275,12 @@ class SweepPlan(Recorded):
                     shown = replace(how, on_progress=on_progress)
                     if cluster is None:
                         found = run_partitions(self.job(target), run.store, run.todo, shown)
-                        run.progress, run.failures = found
+                        run.progress, run.outcome.failures = found
                     else:
-                        run.progress, run.failures, run.aside = cluster.run_partitions(
-                            run.store, run.todo, run.retried, on_progress
-                        )
+                        run.progress, outcomes = cluster.run_partitions({0: run}, on_progress)
+                        run.outcome = outcomes[0]
+            if run.outcome.error is not None:
+                raise run.outcome.error
             return run.summary()
 
     @contextmanager
@@ -379,10 +345,17 @@ class SweepPlan(Recorded):
         finally:
             store.close()
 
-    def job(self, device: str | torch.device | None = None, *, beside: Job | None = None) -> Job:
+    def job(
+        self,
+        device: str | torch.device | None = None,
+        *,
+        beside: Job | None = None,
+        source: Source | None = None,
+    ) -> Job:
         """Return what this process needs to compute partitions on `device`.
 
-        With `beside`, the job of the clean images, changed images run through the same network, compiled or not.
+        With `beside`, the job of the clean images, changed images run through the same network, compiled or not. With
+        `source`, the images are those, which another plan has opened.
 
         Raises:
             ActstatsError: the network or the images are unavailable, or the plan is for another type of device.
@@ -393,6 +366,8 @@ class SweepPlan(Recorded):
         from actstats.sweeping.run import Job
 
         target = self._target(device)
+        self._source = self._source if source is None else source
+        self._loaded = self._loaded if beside is None else beside.loaded
         loaded = self.network()
         refuse_meta(loaded.model)
         layout = PartitionLayout(
@@ -403,7 +378,7 @@ class SweepPlan(Recorded):
         made = Job(loaded, self.images(), layout, self.settings, network, self.chain, channels_last)
         if beside is None:
             return made
-        return replace(made, loaded=beside.loaded, network=beside.network, turn=beside.turn)
+        return replace(made, network=beside.network, turn=beside.turn)
 
     def _target(self, device: str | torch.device | None) -> torch.device:
         from actstats.sweeping.device import find_device
@@ -414,13 +389,6 @@ class SweepPlan(Recorded):
                 f"the plan is for {self.manifest.device}, but the device is {target}; make a plan for it instead"
             )
         return target
-
-    def _cluster(self, how: Execution) -> Cluster:
-        from actstats.sweeping.cluster import Cluster
-
-        cluster = Cluster(self, how)
-        cluster.prepare()
-        return cluster
 
     def _metrics(self) -> Chosen:
         if self._chosen is None:

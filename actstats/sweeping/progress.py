@@ -8,12 +8,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from actstats.errors import ActstatsError
+from actstats.store import Schema, Store
+from actstats.store.description import Attack, computed_on
 from actstats.support import URL, html_facts
-
-if TYPE_CHECKING:
-    from actstats.store.description import Attack
 
 
 @dataclass(frozen=True)
@@ -137,6 +136,51 @@ class Summary:
         if self.progress.unavailable:
             facts.append(("to try again", f"{self.progress.unavailable:,} images: run it again"))
         return html_facts("Sweep", facts)
+
+
+@dataclass
+class Outcome:
+    """What became of one of the sweeps of a run."""
+
+    failures: dict[str, str] = field(default_factory=dict)
+    """Dict from the path of each unreadable image to the reason."""
+    error: ActstatsError | None = None
+    """The error that stopped the sweep."""
+    aside: dict[int, str] = field(default_factory=dict)
+    """Dict from the index of each partition that a cluster gave up after several tries to its error."""
+
+
+@dataclass
+class Run:
+    """One run of a sweep: its open store, the partitions to compute, and its progress."""
+
+    store: Store
+    schema: Schema
+    todo: list[int]
+    max_failed: float
+    retried: list[int] = field(default_factory=list)
+    """The partitions in `todo` that are complete, but had missing images."""
+    progress: Progress = field(default_factory=lambda: Progress(0, 0, 0, 0.0, 0.0))
+    outcome: Outcome = field(default_factory=Outcome)
+
+    def summary(self) -> Summary:
+        """Return a summary of this run."""
+        # An object for each partition, which is not read where it says nothing.
+        records = self.store.provenance() if self.todo or self.store.record.distort else []
+        return Summary(
+            store=self.store.path,
+            images=self.schema.images,
+            units=self.schema.units,
+            layers=len(self.schema.layers),
+            progress=self.progress,
+            partitions=len(self.todo) - len(self.outcome.aside),
+            complete=bool(self.store.completed.all()),
+            failures=self.outcome.failures,
+            aside=self.outcome.aside,
+            computed_on=computed_on(records) if self.todo else {},
+            attack=Attack.of(records),
+            failed=bool((self.store.statuses() > 0).mean() > self.max_failed),
+        )
 
 
 @contextmanager

@@ -10,8 +10,8 @@ from actstats.errors import ActstatsError
 from actstats.store import manifest as manifests
 from actstats.store.repair import recovered_manifest
 from actstats.sweeping.options import ExecutionOptions, with_options
-from actstats.sweeping.planning import Run, SweepPlan
-from actstats.sweeping.progress import bar
+from actstats.sweeping.planning import SweepPlan
+from actstats.sweeping.progress import Run, bar
 from actstats.sweeping.settings import Execution
 from actstats_kernels.bins import PAIRED
 
@@ -61,10 +61,6 @@ def repair(
     plan.images(data)
     repairing: ExecutionOptions = {**execution, "repair": True}
     how = Execution(**repairing)
-    if how.client is not None and plan.manifest.paired_with:
-        raise ActstatsError(
-            f"{store} is compared with clean images, which a cluster cannot do: repair it here"
-        )
     with plan.opened(how) as run:
         if run.todo and plan.manifest.paired_with:
             plan.run_beside_clean(run, how)
@@ -78,6 +74,9 @@ class _RepairPlan(SweepPlan):
     """The plan of a store, whose network is needed only if a partition is damaged."""
 
     options: dict[str, Any]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return *super().__reduce__(), {"options": self.options}
 
     def network(self, **options: Any) -> Loaded:
         """Return the network of the sweep, if this machine computes the same numbers with it."""
@@ -97,19 +96,31 @@ class _RepairPlan(SweepPlan):
         Raises:
             ActstatsError: any error that the user can fix, in one line. Completed partitions are kept.
         """
+        from actstats.sweeping.cluster import cluster_of
         from actstats.sweeping.run import JointSweep, run_together
 
-        clean = _of_clean_images(self.manifest)
-        plan = SweepPlan(clean, self.store, loaded=self.network(), source=self.images(), trust=self._trust)
-        beside = plan.job(how.device)
-        members = {
-            0: JointSweep(beside, run.store, []),
-            1: JointSweep(self.job(how.device, beside=beside), run.store, run.todo, 0),
-        }
+        plan = _RepairPlan(
+            _of_clean_images(self.manifest),
+            self.store,
+            loaded=self.network(),
+            source=self.images(),
+            trust=self._trust,
+        )
+        plan.options = self.options
+        cluster = cluster_of([plan, self], [None, 0], how)
         total = sum(stop - start for start, stop in map(run.schema.bounds, run.todo))
         with bar(total, how.progress, how.on_progress) as on_progress:
-            run.progress, outcomes = run_together(members, replace(how, on_progress=on_progress))
-        run.failures = outcomes[1].failures
+            if cluster is None:
+                beside = plan.job(how.device)
+                members = {
+                    0: JointSweep(beside, run.store, []),
+                    1: JointSweep(self.job(how.device, beside=beside), run.store, run.todo, 0),
+                }
+                run.progress, outcomes = run_together(members, replace(how, on_progress=on_progress))
+            else:
+                nothing = replace(run, todo=[], retried=[])
+                run.progress, outcomes = cluster.run_partitions({0: nothing, 1: run}, on_progress)
+        run.outcome = outcomes[1]
         for outcome in outcomes.values():
             if outcome.error is not None:
                 raise outcome.error

@@ -40,7 +40,7 @@ from actstats.sweeping.batches import Feed, Group, JointFeed, Wanted
 from actstats.sweeping.buffers import Buffers, KeptMaps, Partition, PartitionLayout, PartitionResult
 from actstats.sweeping.device import memory_for, out_of_memory_explained, refuse_uncompilable
 from actstats.sweeping.forward import Network
-from actstats.sweeping.progress import Progress
+from actstats.sweeping.progress import Outcome, Progress
 from actstats.sweeping.settings import Execution, Settings
 
 _UNMOVED: Final = 0.01
@@ -103,23 +103,6 @@ class JointSweep:
     store: Store
     indices: Sequence[int]
     clean: int | None = None
-
-
-@dataclass
-class Outcome:
-    """What became of one of the sweeps of a pass: a dict from each unreadable image to the reason, and its error."""
-
-    failures: dict[str, str]
-    error: ActstatsError | None = None
-
-    @contextmanager
-    def noting(self, batch_size: int) -> Iterator[None]:
-        """Keep an `ActstatsError` of the block, instead of raising it."""
-        try:
-            with out_of_memory_explained(batch_size):
-                yield
-        except ActstatsError as error:
-            self.error = self.error or error
 
 
 def run_partitions(
@@ -186,15 +169,26 @@ def run_together(
                 if clean is not None and outcomes[clean].error is not None:
                     outcome.error = outcome.error or unpaired_error(members[number].store.path)
                 if outcome.error is None:
-                    with outcome.noting(size):
+                    with _noting(outcome, size):
                         fillings[number].take(batch, images)
                 if all(outcome.error is not None for outcome in outcomes.values()):
                     break
                 del batch, images  # free them before the next batch is created
+            del fillings  # and the clean maps, before another thread keeps its own
         for number, writer in writers.items():
-            with outcomes[number].noting(size):
+            with _noting(outcomes[number], size):
                 writer.wait()
     return feed.progress, outcomes
+
+
+@contextmanager
+def _noting(outcome: Outcome, batch_size: int) -> Iterator[None]:
+    """Keep an `ActstatsError` of the block as that of a sweep, instead of raising it."""
+    try:
+        with out_of_memory_explained(batch_size):
+            yield
+    except ActstatsError as error:
+        outcome.error = outcome.error or error
 
 
 def unpaired_error(store: Path | URL) -> ActstatsError:
@@ -215,7 +209,7 @@ def _ready(
     for turn in dict.fromkeys(m.job.turn for m in members.values()):
         stack.enter_context(turn)
     for number, member in members.items():
-        with outcomes[number].noting(member.job.settings.batch_size):
+        with _noting(outcomes[number], member.job.settings.batch_size):
             if member.clean is None:
                 stack.enter_context(member.job.ready())
                 member.job.compile(execution)
@@ -240,7 +234,10 @@ def _groups(members: Mapping[int, JointSweep]) -> list[Group]:
             if clean in (number, member.clean)
         }
         excluded = np.full(len(members[clean].job.source), OK, dtype=np.int8)
+        todo = set().union(*(member.indices for member in paired.values()))
         for member in paired.values():
+            if todo.issubset(member.indices):  # all its images are read again
+                continue
             status = member.store.statuses()
             for index in member.indices:
                 status[slice(*member.store.bounds(index))] = OK

@@ -11,8 +11,8 @@ from actstats.data import MISSING
 from actstats.store import Store
 from actstats.store import manifest as manifests
 from actstats.support import sha256_of
-from actstats.sweeping.options import SweepOptions, fields_in, request, with_options
-from actstats.sweeping.planning import plan
+from actstats.sweeping.options import PlanOptions, SweepOptions, fields_in, request, with_options
+from actstats.sweeping.planning import SweepPlan, plan
 from actstats.sweeping.settings import Execution, Settings
 
 if TYPE_CHECKING:
@@ -61,20 +61,14 @@ def sweep(
     planning: dict[str, Any] = {name: value for name, value in options.items() if name not in execution}
     how = Execution(**execution)  # validated before anything is loaded
     asked = device
-    if how.client is not None:
-        from actstats.sweeping.cluster import device_of
-
-        device = device_of(how, device)
+    device = device_for(how, device)
     if not changed and (finished := _complete_already(model, images, store, asked, how, planning)):
         return finished
     if how.client is None:
         from actstats.sweeping.device import find_device
 
         find_device(device)
-    clean = plan(model, images, store, device=device, **planning)
-    if clean.manifest.request is not None:  # the same on a cluster as in a single process
-        request_here = {**clean.manifest.json["request"], "device": asked}
-        clean.manifest = manifests.Manifest.from_json({**clean.manifest.json, "request": request_here})
+    clean = plan_on(device, model, images, store, device=asked, **planning)
     if not changed:
         return clean.run(**execution, device=device)
     from actstats.sweeping.together import sweep_together
@@ -82,6 +76,36 @@ def sweep(
     plans = [clean.changed(specs, path) for specs, path in changed.items()]
     summaries: list[Summary] = sweep_together([clean, *plans], **execution, device=device)
     return replace(summaries[0], changed=dict(zip(changed, summaries[1:], strict=True)))
+
+
+def device_for(how: Execution, device: str) -> str:
+    """Return the device to plan a sweep for, which on a cluster is that of its workers.
+
+    Raises:
+        ActstatsError: as `actstats.sweeping.cluster.device_of`.
+    """
+    if how.client is None:
+        return device
+    from actstats.sweeping.cluster import device_of
+
+    return device_of(how, device)
+
+
+def plan_on(
+    target: str,
+    model: str | nn.Module | Loaded,
+    images: object,
+    store: str | Path,
+    *,
+    device: str,
+    **options: Unpack[PlanOptions],
+) -> SweepPlan:
+    """Return the `plan` for the device `target`, recording that `device` was requested."""
+    planned = plan(model, images, store, device=target, **options)
+    if planned.manifest.request is not None:
+        requested = {**planned.manifest.json["request"], "device": device}
+        planned.manifest = manifests.Manifest.from_json({**planned.manifest.json, "request": requested})
+    return planned
 
 
 def _complete_already(

@@ -12,7 +12,8 @@ import socket
 import threading
 import weakref
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -26,6 +27,7 @@ from actstats.sweeping.settings import Execution
 
 if TYPE_CHECKING:
     from actstats.data import Source
+    from actstats.sweeping.progress import Outcome
     from actstats.sweeping.run import Job
 
 
@@ -39,17 +41,19 @@ class Portable(Protocol):
         """Return the open images."""
         ...
 
-    def job(self) -> Job:
-        """Return what a process needs to compute partitions."""
+    def job(self, *, beside: Job | None = None, source: Source | None = None) -> Job:
+        """Return what a process needs to compute partitions, with the network of `beside` and the images `source`."""
         ...
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a worker needs to know about a sweep, for any partition."""
+    """What a worker needs to know about the sweeps of a pass, for any partition."""
 
-    plan: bytes
-    """Compressed pickle of the plan, a few kB; also the key of `_Opened`."""
+    plans: bytes
+    """Compressed pickle of the plans, a few kB each; also the key of `_Opened`."""
+    clean: Sequence[int | None]
+    """For each plan of changed images, the number of the plan of the clean ones, and None for the others."""
     topic: str
     """Topic of the events by which workers announce their partitions."""
     workers: int | None
@@ -58,59 +62,82 @@ class Task:
 
 @dataclass(frozen=True)
 class PartitionOutcome:
-    """Summary of a partition, returned by its worker."""
+    """Summary of a partition, returned by its worker; dicts have the numbers of the plans as keys."""
 
     worker: str
     images: int = 0
     seconds: float = 0.0
     waiting: float = 0.0
-    failures: Mapping[str, str] = field(default_factory=dict)
-    error: str | None = None
+    failures: Mapping[int, Mapping[str, str]] = field(default_factory=dict)
+    errors: Mapping[int, str] = field(default_factory=dict)
+    """The error of each sweep that did not complete the partition."""
     strict: bool = False
     unavailable: int = 0
 
 
 @dataclass(frozen=True)
 class _Opened:
-    """Network and images that a worker has opened for a plan."""
+    """Networks and images that a worker has opened for the plans of a pass."""
 
     key: bytes
-    plan: Portable
-    job: Job
+    plans: Sequence[Portable]
+    jobs: Sequence[Job]
     slots: threading.BoundedSemaphore = field(default_factory=lambda: threading.BoundedSemaphore(IN_FLIGHT))
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether all networks are on a GPU."""
+        return all(job.layout.device.type == "cuda" for job in self.jobs)
 
 
 _OPENED: Final[weakref.WeakKeyDictionary[Any, _Opened]] = weakref.WeakKeyDictionary()
-"""The last plan that each worker of this process has opened."""
+"""The last plans that each worker of this process has opened."""
 _OPENING: Final = threading.Lock()
 
 
 def _opened(task: Task) -> _Opened:
-    """Return the network and images of a plan, opened once per worker."""
+    """Return the networks and images of the plans, opened once per worker."""
     import distributed
 
     worker = distributed.get_worker()
     with _OPENING:
         opened = _OPENED.get(worker)
-        if opened is None or opened.key != task.plan:
+        if opened is None or opened.key != task.plans:
             _OPENED.pop(worker, None)  # free its memory first
             # Where threads have arenas of their own, `memory_reused` has no effect on large blocks, and glibc maps
             # each anew. Torch reads this at its first allocation: clearing huge pages takes less time.
             os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-            plan: Portable = pickle.loads(zlib.decompress(task.plan))
-            _refuse_other_versions(plan.manifest.versions)
+            plans: list[Portable] = pickle.loads(zlib.decompress(task.plans))
+            for plan in plans:
+                _refuse_other_versions(plan.manifest.versions)
             from actstats.data.dataset import first_readable
 
-            first_readable(plan.images())
-            job = plan.job()
-            job.loaded.model.eval()
-            opened = _OPENED[worker] = _Opened(task.plan, plan, job)
-    if opened.job.layout.device.type == "cpu":
+            source = plans[0].images()
+            first_readable(source)
+            jobs: dict[int, Job] = {}
+            for number in in_order(task.clean):
+                clean = task.clean[number]
+                beside = None if clean is None else jobs[clean]
+                jobs[number] = plans[number].job(beside=beside, source=source)
+                jobs[number].loaded.model.eval()
+            opened = _Opened(task.plans, plans, [jobs[number] for number in range(len(plans))])
+            _OPENED[worker] = opened
+    if not opened.on_gpu:
         import torch
 
         # Dask starts workers with one OpenMP thread, regardless of their number of cores.
         torch.set_num_threads(_cores(worker))
     return opened
+
+
+def in_order(clean: Sequence[int | None]) -> list[int]:
+    """Return the numbers of the sweeps of a pass, each of clean images directly before those compared with it."""
+
+    def place(number: int) -> tuple[int, bool]:
+        paired = clean[number]
+        return (number, False) if paired is None else (paired, True)
+
+    return sorted(range(len(clean)), key=place)
 
 
 def _cores(worker: Any) -> int:
@@ -140,23 +167,24 @@ class Readiness:
     """Why it cannot, in one line."""
 
 
-def prepare(task: Task, manifest: Mapping[str, Any] | None) -> Readiness:
-    """Open network, images and store on a worker."""
+def prepare(task: Task, stored: Mapping[int, Mapping[str, Any]]) -> Readiness:
+    """Open networks, images and stores on a worker; `stored` has the manifest of each store."""
     try:
         opened = _opened(task)
         from actstats.sweeping.run import provenance
 
-        with opened.job.turn:
-            opened.job.compile(_execution(task))
-        if manifest is not None:
-            store = Store.open(opened.plan.store, mode="r+")
+        for job in opened.jobs:
+            with job.turn:
+                job.compile(_execution(task))
+        for number, manifest in stored.items():
+            store = Store.open(opened.plans[number].store, mode="r+")
             if store.manifest != manifest:
                 raise ActstatsError(
                     f"the store at {store.path} is not that of the client; mount the same storage"
                 )
             if isinstance(store.path, Path) and not os.access(store.path, os.W_OK):
                 raise ActstatsError(f"no permission to write to {store.path}")
-        return Readiness(machine=provenance(opened.job, 0)["device"])
+        return Readiness(machine=provenance(opened.jobs[0], 0)["device"])
     except Exception as error:
         return Readiness(reason=_message(error))
 
@@ -181,38 +209,60 @@ class _SharedStore(Store):
             super().write(partition, *results, **also)
 
 
-def compute(task: Task, index: int, again: bool) -> PartitionOutcome:
-    """Compute one partition and write it to the store, `again` also if it is complete."""
+def _cause(task: Task, outcomes: Mapping[int, Outcome], number: int) -> ActstatsError | None:
+    """Return the error of a sweep, which is that of the clean images if they could not be computed."""
+    clean = task.clean[number]
+    error = outcomes[number].error
+    return error if error is None or clean is None else outcomes[clean].error or error
+
+
+def compute(task: Task, index: int, wanted: Mapping[int, bool]) -> PartitionOutcome:
+    """Compute one partition of several sweeps in one pass, and write it to their stores.
+
+    `wanted` says for the number of each sweep whether to compute the partition also if it is complete.
+    """
     import distributed
 
     worker = distributed.get_worker()
     try:
         opened = _opened(task)
-        from actstats.sweeping.run import run_partitions
+        from actstats.sweeping.run import JointSweep, run_together
 
-        store = (Store if again else _SharedStore).open(opened.plan.store, mode="r+")
-        if store.completed[index] and not again:  # by a worker considered lost, or for another client
+        stores = {
+            number: (Store if again else _SharedStore).open(opened.plans[number].store, mode="r+")
+            for number, again in wanted.items()
+        }
+        # Others are complete: by a worker considered lost, or for another client.
+        todo = [number for number, store in stores.items() if wanted[number] or not store.completed[index]]
+        if not todo:
             return PartitionOutcome(worker.address)
-        on_gpu = opened.job.layout.device.type == "cuda"
-        threads = task.workers if task.workers is not None or on_gpu else _cores(worker)
-        with opened.slots:
+        compared = {clean for number in todo if (clean := task.clean[number]) is not None}
+        for number in compared - stores.keys():
+            stores[number] = Store.open(opened.plans[number].store, mode="r+")
+        members = {
+            number: JointSweep(
+                opened.jobs[number], stores[number], [index] if number in todo else [], task.clean[number]
+            )
+            for number in in_order(task.clean)
+            if number in compared.union(todo)
+        }
+        threads = task.workers if task.workers is not None or opened.on_gpu else _cores(worker)
+        with opened.slots, ExitStack() as using:
             worker.log_event(task.topic, {"worker": worker.address, "partition": index})
-            store.use()
-            try:
-                progress, failures = run_partitions(
-                    opened.job, store, [index], _execution(task, workers=threads)
-                )
-            finally:
-                store.close()
+            for store in stores.values():
+                using.callback(store.close)
+                store.use()
+            progress, outcomes = run_together(members, _execution(task, workers=threads))
     except StrictError as error:
-        return PartitionOutcome(worker.address, error=str(error), strict=True)
+        return PartitionOutcome(worker.address, errors=dict.fromkeys(wanted, str(error)), strict=True)
     except Exception as error:
-        return PartitionOutcome(worker.address, error=_message(error))
+        return PartitionOutcome(worker.address, errors=dict.fromkeys(wanted, _message(error)))
     return PartitionOutcome(
         worker.address,
         progress.done,
         progress.seconds,
         progress.waiting,
-        failures,
+        {number: outcome.failures for number, outcome in outcomes.items()},
+        {number: _message(cause) for number in todo if (cause := _cause(task, outcomes, number)) is not None},
         unavailable=progress.unavailable,
     )

@@ -5,6 +5,8 @@ its own store, byte for byte the same as in a separate sweep. If one fails, the 
 
 A sweep of changed images (`SweepPlan.changed`) runs after that of the clean ones, with the same network, and compares
 its maps with the clean ones.
+
+On a cluster, a task computes one partition of all sweeps whose stores lack it.
 """
 
 from __future__ import annotations
@@ -16,11 +18,13 @@ from typing import Final, Literal, Unpack, overload
 
 from actstats.errors import ActstatsError
 from actstats.support import URL
+from actstats.sweeping.cluster import cluster_of
 from actstats.sweeping.options import ExecutionOptions, with_options
-from actstats.sweeping.planning import Run, SweepPlan
-from actstats.sweeping.progress import Summary, bar
+from actstats.sweeping.planning import SweepPlan
+from actstats.sweeping.progress import Run, Summary, bar
 from actstats.sweeping.run import JointSweep, run_together, unpaired_error
 from actstats.sweeping.settings import Execution
+from actstats.sweeping.tasks import in_order
 
 _SHARED: Final = ("batch_size", "partition_size")
 
@@ -51,23 +55,20 @@ def sweep_together(
         return_errors: whether to return errors in place of the summaries of failed sweeps, instead of raising the
             first one at the end.
         **execution: fields of `Execution`, shared by all plans. `on_start` is called once per plan, `on_progress`
-            once per batch.
+            once per batch, or on a cluster once per partition.
 
     Returns:
         One summary of this run per plan.
 
     Raises:
         ActstatsError: the plans cannot be combined, or one failed; the others are finished first.
-        KeyboardInterrupt: on Ctrl-C, once the partitions being written are complete.
+        KeyboardInterrupt: on Ctrl-C, once the partitions being written are complete; on a cluster at once, and
+            workers may complete the partitions that they are computing.
     """
     how = Execution(**execution)
-    if how.client is not None:
-        raise ActstatsError(
-            "a cluster computes one sweep at a time: run each plan by itself with `client=`, and changed images that "
-            "are compared with clean ones without it"
-        )
     _require_shared(plans)
     clean = _clean_of(plans)
+    cluster = cluster_of(plans, clean, how)
     results: dict[int, Summary | ActstatsError] = {}
     with ExitStack() as stack:
         runs: dict[int, Run] = {}
@@ -76,29 +77,36 @@ def sweep_together(
                 runs[number] = stack.enter_context(plan.opened(how))
             except ActstatsError as error:
                 results[number] = error
-        members: dict[int, JointSweep] = {}
-        # Clean images come before changed ones, and are needed for them even if their own store is complete.
+        members: dict[int, Run] = {}
+        jobs: dict[int, JointSweep] = {}
+        # The clean images of changed ones are needed even if their own store is complete.
         needed = {clean[number] for number, run in runs.items() if run.todo}
-        for number in sorted(runs, key=lambda number: (clean[number], number != clean[number])):
-            run, paired = runs[number], clean[number] if clean[number] != number else None
-            if not run.todo and number not in needed:
+        for number in in_order(clean):
+            paired = clean[number]
+            if number not in runs or not (runs[number].todo or number in needed):
                 continue
+            run = runs[number]
             try:
                 if paired is not None and paired not in members:
                     raise unpaired_error(run.store.path)
-                beside = None if paired is None else members[paired].job
-                job = plans[number].job(how.device, beside=beside)
-                members[number] = JointSweep(job, run.store, run.todo, paired)
+                if cluster is None:
+                    beside = None if paired is None else jobs[paired].job
+                    job = plans[number].job(how.device, beside=beside)
+                    jobs[number] = JointSweep(job, run.store, run.todo, paired)
+                members[number] = run
             except ActstatsError as error:
                 results[number] = error
         if members:
-            todo = sorted(set().union(*(member.indices for member in members.values())))
+            todo = sorted(set().union(*(run.todo for run in members.values())))
             bounds = next(iter(members.values())).store.bounds
             total = sum(stop - start for start, stop in map(bounds, todo))
             with bar(total, how.progress, how.on_progress) as on_progress:
-                progress, outcomes = run_together(members, replace(how, on_progress=on_progress))
+                if cluster is None:
+                    progress, outcomes = run_together(jobs, replace(how, on_progress=on_progress))
+                else:
+                    progress, outcomes = cluster.run_partitions(members, on_progress)
             for number, outcome in outcomes.items():
-                runs[number].progress, runs[number].failures = progress, outcome.failures
+                runs[number].progress, runs[number].outcome = progress, outcome
                 if outcome.error is not None:
                     results[number] = outcome.error
         results |= {number: run.summary() for number, run in runs.items() if number not in results}
@@ -110,21 +118,21 @@ def sweep_together(
     return found
 
 
-def _clean_of(plans: Sequence[SweepPlan]) -> list[int]:
-    """Return for each plan the number of the plan of its clean images, which is its own if it is not paired.
+def _clean_of(plans: Sequence[SweepPlan]) -> list[int | None]:
+    """Return for each plan of changed images the number of the plan of the clean ones, and None for the others.
 
     Raises:
         ActstatsError: the plan of the clean images is missing.
     """
     numbers = {plan.manifest.identity: number for number, plan in enumerate(plans)}
     clean = []
-    for number, plan in enumerate(plans):
+    for plan in plans:
         paired = plan.manifest.paired_with
         if paired is not None and paired not in numbers:
             raise ActstatsError(
                 f"{plan.store} is compared with a sweep of the clean images; pass the plan of that sweep too"
             )
-        clean.append(number if paired is None else numbers[paired])
+        clean.append(None if paired is None else numbers[paired])
     return clean
 
 

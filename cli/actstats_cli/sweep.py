@@ -235,9 +235,8 @@ def sweep(
         raise click.UsageError("--measure requires --dry-run")
     sweeps = [planning, *(_another(words, planning) for words in also)]
     joint = bool(also) or any(options_of["changed"] for options_of in sweeps)
-    if scheduler and (dry_run or joint):
-        option = "--dry-run" if dry_run else "--also" if also else "--changed"
-        raise click.UsageError(f"{option} cannot be combined with --scheduler")
+    if scheduler and dry_run:
+        raise click.UsageError("--dry-run cannot be combined with --scheduler")
     for options_of in sweeps:
         options_of["out"] = options_of["out"] or Path(default_name(data or DEMO, **options_of))
         if data is None and _embedded_instead(options_of, download=not dry_run):
@@ -263,7 +262,7 @@ def sweep(
         results: Sequence[Summary | ActstatsError]
         try:
             if joint:
-                plans = _plans(data or DEMO, sweeps)
+                plans = _plans(data or DEMO, sweeps, Execution(**execution))
                 results = actstats.sweep_together(plans, return_errors=True, **execution)
             else:
                 model, store = planning.pop("arch"), planning.pop("out")
@@ -321,21 +320,23 @@ def _another(words: str, first: Mapping[str, Any]) -> dict[str, Any]:
     return {**first, **{name: inner.params[name] for name in fresh}, **given}
 
 
-def _plans(data: str, sweeps: Sequence[Mapping[str, Any]]) -> list[SweepPlan]:
+def _plans(data: str, sweeps: Sequence[Mapping[str, Any]], how: Execution) -> list[SweepPlan]:
     """Return the plans of all networks over the images, which are listed once, and over the changed images."""
     import actstats
+    from actstats.sweeping.sweeps import device_for
 
     source = actstats.open_source(data, limit=sweeps[0]["limit"], sample=sweeps[0]["sample"])
-    return [plan for options_of in sweeps for plan in _plan(source, options_of)]
+    device = device_for(how, sweeps[0]["device"])
+    return [plan for options_of in sweeps for plan in _plan(source, options_of, device)]
 
 
-def _plan(source: Any, options_of: Mapping[str, Any]) -> list[SweepPlan]:
-    """Return the plans of one network: over the images, and over those changed."""
-    import actstats
+def _plan(source: Any, options_of: Mapping[str, Any], device: str | None = None) -> list[SweepPlan]:
+    """Return the plans of one network over the images and over those changed, for `device` or the requested one."""
+    from actstats.sweeping.sweeps import plan_on
 
     named = {**options_of, "limit": None, "sample": None}
     changed = named.pop("changed")
-    clean = actstats.plan(named.pop("arch"), source, named.pop("out"), **named)
+    clean = plan_on(device or named["device"], named.pop("arch"), source, named.pop("out"), **named)
     return [clean, *(clean.changed(specs, store) for specs, store in changed)]
 
 

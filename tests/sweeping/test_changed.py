@@ -347,7 +347,6 @@ def test_the_kept_maps_are_in_the_estimate(photographs, tmp_path):
     [
         (["--changed", "noise:0.1"], "'noise:0.1' is not SPECS=STORE"),
         (["--changed", "=x.zarr"], "is not SPECS=STORE"),
-        (["--changed", "noise:0.1=x.zarr", "--scheduler", "local"], "--changed cannot be combined"),
     ],
 )
 def test_a_mistaken_option_is_one_line(photographs, words, message):
