@@ -387,11 +387,11 @@ def test_the_clean_images_of_a_changed_store_must_be_known(photographs, tmp_path
         SmallNet(), photographs, tmp_path / "clean.zarr", changed={"noise:0.1": tmp_path / "n.zarr"}, **SIZES
     )
     record = actstats.open_sweep(tmp_path / "n.zarr").manifest.json
-    assert "paired_with" not in _of_clean_images(record)
+    assert "paired_with" not in _of_clean_images(Manifest.from_json(record))
     with pytest.raises(
         ActstatsError, match="sweep of the clean images is not known; sweep both again in one pass"
     ):
-        _of_clean_images({**record, "paired_with": "0" * 64})
+        _of_clean_images(Manifest.from_json({**record, "paired_with": "0" * 64}))
 
 
 def test_parts_in_a_bucket_add_up_to_the_stores_of_one_pass(photographs, tmp_path):
