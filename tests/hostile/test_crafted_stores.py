@@ -52,7 +52,7 @@ def call(read, store):
         return str(error)
     return "fine"
 
-plan = actstats.open_sweep
+sweep, plan = actstats.open_sweep, actstats.SweepPlan.from_store
 READERS = {
     "open_dataset": lambda store: actstats.open_dataset(store).load(),
     "merge": lambda store: actstats.merge(actstats.open_dataset(store)).load(),
@@ -60,8 +60,9 @@ READERS = {
     "compare": lambda store: actstats.report.compare([store]),
     "settings": lambda store: plan(store).settings,
     "schema": lambda store: plan(store).schema,
-    "network": lambda store: plan(store).network(),
-    "images": lambda store: plan(store).images(),
+    "network": lambda store: sweep(store).network(),
+    "images": lambda store: sweep(store).images(),
+    "top": lambda store: sweep(store).top("features.1/0"),
     "layers": lambda store: plan(store).layers(),
     "estimate": lambda store: plan(store).estimate(),
     "run": lambda store: plan(store).run(),
