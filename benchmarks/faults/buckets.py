@@ -76,7 +76,7 @@ class Bench:
             self._network, self._folder, URL, preprocessing=Preprocessing.imagenet(size=16, resize=16),
             device="cpu", metrics=["mean", "histogram"], partition_size=2, batch_size=1 if another else 2,
         )  # fmt: skip
-        plan.run(workers=0, **execution)
+        plan.run(workers=0, **execution)  # type: ignore[arg-type]
 
     def outcome(self, **execution: bool) -> str:
         """Sweep, and return what went wrong."""

@@ -204,9 +204,9 @@ def test_a_complete_sweep_answers_without_the_network(photographs, tmp_path):
 def test_a_wrong_keyword_is_a_type_error_that_offers_the_right_one(photographs, tmp_path):
     for function in (actstats.plan, actstats.sweep):
         with pytest.raises(TypeError, match="no argument 'bach_size'; did you mean batch_size"):
-            function(FACTORY, photographs, tmp_path / "s.zarr", bach_size=3)
+            function(FACTORY, photographs, tmp_path / "s.zarr", bach_size=3)  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="no argument 'callback'"):
-        plan_of(photographs, tmp_path / "s.zarr").run(callback=print)
+        plan_of(photographs, tmp_path / "s.zarr").run(callback=print)  # type: ignore[call-arg]
 
 
 def test_the_plan_is_for_one_kind_of_device(photographs, tmp_path):

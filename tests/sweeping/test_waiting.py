@@ -267,7 +267,10 @@ def test_a_cluster_with_tls_is_reached_with_certificates(folder, encrypted, tmp_
         (None, "needs certificates: give `tls_ca=FILE`, or set distributed.comm.tls.ca-file"),
         ({"tls_cert": None, "tls_key": None}, "needs certificates: give `tls_cert=FILE`"),
         ({"tls_ca": "theirs.pem"}, "certificate verify failed"),
-        ({"tls_cert": "theirs.pem", "tls_key": "theirs.key"}, "unknown ca"),
+        (
+            {"tls_cert": "theirs.pem", "tls_key": "theirs.key"},
+            "unknown ca|EOF occurred in violation of protocol",
+        ),
         ({"tls_key": "theirs.key"}, "not certificates and a key that fit each other: "),
         ({"tls_key": "ours.locked"}, "is encrypted; give one without a passphrase"),
         ({"tls_key": "missing.key"}, "missing.key`: No such file or directory"),
@@ -283,7 +286,7 @@ def test_certificates_that_do_not_fit_are_one_line(folder, encrypted, change, re
     given = {} if change is None else {**files, **changed}
     with pytest.raises(ActstatsError) as raised, connect(cluster.address, **given):
         pass
-    assert reason in str(raised.value)
+    assert re.search(reason, str(raised.value))
     assert "\n" not in str(raised.value)
 
 
