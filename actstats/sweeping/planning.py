@@ -72,7 +72,8 @@ class SweepPlan(Recorded):
         chosen: Chosen | None = None,
         trust: bool = False,
     ) -> None:
-        super().__init__(manifests.Manifest.from_json(manifest), trust=trust)
+        entries = load(json.dumps(manifest))  # as a store would return them, such as a URL as text
+        super().__init__(manifests.Manifest.from_json(entries), trust=trust)
         self.store = located(store)
         self._loaded, self._source, self._chosen = loaded, source, chosen
         self.notes: list[str] = []

@@ -164,16 +164,16 @@ def test_matches_are_of_images_as_they_were_seen(tmp_path):
 
 
 def test_the_treatment_of_a_sweep_has_defaults_for_stores_of_before():
-    preprocessing = PREPROCESSING.to_dict()
     before = dict.fromkeys(("arch", "device", "created"), "x") | {
-        "actstats": 1, "preprocessing": preprocessing, "selectors": ["all"], "metrics": ["mean"],
-        "weights": {"source": "none", "sha256": "0" * 64}, "outputs": ["mean"], "machine": {}, "versions": {},
+        "actstats": 1, "preprocessing": PREPROCESSING, "selectors": ["all"], "metrics": ["mean"],
+        "weights": {"source": "none", "sha256": "0" * 64, "seed": 0}, "outputs": ["mean"], "machine": {},
         "layers": [{"name": "a", "module": "a", "call": 0, "units": 1, "height": 2, "width": 2}],
         "data": {"spec": "x", "kind": "folder", "images": 1, "fingerprint": "x", "classes": []},
+        "versions": {},
         "top_k": 1, "batch_size": 1, "partition_size": 1, "amp": "off", "bitround": None, "compression": "none",
     }  # fmt: skip
     assert Manifest.from_json(before).treatment == {
-        "distortion": "none", "masks": None, "amp": "off", "bitround": None, "preprocessing": preprocessing,
+        "distortion": "none", "masks": None, "amp": "off", "bitround": None, "preprocessing": PREPROCESSING,
     }  # fmt: skip
 
 
