@@ -1,8 +1,8 @@
 """Open a stored sweep: its results, its top images, and the network and images that it was made of.
 
->>> sweep = open_sweep("googlenet.zarr")  # doctest: +SKIP
->>> sweep.dataset["mean"].isel(unit=sweep.axis["conv1"])  # doctest: +SKIP
->>> sweep.top("conv1/3")[0].path  # doctest: +SKIP
+sweep = open_sweep("googlenet.zarr")
+sweep.dataset["mean"].isel(unit=sweep.axis["conv1"])
+sweep.top("conv1/3")[0].path
 """
 
 from __future__ import annotations

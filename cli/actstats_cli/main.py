@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import errno
 import gc
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -153,5 +154,6 @@ def run() -> None:
     try:
         main(prog_name="actstats")
     except SystemExit as end:
+        logging.disable()  # connections that are still closing would log after the last line
         status = end.code
         raise
