@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -290,14 +291,35 @@ def first_readable(source: Source) -> Any:
     Raises:
         ActstatsError: no image can be read, or none of the first eight of a dataset, which then has a bug.
     """
+    return next(_readable(source))
+
+
+def first_inputs(source: Source, preprocessing: Preprocessing | Transform, device: torch.device) -> Tensor:
+    """Return the network's inputs for the first image that can be read and the next of eight that differs, if any.
+
+    Raises:
+        ActstatsError: as `first_readable`.
+    """
+    first, *others = (preprocessing.pixels(item) for item in islice(_readable(source), _TRIED))
+    made = [first, *(pixels for pixels in others if not np.array_equal(first, pixels))][:2]
+    return preprocessing.normalize(torch.from_numpy(np.stack(made)).to(device)).contiguous()
+
+
+def _readable(source: Source) -> Iterator[Any]:
+    """Yield the images that can be read, as the source has them; of a dataset, those among the first eight."""
     patience, last = Patience(), _TRIED if isinstance(source, DatasetSource) else None
-    errors = []
+    errors, empty = [], True
     for index in range(len(source))[:last]:
         try:
-            return patience(partial(item_of, source, index))
+            item = patience(partial(item_of, source, index))
         except ImageError as error:
             errors.append(error)
             del errors[1:]
+        else:
+            empty = False
+            yield item
+    if not empty:
+        return
     first = errors[0]
     if isinstance(source, DatasetSource):
         number = min(_TRIED, len(source))
@@ -312,19 +334,6 @@ def first_readable(source: Source) -> Any:
 
 _TRIED: Final = 8
 """Number of items of a dataset, at its beginning, of which one has to be readable."""
-
-
-def first_inputs(source: Source, preprocessing: Preprocessing | Transform, device: torch.device) -> Tensor:
-    """Return the network's inputs for two different images of the first eight, or one if all are equal."""
-    made: list[NDArray[Any]] = []
-    for index in range(len(source))[:_TRIED]:
-        with suppress(ImageError):
-            pixels = preprocessing.pixels(item_of(source, index))
-            if not made or not np.array_equal(made[0], pixels):
-                made.append(pixels)
-        if len(made) == 2:
-            break
-    return preprocessing.normalize(torch.from_numpy(np.stack(made)).to(device)).contiguous()
 
 
 def _picture(found: Any, spec: str) -> Any:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import actstats
 from actstats.layers import probe, select
+from tests.data.images import encoded, write_folder
 
 
 def names(model: nn.Module, preset: str, size: int = 64) -> list[str]:
@@ -141,3 +143,19 @@ def test_a_network_that_knows_only_the_images_of_the_data_is_probed_with_these(t
     np.testing.assert_allclose(
         actstats.open_dataset(tmp_path / "s.zarr")["mean"], right, rtol=1e-5, atol=1e-6
     )
+
+
+def test_such_a_network_is_probed_with_images_that_can_be_read(tmp_path):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Conditional().eval()
+    plain = actstats.Preprocessing(resize=4, crop=4, mean=(0, 0, 0), std=(1, 1, 1))
+    files = {f"{index:02}.png": b"no image" for index in range(9)}
+    files |= {f"{number}.png": encoded(Image.new("RGB", (4, 4), (number,) * 3)) for number in (91, 92)}
+    with pytest.raises(actstats.ActstatsError, match=r"index 9[12] is out of bounds"):
+        actstats.plan(
+            model, write_folder(tmp_path / "images", files), tmp_path / "s.zarr", preprocessing=plain
+        )
+    model.rows = nn.Parameter(torch.arange(300.0).reshape(100, 3))
+    planned = actstats.plan(model, tmp_path / "images", tmp_path / "s.zarr", preprocessing=plain)
+    assert [layer.name for layer in planned.manifest.layers] == ["paint"]
