@@ -62,7 +62,7 @@ class Task:
 
 @dataclass(frozen=True)
 class PartitionOutcome:
-    """Summary of a partition, returned by its worker; dicts have the numbers of the plans as keys."""
+    """Summary of a partition, returned by its worker; its mappings are keyed by the number of a plan."""
 
     worker: str
     images: int = 0

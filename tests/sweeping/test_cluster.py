@@ -39,15 +39,6 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def cluster(folder):
-    """Two workers."""
-    with live_cluster(folder) as found:
-        found.add(2)
-        found.wait()
-        yield found
-
-
 def test_a_cluster_gives_the_bytes_of_one_process_and_records_where(folder, cluster):
     line = f"{SWEEP} --data photographs --out s.zarr --scheduler {cluster.address} --json"
     assert command(line, folder) == 0

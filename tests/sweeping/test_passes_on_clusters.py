@@ -47,15 +47,6 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def cluster(folder):
-    """Two workers."""
-    with live_cluster(folder) as started:
-        started.add(2)
-        started.wait()
-        yield started
-
-
 def metadata_of(store):
     document = json.loads((store / "zarr.json").read_bytes())
     attributes = document["attributes"]
