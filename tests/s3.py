@@ -21,10 +21,10 @@ class Network(ThreadingHTTPServer):
     """Passes requests on to the server at `port`, and answers back; with port 0, nothing is there.
 
     `refused_every` n: one request in n is answered 503 instead; `down_until`: connections are dropped before that
-    time (`time.monotonic`). `cut_every` n: the body of one GET in n is cut in half, with a Content-Length that
-    agrees, as by a proxy that gave up. `answers`: the status and the code of an error for paths with this ending.
-    `fault`: asked for each request, by its method and path; it returns the status and the code of an error, status 0
-    to drop the connection, or None.
+    time (`time.monotonic`). `cut_every` n: the body of one GET in n is cut in half, each range once, with a
+    Content-Length that agrees, as by a proxy that gave up. `answers`: the status and the code of an error for paths
+    with this ending. `fault`: asked for each request, by its method and path; it returns the status and the code of
+    an error, status 0 to drop the connection, or None.
     `held` is the ending of a path: a PUT there waits until another one arrives, for a minute at most. `seen` are the
     method and the path of each request.
     """
@@ -37,7 +37,8 @@ class Network(ThreadingHTTPServer):
         self.port = port
         self.refused_every = 0
         self.cut_every = 0
-        self.bodies = self.cut = 0
+        self.bodies = 0
+        self.cut: set[tuple[str, str | None]] = set()
         self.answers: dict[str, tuple[int, str]] = {}
         self.fault: Callable[[str, str], tuple[int, str] | None] = lambda method, path: None
         self.down_until = 0.0
@@ -100,8 +101,9 @@ class Handler(BaseHTTPRequestHandler):
             behind.close()
         if self.command == "GET" and "?" not in self.path and found.status < 300:
             server.bodies += 1
-            if server.cut_every and server.bodies % server.cut_every == 0:
-                server.cut += 1
+            asked = self.path, self.headers.get("Range")
+            if server.cut_every and server.bodies % server.cut_every == 0 and asked not in server.cut:
+                server.cut.add(asked)
                 data = data[: len(data) // 2]
         self.answer(found.status, headers, data)
 

@@ -307,4 +307,5 @@ def _sizes(folder: str, prefix: str) -> Iterator[tuple[str, int]]:
             if entry.is_dir():
                 yield from _sizes(entry.path, f"{prefix}{entry.name}/")
             else:
-                yield f"{prefix}{entry.name}", entry.stat().st_size
+                with contextlib.suppress(FileNotFoundError):  # another process has removed it
+                    yield f"{prefix}{entry.name}", entry.stat().st_size

@@ -157,7 +157,7 @@ def connect(
             f"an address such as tls://host:8786, not {scheduler}"
         )
     # What goes wrong is reported in one line; dask would log a traceback beside it.
-    with distributed.utils.silence_logging_cmgr(_SILENT), ExitStack() as stack:
+    with _silent(), ExitStack() as stack:
         if local:
             if cores and not (cores.isdecimal() and int(cores)):
                 raise ActstatsError(
@@ -178,6 +178,22 @@ def connect(
             ) from error
         stack.callback(_close, client)
         yield client
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Silence dask's logs, after an interruption for good: its threads may log until Python exits."""
+    levels = {handler: handler.level for handler in logging.getLogger("distributed").handlers}
+    for handler in levels:
+        handler.setLevel(_SILENT)
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        levels.clear()
+        raise
+    finally:
+        for handler, level in levels.items():
+            handler.setLevel(level)
 
 
 def _require_answer(distributed: Any, address: str, security: Any) -> None:

@@ -132,6 +132,30 @@ def test_processes_that_compute_the_same_partitions_do_not_disturb_each_other(ph
     assert Store.open(tmp_path / "s.zarr").completed.all()
 
 
+def test_objects_that_another_process_removes_are_not_listed(photographs, tmp_path, monkeypatch):
+    sweep = plan(photographs, tmp_path / "s.zarr")
+    sweep.run(workers=0)
+    store = Store.open(tmp_path / "s.zarr")
+    scandir = os.scandir
+
+    class Listed(list):
+        def __enter__(self) -> Listed:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    def listed(folder: str) -> Listed:
+        found = Listed(scandir(folder))
+        for entry in found:
+            if entry.name in ("c.0", "c.1"):
+                Path(entry.path).unlink()
+        return found
+
+    monkeypatch.setattr(os, "scandir", listed)
+    assert store.completed.tolist() == [False, False, *[True] * (store.partitions - 2)]
+
+
 def flock_fails(descriptor: int, kind: int) -> None:
     """Lock nothing, as on Lustre mounted without `flock`."""
     raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))

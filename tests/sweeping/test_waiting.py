@@ -398,3 +398,26 @@ def test_a_signal_in_the_first_seconds_leaves_one_line(folder, tmp_path, number,
     assert "leaked" not in said
     assert " - distributed." not in said
     assert process.returncode in (status, -number)
+
+
+def test_only_an_interruption_leaves_the_logs_of_dask_silent(folder):
+    program = """
+import logging, sys
+import distributed
+from actstats.errors import ActstatsError
+from actstats.sweeping.scheduler import connect
+
+for error in (ActstatsError("none"), KeyboardInterrupt()):
+    try:
+        with connect(sys.argv[1]):
+            logging.getLogger("distributed.core").critical("within")
+            raise error
+    except type(error):
+        logging.getLogger("distributed.core").critical("after %r", error)
+"""
+    with live_cluster(folder) as cluster:
+        ran = subprocess.run(
+            [sys.executable, "-c", program, cluster.address], stderr=subprocess.PIPE, text=True, check=True
+        )
+    (said,) = ran.stderr.splitlines()
+    assert said.endswith("CRITICAL - after ActstatsError('none')")
