@@ -88,8 +88,9 @@ def _by_layer(figures: Figures) -> Iterator[str]:
     for line in figures["findings"]:
         if line["by_layer"]:
             yield from table(
-                f"**{line['claim']}**: {line['measure']}. Medians over units, network by network; bold where a layer "
-                "counts as lower or higher over training runs. The last column is what the embedded pair decides.",
+                f"**{line['claim']}**: {line['measure'].rstrip('.')}. Medians over units, network by network; bold "
+                "where a layer counts as lower or higher over training runs. The last column is what the "
+                "embedded pair decides.",
                 (
                     "layer",
                     "S",
