@@ -130,7 +130,7 @@ def compiled(b: Bench) -> Iterator[dict[str, Any]]:
 
     The row of the bare one gives the time with statistics relative to it.
     """
-    from actstats.sweeping.forward import Network
+    from actstats.passes.network import Network
 
     for precision in ("bf16",) if b.dry else ("bf16", "f32"):
         for subject in subjects(b, FEWER):

@@ -40,10 +40,10 @@ from actstats.layers import Layer, select_layers, watch
 from actstats.layers.passes import to_channels_last
 from actstats.metrics import DEFAULT, resolve_metrics
 from actstats.models import Loaded, load_model
+from actstats.passes.device import memory_reused
+from actstats.passes.network import Network
 from actstats.store import Schema
 from actstats.sweeping.buffers import Buffers, Partition, PartitionLayout
-from actstats.sweeping.device import memory_reused
-from actstats.sweeping.forward import Network
 
 PARTITION = 1024
 

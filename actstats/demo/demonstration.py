@@ -15,11 +15,12 @@ from actstats.demo.pair import Stores, compare_pair, draw_layers, kernel_sheet, 
 from actstats.distort import parse
 from actstats.errors import ActstatsError
 from actstats.models import Loaded, load_model
+from actstats.passes.images import Progress
 from actstats.probing.cues import Version, cue_accuracy
 from actstats.probing.forward import Passes, halves
 from actstats.report import write_report
 from actstats.report.findings import Finding
-from actstats.sweeping.progress import Progress, Started
+from actstats.sweeping.progress import Started
 
 NOISE: Final = 0.1
 BLUR: Final = "lowpass:8"

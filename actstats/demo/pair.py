@@ -21,9 +21,10 @@ from actstats.analysis.measures import MEASURES
 from actstats.analysis.plotting import COLOURS
 from actstats.data import Source, open_source
 from actstats.models import Loaded
+from actstats.passes.images import Progress
 from actstats.store import open_dataset
 from actstats.sweeping.planning import plan
-from actstats.sweeping.progress import Progress, Started, Summary
+from actstats.sweeping.progress import Started, Summary
 from actstats.sweeping.together import sweep_together
 
 _NAMES = {measure.key: measure.name for measure in MEASURES}

@@ -18,8 +18,8 @@ from actstats.distort import Chain
 from actstats.errors import ActstatsError
 from actstats.layers.passes import ready, runs_in_channels_last
 from actstats.models import Loaded
-from actstats.sweeping.batches import Feed, OnProgress
-from actstats.sweeping.device import find_device, memory_for, to_device
+from actstats.passes.device import find_device, memory_for, to_device
+from actstats.passes.images import Feed, OnProgress, Pipeline
 
 
 @dataclass(frozen=True)
@@ -99,24 +99,21 @@ def inputs(
     """
     total, read = len(source), 0
     feed = Feed(
-        loaded,
+        [Pipeline(loaded, device, chain, passes.decode)],
         source,
-        device,
         split(0, total, passes.batch_size),
-        chain=chain,
-        decode=passes.decode,
         workers=passes.workers,
         on_progress=passes.on_progress,
     )
-    with closing(iter(feed)) as found:
-        for batch, images in found:
+    with closing(iter(feed)) as batches:
+        for _, batch, images in batches:
             read += len(batch.position)
             if images is not None:
                 yield batch, images
     if not total:
         raise ActstatsError(f"no image of {source.spec} is left to show to the network")
     if not read:
-        path, reason = next(iter(feed.failures.items()))
+        path, reason = next(iter(feed.failures[0].items()))
         raise ActstatsError(f"none of the {total} images of {source.spec} can be read; {path}: {reason}")
 
 

@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from actstats.analysis.plotting import COLOURS, colours, shades
 from actstats.data import Source
 from actstats.errors import ActstatsError, listed
+from actstats.passes.images import OnProgress
 from actstats.report.contents import (
     ClassTable,
     Side,
@@ -46,7 +47,6 @@ from actstats.report.pictures import Collection
 from actstats.report.verdicts import rule
 from actstats.store.manifest import Manifest, versions
 from actstats.store.sweep import Sweep, open_sweep
-from actstats.sweeping.batches import OnProgress
 
 LARGEST_PAGE: Final = 32_000_000
 """Size in bytes up to which a report is one file."""

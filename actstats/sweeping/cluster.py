@@ -28,8 +28,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from actstats.errors import ActstatsError, StrictError, one_line
+from actstats.passes.images import Progress
 from actstats.support import require_package
-from actstats.sweeping.progress import Outcome, Progress, Run
+from actstats.sweeping.progress import Outcome, Run
 from actstats.sweeping.run import unpaired_error
 from actstats.sweeping.scheduler import IN_FLIGHT, address_of, patience, require_scheduler
 from actstats.sweeping.settings import Execution

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from actstats.data.preprocessing import Preprocessing
     from actstats.distort import Chain
     from actstats.metrics import Metric
-    from actstats.sweeping.progress import Progress, Started
+    from actstats.passes.images import Progress
+    from actstats.sweeping.progress import Started
     from actstats.sweeping.settings import Execution, Settings
 
 P = ParamSpec("P")

@@ -293,7 +293,7 @@ class SweepPlan(Recorded):
         """
         source, schema = self.images(), self.schema
         if self.settings.compile and how.client is None:
-            from actstats.sweeping.device import refuse_uncompilable
+            from actstats.passes.device import refuse_uncompilable
 
             refuse_uncompilable(self.manifest.device)
         if not (how.overwrite or how.repair):
@@ -361,9 +361,9 @@ class SweepPlan(Recorded):
         Raises:
             ActstatsError: the network or the images are unavailable, or the plan is for another type of device.
         """
+        from actstats.passes.device import refuse_meta
+        from actstats.passes.network import Network
         from actstats.sweeping.buffers import PartitionLayout
-        from actstats.sweeping.device import refuse_meta
-        from actstats.sweeping.forward import Network
         from actstats.sweeping.run import Job
 
         target = self._target(device)
@@ -382,7 +382,7 @@ class SweepPlan(Recorded):
         return replace(made, network=beside.network, turn=beside.turn)
 
     def _target(self, device: str | torch.device | None) -> torch.device:
-        from actstats.sweeping.device import find_device
+        from actstats.passes.device import find_device
 
         target = find_device(str(device or self.manifest.device))
         if target.type != self.manifest.device:
@@ -529,8 +529,8 @@ def plan(
     from actstats.layers import notes_on, probe, select
     from actstats.layers.passes import left_as_it_was
     from actstats.models import load_model
-    from actstats.sweeping.batches import Feed
-    from actstats.sweeping.device import out_of_memory_explained, planned_device, to_device
+    from actstats.passes.device import out_of_memory_explained, planned_device, to_device
+    from actstats.passes.images import Pipeline
 
     kind, target = planned_device(device)
     chain = parse(decided.distort)
@@ -545,8 +545,7 @@ def plan(
         chain.check(of_images(loaded.preprocessing, "distorting images"))
     with left_as_it_was(loaded.model), out_of_memory_explained(decided.batch_size):
         network = to_device(loaded.model, target)
-        # Created only to check the decoder and the combination of options.
-        Feed(loaded, source, target, (), chain=chain, decode=decided.decode, workers=0)
+        Pipeline(loaded, target, chain, decided.decode).view(source)  # raises if they do not go together
         try:
             probed = probe(network, loaded.preprocessing.example(2, target))
         except ActstatsError:  # a network may only know values that images have, such as entries of a table
@@ -602,7 +601,7 @@ def _with_preprocessing(model: nn.Module | Loaded, given: object, item: object) 
     """Return the network with the preprocessing for images such as `item`."""
     from actstats.data.transform import choose_preprocessing
     from actstats.models import Loaded
-    from actstats.sweeping.device import refuse_meta
+    from actstats.passes.device import refuse_meta
 
     refuse_meta(model.model if isinstance(model, Loaded) else model)
     loaded = model if isinstance(model, Loaded) else Loaded.of(model)

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from actstats.errors import ActstatsError
+from actstats.passes.images import Progress
 from actstats.store import Schema, Store
 from actstats.store.description import Attack, computed_on
 from actstats.support import URL, html_facts
@@ -32,42 +33,6 @@ class Estimate:
     bytes: int
     memory: int
     seconds: float | None = None
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Progress of a loop over images, passed to `on_progress` after every batch."""
-
-    done: int
-    """Number of images processed in this run, including unreadable ones."""
-    total: int
-    """Number of images to process in this run."""
-    failed: int
-    """Number of images that could not be read."""
-    seconds: float
-    """Seconds since the first batch was requested."""
-    waiting: float
-    """Seconds that the network spent waiting for images."""
-    workers: Mapping[str, float] = field(default_factory=dict)
-    """On a cluster, images per second of each active worker, by address; 0 before its first partition is complete.
-    `waiting` is then a mean over the workers."""
-    unavailable: int = 0
-    """Number of images that the machine or the network failed to read; a rerun tries them again."""
-
-    @property
-    def rate(self) -> float:
-        """Images per second."""
-        return self.done / self.seconds if self.seconds else 0.0
-
-    @property
-    def remaining(self) -> float:
-        """Estimated remaining time in seconds."""
-        return (self.total - self.done) / self.rate if self.rate else float("inf")
-
-    @property
-    def waiting_share(self) -> float:
-        """Fraction of the time that the network spent waiting for images."""
-        return self.waiting / self.seconds if self.seconds else 0.0
 
 
 @dataclass(frozen=True)

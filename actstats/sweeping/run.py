@@ -33,14 +33,14 @@ from actstats.distort import Chain
 from actstats.errors import ActstatsError
 from actstats.layers.passes import ready
 from actstats.models import Loaded
+from actstats.passes.device import memory_for, out_of_memory_explained, refuse_uncompilable
+from actstats.passes.images import Feed, Group, Pipeline, Progress
+from actstats.passes.network import Network
 from actstats.store import Store
 from actstats.store.manifest import versions
 from actstats.support import URL
-from actstats.sweeping.batches import Feed, Group, JointFeed, Wanted
 from actstats.sweeping.buffers import Buffers, KeptMaps, Partition, PartitionLayout, PartitionResult
-from actstats.sweeping.device import memory_for, out_of_memory_explained, refuse_uncompilable
-from actstats.sweeping.forward import Network
-from actstats.sweeping.progress import Outcome, Progress
+from actstats.sweeping.progress import Outcome
 from actstats.sweeping.settings import Execution, Settings
 
 _UNMOVED: Final = 0.01
@@ -64,6 +64,11 @@ class Job:
     chain: Chain | None = None
     channels_last: bool = True
     turn: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """How the network's input is made from the images."""
+        return Pipeline(self.loaded, self.layout.device, self.chain, self.settings.decode)
 
     def ready(self) -> AbstractContextManager[None]:
         """Have the network on its device in eval mode, in the memory format of the sweep, and leave it as it was."""
@@ -140,11 +145,8 @@ def run_together(
     some = next(iter(members.values()))
     size = some.job.settings.batch_size
     todo = sorted(set().union(*(member.indices for member in members.values())))
-    feed = JointFeed(
-        [
-            Wanted(m.job.loaded, m.job.layout.device, m.job.chain, m.job.settings.decode)
-            for m in members.values()
-        ],
+    feed = Feed(
+        [member.job.pipeline for member in members.values()],
         some.job.source,
         [r for index in todo for r in split(*some.store.bounds(index), size)],
         groups=_groups(members),
@@ -417,20 +419,14 @@ def measured_seconds(job: Job, images: int) -> float:
     size = job.settings.batch_size
     batches = min(_MEASURED, -(-job.layout.schema.partition_size // size), -(-images // size))
     seconds = []
-    feed = Feed(
-        job.loaded,
-        job.source,
-        job.layout.device,
-        split(0, min(batches * size, images, job.layout.schema.partition_size), size),
-        chain=job.chain,
-        decode=job.settings.decode,
-    )
+    timed = min(batches * size, images, job.layout.schema.partition_size)
+    feed = Feed([job.pipeline], job.source, split(0, timed, size))
     partition = Partition(job.layout, Buffers(job.layout), 0)
     with memory_for(size), job.ready():
         compiling = job.compile(Execution())
         with closing(iter(feed)) as passes:
             begun = time.perf_counter()
-            for batch, inputs in passes:
+            for _, batch, inputs in passes:
                 if inputs is not None:
                     partition.begin_batch(batch.position + batch.start)
                     job.network(inputs, partition.update)

@@ -18,8 +18,9 @@ from actstats.text import printable
 if TYPE_CHECKING:
     from distributed import Client
 
+    from actstats.passes.images import Progress
     from actstats.store.manifest import Manifest
-    from actstats.sweeping.progress import Progress, Started
+    from actstats.sweeping.progress import Started
 
 _RECORDED: Final = (
     "distort", "per_image", "top_k", "batch_size", "partition_size", "amp", "bitround", "compression", "compile",
@@ -112,7 +113,7 @@ class Settings:
         """Return what the machine lacks if only that keeps "auto" from compiling, in one line, or None."""
         if self.compile != "auto" or device != "cpu" or images < AUTO_COMPILE:
             return None
-        from actstats.sweeping.device import missing_for_compiling
+        from actstats.passes.device import missing_for_compiling
 
         return missing_for_compiling()
 

@@ -65,7 +65,7 @@ def sweep(
     if not changed and (finished := _complete_already(model, images, store, asked, how, planning)):
         return finished
     if how.client is None:
-        from actstats.sweeping.device import find_device
+        from actstats.passes.device import find_device
 
         find_device(device)
     clean = plan_on(device, model, images, store, device=asked, **planning)
@@ -154,7 +154,8 @@ def _complete_already(
         if not file.is_file() or sha256_of(file) != manifest.weights.file_sha256:
             return None
     from actstats.data import open_source
-    from actstats.sweeping.progress import Progress, Summary
+    from actstats.passes.images import Progress
+    from actstats.sweeping.progress import Summary
 
     source = open_source(images, limit=options.get("limit"), sample=options.get("sample"))
     if (len(source), source.fingerprint) != (data.images, data.fingerprint):

@@ -16,7 +16,8 @@ from actstats.text import printable
 from actstats_cli.printing import count, duration, message, note, with_flags
 
 if TYPE_CHECKING:
-    from actstats.sweeping.progress import Progress, Started
+    from actstats.passes.images import Progress
+    from actstats.sweeping.progress import Started
 
 EVERY = 10.0
 """Seconds between plain lines."""

@@ -16,7 +16,7 @@ from actstats.data import batches, open_source
 from actstats.data.on_device import DeviceDecoder
 from actstats.errors import ActstatsError
 from actstats.layers import select_layers, watch
-from actstats.sweeping.progress import Progress
+from actstats.passes.images import Progress
 from actstats_kernels import ops, reference
 from tests.conftest import SmallNet, files_of, photograph
 from tests.data.images import encoded, write_folder

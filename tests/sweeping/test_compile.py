@@ -13,8 +13,8 @@ import torch
 import xarray
 
 from actstats import ActstatsError, Metric, Output, Preprocessing, Settings, sweep
+from actstats.passes.device import missing_for_compiling
 from actstats.sweeping import settings as settings_module
-from actstats.sweeping.device import missing_for_compiling
 from actstats.sweeping.settings import AUTO_COMPILE
 from actstats_kernels import ops
 from actstats_kernels.bins import FREQUENCY_BINS, HISTOGRAM_BINS

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.glibc  # the only one with mallopt
 COUNT = """
 import resource
 import torch
-from actstats.sweeping.device import memory_reused
+from actstats.passes.device import memory_reused
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -19,10 +19,11 @@ import actstats
 from actstats.data.preprocessing import Preprocessing
 from actstats.distort import Chain
 from actstats.metrics import Metric
+from actstats.passes.images import Progress
 from actstats.report.writing import ReportOptions, write_report
 from actstats.sweeping import options
 from actstats.sweeping.listing import list_layers
-from actstats.sweeping.progress import Progress, Started
+from actstats.sweeping.progress import Started
 
 distributed = pytest.importorskip("distributed")
 NAMES = {

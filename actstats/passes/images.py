@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -24,15 +24,51 @@ from actstats.data.source import Subset
 from actstats.distort import Chain, Distorter
 from actstats.errors import ActstatsError, StrictError
 from actstats.models import Loaded
-from actstats.sweeping.device import uploader
-from actstats.sweeping.progress import Progress
+from actstats.passes.device import uploader
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Progress of a loop over images, passed to `on_progress` after every batch."""
+
+    done: int
+    """Number of images processed in this run, including unreadable ones."""
+    total: int
+    """Number of images to process in this run."""
+    failed: int
+    """Number of images that could not be read."""
+    seconds: float
+    """Seconds since the first batch was requested."""
+    waiting: float
+    """Seconds that the network spent waiting for images."""
+    workers: Mapping[str, float] = field(default_factory=dict)
+    """On a cluster, images per second of each active worker, by address; 0 before its first partition is complete.
+    `waiting` is then a mean over the workers."""
+    unavailable: int = 0
+    """Number of images that the machine or the network failed to read; a rerun tries them again."""
+
+    @property
+    def rate(self) -> float:
+        """Images per second."""
+        return self.done / self.seconds if self.seconds else 0.0
+
+    @property
+    def remaining(self) -> float:
+        """Estimated remaining time in seconds."""
+        return (self.total - self.done) / self.rate if self.rate else float("inf")
+
+    @property
+    def waiting_share(self) -> float:
+        """Fraction of the time that the network spent waiting for images."""
+        return self.waiting / self.seconds if self.seconds else 0.0
+
 
 OnProgress = Callable[[Progress], None]
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """The input that a network needs.
+class Pipeline:
+    """From the images of a source to the input of a network.
 
     Attributes:
         loaded: the network, which attacks need, and its preprocessing.
@@ -46,13 +82,43 @@ class Wanted:
     chain: Chain | None = None
     decode: str = "pillow"
 
+    @property
+    def pixels(self) -> tuple[object, ...]:
+        """A key that is equal for pipelines with the same pixels, before attacks and normalization."""
+        preprocessing = self.loaded.preprocessing
+        how = preprocessing.geometry if isinstance(preprocessing, Preprocessing) else id(preprocessing)
+        return how, tuple(self.chain.specs) if self.chain else (), self.decode, self.device
+
+    def distorter(self, source: Source) -> Distorter | None:
+        """Return what distorts the images of `source`, or None without distortions."""
+        if not self.chain:
+            return None
+        images_of = of_images(self.loaded.preprocessing, "distorting images")
+        # Random distortions are seeded by the index of the image in the swept source.
+        numbers = source.indices if isinstance(source, Subset) else range(len(source))
+        return Distorter(self.chain, source.paths, self.loaded.model, images_of, numbers)
+
+    def view(self, source: Source, distorter: Distorter | None = None) -> View:
+        """Return how the images of `source` are decoded.
+
+        Raises:
+            ActstatsError: images cannot be decoded on this device, or decoding there is combined with distortions.
+        """
+        preprocessing, pin = self.loaded.preprocessing, self.device.type == "cuda"
+        if self.decode != "device":
+            return View(preprocessing, None if distorter is None else distorter.image, pin=pin)
+        if self.chain:
+            raise ActstatsError("distortions run on the CPU; use `decode=pillow`, or omit the distortions")
+        images_of = of_images(preprocessing, "decoding on the device")
+        return View(preprocessing, decoder=DeviceDecoder(source, images_of, self.device), pin=pin)
+
 
 @dataclass(frozen=True)
 class Group:
     """Networks that only take images that are readable for all of them.
 
     Attributes:
-        members: their indices among all `Wanted`.
+        members: their indices among all pipelines.
         excluded: status of each image of the source, int8 [images]; those that are not OK are excluded too.
         reason: why these are excluded.
     """
@@ -62,29 +128,22 @@ class Group:
     reason: str
 
 
-def _pixels_of(wanted: Wanted) -> tuple[object, ...]:
-    """Return a key that is equal for networks with the same pixels, before normalisation, on the same device."""
-    preprocessing = wanted.loaded.preprocessing
-    how = preprocessing.geometry if isinstance(preprocessing, Preprocessing) else id(preprocessing)
-    return how, tuple(wanted.chain.specs) if wanted.chain else (), wanted.decode, wanted.device
-
-
-class JointFeed:
+class Feed:
     """Batches of images, decoded once, for several networks. It can be iterated over only once.
 
-    Yields the index of a `Wanted`, a `Batch`, and the input of that network for the readable images of the batch,
-    [n, C, H, W] on its device, or None if no image could be read. Each batch is yielded for every `Wanted` before the
+    Yields the index of a pipeline, a `Batch`, and the network's input for the readable images of the batch,
+    [n, C, H, W] on its device, or None if no image could be read. Each batch is yielded for every pipeline before the
     next one. Close the iterator to stop the decoding threads.
 
     Attributes:
-        failures: for each `Wanted`, a dict from the path of each image that could not be read so far to the reason.
+        failures: for each pipeline, a dict from the path of each image that could not be read so far to the reason.
         progress: progress of the loop.
         idle: seconds that the caller spent on other work, excluded from the progress.
     """
 
     def __init__(
         self,
-        wanted: Sequence[Wanted],
+        pipelines: Sequence[Pipeline],
         source: Source,
         ranges: Iterable[tuple[int, int]],
         *,
@@ -101,25 +160,25 @@ class JointFeed:
         Raises:
             ActstatsError: images cannot be decoded on this device, or decoding there is combined with distortions.
         """
-        self._wanted, self._source, self._groups = wanted, source, groups
+        self._pipelines, self._source, self._groups = pipelines, source, groups
         self._strict, self._on_progress = strict, on_progress
         ranges = list(ranges)
-        self._distorters = [self._distorter(w) for w in wanted]
-        views = [self._view(w, distorter) for w, distorter in zip(wanted, self._distorters, strict=True)]
+        self._distorters = [pipeline.distorter(source) for pipeline in pipelines]
         # Networks with the same pixels share them; attacks are applied later, to each network's batch.
-        keys = [_pixels_of(w) for w in wanted]
-        distinct = list(dict.fromkeys(keys))
-        self._view_of = [distinct.index(key) for key in keys]
-        self._loader = joint_batches(
-            source, [views[keys.index(key)] for key in distinct], ranges, workers=workers
-        )
-        self.failures: list[dict[str, str]] = [{} for _ in wanted]
+        views = {
+            pipeline.pixels: pipeline.view(source, distorter)
+            for pipeline, distorter in zip(pipelines, self._distorters, strict=True)
+        }
+        distinct = list(views)
+        self._view_of = [distinct.index(pipeline.pixels) for pipeline in pipelines]
+        self._loader = joint_batches(source, list(views.values()), ranges, workers=workers)
+        self.failures: list[dict[str, str]] = [{} for _ in pipelines]
         self._unavailable: set[int] = set()
         self.idle = 0.0
         self.progress = Progress(0, sum(stop - start for start, stop in ranges), 0, 0.0, 0.0)
 
     def __iter__(self) -> Generator[tuple[int, Batch, Tensor | None], None, None]:
-        uploads = [uploader(w.device) for w in self._wanted]
+        uploads = [uploader(pipeline.device) for pipeline in self._pipelines]
         begun, waited = time.perf_counter(), 0.0
         with closing(self._loader):
             while True:
@@ -158,28 +217,6 @@ class JointFeed:
                 batches[number] = _without(batches[number], status, messages)
         return batches
 
-    def _distorter(self, wanted: Wanted) -> Distorter | None:
-        if not wanted.chain:
-            return None
-        images_of = of_images(wanted.loaded.preprocessing, "distorting images")
-        source = self._source
-        # Random distortions are seeded by the index of the image in the swept source.
-        numbers = source.indices if isinstance(source, Subset) else range(len(source))
-        return Distorter(wanted.chain, source.paths, wanted.loaded.model, images_of, numbers)
-
-    def _view(self, wanted: Wanted, distorter: Distorter | None) -> View:
-        preprocessing, device = wanted.loaded.preprocessing, wanted.device
-        if wanted.decode == "device":
-            if distorter is not None:
-                raise ActstatsError(
-                    "distortions run on the CPU; use `decode=pillow`, or omit the distortions"
-                )
-            images_of = of_images(preprocessing, "decoding on the device")
-            decoder = DeviceDecoder(self._source, images_of, device)
-            return View(preprocessing, decoder=decoder, pin=device.type == "cuda")
-        distort = None if distorter is None else distorter.image
-        return View(preprocessing, distort, pin=device.type == "cuda")
-
     def _with_input(
         self, number: int, batch: Batch, upload: Callable[[Tensor], Tensor]
     ) -> tuple[Batch, Tensor | None]:
@@ -193,7 +230,7 @@ class JointFeed:
             batch = replace(batch, moved=moved)
         # Not in inference mode: a network may keep what it makes of these images.
         with torch.no_grad():
-            return batch, self._wanted[number].loaded.preprocessing.normalize(pixels)
+            return batch, self._pipelines[number].loaded.preprocessing.normalize(pixels)
 
     def _note_failures(self, number: int, batch: Batch) -> None:
         self._unavailable |= batch.unavailable
@@ -218,46 +255,3 @@ def _without(batch: Batch, status: NDArray[np.int8], messages: Mapping[int, str]
         status=np.where(batch.status == OK, status, batch.status),
         messages=dict(sorted({**messages, **batch.messages}.items())),
     )
-
-
-class Feed:
-    """A `JointFeed` for one network: yields each `Batch` and the network's input, or None.
-
-    Attributes:
-        failures: dict from the path of each image that could not be read so far to the reason.
-    """
-
-    def __init__(
-        self,
-        loaded: Loaded,
-        source: Source,
-        device: torch.device,
-        ranges: Iterable[tuple[int, int]],
-        *,
-        chain: Chain | None = None,
-        decode: str = "pillow",
-        workers: int | None = None,
-        strict: bool = False,
-        on_progress: OnProgress | None = None,
-    ) -> None:
-        """Prepare the batches; see `Wanted` and `JointFeed` for arguments and errors."""
-        wanted = Wanted(loaded, device, chain, decode)
-        self._joint = JointFeed(
-            [wanted], source, ranges, workers=workers, strict=strict, on_progress=on_progress
-        )
-        self.failures = self._joint.failures[0]
-
-    @property
-    def progress(self) -> Progress:
-        """Progress of the loop."""
-        return self._joint.progress
-
-    def leave_out(self, seconds: float) -> None:
-        """Exclude `seconds` that the caller spent on other work from the progress."""
-        self._joint.idle += seconds
-
-    def __iter__(self) -> Generator[tuple[Batch, Tensor | None], None, None]:
-        with closing(iter(self._joint)) as passes:
-            for _, batch, images in passes:
-                yield batch, images
-                del batch, images  # free them before the next batch is created

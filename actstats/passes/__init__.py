@@ -1,0 +1,1 @@
+"""Run networks over images: the loop below `actstats.sweeping` and `actstats.probing`."""
