@@ -111,12 +111,12 @@ def _bytes(b: Bench, x: Any) -> Any:
 
 
 def _ranking(b: Bench) -> dict[str, Any]:
-    from actstats_kernels import gpu, reference
+    from actstats_kernels import ranking, reference
 
     rows, units = (20, 7) if b.dry else (1024, 64)
     maximum = b.torch.randn(rows, units).round(decimals=2)
     position = b.torch.zeros(rows, units, dtype=b.torch.int32)
-    found = gpu.top_k(maximum.to(b.device), position.to(b.device), 16)
+    found = ranking.top_k(maximum.to(b.device), position.to(b.device), 16)
     expected = reference.top_k(maximum, position, 16)
     right = all(b.torch.equal(a.cpu(), e) for a, e in zip(found, expected, strict=True))
     return {"maps": f"top-k of {rows} x {units}", "right": right}

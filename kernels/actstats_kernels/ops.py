@@ -1,8 +1,8 @@
 """The custom ops: `actstats::accumulate` reads a batch of maps once, `actstats::compare` two batches, and
 `actstats::top_k` ranks a partition.
 
-The CPU implementations are numba kernels (`actstats_kernels.cpu`), the CUDA implementations are Triton kernels
-(`actstats_kernels.gpu`); all are loaded on first use. They write into buffers owned by the caller, so that a sweep
+The first two are numba kernels on a CPU (`actstats_kernels.cpu`) and Triton kernels on a GPU
+(`actstats_kernels.gpu`), which are loaded on first use. They write into buffers owned by the caller, so that a sweep
 allocates no memory per batch.
 """
 
@@ -13,6 +13,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from actstats_kernels import ranking
 from actstats_kernels.bins import FREQUENCY_BINS, HISTOGRAM_BINS, MOMENTS, PAIRED
 
 _COUNTS: Final = (torch.int32, torch.int64)
@@ -159,7 +160,7 @@ def _check_pair(clean: Tensor, changed: Tensor, pairs: Tensor) -> None:
         )
 
 
-@torch.library.custom_op("actstats::top_k", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("actstats::top_k", mutates_args=(), device_types=("cpu", "cuda"))
 def top_k(maximum: Tensor, position: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
     """Rank the rows of `maximum` f32 [P, U] for each unit, as defined by `reference.top_k`.
 
@@ -168,10 +169,11 @@ def top_k(maximum: Tensor, position: Tensor, k: int) -> tuple[Tensor, Tensor, Te
     Raises:
         ValueError: the two differ in shape.
     """
-    from actstats_kernels import cpu
-
-    _check_ranked(maximum, position)
-    return cpu.top_k(maximum, position, k)
+    if maximum.ndim != 2 or maximum.shape != position.shape:
+        raise ValueError(
+            f"`maximum` and `position` must be [P, U], got {_described(maximum)} and {_described(position)}"
+        )
+    return ranking.top_k(maximum, position, k)
 
 
 @top_k.register_fake
@@ -182,21 +184,6 @@ def _(maximum: Tensor, position: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor
         maximum.new_empty((units, k), dtype=torch.int64),
         maximum.new_empty((units, k), dtype=torch.int32),
     )
-
-
-@top_k.register_kernel("cuda")
-def _(maximum: Tensor, position: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    from actstats_kernels import gpu
-
-    _check_ranked(maximum, position)
-    return gpu.top_k(maximum, position, k)
-
-
-def _check_ranked(maximum: Tensor, position: Tensor) -> None:
-    if maximum.ndim != 2 or maximum.shape != position.shape:
-        raise ValueError(
-            f"`maximum` and `position` must be [P, U], got {_described(maximum)} and {_described(position)}"
-        )
 
 
 def statistics(x: Tensor) -> dict[str, Tensor]:

@@ -150,11 +150,16 @@ def test_no_image_and_other_dtypes():
     assert bytes_of(ops.statistics(x.double())) == bytes_of(ops.statistics(x))
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.integers(1, 30), st.integers(1, 9), st.integers(1, 12), st.integers(0, 2**31))
-def test_top_k_equals_its_definition(rows, units, k, seed):
+@settings(max_examples=120, deadline=None)
+@example(20, 1100, 3, 0, True)  # several blocks of units
+@given(st.integers(1, 40), st.integers(0, 9), st.integers(1, 50), st.integers(0, 2**31), st.booleans())
+def test_top_k_equals_its_definition(rows, units, k, seed, ties):
     rng = torch.Generator().manual_seed(seed)
-    maximum = torch.randint(-3, 4, (rows, units), generator=rng).float()
+    if ties:
+        values = torch.tensor([-torch.inf, -2.5, -1.0, -0.0, 0.0, 1.0, 2.5, torch.inf])
+        maximum = values[torch.randint(len(values), (rows, units), generator=rng)]
+    else:
+        maximum = torch.randn(rows, units, generator=rng)
     maximum[torch.rand(rows, units, generator=rng) < 0.2] = torch.nan
     position = torch.randint(0, 99, (rows, units), generator=rng, dtype=torch.int32)
     for found, expected in zip(

@@ -17,9 +17,8 @@ from actstats_kernels.gpu.basis import constants
 from actstats_kernels.gpu.kernels import accumulate_kernel, spectrum_kernel
 from actstats_kernels.gpu.layout import Layout, layout_of
 from actstats_kernels.gpu.pairs import compare
-from actstats_kernels.gpu.ranking import top_k
 
-__all__ = ["accumulate", "compare", "set_precision", "top_k"]
+__all__ = ["accumulate", "compare", "set_precision"]
 
 _precision: str = compat.PRECISIONS[0]
 
