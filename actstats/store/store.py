@@ -54,6 +54,7 @@ from actstats.store.manifest import Manifest, ProvenanceRecord
 from actstats.store.place import StorePlace, Use, place_of, read_or_empty
 from actstats.store.repair import recovered_manifest, restore
 from actstats.store.schema import Schema, axis_coordinates, unit_coordinates
+from actstats.store.shards import encoded
 from actstats.support import URL, html_facts
 
 if TYPE_CHECKING:
@@ -89,7 +90,6 @@ class Store:
         """Keys of the damaged objects that were restored when the store was opened."""
         self._use: Use | None = None
         self._rest: dict[str, str] = {}
-        self._encoded: dict[str, Buffer] = {}
 
     def _repr_html_(self) -> str:
         record, complete = self.record, self.completed
@@ -299,39 +299,39 @@ class Store:
         self._refuse_moved()
         # Remove only the flag: another process may be writing data of the same partition.
         self.place.remove([self._key("completed", partition)])
-        digests = {}
-        for name, values in {**arrays, "status": status}.items():
-            digests[name] = self._put(name, partition, values)
-        record = {**provenance, "partition": partition, "digests": digests}
-        self._put("provenance", partition, np.array(json.dumps(record), dtype=object))
+        shards = ((name, self._array(name), values) for name, values in arrays.items())
+        digests = {name: self._put(name, partition, data) for name, data in encoded(shards)}
+        digests["status"] = self._put("status", partition, self._encoded("status", partition, status))
+        record = json.dumps({**provenance, "partition": partition, "digests": digests})
+        text = np.array(record, dtype=object)
+        self._put("provenance", partition, self._encoded("provenance", partition, text))
         self.place.flush()
         self._refuse_moved()
-        self._put("completed", partition, np.array(True))
+        self._put("completed", partition, self._encoded("completed", partition, np.array(True)))
         # Another process that computes the same partition may have removed the flag.
         with suppress(FileNotFoundError):
             self.place.flush()
 
-    def _put(self, name: str, partition: int, values: NDArray[Any]) -> Entry:
+    def _put(self, name: str, partition: int, data: bytes) -> Entry:
         """Write the object of a partition, and return its entry for the partition's record."""
-        key = self._key(name, partition)
-        array: Any = self._encoder[name]
-        array[self._where(name, partition)] = values
-        data = self._encoded.pop(key).to_bytes()
+        key, array = self._key(name, partition), self._array(name)
         self.place.put(key, data)
         chunks = None if array.shards is None else math.prod(map(floordiv, array.shards, array.chunks))
         entry = entry_of(key, data, chunks)
         assert entry is not None
         return entry
 
-    @functools.cached_property
-    def _encoder(self) -> Mapping[str, Any]:
-        """The arrays of the store, which encode what is assigned to them into `_encoded`."""
-        memory = MemoryStore(self._encoded)
+    def _encoded(self, name: str, partition: int, values: NDArray[Any]) -> bytes:
+        """Return the object of a partition of a small array, which has no shards."""
+        written: dict[str, Buffer] = {}
+        path = StorePath(MemoryStore(written), name)
         # Zarr does not store that objects of fill values are written, too.
-        return {
-            name: zarr.Array(zarr.AsyncArray(array.metadata, StorePath(memory, name), WRITTEN))
-            for name, array in self.group.arrays()
-        }
+        array = zarr.Array(zarr.AsyncArray(self._array(name).metadata, path, WRITTEN))
+        array[self._where(name, partition)] = values  # type: ignore[index]
+        return written[self._key(name, partition)].to_bytes()
+
+    def _array(self, name: str) -> zarr.Array[Any]:
+        return self.group[name]  # type: ignore[return-value]
 
     def discard(self, partitions: Sequence[int]) -> None:
         """Remove these partitions: first their flags, durably, then their data."""
