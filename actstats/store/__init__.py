@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from actstats.store.creation import parse_compression
+from actstats.store.codecs import compressors
 from actstats.store.place import place_of
 from actstats.store.schema import Schema
 from actstats.store.store import Store, damage_in
@@ -10,7 +10,7 @@ from actstats.store.store import Store, damage_in
 if TYPE_CHECKING:
     from actstats.store.dataset import open_dataset
 
-__all__ = ["Schema", "Store", "damage_in", "open_dataset", "parse_compression", "place_of"]
+__all__ = ["Schema", "Store", "compressors", "damage_in", "open_dataset", "place_of"]
 
 
 def __getattr__(name: str) -> Any:

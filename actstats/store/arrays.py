@@ -17,6 +17,7 @@ import numpy as np
 from actstats.metrics import Output
 from actstats.metrics.builtin import BUILTINS, PAIRS
 from actstats.records import Identifier, InvalidError, Longest, Range, Text, parse, shortened
+from actstats.store.codecs import compressors
 from actstats.store.manifest import Manifest
 from actstats.store.schema import unit_chunks
 from actstats_kernels.bins import FREQUENCY_BINS, HISTOGRAM_BINS
@@ -158,8 +159,7 @@ def _variable(
     units, shard = unit_chunks(shape[1], manifest.format)
     if math.prod((first, units, *shape[2:])) * np.dtype(output.dtype).itemsize > _LARGEST_CHUNK:
         raise InvalidError(f"a chunk of {name} has more than {_LARGEST_CHUNK >> 20} MiB")
-    level = _level(manifest.compression)
-    inner = [_encoding(output.dtype), *([] if level is None else [_zstd(level)])]
+    inner = [_encoding(output.dtype), *compressors(manifest.compression, output.dtype)]
     if manifest.format != 1:
         inner.append(_CRC32C)
     sharding = {
@@ -224,11 +224,6 @@ def _encoding(dtype: str) -> dict[str, Any]:
 
 def _zstd(level: int) -> dict[str, Any]:
     return {"name": "zstd", "configuration": {"level": level, "checksum": False}}
-
-
-def _level(compression: str) -> int | None:
-    codec, _, level = compression.partition(":")
-    return None if codec == "none" else int(level or 1)
 
 
 def _require_equal(name: str, metadata: Mapping[str, Any], expected: dict[str, Any]) -> None:

@@ -1,19 +1,23 @@
 """Codecs that decode no more than the metadata of an array allow, whatever a chunk says about itself.
 
-A frame of zstd names the size of its content, and a chunk of strings their number, and decoders allocate that much
-before they look further. Twenty bytes may ask for gigabytes.
+A frame of zstd or blosc names the size of its content, and a chunk of strings their number, and decoders allocate
+that much before they look further. Twenty bytes may ask for gigabytes.
 """
 
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
 import zarr
 import zarr.codecs
 from zarr.registry import register_codec
+
+from actstats.errors import ActstatsError
 
 if TYPE_CHECKING:
     from zarr.core.array_spec import ArraySpec
@@ -27,6 +31,28 @@ _LONGEST: Final = 4 * 4096
 _TEXT: Final = 1 << 24
 _RATIO: Final = 64
 """Strings of more than `_TEXT` bytes are not compressed more than this: paths are unique."""
+
+
+def compressors(compression: str, dtype: str = "float32") -> list[dict[str, Any]]:
+    """Return the codecs that compress a variable, as in the metadata of its array.
+
+    >>> compressors("zstd"), compressors("none")
+    ([{'name': 'zstd', 'configuration': {'level': 1, 'checksum': False}}], [])
+
+    Raises:
+        ActstatsError: `compression` is not "none", "zstd", "zstd:LEVEL" with a level from 1 to 22, or "blosc:lz4".
+    """
+    codec, _, level = compression.partition(":")
+    if compression == "none":
+        return []
+    if compression == "blosc:lz4":
+        blosc = {"typesize": np.dtype(dtype).itemsize, "cname": "lz4", "clevel": 5, "shuffle": "bitshuffle"}
+        return [{"name": "blosc", "configuration": {**blosc, "blocksize": 0}}]
+    if codec == "zstd" and (not level or level.isdecimal()) and 1 <= int(level or 1) <= 22:
+        return [{"name": "zstd", "configuration": {"level": int(level or 1), "checksum": False}}]
+    raise ActstatsError(
+        f"unknown compression {compression!r}; choose none, zstd, zstd:LEVEL with LEVEL from 1 to 22, or blosc:lz4"
+    )
 
 
 def content_size(frame: bytes) -> int | None:
@@ -59,6 +85,18 @@ class BoundedZstd(zarr.codecs.ZstdCodec):
         return super()._decode_sync(chunk_bytes, chunk_spec)
 
 
+class BoundedBlosc(zarr.codecs.BloscCodec):
+    """Blosc, for chunks of the size that the array's metadata say."""
+
+    async def _decode_single(self, chunk_bytes: Buffer, chunk_spec: ArraySpec) -> Buffer:
+        _require_blosc(chunk_bytes, chunk_spec)
+        return await super()._decode_single(chunk_bytes, chunk_spec)
+
+    def _decode_sync(self, chunk_bytes: Buffer, chunk_spec: ArraySpec) -> Buffer:
+        _require_blosc(chunk_bytes, chunk_spec)
+        return super()._decode_sync(chunk_bytes, chunk_spec)
+
+
 class VLenUTF8Codec(zarr.codecs.VLenUTF8Codec):  # Zarr knows the codec of strings by this name of its class
     """Strings, of the number that the array's metadata say."""
 
@@ -84,6 +122,14 @@ def _require_size(chunk_bytes: Buffer, chunk_spec: ArraySpec) -> None:
         raise ValueError(f"a chunk of {count:,} values claims to have {size} bytes")
 
 
+def _require_blosc(chunk_bytes: Buffer, chunk_spec: ArraySpec) -> None:
+    """Raise `ValueError` if a buffer of blosc claims another size than that of the chunk, or than it has itself."""
+    _, size, _, length = struct.unpack("<4I", bytes(chunk_bytes.as_numpy_array()[:16]).ljust(16, b"\0"))
+    expected = math.prod(chunk_spec.shape) * chunk_spec.dtype.to_native_dtype().itemsize
+    if size != expected or length != len(chunk_bytes):
+        raise ValueError(f"a chunk of {expected:,} bytes claims to have {size:,}")
+
+
 def _require_count(chunk_bytes: Buffer, chunk_spec: ArraySpec) -> None:
     """Raise `ValueError` if a chunk claims another number of strings than it has."""
     count = int.from_bytes(bytes(chunk_bytes.as_numpy_array()[:4]), "little")
@@ -91,7 +137,7 @@ def _require_count(chunk_bytes: Buffer, chunk_spec: ArraySpec) -> None:
         raise ValueError(f"a chunk of {math.prod(chunk_spec.shape):,} strings claims to have {count:,}")
 
 
-_BOUNDED: Final = {"zstd": BoundedZstd, "vlen-utf8": VLenUTF8Codec}
+_BOUNDED: Final = {"zstd": BoundedZstd, "blosc": BoundedBlosc, "vlen-utf8": VLenUTF8Codec}
 for _name, _codec in _BOUNDED.items():
     register_codec(_name, _codec)
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from zarr.storage import MemoryStore
 
 from actstats.data import MISSING, OK, PENDING, REFUSED, UNREADABLE
-from actstats.errors import ActstatsError
+from actstats.store.codecs import compressors
 from actstats.store.digests import COPY, ROOT, as_json, digest, manifest_in, sealed
 from actstats.store.schema import Schema
 
@@ -64,8 +64,7 @@ def objects_of(
     # A flat folder per array, so that a single listing finds its partitions.
     common: dict[str, Any] = {"chunk_key_encoding": {"name": "default", "separator": "."}}
     checksum = zarr.codecs.Crc32cCodec()
-    codec, level = parse_compression(manifest.get("compression", "zstd:1"))
-    compressors = [checksum] if codec == "none" else [zarr.codecs.ZstdCodec(level=level), checksum]
+    compression = manifest.get("compression", "zstd:1")
     for output in schema.outputs:
         chunks, shards = schema.chunks(output)
         group.create_array(
@@ -74,7 +73,7 @@ def objects_of(
             dtype=output.dtype,
             chunks=chunks,
             shards=shards,
-            compressors=compressors,
+            compressors=[*compressors(compression, output.dtype), checksum],
             fill_value=output.missing if output.per_image or output.merge == "rank" else output.neutral,
             dimension_names=output.dims,
             attributes=_attributes(output),
@@ -128,22 +127,3 @@ def _attributes(output: Output) -> dict[str, Any]:
         "merge": "" if output.per_image else output.merge,
     }
     return {name: value for name, value in attributes.items() if value}
-
-
-def parse_compression(text: str) -> tuple[str, int]:
-    """Return the codec and level of "none", "zstd" or "zstd:LEVEL".
-
-    >>> parse_compression("zstd")
-    ('zstd', 1)
-
-    Raises:
-        ActstatsError: the codec is unknown, or the level is not between 1 and 22.
-    """
-    codec, _, level = text.partition(":")
-    if codec == "none" and not level:
-        return "none", 0
-    if codec == "zstd" and (not level or level.isdecimal()) and 1 <= int(level or 1) <= 22:
-        return "zstd", int(level or 1)
-    raise ActstatsError(
-        f"unknown compression {text!r}; choose none, zstd or zstd:LEVEL with LEVEL from 1 to 22"
-    )

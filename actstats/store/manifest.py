@@ -236,7 +236,9 @@ class Manifest:
     device: Annotated[str, Form("[a-z]{1,20}", "a type of device")]
     amp: Literal["off", "bf16", "fp16"]
     bitround: Annotated[int, Range(1, 23)] | None
-    compression: Annotated[str, Form("none|zstd(:([1-9]|1[0-9]|2[0-2]))?", "none or zstd:LEVEL")]
+    compression: Annotated[
+        str, Form("none|blosc:lz4|zstd(:([1-9]|1[0-9]|2[0-2]))?", "none, zstd:LEVEL or blosc:lz4")
+    ]
     versions: Mapping[str, Text]
     machine: Mapping[str, Text]
     created: Text

@@ -15,10 +15,12 @@ from typing import Any, Final
 import google_crc32c
 import numpy as np
 import zarr
+from numcodecs.blosc import Blosc
 from numcodecs.zstd import Zstd
 from numpy.typing import NDArray
 
 _THREADS: Final = 8
+_SHUFFLES: Final = {"noshuffle": 0, "shuffle": 1, "bitshuffle": 2}
 _Step = Callable[[Any], bytes]
 
 
@@ -72,11 +74,16 @@ def _zstd(configuration: dict[str, Any]) -> _Step:
     return Zstd(**configuration).encode  # type: ignore[no-any-return]
 
 
+def _blosc(configuration: dict[str, Any]) -> _Step:
+    # In a thread other than the main one, numcodecs compresses a buffer in one thread: several give other bytes.
+    return Blosc(**{**configuration, "shuffle": _SHUFFLES[configuration["shuffle"]]}).encode  # type: ignore[no-any-return]
+
+
 def _crc32c(configuration: dict[str, Any]) -> _Step:
     return lambda chunk: _with_checksum(chunk if isinstance(chunk, bytes) else chunk.tobytes())
 
 
-_STEPS: Final = {"bytes": _bytes, "zstd": _zstd, "crc32c": _crc32c}
+_STEPS: Final = {"bytes": _bytes, "zstd": _zstd, "blosc": _blosc, "crc32c": _crc32c}
 """By the name of a codec, a function of its configuration that returns what encodes a chunk."""
 
 

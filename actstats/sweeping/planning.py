@@ -29,7 +29,7 @@ from actstats.data.source import UNNAMED
 from actstats.errors import ActstatsError
 from actstats.metrics import Chosen, resolve_metrics
 from actstats.records import InvalidError, load, parse, shortened
-from actstats.store import Schema, Store, parse_compression
+from actstats.store import Schema, Store, compressors
 from actstats.store import manifest as manifests
 from actstats.store.sweep import Recorded
 from actstats.support import html_facts, located, named_object, one_or_more
@@ -520,7 +520,7 @@ def plan(
         ActstatsError: any error that the user can fix, in one line.
     """
     decided = Settings(**fields_in(Settings, settings))
-    parse_compression(decided.compression)
+    compressors(decided.compression)
     chosen = resolve_metrics(decided.metrics, decided.custom)
 
     from actstats.data.dataset import first_inputs, first_readable

@@ -53,7 +53,7 @@ class Settings:
         decode: "device" to decode, resize and crop JPEGs on the network's device, with nvJPEG on a GPU. The
             pixels differ slightly from those of "pillow", which the weights' authors used.
         bitround: mantissa bits (1 to 23) kept of per-image floats, so that they compress better; None keeps all.
-        compression: "zstd", "zstd:LEVEL" or "none".
+        compression: "zstd", "zstd:LEVEL", "blosc:lz4" or "none".
 
     A single name may replace a list of one, so `layers="conv"` and `layers=["conv"]` are equal.
 

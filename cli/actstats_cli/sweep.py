@@ -161,7 +161,7 @@ def _changed(
     default=Settings.compression,
     show_default=True,
     metavar="CODEC",
-    help="zstd:LEVEL (1 to 22), or none.",
+    help="zstd:LEVEL (1 to 22), blosc:lz4 (faster, larger), or none.",
 )
 @click.option(
     "--part",
