@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import time
 
 import pytest
@@ -13,6 +15,7 @@ from actstats import Metric, Output
 from actstats.store import Store
 from tests.cluster import SWEEP, command, live_cluster, make_images, start_command
 from tests.conftest import files_of
+from tests.s3 import BUCKET
 
 distributed = pytest.importorskip("distributed")
 
@@ -123,14 +126,65 @@ def test_where_one_sweep_fails_the_others_finish(folder, cluster):
     assert not Store.open(folder / "failing" / "failing.zarr").completed.any()
 
 
+def started(folder, name, cluster, **options):
+    """A pass into a folder, once the first partition of one of its stores is complete."""
+    process = start_command(pass_into(name, f"--scheduler {cluster.address}"), folder, **options)
+    while process.is_alive() and not list(folder.glob(f"{name}/noisy.zarr/completed/c.*")):
+        time.sleep(0.02)
+    assert process.is_alive()
+    return process
+
+
 def test_a_killed_worker_changes_no_byte(folder):
     with live_cluster(folder) as cluster:
         cluster.add(2, SLOWLY="0.05")
-        process = start_command(pass_into("killed", f"--scheduler {cluster.address}"), folder)
-        while process.is_alive() and not list(folder.glob("killed/noisy.zarr/completed/c.*")):
-            time.sleep(0.02)
-        assert process.is_alive()
+        process = started(folder, "killed", cluster)
         cluster.kill(0)
         process.join()
         assert process.exitcode == 0
     require_same(folder, "killed")
+
+
+def test_a_frozen_worker_changes_no_byte(folder):
+    with live_cluster(folder) as cluster:
+        cluster.add(2, SLOWLY="0.1")
+        process = started(folder, "frozen", cluster, patience=4)
+        os.kill(cluster.workers[0].pid, signal.SIGSTOP)
+        process.join()
+        assert process.exitcode == 0
+    require_same(folder, "frozen")
+
+
+@pytest.mark.parametrize("stopped_by", ["Ctrl-C", "a killed scheduler"])
+def test_a_stopped_pass_is_finished_by_the_same_command(stopped_by, folder, cluster):
+    name = stopped_by.replace(" ", "-")
+    with live_cluster(folder) as another:
+        another.add(2, SLOWLY="0.1")
+        process = started(folder, name, another)
+        if stopped_by == "Ctrl-C":
+            os.kill(process.pid, signal.SIGINT)
+        else:
+            another.kill_scheduler()
+        process.join()
+        assert process.exitcode == (130 if stopped_by == "Ctrl-C" else 1)
+        *_, last = (folder / "err").read_text().splitlines()
+        assert last.startswith("actstats: stopped; " if stopped_by == "Ctrl-C" else "actstats: error: lost ")
+        assert "rerun the same command to resume" in last
+        # Workers that still compute do not disturb.
+        assert command(pass_into(name, f"--scheduler {cluster.address}"), folder) == 0
+    require_same(folder, name)
+
+
+def test_a_pass_on_a_cluster_into_a_bucket_has_the_same_bytes(folder, s3, tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    with live_cluster(folder) as cluster:
+        cluster.add(2, **environment)
+        line = pass_into(f"s3://{BUCKET}/passes", f"--scheduler {cluster.address}")
+        assert command(line, folder, **environment) == 0
+    for name in NAMES:
+        bucket = Store.open(f"s3://{BUCKET}/passes/{name}.zarr")
+        expected = Store.open(folder / "whole" / f"{name}.zarr")
+        assert bucket.completed.all()
+        assert list(bucket.damage()) == []
+        for array in expected.manifest["outputs"]:
+            assert bucket.read(array, ...).tobytes() == expected.read(array, ...).tobytes()
