@@ -128,8 +128,13 @@ def network(classes: int, seed: int) -> nn.Module:
 
 
 def fit(stem: Path, recipe: Recipe, train: Images, val: Images) -> None:
-    """Train one network, resuming from its saved state if there is one, and write its weights."""
-    log, saved = stem.with_suffix(".jsonl"), stem.with_suffix(".state")
+    """Train one network, resuming from its saved state if there is one, and write its weights.
+
+    A network that is trained already stays as it is: a file of the same weights would have other bytes.
+    """
+    log, saved, weights = (stem.with_suffix(f".{kind}") for kind in ("jsonl", "state", "safetensors"))
+    if weights.exists():
+        return
     model, average, settled = (network(len(train.classes), recipe.seed) for _ in range(3))
     optimizer = torch.optim.SGD(
         model.parameters(),
@@ -166,7 +171,7 @@ def fit(stem: Path, recipe: Recipe, train: Images, val: Images) -> None:
         with log.open("a") as file:
             print(json.dumps(record), file=file)
         print(stem.name, record, flush=True)
-    write_weights(stem.with_suffix(".safetensors"), settled, recipe, train.classes)
+    write_weights(weights, settled, recipe, train.classes)
 
 
 def one_epoch(
