@@ -45,8 +45,9 @@ def encoded(items: Iterable[tuple[str, zarr.Array[Any], NDArray[Any]]]) -> Itera
 def _chunks(array: zarr.Array[Any], values: NDArray[Any]) -> Iterator[Callable[[], bytes]]:
     """Yield a function for each chunk that returns it encoded. The chunks follow each other along the units."""
     assert array.shards is not None
-    (sharding,) = array.metadata.to_dict()["codecs"]  # type: ignore[misc, union-attr]
-    codecs = sharding["configuration"]["codecs"]  # type: ignore[index, call-overload]
+    metadata: Any = array.metadata.to_dict()
+    (sharding,) = metadata["codecs"]
+    codecs = sharding["configuration"]["codecs"]
     steps = [_STEPS[codec["name"]](codec.get("configuration", {})) for codec in codecs]
     shape, dtype = array.chunks, array.dtype.newbyteorder("<")
     values = values.astype(dtype, copy=False).reshape(-1, *array.shape[1:])
@@ -80,7 +81,7 @@ def _blosc(configuration: dict[str, Any]) -> _Step:
 
 
 def _crc32c(configuration: dict[str, Any]) -> _Step:
-    return lambda chunk: _with_checksum(chunk if isinstance(chunk, bytes) else chunk.tobytes())
+    return lambda chunk: _with_checksum(bytes(chunk))
 
 
 _STEPS: Final = {"bytes": _bytes, "zstd": _zstd, "blosc": _blosc, "crc32c": _crc32c}
@@ -88,7 +89,8 @@ _STEPS: Final = {"bytes": _bytes, "zstd": _zstd, "blosc": _blosc, "crc32c": _crc
 
 
 def _with_checksum(data: bytes) -> bytes:
-    return data + google_crc32c.value(data).to_bytes(4, "little")
+    checksum: int = google_crc32c.value(data)
+    return data + checksum.to_bytes(4, "little")
 
 
 def _shard(chunks: list[bytes]) -> bytes:

@@ -17,7 +17,7 @@ def top_k(maximum: Tensor, position: Tensor, k: int) -> tuple[Tensor, Tensor, Te
     rows, units = maximum.shape
     taken = min(k, rows)
     at_once = _AT_ONCE if maximum.device.type == "cpu" else max(units, 1)
-    ranked = [_keys(values).topk(taken, dim=1) for values in maximum.split(at_once, dim=1)]
+    ranked = [_keys(values).topk(taken, dim=1) for values in torch.split(maximum, at_once, dim=1)]
     best, row = (torch.cat(parts) for parts in zip(*ranked, strict=True))
     empty = best == _EMPTY
     value = maximum.T.gather(1, row).masked_fill(empty, torch.nan)

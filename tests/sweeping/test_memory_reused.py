@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from actstats.sweeping import device
+from actstats.passes import device
 
 pytestmark = pytest.mark.glibc  # the only one with mallopt
 
