@@ -232,8 +232,9 @@ def _either(kinds: tuple[Any, ...]) -> Check:
 
 
 def _keys(kind: Any) -> dict[str, dataclasses.Field[Any]]:
-    """Return the fields of a record by their names in JSON."""
-    return {field.metadata.get("key", field.name): field for field in dataclasses.fields(kind)}
+    """Return the fields of a record by their names in JSON; those without `init` are no entries."""
+    entries = (field for field in dataclasses.fields(kind) if field.init)
+    return {field.metadata.get("key", field.name): field for field in entries}
 
 
 def _list(kinds: tuple[Any, ...]) -> Check:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import dataclasses
 import json
 import os
 import random
@@ -153,7 +154,8 @@ def scheduler(workers: int, partitions: int, seconds: float) -> None:
             store = Store.open_or_create(
                 plan.store, plan.manifest.json, plan.schema, plan.images().paths, plan.images().labels
             )
-            store.manifest["data"]["images"] = partitions
+            data = dataclasses.replace(store.manifest.data, images=partitions)
+            store.manifest = dataclasses.replace(store.manifest, data=data)
             swept = module.Cluster([plan], [None], Execution(client=client))
             swept.prepare()
             before, begun = _cpu_of(cluster.scheduler.pid), time.perf_counter()

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 _LAZY: Final = ("path", "provenance")
 """Coordinates that are read when they are first used: 100 MB for a million images, an object for each partition."""
-_ENTRIES: Final = frozenset(entry.metadata.get("key", entry.name) for entry in fields(Manifest))
+_ENTRIES: Final = frozenset(entry.metadata.get("key", entry.name) for entry in fields(Manifest) if entry.init)
 _FORMAT: Final = "actstats"
 _MARKS: Final = {
     "image": ("image", "status", "path"),
@@ -93,7 +93,7 @@ def dataset_of(store: Store) -> xr.Dataset:
     store.require_coordinates(
         {str(name): dataset[name].values for name in dataset.coords if name not in _LAZY}
     )
-    dataset.attrs = to_attributes(store.manifest)
+    dataset.attrs = to_attributes(store.manifest.json)
     return dataset.drop_encoding()
 
 
@@ -143,7 +143,7 @@ def as_stored(store: Store, drop: Sequence[str] = ()) -> xr.Dataset:
     """Return the arrays of an open store as a lazy dataset, without dask, by the metadata that were checked."""
     # Nothing is decoded by the conventions of CF: no array needs it, but a metric's `units` may mean a date.
     found = xr.open_dataset(ZarrStore(store.group, mode="r"), drop_variables=drop, decode_cf=False)
-    return found.set_coords([name for name in found.data_vars if name not in store.record.outputs])
+    return found.set_coords([name for name in found.data_vars if name not in store.manifest.outputs])
 
 
 def in_memory(variable: xr.Variable) -> xr.Variable:

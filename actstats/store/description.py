@@ -81,12 +81,12 @@ def describe(path: str | Path) -> Description:
     counts = Counter(status)
     return Description(
         path=store.path,
-        manifest=store.record,
-        units=store.record.units,
+        manifest=store.manifest,
+        units=store.manifest.units,
         completed=store.completed.tolist(),
         statuses={name: counts[value] for value, name in STATUSES.items() if counts[value]},
-        variables=[array for array in arrays if array.name in store.record.outputs],
-        coordinates=[array for array in arrays if array.name not in store.record.outputs],
+        variables=[array for array in arrays if array.name in store.manifest.outputs],
+        coordinates=[array for array in arrays if array.name not in store.manifest.outputs],
         failures={p: STATUSES[s] for p, s in zip(paths, status, strict=True) if s > 0},
         computed_on=computed_on(records),
         attack=Attack.of(records),

@@ -255,6 +255,8 @@ class Manifest:
     request: RequestRecord | None = None
     digests: Mapping[str, Digest] | None = None
     checksum: Text | None = None
+    json: Mapping[str, Any] = field(init=False, repr=False, compare=False)
+    """The entries as they are stored."""
 
     def __post_init__(self) -> None:
         if self.weights.source == "none" and self.weights.seed is None:
@@ -294,14 +296,8 @@ class Manifest:
                     f"({error})"
                 ) from None
             raise
-        manifest.__dict__["_json"] = known
+        object.__setattr__(manifest, "json", known)
         return manifest
-
-    @property
-    def json(self) -> dict[str, Any]:
-        """The entries as they are stored."""
-        entries: dict[str, Any] = self.__dict__["_json"]
-        return entries
 
     @property
     def outdated(self) -> str:

@@ -82,22 +82,19 @@ class Store:
         self.place = place
         self.objects = VerifiedObjects(place.objects(read_only=True), place.location)
         """The objects, which are checked as they are read."""
-        self.group, self.record = _group(place, self.objects, mode)
-        self.manifest: dict[str, Any] = {
-            k: v for k, v in self.group.attrs.asdict().items() if k != "coordinates"
-        }
+        self.group, self.manifest = _group(place, self.objects, mode)
         self.restored: list[str] = []
         """Keys of the damaged objects that were restored when the store was opened."""
         self._use: Use | None = None
         self._rest: dict[str, str] = {}
 
     def _repr_html_(self) -> str:
-        record, complete = self.record, self.completed
+        m, complete = self.manifest, self.completed
         facts = [
-            ("network", f"{record.arch}, weights {record.weights.source}"),
-            ("images", f"{record.data.images:,} of {record.data.spec}"),
-            ("layers", len(record.layers)),
-            ("variables", ", ".join(record.outputs)),
+            ("network", f"{m.arch}, weights {m.weights.source}"),
+            ("images", f"{m.data.images:,} of {m.data.spec}"),
+            ("layers", len(m.layers)),
+            ("variables", ", ".join(m.outputs)),
             ("partitions", f"{int(complete.sum())} of {len(complete)} complete"),
         ]
         return html_facts(str(self.path), facts)
@@ -163,9 +160,9 @@ class Store:
         created = functools.partial(objects_of, schema=schema, paths=paths, labels=labels)
         store = cls._entered(place, manifest, created, overwrite=overwrite, repair=repair)
         try:
-            _refuse_another(place, store.manifest, manifest)
+            _refuse_another(place, store.manifest.json, manifest)
             with place.explained():
-                place.complete(lambda: created(store.manifest))
+                place.complete(lambda: created(store.manifest.json))
             store._require_whole()
             store._check_coordinates(schema, paths, labels)
         except BaseException:
@@ -236,24 +233,24 @@ class Store:
     @property
     def partition_size(self) -> int:
         """Images per partition."""
-        return self.record.partition_size
+        return self.manifest.partition_size
 
     @property
     def images(self) -> int:
         """Length of the image axis."""
-        return self.record.data.images
+        return self.manifest.data.images
 
     @property
     def partitions(self) -> int:
         """Number of partitions."""
-        return self.record.partitions
+        return self.manifest.partitions
 
     @property
     def completed(self) -> NDArray[np.bool_]:
         """Whether each partition is complete, bool [partitions]; found with a single listing."""
         done = np.zeros(self.partitions, dtype=bool)
         # A power cut may leave a flag that is empty or cut short; format 1 had no checksums.
-        least = 1 if self.record.format == 1 else len(FLAG)
+        least = 1 if self.manifest.format == 1 else len(FLAG)
         sizes = self._objects("completed")
         done[[partition for partition, size in sizes.items() if size >= least]] = True
         return done
@@ -335,7 +332,7 @@ class Store:
 
     def discard(self, partitions: Sequence[int]) -> None:
         """Remove these partitions: first their flags, durably, then their data."""
-        data = [*(name for name in _PER_PARTITION if name != "completed"), *self.record.outputs]
+        data = [*(name for name in _PER_PARTITION if name != "completed"), *self.manifest.outputs]
         for names in (["completed"], data):
             self.place.remove([self._key(name, partition) for name in names for partition in partitions])
 
@@ -346,9 +343,9 @@ class Store:
             ActstatsError: an object of a complete partition is damaged, or has values that no sweep writes.
         """
         status = np.full(self.images, -1, dtype=np.int8)
-        size = self.record.partition_length
+        size = self.manifest.partition_length
         done = np.flatnonzero(self.completed).tolist()
-        if self.record.format == 1:
+        if self.manifest.format == 1:
             for start, stop in map(self.bounds, done):
                 status[start:stop] = self.read("status", slice(start, stop))
         else:
@@ -411,12 +408,12 @@ class Store:
         done = np.flatnonzero(self.completed).tolist()
         missing = []
         for name in (
-            *self.record.outputs,
+            *self.manifest.outputs,
             *(n for n in _PER_PARTITION if n in self.group and n != "completed"),
         ):
             sizes = self._objects(name)
             missing += [(name, partition) for partition in done if not sizes.get(partition)]
-        if missing and manifests.outdated(self.manifest) and not any(n in _PER_PARTITION for n, _ in missing):
+        if missing and self.manifest.outdated and not any(n in _PER_PARTITION for n, _ in missing):
             status = self.statuses()
             missing = [(name, p) for name, p in missing if (status[slice(*self.bounds(p))] == OK).any()]
         if missing:
@@ -427,12 +424,12 @@ class Store:
 
     def missing_coordinates(self) -> list[str]:
         """Return the coordinates whose object is missing or empty, which Zarr would read as zeros."""
-        if self.record.format == 1:
+        if self.manifest.format == 1:
             return []  # format 1 has no objects for coordinates of zeros
         return [name for name in self._shared() if not self._objects(name).get(0)]
 
     def _shared(self) -> list[str]:
-        outputs = self.record.outputs
+        outputs = self.manifest.outputs
         return sorted(n for n in self.group.array_keys() if n not in outputs and n not in _PER_PARTITION)
 
     def require_objects(self) -> None:
@@ -483,7 +480,7 @@ class Store:
             root = self._bytes(ROOT)
             if root != as_json(load(root)):
                 yield ROOT, "it has other bytes than were written"
-            if self._bytes(COPY) != as_json(self.manifest):
+            if self._bytes(COPY) != as_json(self.manifest.json):
                 yield COPY, "it is not a copy of the manifest"
             return
         yield from ((f"{name}/{ROOT}", reason) for name, reason in self._damaged_metadata())
@@ -497,7 +494,7 @@ class Store:
 
     def _damage_to(self, partition: int, missing: Container[str] = ()) -> Iterator[tuple[str, str]]:
         """Yield the name of each damaged object of a partition, and the reason."""
-        names = [name for name in (*self.record.outputs, *_PER_PARTITION) if name in self.group]
+        names = [name for name in (*self.manifest.outputs, *_PER_PARTITION) if name in self.group]
         record: Record | None = None
         if "provenance" in names:
             try:
@@ -509,7 +506,7 @@ class Store:
             key = self._key(name, partition)
             if name in missing:
                 yield name, f"it {ABSENT}"
-            elif name == "completed" and self.record.format != 1:
+            elif name == "completed" and self.manifest.format != 1:
                 if self._bytes(key) != FLAG:
                     yield name, "the flag is damaged"
             elif record is not None and name in record:
@@ -537,7 +534,7 @@ class Store:
 
     def _damaged_metadata(self) -> Iterator[tuple[str, str]]:
         """Yield the arrays whose metadata are not the consolidated ones, and the reason."""
-        if self.record.format == 1:
+        if self.manifest.format == 1:
             return
         root = load(self.place.root(_LARGEST_ROOT))
         for name, metadata in root["consolidated_metadata"]["metadata"].items():
@@ -586,7 +583,7 @@ class Store:
     @functools.cached_property
     def _derived(self) -> dict[str, NDArray[Any]]:
         return {
-            **unit_coordinates(self.record.layers),
+            **unit_coordinates(self.manifest.layers),
             **axis_coordinates(),
             "image": np.arange(self.images),
             "partition": np.arange(self.partitions),
@@ -734,7 +731,7 @@ def _is_another(place: StorePlace, manifest: Mapping[str, Any]) -> bool:
         if place.exists():
             raise
         return False  # another process has removed it
-    return existing.get("actstats") != manifests.FORMAT or bool(manifests.differences(existing, manifest))
+    return existing.format != manifests.FORMAT or bool(manifests.differences(existing.json, manifest))
 
 
 def _refuse_another(place: StorePlace, existing: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:

@@ -190,7 +190,7 @@ class Sweep(Recorded):
     """
 
     def __init__(self, store: Store, *, trust: bool = False) -> None:
-        super().__init__(store.record, trust=trust)
+        super().__init__(store.manifest, trust=trust)
         self.store = store
 
     @property

@@ -40,6 +40,8 @@ from actstats.sweeping.workers import DEATHS, TICK, Workers
 if TYPE_CHECKING:
     from distributed import Future
 
+    from actstats.store.manifest import Manifest
+
 TRIES: Final = 3
 """Errors after which a partition is set aside, and failures in a row after which a worker is excluded."""
 HOPELESS: Final = 5
@@ -118,7 +120,7 @@ class Cluster:
         self._client: Any = execution.client
         self._gpu = any(plan.manifest.device == "cuda" for plan in plans)
         self._workers = Workers(execution)
-        self._stored: dict[int, Mapping[str, Any]] = {}
+        self._stored: dict[int, Manifest] = {}
         self._ready: dict[str, str] = {}
         """The machine of each worker that can compute partitions."""
         self._refused: dict[str, str] = {}
@@ -179,7 +181,7 @@ class Cluster:
 
     # Workers.
 
-    def _have_all_prepared(self, stored: Mapping[int, Mapping[str, Any]]) -> None:
+    def _have_all_prepared(self, stored: Mapping[int, Manifest]) -> None:
         """Prepare all workers; raise an error if one is unsuitable, or if they die again and again."""
         self._ready, self._stored = {}, dict(stored)
         while not self._ready:

@@ -87,7 +87,7 @@ class SweepPlan(Recorded):
         Raises:
             ActstatsError: the store does not exist or is damaged.
         """
-        return cls(Store.open(store).manifest, store, trust=trust)
+        return cls(Store.open(store).manifest.json, store, trust=trust)
 
     @classmethod
     def from_json(cls, text: str, *, trust: bool = False) -> Self:
@@ -308,7 +308,7 @@ class SweepPlan(Recorded):
             repair=how.repair,
         )
         try:
-            notes = manifests.changes(store.manifest, self.manifest.json)
+            notes = manifests.changes(store.manifest.json, self.manifest.json)
             if how.repair:
                 notes += [f"{key} is damaged; restored it" for key in store.restored]
                 notes += self._discard_damaged(store)
@@ -427,7 +427,7 @@ class SweepPlan(Recorded):
         """Raise `ActstatsError` if a store exists and its images cannot be compared to those of the plan."""
         data = self.manifest.data
         if data.fingerprint.startswith(UNNAMED) and (store := Store.find(self.store)):
-            there = store.record.data.fingerprint
+            there = store.manifest.data.fingerprint
             if there != data.fingerprint:
                 raise ActstatsError(
                     f"{self.store} already exists, and a {data.spec} has no fingerprint to tell whether its "

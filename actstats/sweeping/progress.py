@@ -131,7 +131,7 @@ class Run:
     def summary(self) -> Summary:
         """Return a summary of this run."""
         # An object for each partition, which is not read where it says nothing.
-        records = self.store.provenance() if self.todo or self.store.record.distort else []
+        records = self.store.provenance() if self.todo or self.store.manifest.distort else []
         return Summary(
             store=self.store.path,
             images=self.schema.images,

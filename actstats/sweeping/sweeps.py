@@ -132,7 +132,7 @@ def _complete_already(
     settings = Settings(**fields_in(Settings, options))
     if settings.custom or options.get("preprocessing") is not None or options.get("fingerprint"):
         return None
-    manifest, data = found.record, found.record.data
+    manifest, data = found.manifest, found.manifest.data
     settings = replace(settings, compile=settings.compiles(data.images, manifest.device))
     asked = request(
         model, options.get("weights", "default"), options.get("robust"), options.get("seed", 0), device

@@ -167,7 +167,7 @@ class Readiness:
     """Why it cannot, in one line."""
 
 
-def prepare(task: Task, stored: Mapping[int, Mapping[str, Any]]) -> Readiness:
+def prepare(task: Task, stored: Mapping[int, manifests.Manifest]) -> Readiness:
     """Open networks, images and stores on a worker; `stored` has the manifest of each store."""
     try:
         opened = _opened(task)

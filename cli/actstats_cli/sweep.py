@@ -432,7 +432,7 @@ def _embedded_instead(planning: Mapping[str, Any], *, download: bool) -> bool:
     name = "robust googlenet" if planning["robust"] else "googlenet"
     instead = f"sweeping the small {name} that comes with actstats (`weights=demo`)"
     store = Store.find(planning["out"])
-    if store is not None and store.record.weights.source.startswith("demo:"):
+    if store is not None and store.manifest.weights.source.startswith("demo:"):
         message(f"{instead}, as before")
         return True
     from actstats.models import load_model

@@ -161,7 +161,7 @@ def test_of_eight_clients_that_start_together_one_makes_the_store(s3):
     assert [process.returncode for process in processes] == [0] * 8, ended
     store = Store.open(URL)
     assert list(store.damage()) == []
-    assert store.manifest["created"] in map(str, range(8))
+    assert store.manifest.created in map(str, range(8))
     written = [path for method, path in s3.seen if method == "PUT" and path.endswith("/s.zarr/zarr.json")]
     assert len(written) > 1, "they did not start together"
 

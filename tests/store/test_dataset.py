@@ -205,7 +205,7 @@ def test_a_store_of_an_earlier_version_is_read_and_named_but_not_resumed(network
 def test_partitions_without_a_read_image_of_an_earlier_version_are_read(network, tmp_path):
     path = tmp_path / "s.zarr"
     actstats.sweep(network, Some(), path, layers=["0"], partition_size=4, batch_size=4)
-    names = set(Store.open(path).manifest["outputs"])
+    names = set(Store.open(path).manifest.outputs)
     for name in names:
         (found,) = [file for file in (path / name).iterdir() if file.name.startswith("c.1.")]
         found.unlink()

@@ -64,7 +64,7 @@ def test_every_object_damaged_in_four_ways_is_noticed_and_repaired(photographs, 
             else:
                 assert noticed(path) & {variable, str(name), "opening"}, (name, how)
             shutil.copyfile(whole / name, path / name)
-    outputs = Store.open(whole).manifest["outputs"]
+    outputs = Store.open(whole).manifest.outputs
     for name in (name for name in objects if name.parts[0] in outputs and name.name.startswith("c.1")):
         for _, data in damages(whole / name):
             (path / name).write_bytes(b"" if data is None else data)

@@ -116,7 +116,7 @@ def test_processes_that_compute_the_same_partitions_do_not_disturb_each_other(ph
     store = Store.open(tmp_path / "s.zarr", mode="r+")
     statuses = store.statuses()
     arrays = [
-        {name: store.read(name, store._where(name, p)) for name in store.manifest["outputs"]}
+        {name: store.read(name, store._where(name, p)) for name in store.manifest.outputs}
         for p in range(store.partitions)
     ]
 
