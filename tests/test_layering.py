@@ -20,8 +20,8 @@ PACKAGES = {
 ALLOWED_IN_KERNELS = {"torch", "triton", "numba", "llvmlite", "numpy"}
 """What the lowest package may import beside the standard library and itself."""
 LAYERS = (
-    "version", "text", "errors", "records", "attributes", "support", "remote", "layers", "metrics", "data", "distort",
-    "models", "passes", "store", "sweeping", "analysis", "probing", "report", "demo",
+    "version", "text", "errors", "records", "identity", "attributes", "support", "remote", "layers", "metrics",
+    "data", "distort", "models", "passes", "store", "sweeping", "analysis", "probing", "report", "demo",
 )  # fmt: skip
 """The layers of `actstats`, from the lowest up: each may import itself and those before it."""
 FILES = {

@@ -19,7 +19,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,8 @@ from PIL import Image
 
 from actstats.data.jpeg import size_of
 from actstats.errors import ActstatsError, nearest
+from actstats.identity import PreprocessingRecord
+from actstats.records import InvalidError, parse
 from actstats.support import random_images
 
 if TYPE_CHECKING:
@@ -84,22 +86,18 @@ class Preprocessing:
         return cls(resize=resize, crop=size)
 
     @classmethod
-    def from_dict(cls, record: Mapping[str, Any]) -> Self:
+    def from_dict(cls, record: Mapping[str, object]) -> Self:
         """Rebuild the preprocessing that `to_dict` recorded.
 
-        Raises `ActstatsError` if the record has other fields or invalid values.
+        Raises:
+            ActstatsError: the record has other fields or invalid values.
         """
-        names = {field.name for field in dataclasses.fields(cls)}
-        if set(record) != names:
-            odd = ", ".join(sorted(set(record) ^ names))
-            raise ActstatsError(f"the record is not a preprocessing of this version: check its fields {odd}")
         try:
-            mean, std = (tuple(float(value) for value in record[name]) for name in ("mean", "std"))
-            return cls(**{**record, "mean": mean, "std": std})
-        except (TypeError, ValueError) as error:
-            raise ActstatsError(f"the record of the preprocessing has a wrong type: {error}") from None
+            return cls(**vars(parse(PreprocessingRecord, dict(record))))
+        except InvalidError as error:
+            raise ActstatsError(f"the record is not a preprocessing of this version: {error}") from None
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, int | str | list[float] | None]:
         """Return a JSON-serialisable record, from which `from_dict` rebuilds an equal object."""
         return {**dataclasses.asdict(self), "mean": list(self.mean), "std": list(self.std)}
 

@@ -30,7 +30,8 @@ from torch import Tensor
 from actstats.data.image import ImageError
 from actstats.data.preprocessing import LARGEST, Preprocessing
 from actstats.errors import ActstatsError, nearest, reason_of
-from actstats.records import load
+from actstats.identity import FunctionRecord, PreprocessingRecord
+from actstats.records import load, shortened
 from actstats.support import named_object, random_images
 
 FORMS: Final = (
@@ -42,7 +43,6 @@ NEEDED: Final = f"a network of your own needs `preprocessing=` for images: {FORM
 """Error for a network whose preprocessing is not known."""
 _ADDRESS: Final = re.compile(r" at 0x[0-9a-fA-F]+")
 _REFERENCE: Final = re.compile(r"[\w.]{1,200}:[\w.]{1,200}")
-_FIELDS: Final = {"function", "shape", "dtype", "first"}
 _MOST_CHANNELS: Final = 4096
 
 
@@ -92,28 +92,24 @@ class Transform:
         return cls(function, name, (channels, height, width), str(made.dtype), first, span)
 
     @classmethod
-    def from_dict(cls, record: Mapping[str, Any]) -> Self:
+    def of_record(cls, record: FunctionRecord) -> Self:
         """Return the preprocessing that `to_dict` recorded, without the function, which is not stored.
 
         Raises:
-            ActstatsError: the record is invalid.
+            ActstatsError: no input has this shape or dtype.
         """
-        if set(record) != _FIELDS:
-            odd = ", ".join(sorted(set(record) ^ _FIELDS))
-            raise ActstatsError(f"the record is not a preprocessing of this version: check its fields {odd}")
-        shape, dtype, name = record["shape"], record["dtype"], record["function"]
-        sizes = isinstance(shape, list) and len(shape) == 3 and all(type(n) is int and n > 0 for n in shape)
-        if not sizes or shape[0] > _MOST_CHANNELS or max(shape[1:]) > LARGEST or dtype not in _DTYPES:
+        channels, *sides = record.shape
+        if channels > _MOST_CHANNELS or max(sides) > LARGEST or record.dtype not in _DTYPES:
             raise ActstatsError(
-                f"the store has an invalid preprocessing: {str(shape)[:40]} {str(dtype)[:20]}"
+                f"the store has an invalid preprocessing: {list(record.shape)} {shortened(record.dtype)}"
             )
 
         def missing(_: object) -> Any:
             raise ActstatsError(
-                f"the images were preprocessed by a function, {str(name)[:80]!r}, which is not in the store"
+                f"the images were preprocessed by a function, {record.function[:80]!r}, which is not in the store"
             )
 
-        return cls(missing, str(name), (shape[0], shape[1], shape[2]), dtype, str(record["first"]))
+        return cls(missing, record.function, record.shape, record.dtype, record.first)
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-serialisable record of this preprocessing."""
@@ -165,13 +161,15 @@ class Transform:
         return (low + (high - low) * random_images(images, self.shape)).to(device, _DTYPES[self.dtype])
 
 
-def preprocessing_from(record: Mapping[str, Any]) -> Preprocessing | Transform:
+def preprocessing_from(record: PreprocessingRecord | FunctionRecord) -> Preprocessing | Transform:
     """Return the preprocessing that a manifest records.
 
     Raises:
-        ActstatsError: the record is not one of this version.
+        ActstatsError: its values are out of bounds.
     """
-    return Transform.from_dict(record) if "function" in record else Preprocessing.from_dict(record)
+    return (
+        Transform.of_record(record) if isinstance(record, FunctionRecord) else Preprocessing(**vars(record))
+    )
 
 
 def choose_preprocessing(

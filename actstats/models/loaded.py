@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import nn
@@ -11,6 +11,7 @@ from torch import nn
 from actstats.data.preprocessing import Preprocessing
 from actstats.data.transform import NEEDED, Transform
 from actstats.errors import ActstatsError
+from actstats.identity import Identity
 from actstats.models.checkpoints import state_sha256
 
 
@@ -27,7 +28,7 @@ class Loaded:
 
     model: nn.Module
     own_preprocessing: Preprocessing | Transform | None
-    identity: dict[str, Any]
+    identity: Identity
 
     @classmethod
     def of(cls, model: object, preprocessing: Preprocessing | Transform | None = None) -> Self:

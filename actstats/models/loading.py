@@ -8,26 +8,39 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from torch import nn
 
+from actstats.attributes import entries_of
 from actstats.data.preprocessing import Preprocessing
-from actstats.data.transform import Transform
+from actstats.data.transform import Transform, preprocessing_from
 from actstats.errors import ActstatsError
+from actstats.identity import Identity, NetworkRecord
 from actstats.models import torchvision_zoo as zoo
 from actstats.models.builders import Builder, Own, builder_of
 from actstats.models.checkpoints import Checkpoint, read_checkpoint, state_sha256, unwrap
 from actstats.models.loaded import Loaded
-from actstats.models.recorded import MOST_CLASSES, read_record
 from actstats.models.sources import Located, locate, relocate
+from actstats.records import InvalidError, parse, shortened
 
 _IDENTITY: Final = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 """Mean and standard deviation that leave an image unchanged."""
 _NAMED: Final = ("file:", "url:", "hf:")
 """Sources of weights that the maker of a store chooses freely."""
+MOST_CLASSES: Final = 100_000
+"""Largest number of classes accepted without a tensor that confirms it. ImageNet-21k has 21,843."""
+_LARGEST_IMAGE: Final = 2048
+"""Largest image side accepted for a vision transformer, whose position embedding grows with its square."""
+_ARCH: Final = re.compile(r"(timm/)?[\w.-]{1,200}|[\w.]{1,200}:[\w.]{1,200}", re.ASCII)
+_SOURCE: Final = re.compile(
+    r"none|factory|file:.+|torchvision:[\w.]+|timm:[\w.-]+|robust:[\w./-]+|demo:[rs]|url:https?://\S+|hf://\S+",
+    re.DOTALL,
+)
+_SHA256: Final = re.compile(r"[0-9a-f]{64}")
 
 
 def load_model(
@@ -74,7 +87,7 @@ def load_model(
 
 
 def load_from_manifest(
-    attrs: Mapping[str, Any],
+    attrs: Mapping[str, object],
     *,
     weights: str | Path | None = None,
     offline: bool = False,
@@ -103,7 +116,30 @@ def load_from_manifest(
             differ from those that were swept; a factory made the network and `arch` is not that factory; the weights
             come from a file or a URL, and neither `weights` nor `trust` is given.
     """
-    name, record, preprocessing = read_record(attrs)
+    entries = entries_of(attrs)
+    known = {
+        field.name: entries[field.name]
+        for field in dataclasses.fields(NetworkRecord)
+        if field.name in entries
+    }
+    try:
+        record = parse(NetworkRecord, known)
+    except InvalidError as error:
+        raise ActstatsError(f"the attributes are not those of a store: {error}") from None
+    return rebuild(record, weights=weights, offline=offline, arch=arch, trust=trust)
+
+
+def rebuild(
+    network: NetworkRecord,
+    *,
+    weights: str | Path | None = None,
+    offline: bool = False,
+    arch: str | None = None,
+    trust: bool = False,
+) -> tuple[nn.Module, Preprocessing | Transform]:
+    """Rebuild a network from its record; see `load_from_manifest`."""
+    name, record = network.arch, network.weights
+    arguments = _arguments_in(network)
     if arch is not None and arch != name:
         raise ActstatsError(f"the network that was swept is {name}, not {arch}")
     if ":" in name and arch is None and not trust:
@@ -111,24 +147,61 @@ def load_from_manifest(
             f"the network comes from {name}, which is not called without permission; for a store of your own, "
             "pass `trust=True`"
         )
-    source, arguments = record["source"], record["builder"]
-    builder = builder_of(name)
-    if "seed" in record:
-        model = builder.build(arguments, record["seed"])
+    builder, preprocessing = builder_of(name), preprocessing_from(network.preprocessing)
+    if record.seed is not None:
+        model = builder.build(arguments, record.seed)
     else:
-        if weights is None and not trust and source.startswith(_NAMED):
+        if weights is None and not trust and record.source.startswith(_NAMED):
             raise ActstatsError(
-                f"the weights come from {source}, which is not opened without permission; for a store of your own, "
-                "pass `trust=True`"
+                f"the weights come from {record.source}, which is not opened without permission; for a store of your "
+                "own, pass `trust=True`"
             )
         located = relocate(builder, record, weights, offline=offline)
         checkpoint = _read(builder, located)
         model = builder.fill(arguments, checkpoint, published=located.published)
     if trust and isinstance(preprocessing, Transform):
         preprocessing = preprocessing.opened()
-    if state_sha256(model) != record["sha256"]:
-        raise ActstatsError(f"the weights of {name} ({source}) differ from the swept ones in their SHA-256")
+    if state_sha256(model) != record.sha256:
+        raise ActstatsError(
+            f"the weights of {name} ({record.source}) differ from the swept ones in their SHA-256"
+        )
     return model, preprocessing
+
+
+def _arguments_in(network: NetworkRecord) -> Mapping[str, int | bool]:
+    """Return the arguments of the builder in a record, which a stranger may have written.
+
+    Raises:
+        ActstatsError: the network was a module of the caller, which has no recorded name, or the record names what
+            no record of a sweep does.
+    """
+    record, file = network.weights, network.weights.file_sha256
+    if record.builder is None:
+        raise ActstatsError(
+            f"the network was passed as a {network.arch[:80]!r} object, which cannot be rebuilt by name"
+        )
+    needed = {"none": "seed", "factory": "seed", "file": "resolved"}.get(
+        record.source.partition(":")[0], "file_sha256"
+    )
+    for entry, value, valid in (
+        ("arch", network.arch, _ARCH.fullmatch(network.arch)),
+        ("weights.source", record.source, _SOURCE.fullmatch(record.source)),
+        ("weights.sha256", record.sha256, _SHA256.fullmatch(record.sha256)),
+        ("weights.file_sha256", file, file is None or _SHA256.fullmatch(file)),
+        (f"weights.{needed}", getattr(record, needed), getattr(record, needed) is not None),
+        *((f"weights.builder.{name}", value, _fits(name, value)) for name, value in record.builder.items()),
+    ):
+        if not valid:
+            raise ActstatsError(f"the store has an invalid {entry}: {shortened(value)}")
+    return record.builder
+
+
+def _fits(argument: str, value: int | bool) -> bool:
+    """Whether a builder may be called with this argument: sizes cost memory before any tensor confirms them."""
+    if argument in ("aux_logits", "init_weights", "transform_input"):
+        return isinstance(value, bool)
+    most = {"num_classes": MOST_CLASSES, "image_size": _LARGEST_IMAGE}.get(argument, 0)
+    return not isinstance(value, bool) and 1 <= value <= most
 
 
 def _drawn(builder: Builder, seed: int) -> Loaded:
@@ -156,11 +229,10 @@ def _from_file(builder: Builder, located: Located) -> Loaded:
         record["prefix"] = checkpoint.prefix
     if checkpoint.foreign:
         record["foreign"] = list(checkpoint.foreign)
-    classes = checkpoint.note("classes")
     loaded = _identified(builder, model, preprocessing, arguments, record)
-    return (
-        dataclasses.replace(loaded, identity={**loaded.identity, "classes": classes}) if classes else loaded
-    )
+    if classes := checkpoint.note("classes"):
+        loaded.identity["classes"] = classes
+    return loaded
 
 
 def _read(builder: Builder, located: Located) -> Checkpoint:
@@ -228,6 +300,7 @@ def _identified(
 ) -> Loaded:
     weights = {**record, "builder": dict(arguments), "sha256": state_sha256(model)}
     layer = zoo.class_layer(model)
-    classes = arguments.get("num_classes") or (layer and layer[1])
-    counted = {"num_classes": classes} if classes else {}
-    return Loaded(model, preprocessing, {"arch": builder.arch, **counted, "weights": weights})
+    identity: Identity = {"arch": builder.arch}
+    if classes := arguments.get("num_classes") or (layer and layer[1]):
+        identity["num_classes"] = classes
+    return Loaded(model, preprocessing, {**identity, "weights": weights})

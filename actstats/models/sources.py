@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any, Final
 
 from actstats.data.preprocessing import Preprocessing
 from actstats.errors import ActstatsError
+from actstats.identity import WeightsRecord
 from actstats.models import robust
 from actstats.models import torchvision_zoo as zoo
 from actstats.models.builders import Builder
@@ -87,16 +87,13 @@ def _published(builder: Builder, name: str, *, offline: bool) -> Located:
     )
 
 
-def relocate(
-    builder: Builder, record: Mapping[str, Any], moved: str | Path | None, *, offline: bool
-) -> Located:
+def relocate(builder: Builder, record: WeightsRecord, moved: str | Path | None, *, offline: bool) -> Located:
     """Return the file that a manifest's record refers to; `moved` is its new path, if it was moved.
 
     Raises `ActstatsError` if it is no longer available.
     """
-    source = record["source"]
-    place = Within(record.get("part"), record.get("prefix"))
-    kind, _, name = source.partition(":")
+    place = Within(record.part, record.prefix)
+    kind, _, name = record.source.partition(":")
     if moved is not None:
         spec, given = _split(str(moved))
         same = given.part is None and given.prefix is None
@@ -108,10 +105,10 @@ def relocate(
     if kind == "demo":
         return _demo(builder.arch, name)
     if kind == "url":
-        return _remote(name, dataclasses.replace(place, sha256=record["file_sha256"]), offline=offline)
+        return _remote(name, dataclasses.replace(place, sha256=record.file_sha256), offline=offline)
     if kind == "hf":
-        return _remote(source, place, offline=offline)
-    return _local(Path(record["resolved"]), place)
+        return _remote(record.source, place, offline=offline)
+    return _local(Path(record.resolved or ""), place)
 
 
 def _robust(row: robust.RobustCheckpoint, *, offline: bool) -> Located:

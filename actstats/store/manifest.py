@@ -22,6 +22,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 
 from actstats.errors import ActstatsError, nearest
+from actstats.identity import NetworkRecord
 from actstats.records import (
     Count,
     Form,
@@ -132,59 +133,6 @@ class Unit:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WeightsRecord:
-    """Where the weights came from; `actstats.models.recorded` checks them further before it rebuilds a network."""
-
-    source: Text
-    sha256: Text
-    seed: Whole | None = None
-    builder: Mapping[str, Whole | bool] | None = None
-    file_sha256: Text | None = None
-    part: Text | None = None
-    prefix: Text | None = None
-    foreign: Texts = ()
-    path: Place | None = None
-    resolved: Place | None = None
-    threat_model: Text | None = None
-    epsilon: Number | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class PreprocessingRecord:
-    """The fields of `actstats.data.Preprocessing`."""
-
-    resize: Count | None
-    crop: Count
-    interpolation: Text
-    mean: tuple[Number, Number, Number]
-    std: tuple[Number, Number, Number]
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Shape [C, H, W] of the network's input."""
-        return 3, self.crop, self.crop
-
-    def __str__(self) -> str:
-        resize = "no resize" if self.resize is None else f"resize {self.resize}"
-        mean, std = (" ".join(f"{value:.6g}" for value in values) for values in (self.mean, self.std))
-        return f"{resize}, crop {self.crop}, {self.interpolation}, mean {mean}, std {std}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class FunctionRecord:
-    """A function of the caller that prepares images; the fields of `actstats.data.transform.Transform`."""
-
-    function: Annotated[str, Form(r"[^\ud800-\udfff]*", "text", 1_000_000)]
-    shape: tuple[Count, Count, Count]
-    dtype: Text
-    first: Text
-
-    def __str__(self) -> str:
-        source = "the data as they are" if self.function == "none" else f"by {self.function}"
-        return f"{' x '.join(map(str, self.shape))} {self.dtype}, {source}"
-
-
-@dataclass(frozen=True, kw_only=True)
 class DataRecord:
     """The images: where they were, how many, and a fingerprint of their names and sizes."""
 
@@ -214,7 +162,7 @@ class RequestRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Manifest:
+class Manifest(NetworkRecord):
     """The record of a sweep, checked: every field has its type and is within bounds.
 
     `docs/store.md` says what each entry means. Entries that this version does not know are refused, since they may
@@ -222,9 +170,6 @@ class Manifest:
     """
 
     format: Literal[1, 2] = field(metadata={"key": "actstats"})
-    arch: Name
-    weights: WeightsRecord
-    preprocessing: PreprocessingRecord | FunctionRecord
     layers: Annotated[tuple[LayerRecord, ...], Longest(100_000)]
     selectors: Texts
     metrics: Texts

@@ -8,16 +8,17 @@ sweep.top("conv1/3")[0].path
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from actstats.data.opening import REOPENED, open_source
 from actstats.data.preprocessing import Preprocessing
 from actstats.data.source import UNNAMED
 from actstats.errors import ActstatsError, nearest
-from actstats.store.manifest import Manifest, PreprocessingRecord, Unit, UnitAxis
+from actstats.identity import Identity, PreprocessingRecord
+from actstats.store.manifest import Manifest, Unit, UnitAxis
 from actstats.store.store import Store
 from actstats.support import URL, on_this_machine
 
@@ -54,10 +55,10 @@ class Recorded:
         """The preprocessing that turns an image into the network's input."""
         record = self.manifest.preprocessing
         if isinstance(record, PreprocessingRecord):
-            return Preprocessing.from_dict(asdict(record))
+            return Preprocessing(**vars(record))
         from actstats.data.transform import Transform  # imports torch, which reading a store does not need
 
-        return Transform.from_dict(self.manifest.json["preprocessing"])
+        return Transform.of_record(record)
 
     @cached_property
     def chain(self) -> Chain:
@@ -80,14 +81,14 @@ class Recorded:
             ActstatsError: the weights are unavailable or have changed, or the network was passed as a module.
         """
         if self._loaded is None:
-            from actstats.models import Loaded, load_from_manifest
+            from actstats.models import Loaded, rebuild
 
-            entries = self.manifest.json
-            model, preprocessing = load_from_manifest(
-                entries, weights=weights, offline=offline, arch=arch, trust=self._trust
+            model, preprocessing = rebuild(
+                self.manifest, weights=weights, offline=offline, arch=arch, trust=self._trust
             )
-            identity = {name: entries[name] for name in _IDENTITY if name in entries}
-            self._loaded = Loaded(model, preprocessing, identity)
+            entries = self.manifest.json
+            identity = {name: entries[name] for name in Identity.__annotations__ if name in entries}
+            self._loaded = Loaded(model, preprocessing, cast(Identity, identity))
         return self._loaded
 
     def images(self, data: object = None) -> Source:
@@ -161,9 +162,6 @@ class Recorded:
                     f"layer {layer.name} has {layer.units} units, but the store has {place.stop - place.start}"
                 )
         return layers, [axis[layer.name] for layer in layers]
-
-
-_IDENTITY = ("arch", "num_classes", "weights", "classes")
 
 
 @dataclass(frozen=True)
