@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,7 +58,7 @@ def save_contact_sheet(
     unit: str,
     file: str | Path,
     *,
-    data: Any = None,
+    data: object = None,
     maps: bool = False,
     arch: str | None = None,
     hits: Sequence[TopImage] | None = None,

@@ -239,7 +239,7 @@ def layer_parts(
         yield f"layer-{index}", pack(content, arrays)
 
 
-def top_maps(sweep: Sweep, side: Side, data: Any, passes: Passes) -> dict[str, NDArray[np.uint8]]:
+def top_maps(sweep: Sweep, side: Side, data: object, passes: Passes) -> dict[str, NDArray[np.uint8]]:
     """Return the activation maps of all units on their top images, by layer, u1 [unit, rank, height, width].
 
     255 is the unit's greatest activation in these images, 0 is no activation. Layers with one position have no map.

@@ -200,7 +200,7 @@ class Manifest(NetworkRecord):
     request: RequestRecord | None = None
     digests: Mapping[str, Digest] | None = None
     checksum: Text | None = None
-    json: Mapping[str, Any] = field(init=False, repr=False, compare=False)
+    json: dict[str, Any] = field(init=False, repr=False, compare=False)
     """The entries as they are stored."""
 
     def __post_init__(self) -> None:

@@ -64,7 +64,7 @@ class SweepPlan(Recorded):
 
     def __init__(
         self,
-        manifest: Mapping[str, Any],
+        manifest: Mapping[str, object],
         store: str | Path,
         *,
         loaded: Loaded | None = None,

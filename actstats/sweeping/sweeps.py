@@ -103,7 +103,7 @@ def plan_on(
     """Return the `plan` for the device `target`, recording that `device` was requested."""
     planned = plan(model, images, store, device=target, **options)
     if planned.manifest.request is not None:
-        requested = {**planned.manifest.json["request"], "device": device}
+        requested = {**asdict(planned.manifest.request), "device": device}
         planned.manifest = manifests.Manifest.from_json({**planned.manifest.json, "request": requested})
     return planned
 
