@@ -17,6 +17,7 @@ from actstats.analysis.coverage import usable, values_of
 from actstats.errors import ActstatsError
 from actstats.store.dataset import images_of, require_manifest
 from actstats.store.manifest import UnitAxis
+from actstats.store.merging import hold, on_cluster
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.int64]
@@ -85,11 +86,13 @@ class Aligned:
 def align(stores: Sequence[xr.Dataset], analysis: str, variable: str, least: int) -> Aligned:
     """Align stores of the same images. Reads each store once, or twice if some values are not finite.
 
+    The values are then in memory if they are few (`hold`), and else read again by `blocks`.
+
     Raises:
         ActstatsError: the stores contain different images or a different order, lack `variable`, or share fewer than
             `least` images with values. The message calls the analysis `analysis`.
     """
-    stores = pair_images(stores, analysis)
+    stores = hold(pair_images(stores, analysis), [variable])
     images = [images_of(store, (), analysis) for store in stores]
     pending = np.any([one.pending for one in images], axis=0)
     read = np.all([one.read for one in images], axis=0)
@@ -157,11 +160,9 @@ def within(place: slice, whole: slice) -> slice:
 
 def spread(function: Callable[[Job], Found], jobs: Sequence[Job]) -> list[Found]:
     """Run a function for each job, on the current dask cluster or else sequentially, each on all cores."""
-    dask: Any = import_module("dask")
-    client = getattr(dask.base.get_scheduler(), "__self__", None)
-    if not type(client).__module__.startswith("distributed"):
+    if not on_cluster():
         return [function(job) for job in jobs]
-
+    dask: Any = import_module("dask")
     tasks = [dask.delayed(function, pure=False, traverse=False)(job) for job in jobs]
     return list(dask.compute(*tasks))
 

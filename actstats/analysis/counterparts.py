@@ -80,8 +80,8 @@ def match(
     thresholded.
 
     Memory is bounded: blocks of images, up to 4,096 images for the tests, and the correlations of 2,048 units at a
-    time (or of one layer) with their candidates. Each store is read twice, with `across` about once for every 2,048
-    units of the other one.
+    time (or of one layer) with their candidates. Each store is read once if the values of both take up to 256 MiB,
+    and else twice, with `across` about once for every 2,048 units of the other one.
 
     Args:
         first: the store whose units are matched, as `open_dataset` gives it.

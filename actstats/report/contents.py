@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from actstats.probing.forward import Passes
 
 _TOP: Final = ("top_value", "top_image", "top_position")
+SHOWN: Final = (*_TOP, "mean", "power_spectrum", "histogram")
+"""Variables that `read_side` reads, as do the measures of the findings."""
 _TOGETHER: Final = 4
 """Number of histogram bins shown as one bin, half an octave wide."""
 _CLASSES: Final = 10

@@ -31,6 +31,7 @@ from actstats.report.networks import rebuild
 from actstats.report.pairing import BY_MATCH, Pairing, pair_units
 from actstats.report.verdicts import Comparison, compare_groups, compare_layers, compare_pairs
 from actstats.store.manifest import Manifest
+from actstats.store.merging import hold
 from actstats.store.sweep import Sweep, open_sweep
 from actstats.support import URL, html_facts
 
@@ -166,7 +167,7 @@ def compare(
         raise ActstatsError(f"give a noisy sweep for each of the {len(stores)} stores, not {len(noisy)}")
     sweeps = [store if isinstance(store, Sweep) else open_sweep(store, trust=trust) for store in stores]
     called = _names([sweep.path for sweep in sweeps], names)
-    datasets = [sweep.dataset for sweep in sweeps]
+    datasets = hold([sweep.dataset for sweep in sweeps], ["mean"])  # for `selectivity` and `match`
     for further in datasets[1:]:
         require_same_units(datasets[0], further)
     if of_robust:

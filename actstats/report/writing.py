@@ -32,6 +32,7 @@ from actstats.data import Source
 from actstats.errors import ActstatsError, listed
 from actstats.passes.images import OnProgress
 from actstats.report.contents import (
+    SHOWN,
     ClassTable,
     Side,
     class_names,
@@ -46,6 +47,7 @@ from actstats.report.networks import swept_fields
 from actstats.report.pictures import Collection
 from actstats.report.verdicts import rule
 from actstats.store.manifest import Manifest, versions
+from actstats.store.merging import hold
 from actstats.store.sweep import Sweep, open_sweep
 
 LARGEST_PAGE: Final = 32_000_000
@@ -127,7 +129,10 @@ def write_report(
     if math.isnan(largest_page) or largest_page < 0:
         raise ActstatsError(f"the largest page must be a size of 0 or more, not {largest_page}")
     sweeps, others = ([open_sweep(store, trust=trust) for store in group] for group in (stores, against))
-    _require_same_sizes([sweep.manifest for sweep in (*sweeps, *others)])
+    opened = [*sweeps, *others]
+    _require_same_sizes([sweep.manifest for sweep in opened])
+    for sweep, held in zip(opened, hold([sweep.dataset for sweep in opened], SHOWN), strict=True):
+        sweep.dataset = held
     compared = compare(
         sweeps, against=others, names=names, noisy=noisy, pair=pair, matches=matches, trust=trust
     )

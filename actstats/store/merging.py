@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any, Final
 
 import numpy as np
 import xarray as xr
@@ -12,6 +14,8 @@ from actstats.errors import ActstatsError
 from actstats.store.dataset import images_of, plain, require_whole
 
 _RANKED = ("top_value", "top_image", "top_position")
+HELD: Final = 1 << 28
+"""Most bytes that `hold` keeps in memory."""
 
 
 def merge(dataset: xr.Dataset) -> xr.Dataset:
@@ -46,6 +50,37 @@ def merge(dataset: xr.Dataset) -> xr.Dataset:
         # A partition whose sweep was killed while writing it may hold some of its data.
         kept = kept.isel(partition=np.flatnonzero(done))
     return reduce_partitions(kept, count)
+
+
+def hold(datasets: Sequence[xr.Dataset], names: Sequence[str]) -> list[xr.Dataset]:
+    """Return datasets with the variables `names` in memory, merged over partitions, for analyses that share them.
+
+    Then each is read once. Variables that a dataset lacks are ignored. Nothing changes if they take more than `HELD`
+    bytes, on a dask cluster, whose workers would be sent the values, or for a dataset without a complete partition.
+    """
+    try:
+        merged = [merge(dataset[[name for name in names if name in dataset]]) for dataset in datasets]
+    except ActstatsError:
+        return list(datasets)
+    if on_cluster() or sum(variable.nbytes for one in merged for variable in one.values()) > HELD:
+        return list(datasets)
+    return [
+        dataset.assign({name: _in_memory(values.variable) for name, values in lazy.items()})
+        for dataset, lazy in zip(datasets, merged, strict=True)
+    ]
+
+
+def _in_memory(variable: xr.Variable) -> xr.Variable:
+    """Return a variable in memory, in the chunks that it has, on which the last digits of sums over images depend."""
+    loaded = variable.compute()
+    return loaded.chunk(variable.chunksizes) if variable.chunks else loaded
+
+
+def on_cluster() -> bool:
+    """Whether dask computes on a cluster (`dask.distributed`) at the moment."""
+    base: Any = import_module("dask.base")
+    client = getattr(base.get_scheduler(), "__self__", None)
+    return type(client).__module__.startswith("distributed")
 
 
 def reduce_partitions(dataset: xr.Dataset, count: int | None = None) -> xr.Dataset:
