@@ -14,10 +14,10 @@ or elsewhere. `sweep_together` runs several plans in one pass. `repair` restores
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from actstats.errors import ActstatsError
+from actstats.support import lazy_exports
 from actstats.version import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -60,37 +60,32 @@ __all__ = [
     "sweep_together",
 ]
 
-# Importing torch takes seconds, so names are imported on first use.
-_HOMES = {
-    "Execution": "sweeping.settings",
-    "Loaded": "models",
-    "Metric": "metrics",
-    "Output": "metrics",
-    "Preprocessing": "data.preprocessing",
-    "Settings": "sweeping.settings",
-    "Summary": "sweeping.progress",
-    "Sweep": "store.sweep",
-    "SweepPlan": "sweeping.planning",
-    "load_from_manifest": "models",
-    "load_model": "models",
-    "merge": "store.merging",
-    "open_dataset": "store.dataset",
-    "open_source": "data",
-    "open_sweep": "store.sweep",
-    "plan": "sweeping.planning",
-    "repair": "sweeping.repairing",
-    "select_layers": "layers",
-    "sweep": "sweeping.sweeps",
-    "sweep_together": "sweeping.together",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'actstats' has no attribute {name!r}")
-    value = getattr(import_module(f"actstats.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
+# Importing torch takes seconds.
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "Execution": "sweeping.settings",
+        "Loaded": "models",
+        "Metric": "metrics",
+        "Output": "metrics",
+        "Preprocessing": "data.preprocessing",
+        "Settings": "sweeping.settings",
+        "Summary": "sweeping.progress",
+        "Sweep": "store.sweep",
+        "SweepPlan": "sweeping.planning",
+        "load_from_manifest": "models",
+        "load_model": "models",
+        "merge": "store.merging",
+        "open_dataset": "store.dataset",
+        "open_source": "data",
+        "open_sweep": "store.sweep",
+        "plan": "sweeping.planning",
+        "repair": "sweeping.repairing",
+        "select_layers": "layers",
+        "sweep": "sweeping.sweeps",
+        "sweep_together": "sweeping.together",
+    },
+)
 
 
 def __dir__() -> list[str]:

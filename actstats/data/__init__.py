@@ -10,11 +10,11 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from actstats.data.image import MISSING, OK, PENDING, REFUSED, UNREADABLE, ImageError
 from actstats.data.source import NO_LABEL, Source
+from actstats.support import lazy_exports
 
 if TYPE_CHECKING:
     from actstats.data.loader import Batch, batches
@@ -35,10 +35,4 @@ __all__ = [
 ]
 
 # The loader imports torch, which is not needed to list images.
-_HOMES = {"Batch": "loader", "batches": "loader", "open_source": "opening"}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'actstats.data' has no attribute {name!r}")
-    return getattr(import_module(f"actstats.data.{_HOMES[name]}"), name)
+__getattr__ = lazy_exports(__name__, {"Batch": "loader", "batches": "loader", "open_source": "opening"})

@@ -8,8 +8,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from actstats.support import lazy_exports
 
 if TYPE_CHECKING:
     from actstats.report.findings import Compared, Finding, compare, finding
@@ -17,25 +18,20 @@ if TYPE_CHECKING:
 
 __all__ = ["Compared", "Embedded", "Finding", "Report", "compare", "finding", "show", "write_report"]
 
-# Imported on first use: the contact sheet is in this package too and must not wait for torch and pandas.
-_HOMES = {
-    "Compared": "findings",
-    "Embedded": "writing",
-    "Finding": "findings",
-    "Report": "writing",
-    "compare": "findings",
-    "finding": "findings",
-    "show": "writing",
-    "write_report": "writing",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'actstats.report' has no attribute {name!r}")
-    value = getattr(import_module(f"actstats.report.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
+# The contact sheet is in this package too and must not wait for torch and pandas.
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "Compared": "findings",
+        "Embedded": "writing",
+        "Finding": "findings",
+        "Report": "writing",
+        "compare": "findings",
+        "finding": "findings",
+        "show": "writing",
+        "write_report": "writing",
+    },
+)
 
 
 def __dir__() -> list[str]:

@@ -49,6 +49,7 @@ from actstats.report.verdicts import rule
 from actstats.store.manifest import Manifest, versions
 from actstats.store.merging import hold
 from actstats.store.sweep import Sweep, open_sweep
+from actstats.support import replace_file
 
 LARGEST_PAGE: Final = 32_000_000
 """Size in bytes up to which a report is one file."""
@@ -174,14 +175,19 @@ def write_report(
         return overview_part(title, compared, sides, classes.names, fields, pictures, kept)
 
     large = sum(map(len, layers.values())) + pictures.at_hand * _THUMBNAIL > largest_page
-    write = _write_with_folder if large else _write_single
+    folder = page.with_name(f"{page.stem}_files") if large else None
+    size, parts = 0, {}
     try:
         page.parent.mkdir(parents=True, exist_ok=True)
-        size = write(page, context, layers, pictures.thumbnails(), overview)
+        if folder:
+            size = _write_folder(folder, layers, pictures.thumbnails(), overview)
+        else:
+            parts = _embedded(layers, pictures.thumbnails(), overview)
+        html = _html(context, parts, quote(folder.name) if folder else "").encode()
+        replace_file(page, html)
     except OSError as error:
         raise ActstatsError(f"cannot write the report {page}: {error.strerror or error}") from error
-    folder = _folder_of(page) if large else None
-    return Report(page, folder, size, compared.names, compared.findings, notes, compared.columns)
+    return Report(page, folder, size + len(html), compared.names, compared.findings, notes, compared.columns)
 
 
 @dataclass(frozen=True)
@@ -315,35 +321,25 @@ def _facts(manifest: Manifest) -> list[tuple[str, str]]:
     ]
 
 
-def _write_single(
-    page: Path,
-    context: Mapping[str, Any],
-    layers: Mapping[str, str],
-    thumbnails: Iterable[bytes | None],
-    overview: Overview,
-) -> int:
-    """Write the report as one file; return its size in bytes."""
+def _embedded(
+    layers: Mapping[str, str], thumbnails: Iterable[bytes | None], overview: Overview
+) -> dict[str, str]:
+    """Return the parts of a report in one file."""
     images = list(thumbnails)
     ends = np.cumsum([len(image or b"") for image in images], dtype=np.int32)
     data = np.frombuffer(b"".join(image or b"" for image in images), dtype=np.uint8)
     pictures = pack({}, {"ends": ends, "bytes": data})
-    parts = {"overview": overview([image is not None for image in images]), **layers, "pictures": pictures}
-    return _write(page, _html(context, parts, "").encode())
+    return {"overview": overview([image is not None for image in images]), **layers, "pictures": pictures}
 
 
-def _write_with_folder(
-    page: Path,
-    context: Mapping[str, Any],
-    layers: Mapping[str, str],
-    thumbnails: Iterable[bytes | None],
-    overview: Overview,
+def _write_folder(
+    folder: Path, layers: Mapping[str, str], thumbnails: Iterable[bytes | None], overview: Overview
 ) -> int:
-    """Write the report as a page and a folder beside it; return the size of all files in bytes.
+    """Write the folder that a report loads from; return the size of its files in bytes.
 
     Raises:
         ActstatsError: something other than a report's folder is in its place.
     """
-    folder = _folder_of(page)
     if folder.exists() and not (folder / "overview.js").is_file():
         raise ActstatsError(
             f"{folder} exists and is not a report's folder; remove it, or write the report elsewhere"
@@ -365,12 +361,7 @@ def _write_with_folder(
         making.rename(folder)
     finally:
         shutil.rmtree(making, ignore_errors=True)
-    return size + _write(page, _html(context, {}, quote(folder.name)).encode())
-
-
-def _folder_of(page: Path) -> Path:
-    """Return the folder beside a page that it loads from: `report_files` for `report.html`."""
-    return page.with_name(f"{page.stem}_files")
+    return size
 
 
 def _html(context: Mapping[str, Any], parts: Mapping[str, str], folder: str) -> str:
@@ -434,14 +425,3 @@ def _policy(style: str, script: str, folder: bool) -> str:
 
 def _hash(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-
-
-def _write(path: Path, data: bytes) -> int:
-    """Write a file atomically, under a temporary name that is then renamed; return its size."""
-    making = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        making.write_bytes(data)
-        making.replace(path)
-    finally:
-        making.unlink(missing_ok=True)
-    return len(data)
