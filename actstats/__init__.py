@@ -61,32 +61,23 @@ __all__ = [
 ]
 
 # Importing torch takes seconds.
-__getattr__ = lazy_exports(
+__getattr__, __dir__ = lazy_exports(
     __name__,
+    __all__,
     {
-        "Execution": "sweeping.settings",
-        "Loaded": "models",
-        "Metric": "metrics",
-        "Output": "metrics",
-        "Preprocessing": "data.preprocessing",
-        "Settings": "sweeping.settings",
-        "Summary": "sweeping.progress",
-        "Sweep": "store.sweep",
-        "SweepPlan": "sweeping.planning",
-        "load_from_manifest": "models",
-        "load_model": "models",
-        "merge": "store.merging",
-        "open_dataset": "store.dataset",
-        "open_source": "data",
-        "open_sweep": "store.sweep",
-        "plan": "sweeping.planning",
-        "repair": "sweeping.repairing",
-        "select_layers": "layers",
-        "sweep": "sweeping.sweeps",
-        "sweep_together": "sweeping.together",
+        "data": "open_source",
+        "data.preprocessing": "Preprocessing",
+        "layers": "select_layers",
+        "metrics": "Metric Output",
+        "models": "Loaded load_from_manifest load_model",
+        "store.dataset": "open_dataset",
+        "store.merging": "merge",
+        "store.sweep": "Sweep open_sweep",
+        "sweeping.planning": "SweepPlan plan",
+        "sweeping.progress": "Summary",
+        "sweeping.repairing": "repair",
+        "sweeping.settings": "Execution Settings",
+        "sweeping.sweeps": "sweep",
+        "sweeping.together": "sweep_together",
     },
 )
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)

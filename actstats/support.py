@@ -18,11 +18,17 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def lazy_exports(package: str, homes: Mapping[str, str]) -> Callable[[str], object]:
-    """Return the `__getattr__` of a package whose names are imported when they are first used.
+def lazy_exports(
+    package: str, exported: Sequence[str], modules: Mapping[str, str]
+) -> tuple[Callable[[str], object], Callable[[], list[str]]]:
+    """Return `__getattr__` and `__dir__` of a package whose names are imported when they are first used.
 
-    `homes` maps each name to the module of the package that defines it.
+    Args:
+        package: name of the package.
+        exported: its `__all__`.
+        modules: the names that each module of the package defines, separated by spaces.
     """
+    homes = {name: module for module, names in modules.items() for name in names.split()}
 
     def get(name: str) -> object:
         if name not in homes:
@@ -31,7 +37,7 @@ def lazy_exports(package: str, homes: Mapping[str, str]) -> Callable[[str], obje
         setattr(sys.modules[package], name, value)
         return value
 
-    return get
+    return get, lambda: sorted(exported)
 
 
 class URL(str):

@@ -35,4 +35,4 @@ __all__ = [
 ]
 
 # The loader imports torch, which is not needed to list images.
-__getattr__ = lazy_exports(__name__, {"Batch": "loader", "batches": "loader", "open_source": "opening"})
+__getattr__, __dir__ = lazy_exports(__name__, __all__, {"loader": "Batch batches", "opening": "open_source"})

@@ -19,20 +19,8 @@ if TYPE_CHECKING:
 __all__ = ["Compared", "Embedded", "Finding", "Report", "compare", "finding", "show", "write_report"]
 
 # The contact sheet is in this package too and must not wait for torch and pandas.
-__getattr__ = lazy_exports(
+__getattr__, __dir__ = lazy_exports(
     __name__,
-    {
-        "Compared": "findings",
-        "Embedded": "writing",
-        "Finding": "findings",
-        "Report": "writing",
-        "compare": "findings",
-        "finding": "findings",
-        "show": "writing",
-        "write_report": "writing",
-    },
+    __all__,
+    {"findings": "Compared Finding compare finding", "writing": "Embedded Report show write_report"},
 )
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)

@@ -14,4 +14,4 @@ if TYPE_CHECKING:
 __all__ = ["Schema", "Store", "compressors", "damage_in", "open_dataset", "place_of"]
 
 # `dataset` imports xarray and pandas, which sweeps do without.
-__getattr__ = lazy_exports(__name__, {"open_dataset": "dataset"})
+__getattr__, __dir__ = lazy_exports(__name__, __all__, {"dataset": "open_dataset"})
