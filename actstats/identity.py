@@ -75,7 +75,7 @@ class FunctionRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkRecord:
-    """A network and its preprocessing, checked: `actstats.models.rebuild` rebuilds it."""
+    """A network and its preprocessing, checked: `actstats.load_from_manifest` rebuilds it."""
 
     arch: Name
     weights: WeightsRecord

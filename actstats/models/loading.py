@@ -87,26 +87,26 @@ def load_model(
 
 
 def load_from_manifest(
-    attrs: Mapping[str, object],
+    manifest: NetworkRecord | Mapping[str, object],
     *,
     weights: str | Path | None = None,
     offline: bool = False,
     arch: str | None = None,
     trust: bool = False,
 ) -> tuple[nn.Module, Preprocessing | Transform]:
-    """Rebuild the network that was swept from the attributes of its store.
+    """Rebuild the network that was swept from the manifest of its store.
 
-    Nothing that the attributes name is imported or called. Of the weights, they may name random ones, those of the
+    Nothing that the manifest names is imported or called. Of the weights, it may name random ones, those of the
     demo and published ones (torchvision's, timm's and those of the registry of robust networks). For a factory pass
     `arch`, for weights from a file or a URL `weights`, or for a store of your own `trust`.
 
     Args:
-        attrs: attributes of the store, of which `arch`, `weights` and `preprocessing` are used.
+        manifest: the manifest (`Sweep.manifest`), or the attributes of the store, which hold it.
         weights: path of the weights file.
         offline: do not access the network.
         arch: the factory `package.module:factory`, if the network was made by one. It is imported and called only if
-            it is the one that the attributes name.
-        trust: use the factory, weights file or URL that the attributes name. Only for stores of your own.
+            it is the one that the manifest names.
+        trust: use the factory, weights file or URL that the manifest names. Only for stores of your own.
 
     Returns:
         The network in eval mode, and its preprocessing.
@@ -116,28 +116,7 @@ def load_from_manifest(
             differ from those that were swept; a factory made the network and `arch` is not that factory; the weights
             come from a file or a URL, and neither `weights` nor `trust` is given.
     """
-    entries = entries_of(attrs)
-    known = {
-        field.name: entries[field.name]
-        for field in dataclasses.fields(NetworkRecord)
-        if field.name in entries
-    }
-    try:
-        record = parse(NetworkRecord, known)
-    except InvalidError as error:
-        raise ActstatsError(f"the attributes are not those of a store: {error}") from None
-    return rebuild(record, weights=weights, offline=offline, arch=arch, trust=trust)
-
-
-def rebuild(
-    network: NetworkRecord,
-    *,
-    weights: str | Path | None = None,
-    offline: bool = False,
-    arch: str | None = None,
-    trust: bool = False,
-) -> tuple[nn.Module, Preprocessing | Transform]:
-    """Rebuild a network from its record; see `load_from_manifest`."""
+    network = manifest if isinstance(manifest, NetworkRecord) else _network_in(manifest)
     name, record = network.arch, network.weights
     arguments = _arguments_in(network)
     if arch is not None and arch != name:
@@ -166,6 +145,15 @@ def rebuild(
             f"the weights of {name} ({record.source}) differ from the swept ones in their SHA-256"
         )
     return model, preprocessing
+
+
+def _network_in(attributes: Mapping[str, object]) -> NetworkRecord:
+    entries = entries_of(attributes)
+    names = [field.name for field in dataclasses.fields(NetworkRecord)]
+    try:
+        return parse(NetworkRecord, {name: entries[name] for name in names if name in entries})
+    except InvalidError as error:
+        raise ActstatsError(f"the attributes are not those of a store: {error}") from None
 
 
 def _arguments_in(network: NetworkRecord) -> Mapping[str, int | bool]:

@@ -81,9 +81,9 @@ class Recorded:
             ActstatsError: the weights are unavailable or have changed, or the network was passed as a module.
         """
         if self._loaded is None:
-            from actstats.models import Loaded, rebuild
+            from actstats.models import Loaded, load_from_manifest
 
-            model, preprocessing = rebuild(
+            model, preprocessing = load_from_manifest(
                 self.manifest, weights=weights, offline=offline, arch=arch, trust=self._trust
             )
             entries = self.manifest.json
