@@ -16,6 +16,8 @@ from actstats.errors import ActstatsError
 WAYS: Final = ("match", "index")
 _KEPT: Final = ["counterpart", "best", "held_out", "stable", "reciprocal"]
 BY_INDEX: Final = "Units are paired by index, as requested: this pairs channel numbers, not functions."
+ALL_PAIRS: Final = 4
+"""Most stores of which every two are matched. Of more, each is matched with the first, in linear time."""
 BY_MATCH: Final = (
     "A unit's counterpart is the unit that correlates best with it over the images, if their correlation r on "
     f"held-out images is at least {LEAST} (or the threshold of the given matches) and significant (q at most {LEVEL} "
@@ -48,7 +50,7 @@ def pair_units(
     *,
     of_first: bool = False,
 ) -> Pairing:
-    """Pair the units of every two stores.
+    """Pair the units of every two stores, or match those of each with the first if there are more than `ALL_PAIRS`.
 
     Args:
         datasets: stores with the same units.
@@ -96,7 +98,9 @@ def pair_units(
                     )
         return Pairing("match", found, [])
     found, notes = {}, []
-    for a in numbers[:1] if of_first else numbers:
+    if many := len(datasets) > ALL_PAIRS and not of_first:
+        notes.append(f"Units are matched with those of {names[0]} only, as there are {len(datasets)} stores.")
+    for a in numbers[:1] if of_first or many else numbers:
         for b in numbers[a + 1 :]:
             try:
                 both = match_both(datasets[a], datasets[b])

@@ -125,6 +125,16 @@ def test_stores_of_other_images_are_compared_without_pairs(stores, tmp_path):
     assert content["pairing"] == ""
 
 
+def test_each_of_many_stores_is_matched_with_the_first_one(stores):
+    few, many = compare(stores), compare([*stores, *stores[1:]])
+    assert few.pairing.found.keys() == {(a, b) for a in range(3) for b in range(3) if a != b}
+    assert many.pairing.found.keys() == {pair for at in range(1, 5) for pair in ((0, at), (at, 0))}
+    assert many.notes[-1] == "Units are matched with those of s (1) only, as there are 5 stores."
+    for pair in ((0, 1), (1, 0), (0, 2)):
+        assert many.pairing.found[pair].identical(few.pairing.found[pair])
+    assert [line.values[1] for line in many.findings] == [line.values[1] for line in few.findings]
+
+
 def test_paired_statistics_are_those_of_counterparts(stores):
     s, r = (open_dataset(store) for store in stores[:2])
     one, other = (smoothness(found)[["total_variation", "roughness"]].compute() for found in (s, r))
