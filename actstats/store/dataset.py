@@ -153,10 +153,14 @@ def in_memory(variable: xr.Variable) -> xr.Variable:
 
 
 class _Names(BackendArray):
-    """Strings of an array of a store, which xarray reads when they are first used."""
+    """Strings of an array of a store along one axis, which xarray reads when they are first used.
+
+    Once read as a whole, they are kept for all copies of the dataset, which share no other cache.
+    """
 
     def __init__(self, array: zarr.Array[Any]) -> None:
         self.array = array
+        self._kept: NDArray[np.object_] | None = None
         self.shape = array.shape
         self.dtype = np.dtype(object)
 
@@ -166,7 +170,13 @@ class _Names(BackendArray):
         )
 
     def _read(self, key: Any) -> NDArray[np.object_]:
-        return np.asarray(self.array.oindex[key]).astype(object)
+        (along,) = key
+        if self._kept is None:
+            values = np.asarray(self.array.oindex[key]).astype(object)
+            if not isinstance(along, slice) or along.indices(*self.shape) != (0, *self.shape, 1):
+                return values
+            self._kept = values
+        return np.array(self._kept[along], dtype=object)
 
 
 def _names(array: zarr.Array[Any]) -> xr.Variable:

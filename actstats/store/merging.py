@@ -64,16 +64,11 @@ def hold(datasets: Sequence[xr.Dataset], names: Sequence[str]) -> list[xr.Datase
         return list(datasets)
     if on_cluster() or sum(variable.nbytes for one in merged for variable in one.values()) > HELD:
         return list(datasets)
+    # In the same chunks, on which the last digits of sums over images depend.
     return [
-        dataset.assign({name: _in_memory(values.variable) for name, values in lazy.items()})
+        dataset.assign(lazy.drop_vars(list(lazy.coords)).compute().chunk(lazy.chunksizes))
         for dataset, lazy in zip(datasets, merged, strict=True)
     ]
-
-
-def _in_memory(variable: xr.Variable) -> xr.Variable:
-    """Return a variable in memory, in the chunks that it has, on which the last digits of sums over images depend."""
-    loaded = variable.compute()
-    return loaded.chunk(variable.chunksizes) if variable.chunks else loaded
 
 
 def on_cluster() -> bool:

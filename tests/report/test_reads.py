@@ -8,9 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import xarray as xr
 from click.testing import CliRunner
 
 import actstats
+from actstats.analysis import class_means, quantiles, selectivity, spectrum
+from actstats.report.contents import SHOWN
+from actstats.store import merging
 from actstats.store.files import RegularFiles
 from actstats.store.place import Folder
 from actstats_cli.main import main
@@ -85,6 +89,31 @@ COMMANDS: dict[str, Callable[[list[Path], Path], object]] = {
 @pytest.mark.parametrize("command", COMMANDS)
 def test_each_store_is_opened_and_each_array_is_read_once(stores, tmp_path, reads, command):
     COMMANDS[command](stores, tmp_path)
-    print(command, dict(reads.opened), {k: round(v, 2) for k, v in reads.times(stores).items()})
     assert max(reads.opened.values()) == 1
     assert {name: times for name, times in reads.times(stores).items() if times > 1.2} == {}
+
+
+@pytest.mark.parametrize("stop_after", [None, 2])
+def test_analyses_of_variables_in_memory_are_the_same_to_the_last_digit(tmp_path, reads, stop_after):
+    maps = {"conv": np.random.default_rng(3).normal(size=(30, 7, 5, 5)).astype(np.float32)}
+    dataset = make_store(
+        tmp_path / "s.zarr",
+        maps,
+        np.arange(30) % 4,
+        partition_size=8,
+        unreadable=[1, 9],
+        stop_after=stop_after,
+    )
+    (held,) = merging.hold([dataset], [*SHOWN, "missing"])
+    before = dict(reads.bytes)
+    found = [analysis(held).compute() for analysis in (selectivity, spectrum, quantiles, class_means)]
+    assert reads.bytes == before
+    for analysis, there in zip((selectivity, spectrum, quantiles, class_means), found, strict=True):
+        xr.testing.assert_equal(analysis(dataset).compute(), there)
+
+
+def test_more_than_the_limit_stays_on_the_disk(stores, monkeypatch):
+    monkeypatch.setattr(merging, "HELD", 1000)
+    dataset = actstats.open_dataset(stores[0])
+    assert merging.hold([dataset, dataset], SHOWN) == [dataset, dataset]
+    assert all(dataset[name].chunks for name in SHOWN)
