@@ -232,8 +232,11 @@ def _either(kinds: tuple[Any, ...]) -> Check:
 
 
 def _keys(kind: Any) -> dict[str, dataclasses.Field[Any]]:
-    """Return the fields of a record by their names in JSON; those without `init` are no entries."""
-    entries = (field for field in dataclasses.fields(kind) if field.init)
+    """Return the fields of a record by their names in JSON, its own before inherited ones; those without `init` are
+    no entries.
+    """
+    entries = [field for field in dataclasses.fields(kind) if field.init]
+    entries.sort(key=lambda field: field.name not in kind.__annotations__)
     return {field.metadata.get("key", field.name): field for field in entries}
 
 

@@ -14,8 +14,8 @@ from actstats_cli import options
 from actstats_cli.printing import count, print_json, say, size, table
 
 if TYPE_CHECKING:
+    from actstats.identity import WeightsRecord
     from actstats.store.description import Description, Variable
-    from actstats.store.manifest import WeightsRecord
 
 SHOWN: Final = 10
 """Number of unreadable images that are listed."""
