@@ -377,6 +377,20 @@ def machine() -> dict[str, str]:
     return {"system": platform.platform(), "processor": platform.machine()}
 
 
+def other_version(planned: Mapping[str, str]) -> tuple[str, str, str] | None:
+    """Return the first package that affects results and is installed in another version than planned, or None.
+
+    Its name comes with both versions, this machine's first. A machine without a GPU may lack triton, and builds of
+    one version for CPUs and for GPUs count as the same.
+    """
+    here = versions()
+    for name, other in planned.items():
+        own = here.get(name, other)
+        if differences(*({"versions": {name: text.partition("+")[0]}} for text in (other, own))):
+            return name, own, other
+    return None
+
+
 def build(**parts: Any) -> dict[str, Any]:
     """Return a manifest with the entries `parts`, the store format, versions, machine and date."""
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -14,7 +14,6 @@ the first to finish writes it.
 
 from __future__ import annotations
 
-import copy
 import math
 import pickle
 import time
@@ -24,7 +23,6 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from actstats.errors import ActstatsError, StrictError, one_line
@@ -106,12 +104,8 @@ class Cluster:
             ActstatsError: another process cannot open a network, the images or a metric.
         """
         require_package("distributed", "a cluster")
-        elsewhere = [copy.copy(plan) for plan in plans]
-        for plan in elsewhere:
-            if isinstance(plan.store, Path):
-                plan.store = plan.store.absolute()
         self._task = Task(
-            zlib.compress(pickle.dumps(elsewhere)),
+            zlib.compress(pickle.dumps(list(plans))),
             tuple(clean),
             topic=f"actstats-{uuid.uuid4().hex}",
             workers=execution.workers,

@@ -29,10 +29,10 @@ from actstats.data.source import UNNAMED
 from actstats.errors import ActstatsError
 from actstats.metrics import Chosen, resolve_metrics
 from actstats.records import InvalidError, load, parse, shortened
-from actstats.store import Schema, Store, compressors
+from actstats.store import Schema, Store, compressors, place_of
 from actstats.store import manifest as manifests
 from actstats.store.sweep import Recorded
-from actstats.support import html_facts, located, named_object, one_or_more
+from actstats.support import URL, html_facts, located, named_object, one_or_more
 from actstats.sweeping.options import ExecutionOptions, SettingsOptions, fields_in, request, with_options
 from actstats.sweeping.progress import Estimate, Run, Started, Summary, bar
 from actstats.sweeping.settings import Execution, Settings
@@ -93,19 +93,43 @@ class SweepPlan(Recorded):
     def from_json(cls, text: str, *, trust: bool = False) -> Self:
         """Return the plan in `text`, as written by `to_json`, by default without importing code that it names.
 
-        With `trust`, factories, metrics and files that it names are used, as in `open_sweep`: for plans of your own.
+        With `trust`, factories, metrics, files and URLs that it names are used, as in `open_sweep`: for plans of your
+        own.
 
         Raises:
-            ActstatsError: the text is not a valid plan.
+            ActstatsError: the text is not a valid plan, or it names a URL and is not trusted.
         """
+        plans = cls.all_from_json(text, trust=trust)
+        if len(plans) != 1:
+            raise ActstatsError(f"not a valid plan in JSON: it is a list of {len(plans)} plans")
+        return plans[0]
+
+    @classmethod
+    def all_from_json(cls, text: bytes | str, *, trust: bool = False) -> list[Self]:
+        """Return the plans in `text`, which is one plan, as for `from_json`, or a list of them.
+
+        Raises:
+            ActstatsError: as `from_json`.
+        """
+        plans = []
         try:
             found = load(text)
-            if isinstance(found, dict) and (version := found.get("actstats_plan", _JSON)) != _JSON:
-                raise InvalidError(f"format {shortened(version)}, but this version of actstats reads {_JSON}")
-            record = parse(manifests.PlanRecord, found)
+            for entries in found if isinstance(found, list) and found else [found]:
+                if isinstance(entries, dict) and (version := entries.get("actstats_plan", _JSON)) != _JSON:
+                    raise InvalidError(
+                        f"format {shortened(version)}, but this version of actstats reads {_JSON}"
+                    )
+                record = parse(manifests.PlanRecord, entries)
+                for place in (record.store, record.manifest.data.spec):
+                    if isinstance(located(place), URL) and not trust:
+                        raise ActstatsError(
+                            f"the plan names {place}, which is not opened without permission; for a plan of your "
+                            "own, pass `trust=True`"
+                        )
+                plans.append(cls(entries["manifest"], record.store, trust=trust))
         except (ValueError, InvalidError) as error:
             raise ActstatsError(f"not a valid plan in JSON: {error}") from None
-        return cls(found["manifest"], record.store, trust=trust)
+        return plans
 
     def to_json(self) -> str:
         """Return the plan as JSON, with references to the network and the images.
@@ -113,12 +137,16 @@ class SweepPlan(Recorded):
         Raises:
             ActstatsError: a network, source or metric is an object that another process cannot find by name.
         """
-        self._refuse_unreferable()
-        record = {"actstats_plan": _JSON, "store": str(self.store), "manifest": self.manifest.json}
-        return json.dumps(record, indent=1, ensure_ascii=False)
+        manifest, store = self._portable()
+        return json.dumps({"actstats_plan": _JSON, "store": store, "manifest": manifest}, indent=1)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return partial(type(self).from_json, trust=self._trust), (self.to_json(),)
+        return partial(type(self), trust=self._trust), self._portable()
+
+    def _portable(self) -> tuple[dict[str, Any], str]:
+        """Return the manifest and the store, for a process that may have another working directory."""
+        self._refuse_unreferable()
+        return self.manifest.json, str(self.store.absolute() if isinstance(self.store, Path) else self.store)
 
     def __repr__(self) -> str:
         m = self.manifest
@@ -152,9 +180,16 @@ class SweepPlan(Recorded):
         """Variables and dimensions of the store.
 
         Raises:
-            ActstatsError: the store has custom metrics, but is not trusted to import them.
+            ActstatsError: the store has custom metrics, but is not trusted to import them, or they compute other
+                variables than planned.
         """
-        return self._schema(self._metrics())
+        schema = self._schema(self._metrics())
+        if different := {output.name for output in schema.outputs} ^ {*self.manifest.outputs}:
+            raise ActstatsError(
+                f"the metrics of the sweep to {self.store} compute other variables than planned: {min(different)}; "
+                "plan it again"
+            )
+        return schema
 
     def _schema(self, chosen: Chosen) -> Schema:
         settings = self.settings
@@ -166,6 +201,30 @@ class SweepPlan(Recorded):
             top_k=settings.top_k,
             per_image=settings.per_image,
         )
+
+    def network(
+        self, *, arch: str | None = None, weights: str | Path | None = None, offline: bool = False
+    ) -> Loaded:
+        """Return the network of the sweep, as `Recorded.network` does, if this process computes as planned.
+
+        Raises:
+            ActstatsError: as `Recorded.network`; other versions are installed; or a function prepares the images, and
+                the plan is not trusted to import it.
+        """
+        if self._loaded is None:
+            if difference := manifests.other_version(self.manifest.versions):
+                name, here, planned = difference
+                raise ActstatsError(
+                    f"this machine has {name} {here}, but the sweep to {self.store} was planned with {planned}; "
+                    "install the same version, or plan it again"
+                )
+            function = self.preprocessing
+            if not isinstance(function, Preprocessing) and function.reference and not self._trust:
+                raise ActstatsError(
+                    f"the images are prepared by {function.reference}, which is not called without permission; for "
+                    "a store of your own, pass `trust=True`"
+                )
+        return super().network(arch=arch, weights=weights, offline=offline)
 
     # Estimating and running.
 
@@ -298,6 +357,9 @@ class SweepPlan(Recorded):
             refuse_uncompilable(self.manifest.device)
         if not (how.overwrite or how.repair):
             self._refuse_unnamed()
+        if how.client is None and (how.overwrite or not place_of(self.store).exists()):
+            # Raise errors before a store is created or replaced; on a cluster, its workers have done the same.
+            self.job(how.device)
         store = Store.open_or_create(
             self.store,
             self.manifest.json,

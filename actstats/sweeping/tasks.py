@@ -109,7 +109,11 @@ def _opened(task: Task) -> _Opened:
             os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
             plans: list[Portable] = pickle.loads(zlib.decompress(task.plans))
             for plan in plans:
-                _refuse_other_versions(plan.manifest.versions)
+                if difference := manifests.other_version(plan.manifest.versions):
+                    name, here, planned = difference
+                    raise ActstatsError(
+                        f"it has {name} {here}, but the client has {planned}; install the same version"
+                    )
             from actstats.data.dataset import first_readable
 
             source = plans[0].images()
@@ -143,18 +147,6 @@ def in_order(clean: Sequence[int | None]) -> list[int]:
 def _cores(worker: Any) -> int:
     """Return the number of cores that a worker computes with: its resource CORES, or else its number of threads."""
     return int(worker.state.total_resources.get("CORES", worker.state.nthreads))
-
-
-def _refuse_other_versions(planned: Mapping[str, str]) -> None:
-    """Raise `ActstatsError` if packages that affect results have other versions than on the client."""
-    here = manifests.versions()
-    both = [name for name in planned if name in here]  # a client without a GPU may lack triton
-    for name in both:
-        there, own = planned[name].partition("+")[0], here[name].partition("+")[0]
-        if manifests.differences({"versions": {name: there}}, {"versions": {name: own}}):
-            raise ActstatsError(
-                f"it has {name} {here[name]}, but the client has {planned[name]}; install the same version"
-            )
 
 
 @dataclass(frozen=True)

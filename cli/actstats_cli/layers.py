@@ -34,7 +34,7 @@ SHOWN: Final = 10
 @options.layers_or_all
 @options.stored
 @options.as_json
-def layers(arch: str, weights: str | None, metrics: tuple[str, ...], as_json: bool, **settings: Any) -> None:
+def layers(arch: str, weights: str | None, as_json: bool, **settings: Any) -> None:
     """List the layers of a network: name, kind, shape of the output, units.
 
     With --layers, list only the selected ones, and the size of the store that a sweep of them would create.
@@ -46,8 +46,6 @@ def layers(arch: str, weights: str | None, metrics: tuple[str, ...], as_json: bo
     """
     from actstats.sweeping.listing import list_layers
 
-    if metrics:
-        settings["metrics"] = metrics
     listing = list_layers(arch, weights or ("default" if settings["robust"] else "none"), **settings)
     sizes = bool(settings["layers"])
     if as_json:

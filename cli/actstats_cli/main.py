@@ -25,6 +25,8 @@ from actstats_cli.streams import open_closed_streams, unfailing_stderr
 COMMANDS: Final = {
     "demo": "actstats_cli.demo",
     "sweep": "actstats_cli.sweep",
+    "plan": "actstats_cli.plan",
+    "run": "actstats_cli.run",
     "layers": "actstats_cli.layers",
     "models": "actstats_cli.models",
     "info": "actstats_cli.info",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -37,15 +37,20 @@ class LocalPath(click.Path):
         return super().convert(value, param, ctx)
 
 
+GROUPS: Final = {
+    "Network": "--arch --weights --robust --seed --preprocessing --offline --also",
+    "Images": "--data --limit --sample --distort --changed",
+    "What is computed": "--layers --metrics --metric --top-k --amp --compile --batch-size",
+    "Output": "--out --store --partition-size --per-image --bitround --compression --overwrite --repair",
+    "Running": "--device --workers --decode --part --strict --max-failed",
+    "On a cluster": "--scheduler --tls-ca --tls-cert --tls-key",
+    "Before running": "--dry-run --measure",
+}
+"""The options of `sweep`, `plan` and `run` in `--help`, by heading."""
+
+
 class Grouped(click.Command):
-    """A command whose `--help` lists its options in groups: `groups` maps each heading to its options, in order.
-
-    Options that are in no group come last, under "Other options".
-    """
-
-    def __init__(self, *args: Any, groups: Mapping[str, Sequence[str]], **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.groups = groups
+    """A command whose `--help` lists its options under the headings of `GROUPS`, and the rest as "Other options"."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options, group by group."""
@@ -54,10 +59,14 @@ class Grouped(click.Command):
             for param in self.get_params(ctx)
             if (record := param.get_help_record(ctx)) is not None
         }
-        groups = [(heading, [records.pop(name) for name in names]) for heading, names in self.groups.items()]
+        groups = [
+            (heading, [records.pop(name) for name in names.split() if name in records])
+            for heading, names in GROUPS.items()
+        ]
         for heading, rows in [*groups, ("Other options", list(records.values()))]:
-            with formatter.section(heading):
-                formatter.write_dl(rows)
+            if rows:
+                with formatter.section(heading):
+                    formatter.write_dl(rows)
 
 
 def together(*options: Callable[[Decorated], Decorated]) -> Callable[[Decorated], Decorated]:
@@ -146,6 +155,8 @@ layers_or_all = click.option(
 metrics = click.option(
     "--metrics",
     multiple=True,
+    default=Settings.metrics,
+    show_default=False,
     callback=split,
     metavar="NAMES",
     help=f"Metrics to compute, separated by commas: {', '.join(BUILTINS)} (the default), or installed metrics.",
@@ -180,7 +191,7 @@ batch_size = number("--batch-size", "Images per forward pass.", default=Settings
 device = click.option(
     "--device", default="auto", show_default=True, help="cpu, cuda, cuda:N, or auto: a GPU if there is one."
 )
-device_of_the_sweep = click.option("--device", help="cpu, cuda or cuda:N, of the kind that the sweep ran on.")
+device_of_the_sweep = click.option("--device", help="cpu, cuda or cuda:N, of the same kind as the sweep's.")
 decode = click.option(
     "--decode",
     type=click.Choice(DECODERS),

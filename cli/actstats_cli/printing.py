@@ -14,6 +14,8 @@ from actstats.text import printable, printable_json
 
 _FLAGS: Final = {"custom": "metric", "images": "data", "store": "out"}
 """Arguments whose command-line options have another name."""
+ELSEWHERE: Final = "actstats.elsewhere"
+"""Key of a context's `meta` for the arguments that only `actstats plan` has, each with its option."""
 
 
 def with_flags(message: str) -> str:
@@ -24,13 +26,16 @@ def with_flags(message: str) -> str:
     >>> with_flags("pass `trust=True` and `per_image=False`")
     'pass --trust and --no-per-image'
     """
+    context = click.get_current_context(silent=True)
+    elsewhere = context.meta.get(ELSEWHERE, {}) if context else {}
 
     def flag(found: re.Match[str]) -> str:
         name = _FLAGS.get(found["name"], found["name"]).replace("_", "-")
+        option = elsewhere.get(found["name"], f"--{name}")
         if found["value"] == "False":
-            return f"--no-{name}"
-        value = "" if found["value"] in ("", "True") else f" {found['value']}"
-        return f"--{name}{value}"
+            option = f"--no-{option[2:]}"
+        value = "" if found["value"] in ("", "True", "False") else f" {found['value']}"
+        return f"{option}{value}{' of actstats plan' if found['name'] in elsewhere else ''}"
 
     return re.sub(r"`(?P<name>[a-z_]+)=(?P<value>[^`]*)`", flag, message)
 

@@ -10,7 +10,7 @@ from actstats.support import located
 from actstats_cli import options
 from actstats_cli.printing import count, print_json, say
 from actstats_cli.progress import Reporter
-from actstats_cli.sweep import failure_lines, raise_what_failed
+from actstats_cli.run import failure_lines, raise_what_failed
 
 if TYPE_CHECKING:
     from actstats.sweeping.progress import Started

@@ -12,8 +12,8 @@ import pytest
 
 import actstats as package
 import actstats_cli
+from actstats_cli.plan import default_name
 from actstats_cli.printing import with_flags
-from actstats_cli.sweep import default_name
 from tests.cli.conftest import SWEEP, actstats, output_of
 from tests.conftest import files_of
 

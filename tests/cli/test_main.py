@@ -60,7 +60,8 @@ def test_each_command_has_help_with_an_example_and_a_text_for_each_option():
 
 
 def test_help_of_sweep_has_each_option_once_under_a_heading():
-    from actstats_cli.sweep import GROUPS, sweep
+    from actstats_cli.options import GROUPS
+    from actstats_cli.sweep import sweep
 
     text = output_of("sweep --help")
     for heading in (*GROUPS, "Other options"):

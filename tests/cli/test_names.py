@@ -81,11 +81,14 @@ COPY = "copy\x1b[7m.zarr"
 STORE = "$\\alpha$=\x1b[7m.zarr"
 INPUT = "--preprocessing 'resize=36 crop=32 mean=0.5 std=0.3'"
 SWEEP = f"sweep --arch {ARCH} --data images --device cpu --batch-size 4 --top-k 3 {INPUT}"
+PLAN = f"plan{SWEEP.removeprefix('sweep')} --store {{store}} --out 'plan\x1b[2J.json'"
 LINES = {
     "sweep": [
         f"{SWEEP} --max-failed 0.5 --out {{store}}", f"{SWEEP} --out {{store}} --json",
         f"{SWEEP} --dry-run", f"{SWEEP} --layers '\x1b[2J' --out x.zarr", f"{SWEEP} --strict --out y.zarr",
     ],
+    "plan": [f"{PLAN} --json", f"{PLAN} --layers '\x1b[2J'"],
+    "run": [PLAN, "run 'plan\x1b[2J.json' --trust", "run 'plan\x1b[2J.json'", "run 'none\x1b[2J.json'"],
     "layers": [f"layers --arch {ARCH} {INPUT}"],
     "info": ["info {store}", "info {store} --json", "info {store} --verify", "info 'none\x1b[2J.zarr'"],
     "repair": ["info {damaged} --verify", "repair {damaged} --data images --trust", "repair {store} --json"],

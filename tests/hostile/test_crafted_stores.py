@@ -107,7 +107,7 @@ COMMANDS = {
     "ablate": ["analyze ablate {store} --data images --unit features.1/0"],
 }
 """Every command that reads a store, in the ways in which it might use what the store names."""
-NO_STORE = {"demo", "layers", "models", "analyze"}
+NO_STORE = {"demo", "plan", "run", "layers", "models", "analyze"}
 
 
 @pytest.fixture(scope="module")

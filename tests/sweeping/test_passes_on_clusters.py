@@ -116,6 +116,19 @@ def test_damaged_partitions_are_repaired_on_a_cluster(folder, cluster):
     require_same(folder, "damaged")
 
 
+def test_plans_in_files_run_on_a_cluster(folder, cluster):
+    changed = "--changed noise:0.1=planned/noisy.zarr --changed scramble:4=planned/scrambled.zarr"
+    plan = f"plan {SWEEP.removeprefix('sweep').replace('--workers 1', '')} --data photographs"
+    assert command(f"{plan} --store planned/clean.zarr {changed} --out clean.json", folder) == 0
+    assert command(f"{plan} --seed 1 --top-k 2 --store planned/other.zarr --out other.json", folder) == 0
+    line = f"run clean.json other.json --scheduler {cluster.address}"
+    assert command(line, folder) == 1
+    assert "pass --trust" in (folder / "err").read_text().splitlines()[-1]
+    assert not (folder / "planned").exists()
+    assert command(f"{line} --trust", folder) == 0
+    require_same(folder, "planned")
+
+
 def test_where_one_sweep_fails_the_others_finish(folder, cluster):
     failing = f"--also '--metric {__name__}:Failing --out failing/failing.zarr'"
     assert command(pass_into("failing", f"{failing} --scheduler {cluster.address}"), folder) == 1
