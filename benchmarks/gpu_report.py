@@ -150,7 +150,7 @@ def plain(b: Bench) -> Iterator[dict[str, Any]]:
     """Time the statistics in plain torch operations on each shape, and the ranking."""
     from plain_torch import plain_histogram, plain_moments, plain_power
 
-    from actstats_kernels import gpu
+    from actstats_kernels import ranking
 
     ways = {
         "moments": plain_moments,
@@ -169,7 +169,7 @@ def plain(b: Bench) -> Iterator[dict[str, Any]]:
     rows, units = (20, 7) if b.dry else (1024, 7280)
     maximum = b.torch.randn(rows, units, device=b.device)
     position = b.torch.zeros(rows, units, dtype=b.torch.int32, device=b.device)
-    yield {"what": "top-k", "ms": 1e3 * b.device_seconds(lambda: gpu.top_k(maximum, position, 16))}
+    yield {"what": "top-k", "ms": 1e3 * b.device_seconds(lambda: ranking.top_k(maximum, position, 16))}
 
 
 def everything_else(b: Bench) -> Iterator[dict[str, Any]]:

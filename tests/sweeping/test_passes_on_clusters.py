@@ -199,5 +199,5 @@ def test_a_pass_on_a_cluster_into_a_bucket_has_the_same_bytes(folder, s3, tmp_pa
         expected = Store.open(folder / "whole" / f"{name}.zarr")
         assert bucket.completed.all()
         assert list(bucket.damage()) == []
-        for array in expected.manifest["outputs"]:
+        for array in expected.manifest.outputs:
             assert bucket.read(array, ...).tobytes() == expected.read(array, ...).tobytes()
