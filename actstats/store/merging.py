@@ -66,7 +66,7 @@ def hold(datasets: Sequence[xr.Dataset], names: Sequence[str]) -> list[xr.Datase
         return list(datasets)
     # In the same chunks, on which the last digits of sums over images depend.
     return [
-        dataset.assign({name: held[name].chunk(lazy[name].chunksizes) for name in lazy})
+        dataset.assign({name: held[name].chunk(lazy[name].variable.chunksizes) for name in lazy})
         for dataset, lazy in zip(datasets, merged, strict=True)
         for held in [lazy.drop_vars(list(lazy.coords)).compute()]
     ]
