@@ -17,7 +17,7 @@ import numpy as np
 from actstats.metrics import Output
 from actstats.metrics.builtin import BUILTINS, PAIRS
 from actstats.records import Identifier, InvalidError, Longest, Range, Text, parse, shortened
-from actstats.store.codecs import compressors
+from actstats.store.codecs import compressors, zstd
 from actstats.store.manifest import Manifest
 from actstats.store.schema import unit_chunks
 from actstats_kernels.bins import FREQUENCY_BINS, HISTOGRAM_BINS
@@ -131,9 +131,9 @@ def _coordinate(name: str, lengths: Mapping[str, int], manifest: Manifest) -> di
     chunk = {"status": manifest.partition_length, "provenance": 1, "completed": 1}.get(name, length)
     codecs: list[Any] = [_encoding(dtype)]
     if manifest.format == 1:
-        codecs += [_zstd(0)] if name != "completed" else []
+        codecs += [zstd(0)] if name != "completed" else []
     else:
-        codecs += [_zstd(1)] if name not in ("status", "completed", "provenance") else []
+        codecs += [zstd(1)] if name not in ("status", "completed", "provenance") else []
         codecs += [_CRC32C]
     fill = _FILLS.get(name, "" if dtype == "string" else 0)
     return _document((dim,), (length,), dtype, (chunk,), codecs, fill, manifest)
@@ -220,10 +220,6 @@ def _encoding(dtype: str) -> dict[str, Any]:
     if np.dtype(dtype).itemsize == 1:
         return {"name": "bytes"}
     return {"name": "bytes", "configuration": {"endian": "little"}}
-
-
-def _zstd(level: int) -> dict[str, Any]:
-    return {"name": "zstd", "configuration": {"level": level, "checksum": False}}
 
 
 def _require_equal(name: str, metadata: Mapping[str, Any], expected: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ from actstats.errors import ActstatsError
 
 if TYPE_CHECKING:
     from zarr.core.array_spec import ArraySpec
-    from zarr.core.buffer import Buffer, NDBuffer
+    from zarr.core.buffer import Buffer
 
 _MAGIC: Final = b"\x28\xb5\x2f\xfd"
 _HEADER: Final = 18
@@ -31,6 +31,11 @@ _LONGEST: Final = 4 * 4096
 _TEXT: Final = 1 << 24
 _RATIO: Final = 64
 """Strings of more than `_TEXT` bytes are not compressed more than this: paths are unique."""
+
+
+def zstd(level: int) -> dict[str, Any]:
+    """Return the codec zstd as in the metadata of an array."""
+    return {"name": "zstd", "configuration": {"level": level, "checksum": False}}
 
 
 def compressors(compression: str, dtype: str = "float32") -> list[dict[str, Any]]:
@@ -49,7 +54,7 @@ def compressors(compression: str, dtype: str = "float32") -> list[dict[str, Any]
         blosc = {"typesize": np.dtype(dtype).itemsize, "cname": "lz4", "clevel": 5, "shuffle": "bitshuffle"}
         return [{"name": "blosc", "configuration": {**blosc, "blocksize": 0}}]
     if codec == "zstd" and (not level or level.isdecimal()) and 1 <= int(level or 1) <= 22:
-        return [{"name": "zstd", "configuration": {"level": int(level or 1), "checksum": False}}]
+        return [zstd(int(level or 1))]
     raise ActstatsError(
         f"unknown compression {compression!r}; choose none, zstd, zstd:LEVEL with LEVEL from 1 to 22, or blosc:lz4"
     )
@@ -71,42 +76,6 @@ def content_size(frame: bytes) -> int | None:
     if not length:
         return None
     return int.from_bytes(frame[start : start + length], "little") + 256 * (length == 2)
-
-
-class BoundedZstd(zarr.codecs.ZstdCodec):
-    """zstd, for chunks of the size that the array's metadata say."""
-
-    async def _decode_single(self, chunk_bytes: Buffer, chunk_spec: ArraySpec) -> Buffer:
-        _require_size(chunk_bytes, chunk_spec)
-        return await super()._decode_single(chunk_bytes, chunk_spec)
-
-    def _decode_sync(self, chunk_bytes: Buffer, chunk_spec: ArraySpec) -> Buffer:
-        _require_size(chunk_bytes, chunk_spec)
-        return super()._decode_sync(chunk_bytes, chunk_spec)
-
-
-class BoundedBlosc(zarr.codecs.BloscCodec):
-    """Blosc, for chunks of the size that the array's metadata say."""
-
-    async def _decode_single(self, chunk_bytes: Buffer, chunk_spec: ArraySpec) -> Buffer:
-        _require_blosc(chunk_bytes, chunk_spec)
-        return await super()._decode_single(chunk_bytes, chunk_spec)
-
-    def _decode_sync(self, chunk_bytes: Buffer, chunk_spec: ArraySpec) -> Buffer:
-        _require_blosc(chunk_bytes, chunk_spec)
-        return super()._decode_sync(chunk_bytes, chunk_spec)
-
-
-class VLenUTF8Codec(zarr.codecs.VLenUTF8Codec):  # Zarr knows the codec of strings by this name of its class
-    """Strings, of the number that the array's metadata say."""
-
-    async def _decode_single(self, chunk_bytes: Buffer, chunk_spec: ArraySpec) -> NDBuffer:
-        _require_count(chunk_bytes, chunk_spec)
-        return await super()._decode_single(chunk_bytes, chunk_spec)
-
-    def _decode_sync(self, chunk_bytes: Buffer, chunk_spec: ArraySpec) -> NDBuffer:
-        _require_count(chunk_bytes, chunk_spec)
-        return super()._decode_sync(chunk_bytes, chunk_spec)
 
 
 def _require_size(chunk_bytes: Buffer, chunk_spec: ArraySpec) -> None:
@@ -135,6 +104,42 @@ def _require_count(chunk_bytes: Buffer, chunk_spec: ArraySpec) -> None:
     count = int.from_bytes(bytes(chunk_bytes.as_numpy_array()[:4]), "little")
     if count != math.prod(chunk_spec.shape):
         raise ValueError(f"a chunk of {math.prod(chunk_spec.shape):,} strings claims to have {count:,}")
+
+
+class _Bounded:
+    """A codec that checks what a chunk says about its own size before it is decoded."""
+
+    @staticmethod
+    def _require(chunk_bytes: Buffer, chunk_spec: ArraySpec) -> None:
+        """Raise `ValueError` if the chunk claims another size than its array's metadata allow."""
+        raise NotImplementedError
+
+    async def _decode_single(self, chunk_bytes: Buffer, chunk_spec: ArraySpec) -> Any:
+        self._require(chunk_bytes, chunk_spec)
+        return await super()._decode_single(chunk_bytes, chunk_spec)  # type: ignore[misc]
+
+    def _decode_sync(self, chunk_bytes: Buffer, chunk_spec: ArraySpec) -> Any:
+        self._require(chunk_bytes, chunk_spec)
+        return super()._decode_sync(chunk_bytes, chunk_spec)  # type: ignore[misc]
+
+
+class BoundedZstd(_Bounded, zarr.codecs.ZstdCodec):
+    """zstd, for chunks of the size that the array's metadata say."""
+
+    _require = staticmethod(_require_size)
+
+
+class BoundedBlosc(_Bounded, zarr.codecs.BloscCodec):
+    """Blosc, for chunks of the size that the array's metadata say."""
+
+    _require = staticmethod(_require_blosc)
+
+
+# Zarr knows the codec of strings by this name of its class.
+class VLenUTF8Codec(_Bounded, zarr.codecs.VLenUTF8Codec):
+    """Strings, of the number that the array's metadata say."""
+
+    _require = staticmethod(_require_count)
 
 
 _BOUNDED: Final = {"zstd": BoundedZstd, "blosc": BoundedBlosc, "vlen-utf8": VLenUTF8Codec}

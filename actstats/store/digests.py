@@ -91,8 +91,14 @@ def fits(entry: Entry, key: str, data: bytes) -> bool:
     return all(has_checksum(data[start:stop]) for start, stop in ranges)
 
 
+def with_checksum(data: bytes) -> bytes:
+    """Return data followed by their CRC32C, as Zarr's codec `crc32c` writes it."""
+    checksum: int = google_crc32c.value(data)
+    return data + checksum.to_bytes(_CRC, "little")
+
+
 def has_checksum(data: bytes) -> bool:
-    """Whether data end with the CRC32C of the rest, as Zarr's codec `crc32c` writes it."""
+    """Whether data end with the CRC32C of the rest."""
     return bool(google_crc32c.value(data[:-_CRC]) == int.from_bytes(data[-_CRC:], "little"))
 
 
@@ -184,7 +190,7 @@ def damaged(location: Path | URL, what: str, reason: str) -> ActstatsError:
 
 
 NOT_WRITTEN: Final = "is not the object that was written there"
-FLAG: Final = b"\1" + google_crc32c.value(b"\1").to_bytes(_CRC, "little")
+FLAG: Final = with_checksum(b"\1")
 """An object of `completed`: a Boolean and its checksum."""
 ABSENT: Final = "is missing or empty"
 

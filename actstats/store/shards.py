@@ -12,12 +12,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, Final
 
-import google_crc32c
 import numpy as np
 import zarr
 from numcodecs.blosc import Blosc
 from numcodecs.zstd import Zstd
 from numpy.typing import NDArray
+
+from actstats.store.digests import with_checksum
 
 _THREADS: Final = 8
 _SHUFFLES: Final = {"noshuffle": 0, "shuffle": 1, "bitshuffle": 2}
@@ -81,20 +82,15 @@ def _blosc(configuration: dict[str, Any]) -> _Step:
 
 
 def _crc32c(configuration: dict[str, Any]) -> _Step:
-    return lambda chunk: _with_checksum(bytes(chunk))
+    return lambda chunk: with_checksum(bytes(chunk))
 
 
 _STEPS: Final = {"bytes": _bytes, "zstd": _zstd, "blosc": _blosc, "crc32c": _crc32c}
 """By the name of a codec, a function of its configuration that returns what encodes a chunk."""
 
 
-def _with_checksum(data: bytes) -> bytes:
-    checksum: int = google_crc32c.value(data)
-    return data + checksum.to_bytes(4, "little")
-
-
 def _shard(chunks: list[bytes]) -> bytes:
     """Return a shard of encoded chunks: these, and the index of their offsets and lengths."""
     lengths = [len(chunk) for chunk in chunks]
     index = np.stack([np.cumsum([0, *lengths[:-1]]), lengths], axis=1)
-    return b"".join([*chunks, _with_checksum(index.astype("<u8").tobytes())])
+    return b"".join([*chunks, with_checksum(index.astype("<u8").tobytes())])
